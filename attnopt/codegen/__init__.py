@@ -1,0 +1,19 @@
+"""From a spec to code: every lowering that can compute a site, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from attnopt.codegen.library.flex import Flex
+from attnopt.codegen.library.group_query_attention import GroupQueryAttention
+from attnopt.codegen.library.multi_head_attention import MultiHeadAttention
+from attnopt.codegen.library.onnx_attention import OnnxAttention
+from attnopt.codegen.library.sdpa import Sdpa
+from attnopt.codegen.lowering import Lowering
+
+LOWERINGS: tuple[Lowering, ...] = (
+    Sdpa(),
+    Sdpa(grouped=False),
+    Flex(),
+    GroupQueryAttention(),
+    MultiHeadAttention(),
+    OnnxAttention(),
+)

@@ -1,0 +1,91 @@
+"""softmax softcap(30.0) add(alibi) causal & window(512)   ->   attnopt::flex_attention(q, k, v, operands, spec)
+
+FlexAttention takes what scaled_dot_product_attention cannot: soft caps, terms in any order, masks as expressions that skip
+whole blocks. torch.export cannot save it, so it stands inside an operator of ours that carries the spec as text:
+loading such a file needs `import attnopt`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+from attnopt.codegen.additive_mask import plain_softmax
+from attnopt.codegen.lowering import first_refusal
+from attnopt.codegen.materialize import Materializer, writable
+from attnopt.ir.expr import Const, Expr, Term, conjuncts, operands
+from attnopt.ir.graph import Value
+from attnopt.ir.layout import Operand, size_of
+from attnopt.ir.site import Builder, Refusal, Site, arrange
+
+SCORE_TERMS = ("scale", "softcap", "add", "mod")
+
+
+@dataclass(frozen=True)
+class Flex:
+    name: str = "flex"
+    host: str = "torch"
+    opset: int = 0
+
+    def supports(self, site: Site, runtime: str) -> Refusal | None:
+        spec = site.spec
+        exprs = [a for c in spec.score for a in c.args if not isinstance(a, (bool, int, float, str))] + [spec.mask]
+        return (
+            first_refusal(
+                (runtime == "torch", f"runtime {runtime} has no FlexAttention"),
+                (site.q.value.dtype in ("float32", "float16", "bfloat16"), f"dtype {site.q.value.dtype}"),
+                (spec.empty_row != "mean" or never_empty(site), "empty rows must average the values; FlexAttention returns zero"),
+                (compiler_at_hand(), "FlexAttention needs a C++ compiler (install g++), and none was found"),
+                (structured(site), "nothing here that FlexAttention does better than scaled_dot_product_attention"),
+                at=site.name,
+            )
+            or plain_softmax(site)
+            or next((r for e in exprs if (r := writable(e, site)) is not None), None)
+        )
+
+    def emit(self, site: Site, builder: Builder) -> Value:
+        import attnopt.runtime.flex  # noqa: F401  (registers the operator)
+        import torch
+
+        a = site.axes
+        heads = (*a["g"], *a["r"])
+        q = arrange(builder, site.q, [a["b"], heads, a["q"], a["d"]], broadcast=True)
+        k = arrange(builder, site.k, [a["b"], a["g"], a["k"], a["d"]], broadcast=True)
+        v = arrange(builder, site.v, [a["b"], a["g"], a["k"], a["e"]], broadcast=True)
+        writer = Materializer(site, builder, site.q.value.dtype)
+        layout = (a["b"], heads, a["q"], a["e"])
+        out = builder.call(
+            torch.ops.attnopt.flex_attention.default,
+            q,
+            k,
+            v,
+            [writer.operand(name) for name in site.spec.operands],
+            str(site.spec),
+            shape=tuple(size_of(group) for group in layout),
+            dtype=site.q.value.dtype,
+        )
+        return arrange(builder, Operand(out, layout), site.output.layout)
+
+
+def structured(site: Site) -> bool:
+    """Whether the spec has a soft cap, a computed bias, or a mask that leaves whole blocks out."""
+    spec = site.spec
+    computed = any(not operands(b) for b in spec.biases if not isinstance(b, Const))
+    return any(c.name in ("softcap", "mod") for c in spec.score) or computed or skips_blocks(spec.mask)
+
+
+def skips_blocks(mask: Expr | None) -> bool:
+    """Whether some part of the mask is known without data (causal alone is left to kernels that have it built in)."""
+    known = [p for p in conjuncts(mask) if not operands(p)]
+    return bool(known) and known != [Term("causal")]
+
+
+def never_empty(site: Site) -> bool:
+    """Whether every query is proved to see a key: the mask is of named terms that admit k == q, and q < number of keys."""
+    allowed = {"causal", "window", "lookahead", "chunk", "diagonal", "dilated"}
+    parts = conjuncts(site.spec.mask)
+    return all(isinstance(p, Term) and p.name in allowed for p in parts) and (not parts or site.size("q") == site.size("k"))
+
+
+def compiler_at_hand() -> bool:
+    return shutil.which("g++") is not None or shutil.which("clang++") is not None

@@ -1,0 +1,29 @@
+"""What every lowering answers: can you compute this site, and if so, write it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attnopt.ir.graph import Value
+from attnopt.ir.site import Builder, Refusal, Site
+
+
+class Lowering(Protocol):
+    """A way to compute a site in one host. `name` is what reports print."""
+
+    name: str
+    host: str  # "torch" or "onnx"
+    opset: int  # the lowest ONNX opset whose operators it uses; 0 for torch
+
+    def supports(self, site: Site, runtime: str) -> Refusal | None:
+        """None where the lowering computes exactly this spec on that runtime; else why not."""
+        ...
+
+    def emit(self, site: Site, builder: Builder) -> Value:
+        """Write the kernel; the result has the layout of `site.output`."""
+        ...
+
+
+def first_refusal(*checks: tuple[bool, str], at: object = None) -> Refusal | None:
+    """The first failing check as a refusal: `(ok, reason)` pairs in the order in which they matter."""
+    return next((Refusal(reason, at) for ok, reason in checks if not ok), None)

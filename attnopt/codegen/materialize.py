@@ -1,0 +1,111 @@
+"""Write an index expression as graph nodes: the printer of the expression language for both hosts.
+
+    causal & load(mask0, b, 0, row, k)   ->   iota, iota, le, and       a bool tensor [B|1, 1, Q, K]
+
+Indices become aranges shaped for broadcasting, loads become the arranged operand, operators the canonical ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from attnopt.ir.dims import Dim, Shape
+from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, expand_term
+from attnopt.ir.graph import Value
+from attnopt.ir.layout import Group
+from attnopt.ir.site import Builder, Refusal, Site, arrange
+
+LOGICAL = {"and", "or", "not", "lt", "le", "gt", "ge", "eq", "ne"}
+CANONICAL = {"min": "minimum", "max": "maximum"}
+UNARY = {"neg", "not", "abs", "exp", "log", "tanh", "sqrt", "sigmoid", "floor"}
+
+
+def writable(expr: Expr | None, site: Site) -> Refusal | None:
+    """None where `Materializer` can write the expression at this site."""
+    if expr is None or isinstance(expr, (Const, Index)):
+        return None
+    if isinstance(expr, Term):
+        return writable(expand_term(expr), site)
+    if isinstance(expr, Size):
+        return Refusal(f"size({expr.name}) has no node in this graph", expr)
+    if isinstance(expr, Load):
+        whole = expr.operand in site.operands and len(expr.indices) == 4
+        return None if whole else Refusal(f"'{expr.operand}' is not an operand of this site", expr)
+    return next((r for a in expr.args if (r := writable(a, site))), None)
+
+
+@dataclass
+class Materializer:
+    """Writes expressions of one site; equal sub-expressions are written once."""
+
+    site: Site
+    builder: Builder
+    dtype: str
+    written: dict[Expr, Value] = field(default_factory=dict)
+
+    def write(self, expr: Expr) -> Value:
+        """A value broadcastable to [B, H, Q, K]; bool for masks, the site's dtype for loads of data, int64 for indices."""
+        if expr not in self.written:
+            self.written[expr] = self._write(expr)
+        return self.written[expr]
+
+    def _write(self, expr: Expr) -> Value:
+        if isinstance(expr, Term):
+            return self.write(expand_term(expr))
+        if isinstance(expr, Index):
+            return self.index(expr.name)
+        if isinstance(expr, Const):
+            kind = "bool" if isinstance(expr.value, bool) else "int64" if isinstance(expr.value, int) else self.dtype
+            return self.builder.constant(expr.value, kind)
+        if isinstance(expr, Load):
+            return self.operand(expr.operand)
+        assert isinstance(expr, Apply)
+        if expr.op in ("int", "float"):
+            inner = self.write(expr.args[0])
+            to = "int64" if expr.op == "int" else self.dtype
+            return self.builder.emit("cast", inner, shape=shape_of(inner), dtype=to)
+        inputs = [self.write(a) for a in expr.args]
+        if expr.op not in UNARY and expr.op not in ("and", "or"):
+            inputs = [*inputs[:-2], *self.same_type(inputs[-2], inputs[-1])]
+        shape = broadcast(*(shape_of(i) for i in inputs))
+        dtype = "bool" if expr.op in LOGICAL else inputs[-1].dtype
+        return self.builder.emit(CANONICAL.get(expr.op, expr.op), *inputs, shape=shape, dtype=dtype)
+
+    def same_type(self, a: Value, b: Value) -> tuple[Value, Value]:
+        """Indices meet data in the data's dtype."""
+        if a.dtype == b.dtype:
+            return a, b
+        wanted = next(v.dtype for v in (a, b) if v.dtype != "int64") if "int64" in (a.dtype, b.dtype) else self.dtype
+        first, second = (
+            v if v.dtype == wanted else self.builder.emit("cast", v, shape=shape_of(v), dtype=wanted) for v in (a, b)
+        )
+        return first, second
+
+    def index(self, name: str) -> Value:
+        axis = {"b": "b", "h": "h", "row": "q", "q": "q", "k": "k"}[name]
+        size = self.site.size(axis)
+        flat = self.builder.emit("iota", shape=(size,), dtype="int64", start=0, step=1)
+        position = {"b": 0, "h": 1, "q": 2, "k": 3}[axis]
+        return self.builder.emit("reshape", flat, shape=tuple(size if i == position else 1 for i in range(4)), dtype="int64")
+
+    def operand(self, name: str) -> Value:
+        value = arrange(self.builder, self.site.operands[name], self.groups())
+        return value
+
+    def groups(self) -> list[Group]:
+        axes = self.site.axes
+        return [axes["b"], (*axes["g"], *axes["r"]), axes["q"], axes["k"]]
+
+
+def shape_of(value: Value) -> Shape:
+    return value.shape if value.shape is not None else ()
+
+
+def broadcast(*shapes: Shape) -> Shape:
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(s)) + s for s in shapes]
+
+    def joined(dims: tuple[Dim, ...]) -> Dim:
+        return next((d for d in dims if d != 1), 1)
+
+    return tuple(joined(dims) for dims in zip(*padded, strict=True))

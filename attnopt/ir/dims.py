@@ -1,0 +1,68 @@
+"""Sizes of tensor dimensions: an int, or a product of symbols such as 12*batch.
+
+    product([Dim(1, ("batch",)), 12])  ->  12*batch         divide(12*batch, batch)  ->  12
+
+Products are all that layouts need; a sum (past + 1) is one opaque symbol named by its text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Union
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """coefficient * product of names (sorted, repeated for powers)."""
+
+    coefficient: int
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = "*".join(self.names)
+        return text if self.coefficient == 1 else f"{self.coefficient}*{text}"
+
+
+Dim = Union[int, Symbol]
+Shape = tuple[Dim, ...]
+
+
+def symbol(name: str) -> Symbol:
+    return Symbol(1, (name,))
+
+
+def make(coefficient: int, names: Iterable[str]) -> Dim:
+    ordered = tuple(sorted(names))
+    return Symbol(coefficient, ordered) if ordered and coefficient else coefficient
+
+
+def parts(dim: Dim) -> tuple[int, tuple[str, ...]]:
+    return (dim, ()) if isinstance(dim, int) else (dim.coefficient, dim.names)
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    coefficient, names = 1, []
+    for dim in dims:
+        factor, more = parts(dim)
+        coefficient *= factor
+        names += more
+    return make(coefficient, names)
+
+
+def divide(whole: Dim, part: Dim) -> Dim | None:
+    """whole / part where it is exact, else None."""
+    (a, names), (b, divisor) = parts(whole), parts(part)
+    left = Counter(names)
+    left.subtract(divisor)
+    if b == 0 or a % b or any(n < 0 for n in left.values()):
+        return None
+    return make(a // b, left.elements())
+
+
+def evaluate(dim: Dim, sizes: dict[str, int]) -> int:
+    """The number, given the symbols' values."""
+    coefficient, names = parts(dim)
+    return coefficient * math.prod(sizes[n] for n in names)

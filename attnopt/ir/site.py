@@ -1,0 +1,157 @@
+"""Site, Refusal, and the protocols of a host: what patterns find, passes read, and codegen writes through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from attnopt.ir.dims import Dim, Shape
+from attnopt.ir.graph import Graph, Node, Source, Value
+from attnopt.ir.layout import Group, Layout, Operand, size_of
+from attnopt.ir.spec import AttentionSpec
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something was not done, as a value: the reason, and the node (or spec, or name) at fault."""
+
+    reason: str
+    at: Any = None
+
+    @property
+    def node(self) -> str:
+        return getattr(self.at, "name", "") or ("" if self.at is None else str(self.at))
+
+    @property
+    def source(self) -> Source:
+        return getattr(self.at, "source", Source())
+
+    def __str__(self) -> str:
+        where = f" (at {self.node})" if self.node else ""
+        return f"{self.reason}{where}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention found in a graph.
+
+    axes: the logical axes: b, g (key/value head), r (query heads per key head), q, k, d, e (value width); h is g then r.
+    q, k, v, output: operands with their layouts over those axes; `operands` are the others that the spec loads, by name.
+    weights_used: the attention weights themselves are read elsewhere, so no fused kernel can stand in.
+    nodes: canonical nodes that a replacement makes useless. steps: names of the rewrites that made this site.
+    """
+
+    name: str
+    spec: AttentionSpec
+    axes: Mapping[str, Group]
+    q: Operand
+    k: Operand
+    v: Operand
+    output: Operand
+    operands: Mapping[str, Operand] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
+    source: Source = Source()
+    weights_used: Node | None = None
+    steps: tuple[str, ...] = ()
+
+    def size(self, axis: str) -> Dim:
+        """Size of b, h, g, r, q, k, d or e."""
+        group = (*self.axes["g"], *self.axes["r"]) if axis == "h" else self.axes[axis]
+        return size_of(group)
+
+    @property
+    def shape(self) -> dict[str, Dim]:
+        return {axis: self.size(axis) for axis in "bhgqkde"}
+
+    def with_step(self, step: str, spec: AttentionSpec | None = None) -> Site:
+        return replace(self, spec=spec or self.spec, steps=(*self.steps, step))
+
+
+class Builder(Protocol):
+    """Writes new nodes into a host just before a site's output. Values go in and come out; the host keeps their handles."""
+
+    def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
+        """A node of the canonical vocabulary (layout, elementwise, matmul, softmax, …) in the host's dialect."""
+        ...
+
+    def call(self, target: Any, *inputs: Any, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
+        """A node of the host's dialect: a torch operator overload, or "domain::Operator" of ONNX. None inputs are absent."""
+        ...
+
+    def constant(self, data: Tensor | float | int | bool, dtype: str) -> Value:
+        """A tensor stored in the model."""
+        ...
+
+
+Runner = Callable[[Mapping[str, Tensor]], list[Tensor]]
+
+
+class Host(Protocol):
+    """Where a model lives. A pass never knows which host it is in."""
+
+    kind: str  # "torch" or "onnx"
+    graph: Graph
+
+    def copy(self) -> Host:
+        """An independent host with the same graph and equal names; weights may be shared, neither side changes them."""
+        ...
+
+    def builder(self, before: Node) -> Builder: ...
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Let every user of `old` (and the graph outputs) read `new`."""
+        ...
+
+    def finish(self) -> None:
+        """Remove nodes that nothing reads, verify the host's own invariants, and lift `graph` anew."""
+        ...
+
+    def runner(self) -> Runner:
+        """A callable from named inputs to the list of outputs, as the target runtime runs it."""
+        ...
+
+    def tap(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:
+        """What these values hold when the model runs on these inputs."""
+        ...
+
+    def isolate(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[[Sequence[Any]], list[Any]]:
+        """The part of the model between these values as a callable of its own, to be timed."""
+        ...
+
+    def quantize_linears(self, nodes: Sequence[Node]) -> None:
+        """Store the constant weights of these linear or matmul nodes as int8; their inputs are quantised on the fly."""
+        ...
+
+
+def arrange(builder: Builder, operand: Operand, target: Sequence[Group], *, broadcast: bool = False) -> Value:
+    """Bring an operand to dimensions that hold the target groups, with as few nodes as possible.
+
+    Axes of the target that the operand lacks become size 1, or are repeated with broadcast=True.
+    """
+    value, layout = operand.value, operand.layout
+    present = [axis for group in layout for axis in group]
+    wanted = [axis for group in target for axis in group if axis in operand.axes]
+    dtype = value.dtype
+    if wanted != present:
+        atomic: Layout = tuple((axis,) for axis in present)
+        if atomic != layout:
+            value = builder.emit("reshape", value, shape=tuple(axis.size for axis in present), dtype=dtype)
+        perm = tuple(present.index(axis) for axis in wanted)
+        value = builder.emit("permute", value, shape=tuple(axis.size for axis in wanted), dtype=dtype, perm=perm)
+        layout = tuple((axis,) for axis in wanted)
+    kept: list[Group] = [tuple(axis for axis in group if axis in operand.axes) for group in target]
+    full: list[Group] = [tuple(group) for group in target]
+    if broadcast and kept != full and any(kept[i] and kept[i] != full[i] for i in range(len(full))):
+        # A group lacks some of its axes: lay every axis out on its own, repeat, then merge.
+        atoms = [axis for group in full for axis in group]
+        value = builder.emit("reshape", value, shape=tuple(a.size if a in operand.axes else 1 for a in atoms), dtype=dtype)
+        value = builder.emit("expand", value, shape=tuple(a.size for a in atoms), dtype=dtype)
+        return builder.emit("reshape", value, shape=tuple(size_of(g) for g in full), dtype=dtype)
+    if tuple(kept) != layout:
+        value = builder.emit("reshape", value, shape=tuple(size_of(g) for g in kept), dtype=dtype)
+    if broadcast and kept != full:
+        value = builder.emit("expand", value, shape=tuple(size_of(g) for g in full), dtype=dtype)
+    return value

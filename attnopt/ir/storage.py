@@ -1,0 +1,181 @@
+"""Rounding to storage types: one quantiser family for the operands of the products (`precision`) and for the cache (`cache`).
+
+Symmetric: x ~ round(x / s) * s, s = max|x| / (2^(b-1) - 1). Asymmetric: x ~ (round(x / s) - round(min / s)) * s, s = (max - min) /
+(2^b - 1). fp8 is E4M3, scaled so that the largest element becomes 448. Who shares a scale is an argument.
+
+Sources: "SageAttention2" (scale groups, smoothing), "AKVQ-VL" (groups of channels, clip, Hadamard), "ZipCache" (bits per token,
+channel balance), "QAQ" (outliers kept, levels in the middle of bins), "WKVQuant" (static channel shift and spread, current tokens
+exact), "Transformer-VQ" (codebook).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnopt.ir.clause import Clause
+from attnopt.ir.expr import Expr
+from attnopt.ir.rows import Call
+from attnopt.ir.signatures import BITS
+
+FLOATS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+FP8_MAX = 448.0
+EXACT_BITS = 16  # from this many bits per number on, a token is kept as it is
+
+
+def fp8(x: Tensor) -> Tensor:
+    return x.to(torch.float8_e4m3fn).to(x.dtype)
+
+
+def safe(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def symmetric(x: Tensor, storage: str, peak: Tensor) -> Tensor:
+    """Round x to the storage type with scales from `peak`, the largest magnitude of each scale group, broadcastable to x."""
+    if storage in FLOATS:
+        return x if storage == "fp32" and x.dtype == torch.float64 else x.to(FLOATS[storage]).to(x.dtype)
+    levels = FP8_MAX if storage == "fp8" else float(max(1, 2 ** (BITS[storage] - 1) - 1))
+    scale = safe(peak / levels)
+    rounded = fp8(x / scale) if storage == "fp8" else (x / scale).round().clamp(-levels, levels)
+    return rounded * scale
+
+
+def group_reduce(x: Tensor, groups: Tensor, how: str) -> Tensor:
+    """Reduce x [B, H, L, C] over rows with equal group (a number per row, [L]) and give every row its group's result."""
+    names, members = groups.unique(return_inverse=True)
+    start = x.new_zeros(*x.shape[:2], len(names), x.shape[-1])
+    reduced = start.index_reduce(2, members, x, how, include_self=False)
+    return reduced[:, :, members]
+
+
+def round_operand(call: Call, x: Tensor, clause: Clause, name: str) -> Tensor:
+    """q or k [B, H, L, D] as `precision(q=…, q_group=…)` stores it: rows of equal group share a scale."""
+    storage = clause.word(name)
+    if storage in FLOATS:
+        return symmetric(x, storage, x)
+    groups = row_groups(call, clause.expr(f"{name}_group"), name)
+    return symmetric(x, storage, group_reduce(x.abs().amax(-1, keepdim=True), groups, "amax"))
+
+
+def row_groups(call: Call, expr: Expr, name: str) -> Tensor:
+    """A group number per row of q or k, [L]."""
+    row = call.value(expr, "q" if name == "q" else "k").flatten()
+    return row.expand(call.grid.q_len if name == "q" else call.grid.kv_len)
+
+
+def rounded_scores(call: Call, q: Tensor, k: Tensor, clause: Clause) -> Tensor:
+    """q k' with both rounded; group means taken out before (`q_smooth`, `k_smooth`) return exactly.
+
+    q k' = (q - mean q) (k - mean k)' + mean q (k - mean k)' + q mean k', of which only the first product is rounded.
+    """
+    q_mean, k_mean = (smooth_mean(call, x, clause, name) for x, name in ((q, "q"), (k, "k")))
+    small_q, small_k = q - q_mean, k - k_mean
+    product = round_operand(call, small_q, clause, "q") @ round_operand(call, small_k, clause, "k").transpose(-1, -2)
+    return product + q_mean @ small_k.transpose(-1, -2) + q @ k_mean.transpose(-1, -2)
+
+
+def smooth_mean(call: Call, x: Tensor, clause: Clause, name: str) -> Tensor:
+    expr = clause.expr_or_none(f"{name}_smooth")
+    return torch.zeros_like(x) if expr is None else group_reduce(x, row_groups(call, expr, name), "mean")
+
+
+def weighted_values(call: Call, weights: Tensor, v: Tensor, clause: Clause) -> Tensor:
+    """P v with both rounded: P per row relative to its largest weight; v per token or per channel, less its mean if smoothed."""
+    p = symmetric(weights, clause.word("p"), weights.abs().amax(-1, keepdim=True))
+    mean = smooth_mean(call, v, clause, "v")
+    small = v - mean
+    peak = small.abs().amax(-1 if clause.word("v_axis") == "token" else -2, keepdim=True)
+    return p @ symmetric(small, clause.word("v"), peak) + weights @ mean
+
+
+def round_cache(call: Call, x: Tensor, clause: Clause, side: str) -> Tensor:
+    """k or v [B, H, K, D] as the cache holds it."""
+    exact = call.grid.index("k").flatten() >= call.grid.kv_len - call.value(clause.expr("recent"), "").flatten()
+    rounded = stored(call, x, clause, side)
+    return torch.where(exact[:, None], x, rounded)
+
+
+def stored(call: Call, x: Tensor, clause: Clause, side: str) -> Tensor:
+    """Shift, spread, rotate or balance the channels, round, and undo it."""
+    if side == "k" and clause.operand("codebook") is not None:
+        return nearest_code(x, call.operand(clause, "codebook"))
+    storage, bits = clause.word(side), clause.expr_or_none(f"{side}_bits")
+    if bits is None and storage in FLOATS:
+        return symmetric(x, storage, x)
+    if bits is None and storage == "fp8":
+        return symmetric(x, storage, x.abs().amax(-1, keepdim=True))
+    shift, spread = (call.operand_or_none(clause, f"{side}_{what}") for what in ("shift", "spread"))
+    shift = torch.zeros_like(x) if shift is None else shift.unsqueeze(-2)
+    spread = torch.ones_like(x) if spread is None else spread.unsqueeze(-2)
+    if side == "v" and clause.word("v_balance") == "root":
+        spread = spread * safe(x.abs().amax(-2, keepdim=True).sqrt())
+    basis = hadamard(x.shape[-1]).to(x) if side == "k" and clause.word("k_basis") == "hadamard" else None
+    y = (x - shift) / spread
+    y = y if basis is None else y @ basis
+    per_token = x.new_full((*x.shape[:2], x.shape[2], 1), BITS[storage]) if bits is None else call.key_value(bits)
+    y = asymmetric(y, per_token, clause, side, call)
+    y = y if basis is None else y @ basis.transpose(-1, -2)
+    return y * spread + shift
+
+
+def asymmetric(x: Tensor, bits: Tensor, clause: Clause, side: str, call: Call) -> Tensor:
+    """Uniform levels between the minimum and maximum of each scale group; tokens of 16 or more bits stay exact.
+
+    x [B, H, K, D], bits [B, H, K, 1]. Scale groups: with axis=token `group` channels of one token, with axis=channel one channel of
+    all tokens with the same number of bits.
+    """
+    kept = x.abs() > outlier_threshold(x, clause.number("outliers"))
+    clip = call.key_value(clause.expr("clip"))
+    result = x
+    for count in bits.unique():
+        if count >= EXACT_BITS:
+            continue
+        mine = (bits == count) & ~kept
+        low, high = x.masked_fill(~mine, torch.inf), x.masked_fill(~mine, -torch.inf)
+        low, high = extremes(low, high, clause.word(f"{side}_axis"), clause.count("group"))
+        low, high = (e.masked_fill(e.isinf(), 0.0) * clip for e in (low, high))
+        if clause.word("levels") == "middles":
+            step = safe((high - low) / 2**count)
+            rounded = low + (((x - low) / step).floor().clamp(0, 2**count - 1) + 0.5) * step
+        else:
+            step = safe((high - low) / (2**count - 1))
+            zero = (low / step).round()
+            rounded = ((x / step).round() - zero).clamp(0, 2**count - 1).add(zero) * step
+        result = torch.where(mine, rounded, result)
+    return result
+
+
+def extremes(low: Tensor, high: Tensor, axis: str, group: int) -> tuple[Tensor, Tensor]:
+    if axis == "channel":
+        return low.amin(-2, keepdim=True), high.amax(-2, keepdim=True)
+    width = low.shape[-1]
+    group = group or width
+    low, high = (
+        torch.nn.functional.pad(x, (0, -width % group), value=fill).unflatten(-1, (-1, group))
+        for x, fill in ((low, torch.inf), (high, -torch.inf))
+    )
+    low, high = low.amin(-1, keepdim=True).expand_as(low), high.amax(-1, keepdim=True).expand_as(high)
+    return low.flatten(-2)[..., :width], high.flatten(-2)[..., :width]
+
+
+def outlier_threshold(x: Tensor, share: float) -> Tensor:
+    """The magnitude above which the given share of the elements of a head lies."""
+    if share == 0:
+        return x.new_tensor(torch.inf)
+    return x.abs().flatten(2).quantile(1 - share, dim=-1)[..., None, None]
+
+
+def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
+    """Each row of x [B, H, K, D] replaced by the nearest row of the codebook [H, S, D] (or [S, D])."""
+    codes = codebook.expand(x.shape[1], *codebook.shape[-2:])
+    nearest = torch.cdist(x, codes[None]).argmin(-1)
+    return torch.stack([codes[h][nearest[:, h]] for h in range(x.shape[1])], 1)
+
+
+def hadamard(width: int) -> Tensor:
+    """The normalised Walsh-Hadamard matrix; the width must be a power of two."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while matrix.shape[0] < width:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0) / 2**0.5
+    return matrix

@@ -1,0 +1,11 @@
+"""Rewrites. To add one: a file in a family's folder, a line here, a test beside the others."""
+
+from __future__ import annotations
+
+from attnopt.passes.candidate import Candidate, Group, Pass
+from attnopt.passes.fuse.fuse_attention import FuseAttention
+from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
+
+ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8())
+
+__all__ = ["ALL", "Candidate", "DynamicInt8", "FuseAttention", "Group", "Pass"]

@@ -1,0 +1,1 @@
+"""Exact rewrites that compute the same with fewer, larger kernels."""

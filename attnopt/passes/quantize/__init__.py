@@ -1,0 +1,1 @@
+"""Rewrites that store or compute in fewer bits."""

@@ -1,0 +1,60 @@
+"""Recognition: every attention of a canonical graph as a Site, every near miss as a Refusal with reason and node.
+
+Families are a tuple to read and extend: each takes the graph and yields sites and refusals. One file, one line, one test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from attnopt.ir.graph import Graph
+from attnopt.ir.site import Refusal, Site
+from attnopt.patterns.activations import Activations
+from attnopt.patterns.fused_attention import FusedAttention
+from attnopt.patterns.normalizer import anchors
+from attnopt.patterns.score import NotAttention
+from attnopt.patterns.softmax_attention import SoftmaxAttention
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What was found, in graph order."""
+
+    sites: tuple[Site, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def spelled_out(graph: Graph) -> Iterator[Site | Refusal]:
+    """Attention written as products around a softmax."""
+    activations = Activations(graph)
+    for anchor in anchors(graph):
+        try:
+            yield SoftmaxAttention(graph=graph, activations=activations).from_anchor(anchor)
+        except NotAttention as failure:
+            yield failure.refusal
+
+
+def fused(graph: Graph) -> Iterator[Site | Refusal]:
+    """Attention that is one node already."""
+    for node in graph.of("attention"):
+        try:
+            yield FusedAttention(graph=graph).from_node(node)
+        except NotAttention as failure:
+            yield failure.refusal
+
+
+FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused)
+
+
+def recognise(graph: Graph) -> Recognition:
+    """All sites and refusals of a graph; site names are unique and stable for equal graphs."""
+    found = [item for family in FAMILIES for item in family(graph)]
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    sites = sorted((s for s in found if isinstance(s, Site)), key=lambda s: order[s.nodes[-1]] if s.nodes else -1)
+    counts: dict[str, int] = {}
+    named = []
+    for site in sites:
+        counts[site.name] = counts.get(site.name, 0) + 1
+        named.append(site if counts[site.name] == 1 else replace(site, name=f"{site.name}:{counts[site.name]}"))
+    return Recognition(tuple(named), tuple(r for r in found if isinstance(r, Refusal)))

@@ -1,0 +1,194 @@
+"""From placed operands to a Site: which axes are batch, heads, repetition; where each operand is best read; the spec.
+
+    q [j0 | j1 | q | d], k [j0 | j1.0 | k | d], …   ->   axes b = j0, g = j1.0, r = j1.1 and heads(8, 2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from attnopt.ir.clause import Clause
+from attnopt.ir.expr import Apply, Const, Expr, Index, Load
+from attnopt.ir.graph import Graph, Node, Value
+from attnopt.ir.layout import Axis, AxisSpace, Group, Layout, LayoutMismatch, Operand
+from attnopt.ir.site import Site
+from attnopt.ir.spec import AttentionSpec
+from attnopt.patterns.operands import Candidate, candidates
+from attnopt.patterns.score import Score
+
+Placed = tuple[Value, Layout]
+LOADED_INDICES = (Index("b"), Index("h"), Index("row"), Index("k"))
+
+
+@dataclass(kw_only=True)
+class Assembly:
+    """The axes and operands gathered so far; `site` puts them together."""
+
+    graph: Graph
+    space: AxisSpace = field(default_factory=AxisSpace)
+    lead: tuple[Axis, ...] = ()
+    q: Axis = Axis("q", 0)
+    k: Axis = Axis("k", 0)
+    d: Axis = Axis("d", 0)
+    e: Axis = Axis("e", 0)
+    loads: dict[str, Placed] = field(default_factory=dict)
+    weights_used: Node | None = None
+
+    def load(self, value: Value, layout: Layout, kind: str) -> Expr:
+        """Remember a mask, bias or scale tensor under a name; the expression that reads it as [B|1, H|1, Q|1, K|1]."""
+        for name, known in self.loads.items():
+            if known == (value, layout):
+                break
+        else:
+            name = f"{kind}{sum(n.startswith(kind) for n in self.loads)}"
+            self.loads[name] = (value, layout)
+        return Load(name, LOADED_INDICES)
+
+    def site(self, node: Node, queries: Placed, keys: Placed, values: Placed, output: Placed, score: Score) -> Site:
+        """`node` names the site. Raises LayoutMismatch where axes do not fit together."""
+        choices = {
+            "q": candidates(self.space, *queries, (self.q, self.d), scaling=True),
+            "k": candidates(self.space, *keys, (self.k, self.d), scaling=True),
+            "v": candidates(self.space, *values, (self.k, self.e)),
+        }
+        written = self.descend(*output)
+        loads = {name: candidates(self.space, *placed, ())[-1].operand for name, placed in self.loads.items()}
+        axes, picked = self.roles(choices)
+        operands = {name: self.resolved(operand) for name, operand in loads.items()}
+        read = [candidate.operand.value for candidate in picked.values()] + [o.value for o in operands.values()]
+        site = Site(
+            name=node.source.module or node.name,
+            spec=AttentionSpec(),
+            axes=axes,
+            **{name: self.resolved(candidate.operand) for name, candidate in picked.items()},
+            output=self.resolved(written),
+            operands=operands,
+            nodes=interior(written.value, read),
+            source=node.source,
+            weights_used=self.weights_used,
+        )
+        factor = picked["q"].factor * picked["k"].factor
+        terms = [Clause("scale", (Const(factor),)), *score.terms] if factor != 1.0 else score.terms
+        held = {name: held_indices(operand, axes) for name, operand in operands.items()}
+        spec = AttentionSpec(
+            heads=shortest("heads", site.size("h"), site.size("g"), site.size("g")),
+            width=shortest("width", site.size("d"), site.size("e")),
+            score=merge_scales([narrow_clause(t, held) for t in terms]),
+            mask=score.mask and narrow(score.mask, held),
+            empty_row=score.empty_row,
+        )
+        return replace(site, spec=spec)
+
+    def resolved(self, operand: Operand) -> Operand:
+        return Operand(operand.value, self.space.resolve(operand.layout))
+
+    def descend(self, value: Value, layout: Layout) -> Operand:
+        """Follow the output down through layout operations that are its only use: the kernel may write their result."""
+        while len(value.users) == 1 and value not in self.graph.outputs and value.users[0].op in ("permute", "reshape"):
+            try:
+                layout = self.space.after(value.users[0], layout)
+            except LayoutMismatch:
+                break
+            value = value.users[0].output
+        return Operand(value, layout)
+
+    def roles(self, choices: Mapping[str, Sequence[Candidate]]) -> tuple[dict[str, Group], dict[str, Candidate]]:
+        """Which leading axes are batch (b), key heads (g) and query heads per key head (r); and the operands to read."""
+        leads = [self.space.resolve_group((axis,)) for axis in self.lead]
+        held = {name: [self.axes_of(c) for c in options] for name, options in choices.items()}
+        deepest = {name: axes[-1] for name, axes in held.items()}
+        repeated = {a for g in leads for a in g if a in deepest["q"] and a not in deepest["k"] and a not in deepest["v"]}
+        batch, heads = split_heads(leads, repeated)
+        tail = tuple(a for a in heads if a in repeated and a.size != 1)
+        rows = {name: self.space.resolve_group((getattr(self, name),)) for name in "qkde"}
+        # Query heads that share a key head must be neighbours; where they are not, keys are read after their repetition.
+        if heads[len(heads) - len(tail) :] == tail:
+            needed = {a for a in heads if a not in tail and a.size != 1}
+            fits = {
+                name: [c for c, axes in zip(choices[name], held[name], strict=True) if needed <= axes and not axes & set(tail)]
+                for name in ("k", "v")
+            }
+            if all(fits.values()):
+                picked = {"q": choices["q"][-1], **{name: options[-1] for name, options in fits.items()}}
+                return {"b": batch, "g": tuple(a for a in heads if a not in tail), "r": tail, **rows}, picked
+        picked = {"q": choices["q"][-1]}
+        for name in ("k", "v"):
+            full = [c for c, axes in zip(choices[name], held[name], strict=True) if axes.issuperset(heads)]
+            picked[name] = full[-1] if full else choices[name][0]
+        return {"b": batch, "g": heads, "r": (), **rows}, picked
+
+    def axes_of(self, candidate: Candidate) -> set[Axis]:
+        return {axis for group in self.space.resolve(candidate.operand.layout) for axis in group}
+
+
+def split_heads(leads: Sequence[Group], repeated: set[Axis]) -> tuple[Group, Group]:
+    """Which leading axes are batch and which are heads.
+
+    [b | h] and [b h] split as written; with three or more dimensions the last is the heads, and the last two where the very
+    last is the repetition of grouped heads.
+    """
+    if not leads:
+        return (), ()
+    if len(leads) == 1:
+        return leads[0][:1], leads[0][1:]
+    count = 2 if len(leads) >= 3 and leads[-1] and set(leads[-1]) <= repeated else 1
+    return tuple(a for group in leads[:-count] for a in group), tuple(a for group in leads[-count:] for a in group)
+
+
+def interior(output: Value, operands: Sequence[Value]) -> tuple[Node, ...]:
+    """The nodes between the operands and the output, in graph order."""
+    found: dict[Node, None] = {}
+    stack, stop = [output], set(operands)
+    while stack:
+        node = stack.pop().producer
+        if node is not None and node not in found:
+            found[node] = None
+            stack += [i for i in node.inputs if i is not None and i not in stop]
+    return tuple(reversed(found))
+
+
+def shortest(name: str, *sizes: object) -> Clause | None:
+    """`heads(8, 2, 2)` as heads(8, 2); None where a size is not a number."""
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    kept = list(sizes)
+    while len(kept) > 1 and kept[-1] == kept[-2]:
+        kept.pop()
+    return Clause(name, tuple(kept))  # type: ignore[arg-type]
+
+
+def merge_scales(terms: Sequence[Clause]) -> tuple[Clause, ...]:
+    """Neighbouring constant scales become one, rounded to the 7 digits that float32 holds; a scale of one disappears."""
+    merged: list[Clause] = []
+    for term in terms:
+        if term.name == "scale" and isinstance(term.args[0], Const):
+            value = term.args[0].value
+            if merged and merged[-1].name == "scale" and isinstance(merged[-1].args[0], Const):
+                value *= merged.pop().args[0].value  # type: ignore[union-attr]
+            term = Clause("scale", (Const(float(value)),))
+        merged.append(term)
+    merged = [Clause("scale", (Const(float(f"{t.args[0].value:.7g}")),)) if is_number(t) else t for t in merged]  # type: ignore[union-attr]
+    return tuple(t for t in merged if t != Clause("scale", (Const(1.0),)))
+
+
+def is_number(term: Clause) -> bool:
+    return term.name == "scale" and isinstance(term.args[0], Const)
+
+
+def narrow(expr: Expr, held: Mapping[str, set[str]]) -> Expr:
+    """`load(mask0, b, h, row, k)` with 0 for every index along which the operand does not vary."""
+    if isinstance(expr, Apply):
+        return Apply(expr.op, tuple(narrow(a, held) for a in expr.args))
+    if isinstance(expr, Load) and expr.operand in held and expr.indices == LOADED_INDICES:
+        return Load(expr.operand, tuple(i if i.name in held[expr.operand] else Const(0) for i in LOADED_INDICES))
+    return expr
+
+
+def narrow_clause(term: Clause, held: Mapping[str, set[str]]) -> Clause:
+    return Clause(term.name, tuple(a if isinstance(a, (bool, int, float, str)) else narrow(a, held) for a in term.args))
+
+
+def held_indices(operand: Operand, axes: Mapping[str, Group]) -> set[str]:
+    groups = {"b": axes["b"], "h": (*axes["g"], *axes["r"]), "row": axes["q"], "k": axes["k"]}
+    return {name for name, group in groups.items() if operand.axes & set(group)}

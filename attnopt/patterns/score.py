@@ -1,0 +1,184 @@
+"""Walk from the softmax up to the product of queries and keys, collecting what happens to the scores on the way.
+
+    softmax(where(mask, 30 * tanh(q k' * 0.125 / 30) + bias, -inf))
+        ->  scale(0.125) softcap(30.0) add(load(bias0, b, h, row, k))   mask load(mask0, b, 0, row, k)   empty zero
+
+The grammar, from the outside in: cast | layout | add | sub | mul | div | where (mask) | softcap, in any order and number, then
+one matmul of two activations. Anything else is a refusal that names the node.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from attnopt.ir.clause import Clause
+from attnopt.ir.expr import Apply, Const, Expr, apply, conjunction
+from attnopt.ir.graph import LAYOUT, Node, Value
+from attnopt.ir.layout import AxisSpace, Layout, LayoutMismatch, Operand
+from attnopt.ir.site import Refusal
+from attnopt.patterns.operands import broadcast_layout, constant_factor
+
+MASK_FILL = -1e4  # a fill this low underflows to weight zero beside any other score
+ELEMENTWISE_SCORE = ("add", "sub", "mul", "div", "where", "cast", "tanh", "neg", "maximum", "minimum", "softmax")
+
+
+class NotAttention(Exception):
+    """Internal: the grammar cannot go on. Carries the refusal."""
+
+    def __init__(self, reason: str, at: Node) -> None:
+        super().__init__(reason)
+        self.refusal = Refusal(reason, at)
+
+
+@dataclass
+class Score:
+    """What the walk found: terms innermost first, the mask, the product node and the layout of its output."""
+
+    terms: list[Clause] = field(default_factory=list)
+    masks: list[Expr] = field(default_factory=list)
+    operands: dict[str, tuple[Value, Layout]] = field(default_factory=dict)
+    empty_row: str = "mean"
+    product: Node | None = None
+    layout: Layout = ()
+
+    @property
+    def mask(self) -> Expr | None:
+        return conjunction(*self.masks)
+
+
+Loader = Callable[[Value, Layout, str], Expr]
+
+
+@dataclass
+class ScoreWalk:
+    """One walk. `load` turns a mask or bias value with its layout into an expression and remembers the operand."""
+
+    space: AxisSpace
+    load: Loader
+    is_score: Callable[[Value], bool]
+    score: Score = field(default_factory=Score)
+
+    def up(self, value: Value, layout: Layout) -> Score:
+        """From the input of the softmax, with its layout, to the product."""
+        outer: list[Clause] = []
+        while True:
+            node = value.producer
+            if node is None:
+                raise NotAttention("the scores are an input of the graph, not a product of queries and keys", _pseudo(value))
+            if node.op == "matmul":
+                break
+            try:
+                value, layout = self.step(node, layout, outer)
+            except LayoutMismatch as mismatch:
+                raise NotAttention(str(mismatch), node) from None
+        self.score.terms = outer[::-1]
+        self.score.product, self.score.layout = node, self.space.resolve(layout)
+        return self.score
+
+    def step(self, node: Node, layout: Layout, outer: list[Clause]) -> tuple[Value, Layout]:
+        """Cross one node: returns the score side of its inputs; appends what it did to `outer` (outermost first)."""
+        if node.op == "cast" and node.inputs[0] is not None:
+            return node.inputs[0], layout
+        if node.op in LAYOUT and node.inputs[0] is not None:
+            return node.inputs[0], self.space.before(node, layout)
+        if node.op in ("mul", "div"):
+            return self.cross_factor(node, layout, outer)
+        if node.op in ("add", "sub"):
+            return self.cross_bias(node, layout, outer)
+        if node.op == "where":
+            return self.cross_mask(node, layout)
+        if node.op == "maximum":
+            # max(scores, smallest finite number) keeps every finite score.
+            for side, other in (node.inputs, node.inputs[::-1]):
+                if side is not None and other is not None and (floor := other.scalar()) is not None and floor <= -1e30:
+                    return side, layout
+        raise NotAttention(f"'{node.op}' stands between the product of queries and keys and the softmax", node)
+
+    def side(self, node: Node, layout: Layout) -> tuple[Value, Value, bool]:
+        """(score, other, score is the first input) of a binary node."""
+        first, second = node.inputs[:2]
+        assert first is not None and second is not None
+        left, right = self.is_score(first), self.is_score(second)
+        if not left and not right:
+            raise NotAttention("neither side comes from a product of two activations", node)
+        if left and right:
+            left = first.shape is not None and second.shape is not None and len(first.shape) >= len(second.shape)
+        score, other = (first, second) if left else (second, first)
+        if score.shape is None or len(score.shape) != len(layout) or broadcast_layout(score, layout) != layout:
+            raise NotAttention("the scores themselves are broadcast here", node)
+        return score, other, left
+
+    def cross_factor(self, node: Node, layout: Layout, outer: list[Clause]) -> tuple[Value, Layout]:
+        capped = softcap(node)
+        if capped is not None:
+            inner, cap = capped
+            outer.append(Clause("softcap", (cap,)))
+            return inner, layout
+        scaled = constant_factor(node)
+        if scaled is not None:
+            outer.append(Clause("scale", (Const(scaled[1]),)))
+            return scaled[0], layout
+        score, other, first = self.side(node, layout)
+        if node.op == "div" and not first:
+            raise NotAttention("a tensor is divided by the scores", node)
+        factor = self.load(other, broadcast_layout(other, layout), "scale")
+        outer.append(Clause("scale", (apply("div", 1.0, factor) if node.op == "div" else factor,)))
+        return score, layout
+
+    def cross_bias(self, node: Node, layout: Layout, outer: list[Clause]) -> tuple[Value, Layout]:
+        score, other, first = self.side(node, layout)
+        number = other.scalar()
+        bias: Expr = Const(float(number)) if number is not None else self.load(other, broadcast_layout(other, layout), "bias")
+        if node.op == "sub":
+            if not first:
+                raise NotAttention("the scores are subtracted, not added", node)
+            bias = apply("neg", bias)
+        outer.append(Clause("add", (bias,)))
+        return score, layout
+
+    def cross_mask(self, node: Node, layout: Layout) -> tuple[Value, Layout]:
+        condition, kept, filled = node.inputs
+        assert condition is not None and kept is not None and filled is not None
+        negated = not self.is_score(kept)
+        score, fill = (filled, kept) if negated else (kept, filled)
+        value = fill.scalar()
+        if not self.is_score(score):
+            raise NotAttention("neither branch comes from a product of two activations", node)
+        if value is None or not value <= MASK_FILL:
+            shown = "a tensor" if value is None else f"{value:g}"
+            raise NotAttention(f"masked scores become {shown}; a mask fills with {MASK_FILL:g} or less", node)
+        visible = self.load(condition, broadcast_layout(condition, layout), "mask")
+        self.score.masks.append(negation(visible) if negated else visible)
+        if math.isinf(value):
+            self.score.empty_row = "zero"
+        return score, layout
+
+
+def negation(expr: Expr) -> Expr:
+    return expr.args[0] if isinstance(expr, Apply) and expr.op == "not" else apply("not", expr)
+
+
+def softcap(node: Node) -> tuple[Value, float] | None:
+    """(x, c) where the node is c * tanh(x / c)."""
+    outer = constant_factor(node)
+    if outer is None:
+        return None
+    squashed, cap = outer
+    while squashed.producer is not None and squashed.producer.op == "cast":
+        squashed = squashed.producer.inputs[0]  # type: ignore[assignment]
+    tanh = squashed.producer
+    if tanh is None or tanh.op != "tanh" or tanh.inputs[0] is None or tanh.inputs[0].producer is None:
+        return None
+    inner = constant_factor(tanh.inputs[0].producer)
+    if inner is None or not math.isclose(inner[1] * cap, 1.0, rel_tol=1e-5):
+        return None
+    return inner[0], cap
+
+
+def _pseudo(value: Value) -> Node:
+    return Node("opaque", (), (value,), {"name": "input"}, name=value.name)
+
+
+__all__ = ["NotAttention", "Operand", "Score", "ScoreWalk", "softcap"]

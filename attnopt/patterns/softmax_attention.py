@@ -1,0 +1,145 @@
+"""softmax(score(q k') + …) v, in any spelling  ->  a Site with its AttentionSpec.
+
+The walk starts at the softmax, goes down to the product with v, which names the axes, and from there up again:
+
+    out[j…, q, e] = sum_k weights[j…, q, k] * v[j…, k, e]          j…: batch and heads in any arrangement
+    weights = softmax over k of score terms over q[j…, q, d] * k[j…, k, d]
+
+Axes are followed through every layout operation, so that grouped heads (expand, repeat, broadcast), packed and folded batch
+dimensions and einsum come out alike: as axes b, g, r, q, k, d, e of the site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnopt.ir.graph import LAYOUT, Graph, Node, Value
+from attnopt.ir.layout import Axis, Layout, LayoutMismatch
+from attnopt.ir.site import Site
+from attnopt.patterns.activations import Activations
+from attnopt.patterns.assembly import Assembly, Placed
+from attnopt.patterns.normalizer import Anchor
+from attnopt.patterns.operands import broadcast_layout
+from attnopt.patterns.score import NotAttention, Score, ScoreWalk
+
+
+@dataclass
+class SoftmaxAttention(Assembly):
+    """One attempt to read an anchor as attention."""
+
+    activations: Activations
+
+    def from_anchor(self, anchor: Anchor) -> Site:
+        """Raises NotAttention (with a refusal) where the grammar does not fit."""
+        product, weights, guarded = self.value_product(anchor)
+        layout = self.name_axes(product, weights)
+        try:
+            layout = self.up_to_anchor(weights, anchor.weights, layout)
+        except LayoutMismatch as mismatch:
+            raise NotAttention(f"the weights do not keep their axes on the way to the value product: {mismatch}", product) from None
+        if layout[anchor.axis] != self.space.resolve_group((self.k,)):
+            over = " ".join(map(str, layout[anchor.axis])) or "a dimension of one"
+            raise NotAttention(f"the softmax runs over {over}, not over the keys", anchor.node)
+        walk = ScoreWalk(self.space, self.load, self.activations.is_score)
+        score = walk.up(anchor.scores, layout)
+        if guarded:
+            score.empty_row = "zero"
+        try:
+            queries, keys = self.score_operands(score)
+            return self.site(anchor.node, queries, keys, self.value, (product.output, self.output), score)
+        except LayoutMismatch as mismatch:
+            raise NotAttention(str(mismatch), product) from None
+
+    def value_product(self, anchor: Anchor) -> tuple[Node, Value, bool]:
+        """The matmul that the weights feed, the value that enters it, and whether NaN rows are set to zero on the way."""
+        value, guarded = anchor.weights, False
+        while True:
+            onward = [n for n in value.users if n.op in ("matmul", "cast") or n.op in LAYOUT or nan_guard(n, value)]
+            others = [n for n in value.users if n not in onward and n.op != "isnan"]
+            if len(onward) > 1:
+                products = [n for n in onward if n.op == "matmul"]
+                others += [n for n in onward if n not in products[:1]]
+                onward = products[:1] or onward[:1]
+            if value in self.graph.outputs or (others and onward):
+                self.weights_used = others[0] if others else anchor.node
+            if not onward:
+                culprit = others[0] if others else anchor.node
+                reason = f"the weights enter '{culprit.op}'" if others else "nothing follows the softmax"
+                raise NotAttention(f"{reason}: no product with values follows", culprit)
+            node = onward[0]
+            if node.op == "matmul":
+                inputs = [i for i in node.inputs if i is not None]
+                if not all(i in self.activations.data for i in inputs):
+                    raise NotAttention("the weights are multiplied by a constant, not by values", node)
+                return node, value, guarded
+            guarded |= node.op == "where"
+            value = node.output
+
+    def name_axes(self, product: Node, weights: Value) -> Layout:
+        """Make the axes at the value product; returns the layout of the weights that enter it."""
+        left, right = product.inputs
+        assert left is not None and right is not None
+        out = product.output.shape
+        if out is None or left.shape is None or right.shape is None or min(len(left.shape), len(right.shape)) < 2:
+            raise NotAttention("the shapes around the value product are unknown", product)
+        self.lead = tuple(Axis(f"j{i}", size) for i, size in enumerate(out[:-2]))
+        lead: Layout = tuple((axis,) for axis in self.lead)
+        self.k = Axis("k", left.shape[-1])
+        if weights is left:
+            self.q, self.e = Axis("q", out[-2]), Axis("e", out[-1])
+            self.output: Layout = (*lead, (self.q,), (self.e,))
+            self.value = (right, self.side(right, lead, self.k, self.e))
+            return self.side(left, lead, self.q, self.k)
+        self.e, self.q = Axis("e", out[-2]), Axis("q", out[-1])
+        self.output = (*lead, (self.e,), (self.q,))
+        self.value = (left, self.side(left, lead, self.e, self.k))
+        return self.side(right, lead, self.k, self.q)
+
+    @staticmethod
+    def side(value: Value, lead: Layout, row: Axis, column: Axis) -> Layout:
+        """The layout of a matmul input: its leading dimensions broadcast, its last two are given."""
+        assert value.shape is not None
+        leading = Value(value.name, value.shape[:-2])
+        return (*broadcast_layout(leading, lead), (row,), (column,))
+
+    def up_to_anchor(self, value: Value, stop: Value, layout: Layout) -> Layout:
+        while value is not stop:
+            node = value.producer
+            assert node is not None
+            if node.op in LAYOUT:
+                layout = self.space.before(node, layout)
+            value = node.inputs[0] if node.op != "where" else guarded_input(node)  # type: ignore[assignment]
+        return self.space.resolve(layout)
+
+    def score_operands(self, score: Score) -> tuple[Placed, Placed]:
+        """(q, its layout) and (k, its layout) at the product of queries and keys."""
+        node = score.product
+        assert node is not None
+        left, right = node.inputs
+        assert left is not None and right is not None and left.shape is not None
+        if left not in self.activations.data or right not in self.activations.data:
+            raise NotAttention("one side of the score product is a constant", node)
+        *lead, rows, columns = score.layout
+        self.d = Axis("d", left.shape[-1])
+        queries, keys = self.space.resolve_group((self.q,)), self.space.resolve_group((self.k,))
+        layout_left = (*broadcast_layout(Value("", left.shape[:-2]), tuple(lead)), rows, (self.d,))
+        layout_right = (*broadcast_layout(Value("", (right.shape or ())[:-2]), tuple(lead)), (self.d,), columns)
+        if rows == queries and columns == keys:
+            return (left, layout_left), (right, layout_right)
+        if rows == keys and columns == queries:
+            return (right, layout_right), (left, layout_left)
+        raise NotAttention("the last two dimensions of the scores are not queries and keys", node)
+
+
+def nan_guard(node: Node, value: Value) -> bool:
+    """where(isnan(p), 0, p): rows that saw no key become zero."""
+    if node.op != "where" or node.inputs[0] is None or node.inputs[0].producer is None:
+        return False
+    test = node.inputs[0].producer
+    zero = node.inputs[1]
+    return test.op == "isnan" and test.inputs[0] is value and node.inputs[2] is value and zero is not None and zero.scalar() == 0
+
+
+def guarded_input(node: Node) -> Value:
+    assert node.inputs[2] is not None
+    return node.inputs[2]

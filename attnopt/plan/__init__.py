@@ -1,0 +1,1 @@
+"""Choice: kernels by measurement, approximations under a budget, verification and roll-back."""

@@ -1,0 +1,173 @@
+"""Choose a kernel for every site: by measuring each on the site's own data, by the model, or always the first that applies.
+
+Sites with equal specs and shapes are measured once. A kernel that is not clearly better than an attention that was one node
+already loses to it; a spelled-out attention is replaced unless the kernel measures slower, because it also saves memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from attnopt.codegen import LOWERINGS
+from attnopt.codegen.lowering import Lowering
+from attnopt.ir.graph import Value
+from attnopt.ir.layout import Operand
+from attnopt.ir.site import Host, Refusal, Site
+from attnopt.patterns import recognise
+from attnopt.plan.timing import in_turn
+from attnopt.report.data import Choice
+
+NOISE = 0.03  # a measured difference below this share is a tie
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The kernel of one site (None keeps the original nodes), why, and everything that was considered."""
+
+    site: Site
+    lowering: Lowering | None
+    why: str
+    choices: tuple[Choice, ...] = ()
+    seconds_before: float | None = None
+    seconds_after: float | None = None
+
+
+def applicable(site: Site, host: Host, runtime: str, opset: int) -> tuple[list[Lowering], list[Choice]]:
+    """The lowerings that can compute the site here, and the others with their reasons."""
+    fits: list[Lowering] = []
+    refused: list[Choice] = []
+    for lowering in LOWERINGS:
+        if lowering.host != host.kind:
+            continue
+        refusal = lowering.supports(site, runtime)
+        if refusal is None and lowering.opset > opset > 0:
+            refusal = Refusal(f"needs opset {lowering.opset}, the model has {opset}")
+        if refusal is None:
+            fits.append(lowering)
+        else:
+            refused.append(Choice(lowering.name, False, refusal.reason))
+    return fits, refused
+
+
+def choose(host: Host, sites: Sequence[Site], inputs: Mapping[str, Tensor] | None, *, runtime: str, opset: int, select: str) -> list[Chosen]:
+    """One choice per site. `inputs` are needed for select="measure"."""
+    known: dict[tuple[str, str, bool], Chosen] = {}
+    result = []
+    for site in sites:
+        key = (str(site.spec), str(site.shape), is_fused(site))
+        if key not in known:
+            known[key] = choose_one(host, site, inputs, runtime, opset, select)
+        result.append(replace(known[key], site=site))
+    return result
+
+
+def choose_one(host: Host, site: Site, inputs: Mapping[str, Tensor] | None, runtime: str, opset: int, select: str) -> Chosen:
+    fits, refused = applicable(site, host, runtime, opset)
+    if not fits:
+        why = refused[0].why if refused else f"no kernel for host {host.kind}"
+        return Chosen(site, None, why, tuple(refused))
+    if select == "always" or inputs is None:
+        return Chosen(site, fits[0], "first kernel that computes it", (Choice(fits[0].name, True, "exact"), *refused))
+    if select == "model":
+        if is_fused(site):
+            return Chosen(site, None, "one kernel already", tuple(refused))
+        return Chosen(site, fits[0], "predicted: the score matrix never leaves the kernel", tuple(refused))
+    return measured(host, site, fits, refused, inputs)
+
+
+def measured(host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence[Choice], inputs: Mapping[str, Tensor]) -> Chosen:
+    """Time the original nodes and every kernel on what the site's operands hold, in turn."""
+    calls, failures = site_calls(host, site, fits, inputs)
+    times = in_turn(calls, seconds=0.3)
+    before = times[ORIGINAL]
+    best = min((n for n in times if n != ORIGINAL), key=lambda n: times[n].ratio(before), default=None)
+    allowed = 1.0 - NOISE if is_fused(site) else 1.0 + NOISE
+    ratio = times[best].ratio(before) if best else float("inf")
+    taken = best if ratio <= allowed else None
+    choices = [
+        Choice(name, name == (taken or ORIGINAL), f"{before.median / t.median:.2f}x the original" if name != ORIGINAL else "as it was", t.median)
+        for name, t in times.items()
+    ]
+    if taken is None:
+        why = f"{best} measured {ratio:.2f} of the time of the original: kept as it was" if best else "no kernel ran"
+    else:
+        why = f"measured {1 / ratio:.2f}x the original's speed"
+    lowering = next((x for x in fits if x.name == taken), None)
+    after = times[taken].median if taken else before.median
+    return Chosen(site, lowering, why, (*choices, *failures, *refused), before.median, after)
+
+
+def site_calls(
+    host: Host, site: Site, fits: Sequence[Lowering], inputs: Mapping[str, Tensor]
+) -> tuple[dict[str, Callable[[], object]], list[Choice]]:
+    """The original nodes and each kernel as callables on captured data; kernels that fail to run are reported, not hidden."""
+    read = boundary(site)
+    data = host.tap(read, inputs)
+    calls: dict[str, Callable[[], object]] = {ORIGINAL: bind(host.isolate(read, [site.output.value]), data)}
+    failures = []
+    for lowering in fits:
+        trial = host.copy()
+        twin = next(s for s in recognise(trial.graph).sites if s.name == site.name)
+        try:
+            result = emit(trial, twin, lowering)
+            call = bind(trial.isolate(boundary(twin), [result]), data)
+            call()
+        except Exception as failure:  # noqa: BLE001  a kernel that cannot run here is a line in the report
+            failures.append(Choice(lowering.name, False, f"failed to run: {str(failure).splitlines()[0][:120]}"))
+            continue
+        calls[lowering.name] = call
+    return calls, failures
+
+
+def boundary(site: Site) -> list[Value]:
+    """The values that a site reads, each once."""
+    operands = [site.q, site.k, site.v, *site.operands.values()]
+    return list(dict.fromkeys(o.value for o in operands if not o.value.is_constant))
+
+
+def bind(call: Callable[[Sequence[Any]], list[Any]], data: Sequence[Any]) -> Callable[[], object]:
+    return lambda: call(data)
+
+
+def emit(host: Host, site: Site, lowering: Lowering) -> Value:
+    """Write one kernel before the site's output and let everything read it."""
+    node = site.output.value.producer
+    assert node is not None
+    result = lowering.emit(site, host.builder(node))
+    host.replace(site.output.value, result)
+    return result
+
+
+def apply_choices(host: Host, chosen: Sequence[Chosen]) -> Host:
+    """A copy of the host with every chosen kernel in place."""
+    wanted = {c.site.name: c.lowering for c in chosen if c.lowering is not None}
+    if not wanted:
+        return host
+    result = host.copy()
+    replaced: dict[Value, Value] = {}
+    for site in recognise(result.graph).sites:
+        if site.name in wanted:
+            current = reread(site, replaced)
+            replaced[site.output.value] = emit(result, current, wanted[site.name])
+    result.finish()
+    return result
+
+
+def reread(site: Site, replaced: Mapping[Value, Value]) -> Site:
+    """The site with operands that an earlier replacement made anew."""
+
+    def current(operand: Operand) -> Operand:
+        return Operand(replaced.get(operand.value, operand.value), operand.layout)
+
+    loads = {name: current(operand) for name, operand in site.operands.items()}
+    return replace(site, q=current(site.q), k=current(site.k), v=current(site.v), operands=loads)
+
+
+def is_fused(site: Site) -> bool:
+    """Whether the site was one attention node already."""
+    return any(node.op == "attention" for node in site.nodes)

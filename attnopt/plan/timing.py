@@ -1,0 +1,44 @@
+"""Paired timing: callables run in turn, so that drift of the machine hits all of them alike.
+
+    in_turn({"a": f, "b": g})  ->  {"a": Timing(median…), "b": …}     a b a b a b …
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of every counted run, in order."""
+
+    runs: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.runs)
+
+    def ratio(self, other: Timing) -> float:
+        """Median of the pair-by-pair ratios self / other."""
+        return statistics.median(a / b for a, b in zip(self.runs, other.runs, strict=True))
+
+
+def in_turn(callables: Mapping[str, Callable[[], object]], *, seconds: float = 1.5, least: int = 5, most: int = 50) -> dict[str, Timing]:
+    """Time all callables in turn for about `seconds` each, at least `least` and at most `most` rounds after a warm-up."""
+    for call in callables.values():
+        call()
+    started = time.perf_counter()
+    for call in callables.values():
+        call()
+    once = time.perf_counter() - started
+    rounds = int(min(most, max(least, seconds * len(callables) / max(once, 1e-9))))
+    runs: dict[str, list[float]] = {name: [] for name in callables}
+    for _ in range(rounds):
+        for name, call in callables.items():
+            started = time.perf_counter()
+            call()
+            runs[name].append(time.perf_counter() - started)
+    return {name: Timing(tuple(times)) for name, times in runs.items()}

@@ -1,0 +1,92 @@
+"""Reports as tables for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from attnopt.ir.site import Refusal
+
+if TYPE_CHECKING:
+    from attnopt.report.data import Report
+    from attnopt.report.inspection import Inspection
+
+
+def as_text(renderable: Any, width: int = 140) -> str:
+    """What the table looks like on a plain terminal, without colours."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, no_color=True).print(renderable)
+    return buffer.getvalue().rstrip()
+
+
+def table(*columns: str) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def inspection_table(inspection: Inspection) -> Any:
+    if not inspection.sites:
+        return Group(Text("no attention found"), refusal_summary(inspection.refusals))
+    body = table("site", "spec", "[b, heads, q x k, d]", "GFLOP", "MB")
+    for site in inspection.sites:
+        body.add_row(site.name, site.spec, Text(site.shape), number(site.flops, 1e9), number(site.bytes, 1e6))
+    head = Text(f"{len(inspection.sites)} attention{'s' * (len(inspection.sites) != 1)} found")
+    return Group(head, body, refusal_summary(inspection.refusals))
+
+
+def refusal_summary(refusals: Sequence[Refusal]) -> Text:
+    if not refusals:
+        return Text("")
+    return Text(f"{len(refusals)} near miss{'es' * (len(refusals) != 1)}; `attnopt inspect --explain` says why")
+
+
+def refusal_table(refusals: Sequence[Refusal]) -> Any:
+    if not refusals:
+        return Text("no near misses")
+    body = table("node", "why it is not taken for attention", "module", "line")
+    for refusal in refusals:
+        body.add_row(refusal.node, refusal.reason, refusal.source.module, refusal.source.line)
+    return body
+
+
+def report_table(report: Report) -> Any:
+    parts: list[Any] = []
+    if report.sites:
+        body = table("site", "spec", "kernel", "before", "after", "why")
+        for site in report.sites:
+            times = (milliseconds(site.seconds_before), milliseconds(site.seconds_after))
+            body.add_row(site.name, site.after, site.kernel, *times, site.why)
+        parts.append(body)
+    for rewrite in report.rewrites:
+        parts.append(Text(f"{rewrite.name}: {'kept' if rewrite.kept else 'not kept'}, {rewrite.description}: {rewrite.why}"))
+    parts.append(Text(summary(report)))
+    parts += [Text(note) for note in report.notes]
+    return Group(*parts)
+
+
+def summary(report: Report) -> str:
+    """The last line: counts, whole-model time, difference."""
+    found = len(report.sites)
+    text = [f"{found} attention{'s' * (found != 1)} found, {report.fused} replaced"] if found else ["no attention found, nothing replaced"]
+    if report.seconds_before is not None and report.seconds_after is not None:
+        ratio = report.seconds_before / report.seconds_after
+        text.append(f"model {milliseconds(report.seconds_before)} -> {milliseconds(report.seconds_after)} ({ratio:.2f}x)")
+    if report.difference is not None:
+        allowed = f" (allowed {report.difference.tolerance:.1g})" if report.difference.exact else ""
+        text.append(f"largest difference {report.difference.max_abs:.2g} absolute, {report.difference.max_rel:.2g} relative{allowed}")
+    return "; ".join(text)
+
+
+def milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.3g} ms"
+
+
+def number(value: float | None, unit: float) -> str:
+    return "" if value is None else f"{value / unit:.3g}"

@@ -1,0 +1,1 @@
+"""What runs at inference time: torch operators that optimised graphs call."""
