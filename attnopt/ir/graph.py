@@ -52,7 +52,7 @@ BLOCK = {
     "attention": "(q, k, v, mask | None) causal: bool (top-left aligned), scale: float, softcap: float; q, k, v are [B, H, L, D]"
     " or [H, L, D]; the heads of q are a multiple of those of k and v",
 }
-VOCABULARY: dict[str, str] = {**LAYOUT, **ELEMENTWISE, **REDUCTION, **CONTRACTION, **ACCESS, **BLOCK, "opaque": "name: str"}
+VOCABULARY: dict[str, str] = {**LAYOUT, **ELEMENTWISE, **REDUCTION, **CONTRACTION, **ACCESS, **BLOCK, "opaque": "operator: str"}
 
 
 @dataclass(eq=False)

@@ -1,0 +1,92 @@
+"""Which dimensions of the inputs may vary: batch and sequence length by default.
+
+    {"input_ids": [2, 16], "attention_mask": [2, 16]}   ->   {"input_ids": {0: batch, 1: sequence}, "attention_mask": the same}
+
+Dimensions that must be equal share one name. The first proposal names batch and sequence; where torch.export finds that a
+model does not allow it, the next lets torch decide every dimension on its own, and the last keeps all sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+TOKENS = (torch.int64, torch.int32, torch.bool)
+
+
+def proposals(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(what it is, dynamic_shapes) from the most to the least general."""
+    yield "batch and sequence", tree_of(arguments, named_dims(arguments))
+    yield "whatever torch.export allows", tree_of(arguments, automatic_dims(arguments))
+    yield "none", tree_of(arguments, {})
+
+
+def tree_of(arguments: Mapping[str, Any], dims: Mapping[int, dict[int, Any]]) -> Any:
+    """`dims` (by position of the leaf) as a tree of the same form as the arguments."""
+    leaves, spec = pytree.tree_flatten(dict(arguments))
+    return pytree.tree_unflatten([dims.get(i) if isinstance(leaf, Tensor) else None for i, leaf in enumerate(leaves)], spec)
+
+
+def named_leaves(arguments: Mapping[str, Any]) -> Iterator[tuple[int, str, Tensor]]:
+    position = 0
+    for name, value in arguments.items():
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                yield position, name, leaf
+            position += 1
+
+
+def is_sequence(leaf: Tensor) -> bool:
+    """Whether dimension 1 counts tokens: ids and masks of rank 2, embeddings of rank 3."""
+    return leaf.ndim == 2 and (leaf.dtype in TOKENS or leaf.shape[1] > 1) or leaf.ndim == 3
+
+
+def named_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
+    """One `batch` for all first dimensions of the common size; one sequence name per size and side (encoder, decoder)."""
+    tensors = [(i, name, t) for i, name, t in named_leaves(arguments) if t.ndim >= 1]
+    if not tensors:
+        return {}
+    batch_size = tensors[0][2].shape[0]
+    batch = Dim("batch")
+    sequences: dict[tuple[str, int], Any] = {}
+    dims: dict[int, dict[int, Any]] = {}
+    for i, name, leaf in tensors:
+        dims[i] = {0: batch} if leaf.shape[0] == batch_size and leaf.ndim >= 2 else {}
+        side = "decoder_" if name.startswith("decoder_") else ""
+        if is_sequence(leaf):
+            key = (side, leaf.shape[1])
+            if key not in sequences:
+                sequences[key] = Dim(f"{side}sequence" + (f"_{len(sequences)}" if any(k[0] == side for k in sequences) else ""))
+            dims[i][1] = sequences[key]
+        elif leaf.ndim == 4 and leaf.shape[1] == 1:  # a mask [batch, 1, queries, keys]
+            for axis in (2, 3):
+                if (side, leaf.shape[axis]) in sequences:
+                    dims[i][axis] = sequences[(side, leaf.shape[axis])]
+    return dims
+
+
+def automatic_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
+    return {i: dict.fromkeys(range(t.ndim), Dim.AUTO) for i, _, t in named_leaves(arguments)}
+
+
+def enlarged(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with batch and sequence of at least two: torch.export treats sizes 0 and 1 as fixed."""
+    tensors = list(named_leaves(arguments))
+    batch = {t.shape[0] for _, _, t in tensors if t.ndim >= 2}
+    short = any(is_sequence(t) and t.shape[1] == 1 for _, _, t in tensors)
+
+    def grown(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.ndim < 2:
+            return leaf
+        if batch == {1}:
+            leaf = leaf.repeat_interleave(2, 0)
+        if short and is_sequence(leaf) and leaf.shape[1] == 1:
+            leaf = leaf.repeat_interleave(2, 1)
+        return leaf
+
+    return {name: pytree.tree_map(grown, value) for name, value in arguments.items()}

@@ -1,0 +1,190 @@
+"""The torch host: one traced model, shown as a canonical graph, edited, run, tapped and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from attnopt.errors import InputMismatch
+from attnopt.hosts.fx.builder import FxBuilder
+from attnopt.hosts.fx.call import Convention, as_call, split
+from attnopt.hosts.fx.capture import Captured
+from attnopt.hosts.fx.flat import flat_module
+from attnopt.hosts.fx.int8 import quantize_linear
+from attnopt.hosts.fx.program import save_program, to_onnx
+from attnopt.hosts.fx.region import isolate
+from attnopt.hosts.fx.symbols import name_symbols
+from attnopt.hosts.fx.translate import translate
+from attnopt.ir.graph import Graph, Node, Value
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One tensor that the model reads; symbolic sizes are None."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+
+@dataclass
+class FxHost:
+    """A flat GraphModule with its calling convention. `quantized` names the nodes that were made int8."""
+
+    module: fx.GraphModule
+    captured: Captured
+    quantized: tuple[str, ...] = ()
+    kind: str = "torch"
+    _graph: Graph | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_captured(cls, captured: Captured) -> FxHost:
+        return cls(flat_module(captured.program), captured)
+
+    @property
+    def convention(self) -> Convention:
+        return self.captured.convention
+
+    @property
+    def graph(self) -> Graph:
+        """The canonical graph of the module as it is now; read again after `finish`."""
+        if self._graph is None:
+            self._graph = translate(self.module)
+        return self._graph
+
+    def copy(self) -> FxHost:
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.module.graph, {}))
+        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.quantized)
+
+    # Editing.
+
+    def placeholders(self) -> list[fx.Node]:
+        return [n for n in self.module.graph.nodes if n.op == "placeholder"]
+
+    def node(self, name: str) -> fx.Node:
+        return next(n for n in self.module.graph.nodes if n.name == name)
+
+    def builder(self, before: Node) -> FxBuilder:
+        return FxBuilder(self.module, name_symbols(self.placeholders()), self.node(before.name))
+
+    def replace(self, old: Value, new: Value) -> None:
+        old.handle.replace_all_uses_with(new.handle, delete_user_cb=lambda user: user is not new.handle)
+
+    def finish(self) -> None:
+        self.module.graph.eliminate_dead_code()
+        self.module.graph.lint()
+        self.module.recompile()
+        self._graph = None
+
+    def quantize_linears(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            quantize_linear(self.builder(node), self.node(node.name))
+        self.quantized = (*self.quantized, *(node.name for node in nodes))
+
+    # Running.
+
+    def flat_inputs(self, inputs: Mapping[str, Tensor]) -> list[Any]:
+        """Named tensors in the order of the placeholders, traced values for the rest."""
+        return [inputs.get(n.name, leaf) for n, leaf in zip(self.placeholders(), self.convention.leaves(), strict=True)]
+
+    def runner(self) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
+        def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+            with torch.no_grad():
+                return [t for t in self.module(*self.flat_inputs(inputs)) if isinstance(t, Tensor)]
+
+        return run
+
+    def tap(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(self.module.graph, copied)
+        graph.output(tuple(copied[v.handle] for v in values))
+        graph.eliminate_dead_code()
+        with torch.no_grad():
+            return [t.clone() for t in fx.GraphModule(self.module, graph)(*self.flat_inputs(inputs))]
+
+    def isolate(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[[Sequence[Any]], list[Any]]:
+        return isolate(self.module, name_symbols(self.placeholders()), inputs, outputs)
+
+    # What users see.
+
+    @property
+    def input_specs(self) -> list[InputSpec]:
+        specs = []
+        for node in self.placeholders():
+            value = node.meta.get("val")
+            if isinstance(value, Tensor):
+                specs.append(InputSpec(node.name, tuple(s if isinstance(s, int) else None for s in value.shape), value.dtype))
+        return specs
+
+    @property
+    def output_names(self) -> list[str]:
+        leaves = next(n for n in self.module.graph.nodes if n.op == "output").args[0]
+        return [name for name, leaf in zip(self.convention.output_names(), leaves, strict=True) if isinstance(leaf, fx.Node)]
+
+    def example_inputs(self) -> dict[str, Tensor]:
+        return self.named(split(self.convention.signature, self.captured.example))
+
+    def named_inputs(self, inputs: Any) -> dict[str, Tensor]:
+        """A user's inputs (tensors or arrays, by position or name) as named tensors. Raises InputMismatch."""
+        args, kwargs = as_call(inputs)
+        return self.named((tuple(map(as_tensor, args)), {name: as_tensor(x) for name, x in kwargs.items()}))
+
+    def named(self, call: tuple[tuple[Any, ...], Mapping[str, Any]]) -> dict[str, Tensor]:
+        leaves = self.convention.flatten(*call)
+        tensors = {n.name: leaf for n, leaf in zip(self.placeholders(), leaves, strict=True) if isinstance(leaf, Tensor)}
+        check_inputs(self.input_specs, tensors)
+        return tensors
+
+    def callable(self) -> FxCallable:
+        return FxCallable(self.module, self.convention, self.input_specs)
+
+    # Saving.
+
+    def save_pt2(self, path: Path, metadata: Mapping[str, str]) -> None:
+        save_program(self.module, self.captured, path, metadata)
+
+    def to_onnx(self) -> Any:
+        """The model as an onnx.ModelProto, by torch's own exporter."""
+        return to_onnx(self.module, self.captured)
+
+
+class FxCallable(torch.nn.Module):
+    """The optimised model with the signature and the return type of the original."""
+
+    def __init__(self, module: fx.GraphModule, convention: Convention, specs: Sequence[InputSpec]) -> None:
+        super().__init__()
+        self.graph_module = module
+        self.convention = convention
+        self.specs = specs
+        self.__signature__ = convention.signature
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        leaves = self.convention.flatten(args, kwargs)
+        names = [n.name for n in self.graph_module.graph.nodes if n.op == "placeholder"]
+        check_inputs(self.specs, {n: leaf for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)})
+        with torch.no_grad():
+            return self.convention.unflatten(self.graph_module(*leaves))
+
+
+def as_tensor(x: Any) -> Any:
+    return torch.from_numpy(x) if type(x).__module__ == "numpy" and hasattr(x, "dtype") else x
+
+
+def check_inputs(specs: Sequence[InputSpec], tensors: Mapping[str, Tensor]) -> None:
+    for spec in specs:
+        tensor = tensors[spec.name]
+        fits = tensor.dtype == spec.dtype and tensor.ndim == len(spec.shape)
+        fits = fits and all(want in (None, got) for want, got in zip(spec.shape, tensor.shape, strict=True))
+        if not fits:
+            wanted = ", ".join("any" if s is None else str(s) for s in spec.shape)
+            raise InputMismatch(
+                f"input '{spec.name}' is {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}",
+                next_move=f"The model takes {str(spec.dtype).removeprefix('torch.')}[{wanted}].",
+            )

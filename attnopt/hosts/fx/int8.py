@@ -1,0 +1,47 @@
+"""One linear layer on int8 weights, its input quantised on the fly.
+
+    linear(x, W, b)   ->   attnopt.linear_dynamic_int8(x, W_int8, scales, b)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from attnopt.hosts.fx.builder import FxBuilder
+from attnopt.runtime.dynamic_int8 import quantize_weight
+
+
+def quantize_linear(builder: FxBuilder, node: fx.Node) -> None:
+    """Write the int8 layer in place of a linear, matmul or addmm node with a constant weight."""
+    x, weight, bias = parts_of(builder.module, node)
+    stored, scales = quantize_weight(weight)
+    made = builder.call(
+        torch.ops.attnopt.linear_dynamic_int8.default,
+        *(builder_value(builder, part) for part in (x, stored, scales, bias)),
+        shape=(),
+    )
+    node.replace_all_uses_with(made.handle)
+
+
+def builder_value(builder: FxBuilder, part: fx.Node | Tensor | None) -> object:
+    if isinstance(part, Tensor):
+        return builder.constant(part, str(part.dtype).removeprefix("torch."))
+    return part
+
+
+def parts_of(module: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Tensor, fx.Node | None]:
+    """(input, weight [out, in], bias) of a linear, matmul, mm or addmm node."""
+
+    def constant(n: object) -> Tensor:
+        data: object = module
+        for part in str(n.target).split("."):  # type: ignore[attr-defined]
+            data = getattr(data, part)
+        return data.detach()  # type: ignore[attr-defined, no-any-return]
+
+    if node.target is torch.ops.aten.linear.default:
+        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        return node.args[0], constant(node.args[1]), bias  # type: ignore[return-value]
+    if node.target is torch.ops.aten.addmm.default:
+        return node.args[1], constant(node.args[2]).t().contiguous(), node.args[0]  # type: ignore[return-value]
+    return node.args[0], constant(node.args[1]).t().contiguous(), None  # type: ignore[return-value]

@@ -1,0 +1,161 @@
+"""slice, select, chunk, cat, embedding, arange, full, tril, …  ->  slice, concat, gather, iota, full, triangle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attnopt.hosts.fx.rules.layout import Arguments, Rule
+from attnopt.ir.dims import Dim
+from attnopt.ir.graph import Value
+
+if TYPE_CHECKING:
+    from attnopt.hosts.fx.translate import Translation
+
+END = 1 << 62  # aten writes "to the end" as the largest int64
+
+
+def replaced(value: Value, axis: int, *sizes: Dim) -> tuple[Dim, ...]:
+    """The shape with one axis replaced by these sizes (none removes it)."""
+    shape = value.shape or ()
+    return (*shape[:axis], *sizes, *shape[axis + 1 :])
+
+
+def number(x: Any) -> int | None:
+    return x if isinstance(x, int) else None
+
+
+def slice_(t: Translation, a: Arguments) -> bool:
+    value = t.value(a["self"])
+    if value is None or value.shape is None:
+        return False
+    axis = a["dim"] % len(value.shape)
+    start, stop = a["start"] or 0, a["end"]
+    if stop is None or (isinstance(stop, int) and stop >= END):
+        stop = value.shape[axis] if isinstance(value.shape[axis], int) else None
+        whole = start == 0 and a["step"] == 1
+    else:
+        whole = start == 0 and a["step"] == 1 and value.shape == t.shape
+    if whole:
+        return t.same(value)
+    return t.result("slice", value, axis=axis, start=number(start), stop=number(stop), step=number(a["step"]))
+
+
+def narrow(t: Translation, a: Arguments) -> bool:
+    value = t.value(a["self"])
+    if value is None or value.shape is None:
+        return False
+    start, length = number(a["start"]), number(a["length"])
+    stop = start + length if start is not None and length is not None else None
+    return t.result("slice", value, axis=a["dim"] % len(value.shape), start=start, stop=stop, step=1)
+
+
+def piece(t: Translation, value: Value, axis: int, start: int | None, size: Dim) -> Value:
+    stop = start + size if start is not None and isinstance(size, int) else None
+    return t.emit("slice", value, shape=replaced(value, axis, size), axis=axis, start=start, stop=stop, step=1)
+
+
+def select(t: Translation, a: Arguments) -> bool:
+    value = t.value(a["self"])
+    if value is None or value.shape is None:
+        return False
+    axis, index = a["dim"] % len(value.shape), number(a["index"])
+    size = value.shape[axis]
+    if index is not None and index < 0:
+        index = index + size if isinstance(size, int) else None
+    return t.result("reshape", piece(t, value, axis, index, 1))
+
+
+def pieces(t: Translation, a: Arguments) -> bool:
+    """chunk and split: neighbours along one axis, their sizes known from what the operator makes."""
+    value = t.value(a["self"])
+    if value is None or value.shape is None:
+        return False
+    axis = a["dim"] % len(value.shape)
+    start: int | None = 0
+    made = []
+    for part in t.node.meta["val"]:
+        size = t.symbols.shape(part)[axis]
+        made.append(piece(t, value, axis, start, size))
+        start = start + size if start is not None and isinstance(size, int) else None
+    return t.results(made)
+
+
+def unbind(t: Translation, a: Arguments) -> bool:
+    value = t.value(a["self"])
+    if value is None or value.shape is None:
+        return False
+    axis = a["dim"] % len(value.shape)
+    parts = [piece(t, value, axis, i, 1) for i in range(len(t.node.meta["val"]))]
+    return t.results([t.emit("reshape", part, shape=replaced(value, axis)) for part in parts])
+
+
+def concat(t: Translation, a: Arguments) -> bool:
+    values = [t.value(x) for x in a["tensors"]]
+    return t.result("concat", *values, axis=a["dim"] % len(t.shape))
+
+
+def stack(t: Translation, a: Arguments) -> bool:
+    values = [t.value(x) for x in a["tensors"]]
+    axis = a["dim"] % len(t.shape)
+    apart = [
+        t.emit("reshape", v, shape=(*v.shape[:axis], 1, *v.shape[axis:])) for v in values if v is not None and v.shape is not None
+    ]
+    return len(apart) == len(values) and t.result("concat", *apart, axis=axis)
+
+
+def gather(t: Translation, a: Arguments) -> bool:
+    value, index = t.value(a["self"]), t.value(a["index"])
+    return value is not None and value.shape is not None and t.result("gather", value, index, axis=a["dim"] % len(value.shape))
+
+
+def embedding(t: Translation, a: Arguments) -> bool:
+    return t.result("gather", t.value(a["weight"]), t.value(a["indices"]), axis=0)
+
+
+def index(t: Translation, a: Arguments) -> bool:
+    """x[:, i]: one index tensor is a gather along its axis; several stay opaque."""
+    given = [(axis, x) for axis, x in enumerate(a["indices"]) if x is not None]
+    if len(given) != 1:
+        return False
+    axis, chosen = given[0]
+    value = t.value(chosen)
+    return value is not None and value.dtype in ("int64", "int32") and t.result("gather", t.value(a["self"]), value, axis=axis)
+
+
+def arange(t: Translation, a: Arguments) -> bool:
+    start, step = a.get("start", 0) or 0, a.get("step", 1) or 1
+    return isinstance(start, (int, float)) and isinstance(step, (int, float)) and t.result("iota", start=start, step=step)
+
+
+def full(value: str | float) -> Rule:
+    def rule(t: Translation, a: Arguments) -> bool:
+        filled = a.get(value) if isinstance(value, str) else value
+        return isinstance(filled, (bool, int, float)) and t.result("full", value=filled)
+
+    return rule
+
+
+def triangle(upper: bool) -> Rule:
+    return lambda t, a: isinstance(a["diagonal"], int) and t.result("triangle", t.value(a["self"]), diagonal=a["diagonal"], upper=upper)
+
+
+RULES: dict[str, Rule] = {
+    "aten.slice": slice_,
+    "aten.narrow": narrow,
+    "aten.select": select,
+    **{f"aten.{name}": pieces for name in ("chunk", "split", "split_with_sizes", "tensor_split")},
+    "aten.unbind": unbind,
+    "aten.cat": concat,
+    "aten.concat": concat,
+    "aten.stack": stack,
+    "aten.index_select": gather,
+    "aten.embedding": embedding,
+    "aten.index": index,
+    "aten.arange": arange,
+    **{f"aten.{name}": full("fill_value") for name in ("full", "full_like", "new_full")},
+    "aten.scalar_tensor": full("s"),
+    **{f"aten.{name}": full(0) for name in ("zeros", "zeros_like", "new_zeros")},
+    **{f"aten.{name}": full(1) for name in ("ones", "ones_like", "new_ones")},
+    "aten.tril": triangle(upper=False),
+    "aten.triu": triangle(upper=True),
+}

@@ -1,0 +1,74 @@
+"""torch's symbolic sizes as canonical dimensions, with readable names.
+
+    s43, 4*s53, s53 + 1    ->    batch, 4*sequence, "sequence + 1"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from attnopt.ir.dims import Dim, Shape, make, symbol
+
+TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+
+
+@dataclass
+class Symbols:
+    """Names for the symbols of one program. Two symbols that must be equal may share a name."""
+
+    names: dict[str, str] = field(default_factory=dict)
+
+    def dim(self, size: Any) -> Dim:
+        """One size: an int, a product of symbols, or one opaque symbol for anything else."""
+        if isinstance(size, int) or not isinstance(size, torch.SymInt):
+            return int(size)
+        expr = size.node.expr
+        coefficient, rest = expr.as_coeff_Mul()
+        factors = rest.as_ordered_factors() if rest.is_Mul else [rest]
+        names: list[str] = []
+        for factor in factors:
+            base, power = factor.as_base_exp()
+            if base.is_Symbol and power.is_Integer and power > 0:
+                names += [self.named(str(base))] * int(power)
+            elif not factor.is_Integer:
+                return symbol(self.renamed(str(expr)))
+        return make(int(coefficient), names) if coefficient.is_Integer else symbol(self.renamed(str(expr)))
+
+    def shape(self, tensor: torch.Tensor) -> Shape:
+        return tuple(self.dim(size) for size in tensor.shape)
+
+    def named(self, name: str) -> str:
+        return self.names.get(name, name)
+
+    def renamed(self, text: str) -> str:
+        for old, new in self.names.items():
+            text = text.replace(old, new)
+        return text.replace("*", "·")
+
+
+def name_symbols(placeholders: Iterable[fx.Node]) -> Symbols:
+    """`batch` for first, `sequence` for second dimensions of token inputs, by side; equal roles share a name."""
+    symbols = Symbols()
+    for node in placeholders:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            continue
+        for axis, size in enumerate(value.shape):
+            if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol:
+                continue
+            raw = str(size.node.expr)
+            if raw not in symbols.names:
+                symbols.names[raw] = role(str(node.target), axis, value.ndim, raw)
+    return symbols
+
+
+def role(name: str, axis: int, rank: int, raw: str) -> str:
+    side = "decoder_" if name.startswith("decoder_") else ""
+    if rank < 2 or name.removeprefix(side) not in TOKENS or axis > 1:
+        return raw
+    return f"{side}sequence" if axis == 1 else "batch"
