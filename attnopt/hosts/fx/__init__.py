@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from attnopt.hosts.fx.capture import Captured, capture
-from attnopt.hosts.fx.host import FxHost
-from attnopt.hosts.fx.program import load_pt2
+from attnopt.hosts.fx.host import FxHost, load_pt2
 
 __all__ = ["Captured", "FxHost", "capture", "load_pt2"]

@@ -16,7 +16,7 @@ from attnopt.hosts.fx.call import Convention, as_call, split
 from attnopt.hosts.fx.capture import Captured
 from attnopt.hosts.fx.flat import flat_module
 from attnopt.hosts.fx.int8 import quantize_linear
-from attnopt.hosts.fx.program import save_program, to_onnx
+from attnopt.hosts.fx.program import read_with_metadata, save_program, to_onnx
 from attnopt.hosts.fx.region import isolate
 from attnopt.hosts.fx.symbols import name_symbols
 from attnopt.hosts.fx.translate import translate
@@ -39,6 +39,7 @@ class FxHost:
     module: fx.GraphModule
     captured: Captured
     quantized: tuple[str, ...] = ()
+    edited: bool = False
     kind: str = "torch"
     _graph: Graph | None = field(default=None, repr=False)
 
@@ -60,7 +61,7 @@ class FxHost:
     def copy(self) -> FxHost:
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.module.graph, {}))
-        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.quantized)
+        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.quantized, self.edited)
 
     # Editing.
 
@@ -80,6 +81,7 @@ class FxHost:
         self.module.graph.eliminate_dead_code()
         self.module.graph.lint()
         self.module.recompile()
+        self.edited = True
         self._graph = None
 
     def quantize_linears(self, nodes: Sequence[Node]) -> None:
@@ -152,7 +154,13 @@ class FxHost:
 
     def to_onnx(self) -> Any:
         """The model as an onnx.ModelProto, by torch's own exporter."""
-        return to_onnx(self.module, self.captured)
+        return to_onnx(self.module, self.captured, self.output_names, edited=self.edited)
+
+
+def load_pt2(path: Path) -> tuple[FxCallable, dict[str, str]]:
+    """A callable with the saved model's signature, and the metadata inside the file."""
+    captured, metadata = read_with_metadata(path)
+    return FxHost.from_captured(captured).callable(), metadata
 
 
 class FxCallable(torch.nn.Module):

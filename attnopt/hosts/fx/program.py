@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from attnopt.errors import OutputNotWritable, UnreadableModel
+from attnopt.errors import OutputNotWritable
 from attnopt.hosts.fx.call import split
-from attnopt.hosts.fx.capture import Captured, read_program
-
-METADATA_FILE = "attnopt.metadata"
-
+from attnopt.hosts.fx.capture import Captured, from_program, read_program
+from attnopt.hosts.fx.symbols import name_symbols
 
 def program_of(module: fx.GraphModule, captured: Captured) -> ExportedProgram:
     """The edited graph as an ExportedProgram that is called like the original one."""
@@ -49,10 +50,17 @@ def dynamic_shapes(program: ExportedProgram, parameters: Sequence[str], args: tu
         for axis, size in enumerate(value.shape):
             if isinstance(size, torch.SymInt):
                 expr = size.node.expr
-                axes[axis] = dims.setdefault(str(expr), torch.export.Dim(str(expr))) if expr.is_Symbol else torch.export.Dim.AUTO
+                axes[axis] = dims.setdefault(str(expr), ranged(program, expr)) if expr.is_Symbol else Dim.AUTO
         flat.append(axes or None)
     tree_args, tree_kwargs = pytree.tree_unflatten(flat, pytree.tree_flatten((args, dict(kwargs)))[1])
     return {**dict(zip(parameters, tree_args, strict=False)), **tree_kwargs}
+
+
+def ranged(program: ExportedProgram, symbol: Any) -> Any:
+    """A Dim with the limits that tracing found for the symbol (a position table of 512 rows allows no more)."""
+    limits = program.range_constraints.get(symbol)
+    finite = limits is not None and limits.upper.is_Integer
+    return Dim(str(symbol), max=int(limits.upper)) if finite else Dim(str(symbol))  # type: ignore[union-attr]
 
 
 def save_program(module: fx.GraphModule, captured: Captured, path: Path, metadata: Mapping[str, str]) -> None:
@@ -74,21 +82,54 @@ def save_program(module: fx.GraphModule, captured: Captured, path: Path, metadat
         Path(beside).unlink(missing_ok=True)
 
 
-def to_onnx(module: fx.GraphModule, captured: Captured) -> Any:
-    """The edited graph as an onnx.ModelProto."""
-    program = torch.onnx.export(program_of(module, captured), (), dynamo=True, verbose=False)
-    return program.model_proto
+def to_onnx(module: fx.GraphModule, captured: Captured, output_names: Sequence[str], *, edited: bool) -> Any:
+    """The graph as an onnx.ModelProto by torch's exporter, with readable names for outputs and for sizes that vary."""
+    program = program_of(module, captured) if edited else captured.program
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
+    with quiet():
+        try:
+            exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=list(output_names))
+        except torch.onnx.OnnxExporterError:  # the exporter may take a reshape of a permuted tensor for a view
+            program = program_of(with_copies(module), captured)
+            exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=list(output_names))
+    names = name_symbols(placeholders).names
+    proto = exported.model_proto
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
+    return proto
 
 
-def load_pt2(path: Path) -> tuple[Any, dict[str, str]]:
-    """A callable with the saved model's signature, and the metadata inside the file."""
-    from attnopt.hosts.fx.capture import from_program
-    from attnopt.hosts.fx.host import FxHost
+def with_copies(module: fx.GraphModule) -> fx.GraphModule:
+    """The module with an explicit copy before every reshape; ONNX knows no strides, so the copies vanish there."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in list(graph.nodes):
+        if node.target in (torch.ops.aten.reshape.default, torch.ops.aten.view.default):
+            with graph.inserting_before(node):
+                copied = graph.call_function(torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format})
+            node.args = (copied, *node.args[1:])
+            node.target = torch.ops.aten.view.default
+    return fx.GraphModule(module, graph)
 
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that are not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def read_with_metadata(path: Path) -> tuple[Captured, dict[str, str]]:
+    """A saved program with its calling convention, and the metadata inside the file."""
     metadata: dict[str, Any] = {"attnopt.report": ""}
-    if not path.is_file():
-        raise UnreadableModel(f"there is no file '{path}'", next_move="Check the path.")
-    program = read_program(path, metadata)
-    captured = from_program(program, None)
-    host = FxHost.from_captured(captured)
-    return host.callable(), {k: v for k, v in metadata.items() if v}
+    captured = from_program(read_program(path, metadata), None)
+    return captured, {name: text for name, text in metadata.items() if text}

@@ -1,0 +1,106 @@
+"""Every canonical node means what its ATen operators compute, on whole models and on single spellings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from canonical import check, values_in_host
+from hf_models import CASES, build, inputs
+from torch import nn
+
+from attnopt.hosts.fx import FxHost, capture
+
+
+def checked(model: nn.Module, example, **options) -> tuple[FxHost, int]:
+    host = FxHost.from_captured(capture(model, example, **options))
+    values = [*host.graph.inputs, *values_in_host(host.graph)]
+    named = host.example_inputs()
+    return host, check(host.graph, dict(zip(values, host.tap(values, named), strict=True)))
+
+
+@pytest.mark.parametrize(("family", "attention"), CASES)
+def test_models_mean_the_same_node_by_node(family, attention):
+    host, compared = checked(build(family, attention, layers=1), inputs(family))
+    opaque = {n.attrs["operator"] for n in host.graph.of("opaque")}
+    assert compared > 40
+    assert opaque <= {"aten.index.Tensor", "aten.gather.default", "aten.all.default"}, opaque
+
+
+class Spellings(nn.Module):
+    """One module per line: (name, function of x [2, 3, 4, 6] and y [2, 3, 6, 4])."""
+
+    CASES = {
+        "einsum_scores": lambda x, y: torch.einsum("bhqd,bhdk->bhqk", x, y),
+        "einsum_heads_last": lambda x, y: torch.einsum("bqhd,bkhd->bhqk", x, x),
+        "einsum_merged": lambda x, y: torch.einsum("bhqd,cbd->hqbc", x, y[:, :2, :, 0]),
+        "baddbmm": lambda x, y: torch.baddbmm(y[:, 0, :4], x[:, 0], y[:, 0], beta=0.5, alpha=2.0),
+        "baddbmm_unread": lambda x, y: torch.baddbmm(y[:, 0, :4], x[:, 0], y[:, 0], beta=0, alpha=0.25),
+        "addmm": lambda x, y: torch.addmm(y[0, 0, 0], x[0, 0], y[0, 0]),
+        "repeat_interleave": lambda x, y: x.repeat_interleave(2, dim=1),
+        "repeat": lambda x, y: x.repeat(1, 2, 1, 1),
+        "repeat_as_expand": lambda x, y: x[:, :1].repeat(1, 5, 1, 1),
+        "chunk": lambda x, y: torch.cat([t * i for i, t in enumerate(x.chunk(3, dim=-1))], -1),
+        "split": lambda x, y: sum(x.split([1, 1, 1], dim=1)),
+        "unbind": lambda x, y: torch.stack(x.unbind(1), dim=2),
+        "select": lambda x, y: x[:, -1] + x[:, 0],
+        "movedim": lambda x, y: x.movedim(1, -1),
+        "masked_fill": lambda x, y: x.masked_fill(x > 0.5, -1e4),
+        "where_scalar": lambda x, y: torch.where(x > 0, x, -torch.inf).softmax(-1),
+        "clamp": lambda x, y: x.clamp(-0.5, 0.5) + x.clamp(min=0.1),
+        "subtract_alpha": lambda x, y: torch.sub(x, y.mT, alpha=3),
+        "rsub": lambda x, y: 1.0 - x,
+        "max_with_indices": lambda x, y: x - x.max(-1, keepdim=True).values,
+        "triangle": lambda x, y: torch.triu(torch.full((4, 4), -torch.inf), diagonal=1) + x[..., :4],
+        "take": lambda x, y: x[:, :, torch.tensor([0, 2])],
+        "floor_division": lambda x, y: (x * 10) // 3 + torch.remainder(x, 0.3),
+        "norms": lambda x, y: nn.functional.layer_norm(x, (6,)) + nn.functional.rms_norm(x, (6,), eps=1e-5),
+        "sdpa": lambda x, y: nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True),
+        "sdpa_grouped": lambda x, y: nn.functional.scaled_dot_product_attention(x, x[:, :1], x[:, :1], scale=0.3, enable_gqa=True),
+        "logic": lambda x, y: ((x > 0) & ~(x > 1) | (x < -1)).float().cumsum(-1),
+        "in_place": lambda x, y: x.clone().add_(1.0).mul_(2.0),
+    }
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x, y):
+        return self.CASES[self.name](x, y)
+
+
+@pytest.mark.parametrize("name", Spellings.CASES)
+def test_spelling(name):
+    torch.manual_seed(0)
+    host, compared = checked(Spellings(name), (torch.randn(2, 3, 4, 6), torch.randn(2, 3, 6, 4)))
+    assert compared >= 1
+    assert not list(host.graph.of("opaque")) or name == "max_with_indices"
+
+
+def test_inactive_dropout_and_casts_vanish():
+    class Quiet(nn.Module):
+        def forward(self, x):
+            return nn.functional.dropout(x, 0.5, self.training).float().contiguous() * 2
+
+    host, _ = checked(Quiet().train(), (torch.randn(2, 3),))
+    assert [n.op for n in host.graph.nodes] == ["mul"]
+
+
+def test_regions_without_gradients_are_written_out():
+    class Region(nn.Module):
+        def forward(self, x):
+            with torch.no_grad():
+                y = x * 2
+            with torch.autocast("cpu", enabled=False):
+                return y @ x.mT
+
+    program = torch.export.export(Region(), (torch.randn(2, 3),), strict=False)
+    host = FxHost.from_captured(capture(program))
+    assert {"mul", "matmul"} <= {n.op for n in host.graph.nodes}
+    assert not list(host.graph.of("opaque"))
+
+
+def test_sources_name_module_and_line():
+    host, _ = checked(build("bert", layers=1), inputs("bert"))
+    node = next(host.graph.of("softmax"))
+    assert node.source.module == "encoder.layer.0.attention.self"
+    assert node.source.line.startswith("modeling_bert.py:")
