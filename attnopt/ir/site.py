@@ -70,6 +70,10 @@ class Site:
         return replace(self, spec=spec or self.spec, steps=(*self.steps, step))
 
 
+class NotIsolated(Exception):
+    """Internal: a part of a model reads more than the values it was cut out between, so it cannot run on its own."""
+
+
 class Builder(Protocol):
     """Writes new nodes into a host just before a site's output. Values go in and come out; the host keeps their handles."""
 
@@ -118,7 +122,7 @@ class Host(Protocol):
         ...
 
     def isolate(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[[Sequence[Any]], list[Any]]:
-        """The part of the model between these values as a callable of its own, to be timed."""
+        """The part of the model between these values as a callable of its own, to be timed. Raises NotIsolated."""
         ...
 
     def quantize_linears(self, nodes: Sequence[Node]) -> None:

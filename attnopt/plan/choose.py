@@ -16,12 +16,13 @@ from attnopt.codegen import LOWERINGS
 from attnopt.codegen.lowering import Lowering
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand
-from attnopt.ir.site import Host, Refusal, Site
+from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
 from attnopt.plan.timing import in_turn
 from attnopt.report.data import Choice
 
 NOISE = 0.03  # a measured difference below this share is a tie
+WORTH_MOVING = 0.1  # what an attention that is one node already must gain to be written anew
 ORIGINAL = "original"
 
 
@@ -82,11 +83,15 @@ def choose_one(host: Host, site: Site, inputs: Mapping[str, Tensor] | None, runt
 
 def measured(host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence[Choice], inputs: Mapping[str, Tensor]) -> Chosen:
     """Time the original nodes and every kernel on what the site's operands hold, in turn."""
-    calls, failures = site_calls(host, site, fits, inputs)
+    try:
+        calls, failures = site_calls(host, site, fits, inputs)
+    except NotIsolated as reason:
+        kept = Chosen(site, None, f"one kernel already; not measured alone: {reason}", tuple(refused))
+        return kept if is_fused(site) else Chosen(site, fits[0], f"predicted, not measured alone: {reason}", tuple(refused))
     times = in_turn(calls, seconds=0.3)
     before = times[ORIGINAL]
     best = min((n for n in times if n != ORIGINAL), key=lambda n: times[n].ratio(before), default=None)
-    allowed = 1.0 - NOISE if is_fused(site) else 1.0 + NOISE
+    allowed = 1.0 - WORTH_MOVING if is_fused(site) else 1.0 + NOISE
     ratio = times[best].ratio(before) if best else float("inf")
     taken = best if ratio <= allowed else None
     choices = [
@@ -125,9 +130,17 @@ def site_calls(
 
 
 def boundary(site: Site) -> list[Value]:
-    """The values that a site reads, each once."""
+    """The values of the host that a site reads, each once; for a value that the host does not hold, what it is made of."""
     operands = [site.q, site.k, site.v, *site.operands.values()]
-    return list(dict.fromkeys(o.value for o in operands if not o.value.is_constant))
+    return list(dict.fromkeys(v for o in operands for v in held(o.value)))
+
+
+def held(value: Value) -> list[Value]:
+    if value.is_constant:
+        return []
+    if value.handle is not None or value.producer is None:
+        return [value]
+    return [v for i in value.producer.inputs if i is not None for v in held(i)]
 
 
 def bind(call: Callable[[Sequence[Any]], list[Any]], data: Sequence[Any]) -> Callable[[], object]:

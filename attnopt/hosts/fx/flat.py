@@ -31,11 +31,16 @@ def flat_module(program: ExportedProgram) -> fx.GraphModule:
             flat.graph.erase_node(node)
     while any(inline(flat, node) for node in list(flat.graph.nodes)):
         pass
-    flat.graph.eliminate_dead_code()
+    flat.graph.eliminate_dead_code(has_effect)
     flat.graph.lint()
     flat.delete_all_unused_submodules()
     flat.recompile()
     return flat
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether a node that nobody reads must stay. A kernel that could draw random numbers (dropout) has none here."""
+    return node.is_impure(impure_random=False)
 
 
 def flatten_output(output: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from attnopt.errors import InputMismatch
 from attnopt.hosts.fx.builder import FxBuilder
 from attnopt.hosts.fx.call import Convention, as_call, split
 from attnopt.hosts.fx.capture import Captured
-from attnopt.hosts.fx.flat import flat_module
+from attnopt.hosts.fx.flat import flat_module, has_effect
 from attnopt.hosts.fx.int8 import quantize_linear
 from attnopt.hosts.fx.program import read_with_metadata, save_program, to_onnx
 from attnopt.hosts.fx.region import isolate
@@ -78,7 +78,7 @@ class FxHost:
         old.handle.replace_all_uses_with(new.handle, delete_user_cb=lambda user: user is not new.handle)
 
     def finish(self) -> None:
-        self.module.graph.eliminate_dead_code()
+        self.module.graph.eliminate_dead_code(has_effect)
         self.module.graph.lint()
         self.module.recompile()
         self.edited = True
@@ -107,7 +107,7 @@ class FxHost:
         copied: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self.module.graph, copied)
         graph.output(tuple(copied[v.handle] for v in values))
-        graph.eliminate_dead_code()
+        graph.eliminate_dead_code(has_effect)
         with torch.no_grad():
             return [t.clone() for t in fx.GraphModule(self.module, graph)(*self.flat_inputs(inputs))]
 

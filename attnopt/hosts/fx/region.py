@@ -16,14 +16,11 @@ from torch import Tensor, fx
 from attnopt.hosts.fx.symbols import Symbols
 from attnopt.ir.dims import Dim, evaluate
 from attnopt.ir.graph import Value
-
-
-class Unisolated(Exception):
-    """Internal: the part reads something that its inputs do not tell. The planner then decides without measuring."""
+from attnopt.ir.site import NotIsolated
 
 
 def isolate(module: fx.GraphModule, symbols: Symbols, inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[[Sequence[Any]], list[Any]]:
-    """The part between these values. Raises Unisolated where it needs more than `inputs`."""
+    """The part between these values. Raises NotIsolated where it needs more than `inputs`."""
     graph = fx.Graph()
     made: dict[fx.Node, fx.Node] = {}
     for value in inputs:
@@ -41,7 +38,7 @@ def isolate(module: fx.GraphModule, symbols: Symbols, inputs: Sequence[Value], o
                 wanted[dim] = graph.placeholder(f"size_{len(wanted)}")
             made[node] = wanted[dim]
         elif node.op == "placeholder":
-            raise Unisolated(f"it reads the model input '{node.name}'")
+            raise NotIsolated(f"it reads the model input '{node.name}'")
         else:
             made[node] = graph.node_copy(node, lambda n: made[n])
     graph.output(tuple(made[v.handle] for v in outputs))
@@ -51,7 +48,7 @@ def isolate(module: fx.GraphModule, symbols: Symbols, inputs: Sequence[Value], o
     known = {d.names[0] for shape in shapes for d in shape if not isinstance(d, int) and d.coefficient == 1 and len(d.names) == 1}
     for dim in wanted:
         if not isinstance(dim, int) and not known >= set(dim.names):
-            raise Unisolated(f"it reads the size {dim}")
+            raise NotIsolated(f"it reads the size {dim}")
 
     def call(data: Sequence[Any]) -> list[Any]:
         sizes = solve(shapes, data)
