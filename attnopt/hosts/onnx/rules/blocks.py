@@ -1,0 +1,85 @@
+"""LayerNormalization, RMSNormalization, Attention  ->  layer_norm, rms_norm, attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attnopt.hosts.onnx.rules.layout import Inputs, Rule
+from attnopt.ir.dims import divide, product
+from attnopt.ir.graph import Value
+
+if TYPE_CHECKING:
+    from attnopt.hosts.onnx.translate import Translation
+
+
+def outputs_read(t: Translation, first: int) -> bool:
+    """Whether anything reads the outputs from this one on."""
+    return any(o.uses() or o.is_graph_output() for o in t.node.outputs[first:])
+
+
+def over_last_axis(t: Translation, value: Value | None) -> bool:
+    return value is not None and value.shape is not None and t.attr("axis", -1) in (-1, len(value.shape) - 1)
+
+
+def layer_norm(t: Translation, x: Inputs) -> bool:
+    if not over_last_axis(t, x[0]) or outputs_read(t, 1):
+        return False
+    bias = x[2] if len(x) > 2 else None
+    return t.result("layer_norm", x[0], x[1], bias, shape=x[0].shape, eps=float(t.attr("epsilon", 1e-5)))  # type: ignore[union-attr]
+
+
+def rms_norm(t: Translation, x: Inputs) -> bool:
+    if not over_last_axis(t, x[0]) or outputs_read(t, 1):
+        return False
+    return t.result("rms_norm", x[0], x[1], shape=x[0].shape, eps=float(t.attr("epsilon", 1e-5)))  # type: ignore[union-attr]
+
+
+def attention(t: Translation, x: Inputs) -> bool:
+    """Attention-23 and -24 without past and without second outputs; 3-D inputs are split into heads first."""
+    q, k, v, mask, *rest = (*x, None, None, None, None)
+    if any(r is not None for r in rest) or outputs_read(t, 1) or t.attr("qk_matmul_output_mode", 0) or t.attr("left_window_size") is not None:
+        return False
+    if q is None or k is None or v is None or q.shape is None or k.shape is None or v.shape is None:
+        return False
+    flat = len(q.shape) == 3
+    if flat:
+        parts = [split_heads(t, value, t.attr(name)) for value, name in ((q, "q_num_heads"), (k, "kv_num_heads"), (v, "kv_num_heads"))]
+        if any(p is None for p in parts):
+            return False
+        q, k, v = parts  # type: ignore[assignment]
+    assert q.shape is not None and v.shape is not None  # type: ignore[union-attr]
+    width = q.shape[-1]  # type: ignore[union-attr]
+    scale = t.attr("scale")
+    if scale is None and not isinstance(width, int):
+        return False
+    shape = (*q.shape[:-1], v.shape[-1])  # type: ignore[union-attr]
+    options = {
+        "causal": bool(t.attr("is_causal", 0)),
+        "scale": float(scale if scale is not None else width**-0.5),  # type: ignore[operator]
+        "softcap": float(t.attr("softcap", 0.0)),
+    }
+    if not flat:
+        return t.result("attention", q, k, v, mask, shape=shape, **options)
+    made = t.emit("attention", q, k, v, mask, shape=shape, **options)
+    order = (shape[0], shape[2], shape[1], shape[3])
+    apart = t.emit("permute", made, shape=order, perm=(0, 2, 1, 3))
+    merged = product([order[2], order[3]])
+    return t.result("reshape", apart, shape=(*order[:2], merged))
+
+
+def split_heads(t: Translation, value: Value, heads: int | None) -> Value | None:
+    """[B, L, H*D] as [B, H, L, D]."""
+    batch, length, width = value.shape or (0, 0, 0)
+    each = divide(width, heads) if heads else None
+    if each is None or heads is None:
+        return None
+    apart = t.emit("reshape", value, shape=(batch, length, heads, each))
+    return t.emit("permute", apart, shape=(batch, heads, length, each), perm=(0, 2, 1, 3))
+
+
+RULES: dict[str, Rule] = {
+    "LayerNormalization": layer_norm,
+    "RMSNormalization": rms_norm,
+    "SimplifiedLayerNormalization": rms_norm,
+    "Attention": attention,
+}

@@ -1,0 +1,55 @@
+"""ReduceSum, Softmax, CumSum, …  ->  reduce_*, softmax, cumsum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attnopt.hosts.onnx.rules.layout import Inputs, Rule
+from attnopt.ir.dims import Dim
+
+if TYPE_CHECKING:
+    from attnopt.hosts.onnx.translate import Translation
+
+
+def reduction(op: str) -> Rule:
+    def rule(t: Translation, x: Inputs) -> bool:
+        value = x[0]
+        if value is None or value.shape is None:
+            return False
+        given = t.held(x[1]) if len(x) > 1 and x[1] is not None else t.attr("axes")
+        if len(x) > 1 and x[1] is not None and given is None:
+            return False
+        if not given and t.attr("noop_with_empty_axes", 0):
+            return t.same(value)
+        rank = len(value.shape)
+        axes = tuple(sorted(a % rank for a in given)) if given else tuple(range(rank))
+        keep = bool(t.attr("keepdims", 1))
+        shape: list[Dim] = [1 if i in axes else d for i, d in enumerate(value.shape) if keep or i not in axes]
+        return t.result(op, value, shape=tuple(shape), axes=axes, keepdims=keep)
+
+    return rule
+
+
+def softmax(t: Translation, x: Inputs) -> bool:
+    value = x[0]
+    if value is None or value.shape is None:
+        return False
+    return t.result("softmax", value, shape=value.shape, axis=int(t.attr("axis", -1)) % len(value.shape))
+
+
+def cumsum(t: Translation, x: Inputs) -> bool:
+    axis = t.held(x[1])
+    plain = not t.attr("exclusive", 0) and not t.attr("reverse", 0)
+    if x[0] is None or x[0].shape is None or axis is None or not plain:
+        return False
+    return t.result("cumsum", x[0], shape=x[0].shape, axis=int(axis[0]) % len(x[0].shape))
+
+
+RULES: dict[str, Rule] = {
+    "ReduceSum": reduction("reduce_sum"),
+    "ReduceMean": reduction("reduce_mean"),
+    "ReduceMax": reduction("reduce_max"),
+    "ReduceMin": reduction("reduce_min"),
+    "Softmax": softmax,
+    "CumSum": cumsum,
+}
