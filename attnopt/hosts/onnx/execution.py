@@ -11,7 +11,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from attnopt.hosts.onnx.writing import LIMIT, size_of_weights
+from attnopt.hosts.onnx.writing import is_external
 
 EXOTIC = {torch.bfloat16: torch.int16}  # numpy has no such type: the bits travel as another
 
@@ -22,11 +22,11 @@ def session(model: ir.Model) -> ort.InferenceSession:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = ["CPUExecutionProvider"]
-    if size_of_weights(model) <= LIMIT:
+    if not is_external(model):
         return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=providers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="model.data")
+        ir.save(model, path, external_data="model.data")  # streamed from file to file
         return ort.InferenceSession(str(path), options, providers=providers)
 
 

@@ -22,6 +22,7 @@ from attnopt.hosts.onnx.inference import infer, needs_inference
 from attnopt.hosts.onnx.int8 import quantize
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
+from attnopt.hosts.onnx.shape_reads import reroute
 from attnopt.hosts.onnx.translate import translate
 from attnopt.hosts.onnx.writing import write
 from attnopt.ir.graph import Graph, Node, Value
@@ -73,12 +74,17 @@ class OnnxHost:
 
     # Editing.
 
-    def builder(self, before: Node) -> OnnxBuilder:
+    @property
+    def names(self) -> set[str]:
+        """Every name that is taken."""
         if self._names is None:
             self._names = {v.name or "" for n in self.model.graph for v in n.outputs} | {n.name or "" for n in self.model.graph}
             self._names |= set(self.model.graph.initializers) | {v.name or "" for v in self.model.graph.inputs}
+        return self._names
+
+    def builder(self, before: Node) -> OnnxBuilder:
         place = before.outputs[0].handle or next(v.handle for v in later(self.graph, before) if v.handle is not None)
-        return OnnxBuilder(self.model, self.graph, place.producer(), self._names)
+        return OnnxBuilder(self.model, self.graph, place.producer(), self.names)
 
     def replace(self, old: Value, new: Value) -> None:
         """Let everything read `new`; a graph output keeps its name."""
@@ -93,6 +99,7 @@ class OnnxHost:
                     outputs[i] = made
 
     def finish(self) -> None:
+        reroute(self.model, self.graph, self.names)
         RemoveUnusedNodesPass()(self.model)
         RemoveUnusedOpsetsPass()(self.model)
         self.model.graph.sort()

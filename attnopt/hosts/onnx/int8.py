@@ -36,7 +36,7 @@ def quantize(model: ir.Model, names: Sequence[str]) -> ir.Model:
                 target,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
-                nodes_to_quantize=list(names),
+                nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],  # how it renames a Gemm that it splits
                 use_external_data_format=large,
                 extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
             )

@@ -28,36 +28,38 @@ def isolate(model: ir.Model, graph: Graph, inputs: Sequence[Value], outputs: Seq
     nodes, shaped = closure([v.handle for v in outputs], stop)
     asked = [canonical.get(held) for held in shaped]
     known = {d.names[0] for v in inputs for d in v.shape or () if not isinstance(d, int) and d.coefficient == 1 and len(d.names) == 1}
-    for value, held in zip(asked, shaped, strict=True):
-        if value is None or value.shape is None or any(not isinstance(d, int) and not set(d.names) <= known for d in value.shape):
-            raise NotIsolated(f"it reads the shape of '{held.name}'")
-    part = cut(model, nodes, [*stop_order(inputs), *shaped], [v.handle for v in outputs])
+    stands: list[Shape] = []
+    for value, (held, axes) in zip(asked, shaped.items(), strict=True):
+        if value is None or value.shape is None or not value.dtype:
+            raise NotIsolated(f"it reads the shape of '{held.name}', which is not known")
+        wanted = axes if axes is not None else set(range(len(value.shape)))
+        stands.append(tuple(d if i in wanted else 1 for i, d in enumerate(value.shape)))
+        unknown = [d for d in stands[-1] if not isinstance(d, int) and not set(d.names) <= known]
+        if unknown:
+            raise NotIsolated(f"it reads the size {unknown[0]} of '{held.name}'")
+    part = cut(model, nodes, [*(v.handle for v in inputs), *shaped], [v.handle for v in outputs])
     run = runner(part)
     names = [v.name for v in inputs]
-    zeros: dict[tuple[int, ...], Tensor] = {}
+    zeros: dict[tuple[str | int, ...], Tensor] = {}
 
     def call(data: Sequence[Any]) -> list[Any]:
         sizes = solve([v.shape or () for v in inputs], data)
         feed = dict(zip(names, data, strict=True))
-        for value in asked:
-            assert value is not None and value.shape is not None
-            shape = tuple(evaluate(d, sizes) for d in value.shape)
-            if shape not in zeros:
-                zeros[shape] = torch.zeros(shape, dtype=getattr(torch, value.dtype))
-            feed[value.name] = zeros[shape].to(getattr(torch, value.dtype))
+        for value, stand in zip(asked, stands, strict=True):
+            assert value is not None
+            key = (value.dtype, *(evaluate(d, sizes) for d in stand))
+            if key not in zeros:
+                zeros[key] = torch.zeros(key[1:], dtype=getattr(torch, value.dtype))  # type: ignore[arg-type]
+            feed[value.name] = zeros[key]
         return run(feed)
 
     return call
 
 
-def stop_order(inputs: Sequence[Value]) -> list[ir.Value]:
-    return [v.handle for v in inputs]
-
-
-def closure(roots: Sequence[ir.Value], stop: set[ir.Value]) -> tuple[set[ir.Node], list[ir.Value]]:
-    """The nodes that make the roots out of `stop`, and the values outside of which only the shape is asked."""
+def closure(roots: Sequence[ir.Value], stop: set[ir.Value]) -> tuple[set[ir.Node], dict[ir.Value, set[int] | None]]:
+    """The nodes that make the roots out of `stop`, and the values outside of which only some axes of the shape are asked."""
     nodes: set[ir.Node] = set()
-    shaped: dict[ir.Value, None] = {}
+    shaped: dict[ir.Value, set[int] | None] = {}
     stack = list(roots)
     while stack:
         held = stack.pop()
@@ -72,13 +74,27 @@ def closure(roots: Sequence[ir.Value], stop: set[ir.Value]) -> tuple[set[ir.Node
         if node.op_type in ("Shape", "Size"):
             (asked,) = node.inputs
             if asked not in stop and asked is not None and not (is_given(asked) and not asked.is_graph_input()):
-                shaped[asked] = None
+                axes, before = asked_axes(node), shaped.get(asked, set())
+                shaped[asked] = None if axes is None or before is None else axes | before
             continue
         stack += [v for v in node.inputs if v is not None]
     for held in list(shaped):
         if held.producer() in nodes:
             del shaped[held]
-    return nodes, list(shaped)
+    return nodes, shaped
+
+
+def asked_axes(node: ir.Node) -> set[int] | None:
+    """Which axes of the shape are used: those between start and end, or the constant ones gathered; None for all."""
+    if node.op_type == "Shape" and "end" in node.attributes:
+        return set(range(node.attributes.get_int("start", 0), node.attributes.get_int("end")))
+    axes: set[int] = set()
+    for user, _ in node.outputs[0].uses():
+        chosen = user.inputs[1].const_value if user.op_type == "Gather" and user.inputs[1] is not None else None
+        if chosen is None:
+            return None
+        axes.update(int(i) for i in chosen.numpy().reshape(-1))
+    return axes
 
 
 def cut(model: ir.Model, nodes: set[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
