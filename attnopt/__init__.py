@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+# torch finds operators by name when it loads a .pt2 file, so importing attnopt registers those that its graphs call.
+from attnopt.runtime import dynamic_int8, flex
+from attnopt.version import VERSION as __version__
 
 _HOMES = {
     "inspect": "attnopt.api",
@@ -19,12 +21,15 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public names when they are first used: `import attnopt` stays light, and operators register with torch."""
+    """Load the public names when they are first used: a program that only loads models needs no compiler."""
     if name in _HOMES:
         import importlib
 
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'attnopt' has no attribute '{name}'")
+
+
+__all__ = [*_HOMES, "__version__", "dynamic_int8", "flex"]
 
 
 def __dir__() -> list[str]:

@@ -84,7 +84,7 @@ def optimize(
         output_name=opened.output_name,
     )
     host, report = run(opened.host, request)
-    return Optimized(opened, host, report)
+    return Optimized(opened, host, report)  # type: ignore[arg-type]  # a copy of opened.host
 
 
 def passes_named(names: Sequence[str] | None) -> tuple[Pass, ...]:

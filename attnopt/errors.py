@@ -13,7 +13,12 @@ class AttnoptError(Exception):
 
     def __init__(self, message: str, *, where: str = "", next_move: str = "") -> None:
         self.message, self.where, self.next_move = message, where, next_move
-        super().__init__(message + (f" ({where})" if where else "") + "." * (not message.endswith(".")) + (f" {next_move}" if next_move else ""))
+        super().__init__(
+            message
+            + (f" ({where})" if where else "")
+            + "." * (not message.endswith("."))
+            + (f" {next_move}" if next_move else "")
+        )
 
 
 class UnknownName(AttnoptError):

@@ -61,7 +61,9 @@ def open_model(model: Any, example_inputs: Any, *, dynamic_shapes: Any, need_inp
     """The host for a module, an exported program, a graph module, an ONNX proto, or a path. See `attnopt.optimize`."""
     if is_onnx(model):
         host = OnnxHost.from_model(model)
-        inputs = host.named_inputs(example_inputs) if example_inputs is not None else host.example_inputs() if need_inputs else None
+        inputs = (
+            host.named_inputs(example_inputs) if example_inputs is not None else host.example_inputs() if need_inputs else None
+        )
         if inputs is None:
             inputs = host.example_inputs()
         return Opened(host, inputs, "onnxruntime", host.opset)
@@ -80,7 +82,9 @@ def is_onnx(model: Any) -> bool:
             return path.suffix == ".onnx"
         if not path.exists():
             raise UnreadableModel(f"there is no file '{path}'", next_move="Check the path.")
-        raise UnsupportedFormat(f"'{path.name}' is neither .onnx nor .pt2", next_move="Export with torch.export.save or torch.onnx.export.")
+        raise UnsupportedFormat(
+            f"'{path.name}' is neither .onnx nor .pt2", next_move="Export with torch.export.save or torch.onnx.export."
+        )
     if isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
         return False
     raise UnsupportedFormat(
@@ -96,7 +100,9 @@ def read_npz(path: Path, names: Sequence[str]) -> list[dict[str, Tensor]]:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError) as failure:
         raise InputMismatch(
-            f"cannot read calibration data: {failure}", where=str(path), next_move="Save it with numpy.savez(path, input_name=array, …)."
+            f"cannot read calibration data: {failure}",
+            where=str(path),
+            next_move="Save it with numpy.savez(path, input_name=array, …).",
         ) from None
     missing = [n for n in names if n not in arrays]
     if missing:
@@ -107,5 +113,7 @@ def read_npz(path: Path, names: Sequence[str]) -> list[dict[str, Tensor]]:
         )
     counts = {name: len(arrays[name]) for name in names}
     if len(set(counts.values())) != 1 or not next(iter(counts.values()), 0):
-        raise InputMismatch("calibration arrays differ in their number of samples", where=str(counts), next_move="Make them equal.")
+        raise InputMismatch(
+            "calibration arrays differ in their number of samples", where=str(counts), next_move="Make them equal."
+        )
     return [{name: torch.from_numpy(arrays[name][i : i + 1]) for name in names} for i in range(next(iter(counts.values())))]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attnopt.errors import UnsupportedFormat
+from torch import Tensor
+
+from attnopt.errors import AccuracyError, UnsupportedFormat
 from attnopt.hosts.fx import FxHost, load_pt2
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.opening import Opened
+from attnopt.passes import DynamicInt8
+from attnopt.patterns import recognise
+from attnopt.plan.choose import apply_choices, choose
+from attnopt.plan.quality import first_floating, measured_loss, natural_metric
+from attnopt.plan.verify import difference, require_equal
 from attnopt.report.data import Report
 
 METADATA_KEY = "attnopt.report"
@@ -40,7 +48,8 @@ class Optimized:
         target = Path(path)
         metadata = {METADATA_KEY: json.dumps(self.report.to_json())}
         if target.suffix == ".onnx":
-            onnx_host(self._host).save(target, metadata)
+            host = self._host if isinstance(self._host, OnnxHost) else as_onnx(self._opened, self._host, self.report)
+            host.save(target, metadata)
         elif target.suffix == ".pt2" and isinstance(self._host, FxHost):
             self._host.save_pt2(target, metadata)
         else:
@@ -51,17 +60,42 @@ class Optimized:
         return target
 
 
-def onnx_host(host: FxHost | OnnxHost) -> OnnxHost:
-    """The ONNX form of a host: a torch model is exported and its attentions fused again for onnxruntime."""
-    if isinstance(host, OnnxHost):
-        return host
-    from attnopt.patterns import recognise
-    from attnopt.plan.choose import apply_choices, choose
+def as_onnx(opened: Opened, host: FxHost, report: Report) -> OnnxHost:
+    """The ONNX form of an optimised torch model: exported as it was, fused and quantised again for onnxruntime, and compared.
 
-    exported = OnnxHost.from_model(host.to_onnx())
-    sites = recognise(exported.graph).sites
-    chosen = choose(exported, sites, None, runtime="onnxruntime", opset=exported.opset, select="always")
-    return apply_choices(exported, chosen)  # type: ignore[return-value]
+    Raises AccuracyError where the file would not compute what the torch model does, UnsupportedFormat where it cannot be made.
+    """
+    original = opened.host
+    assert isinstance(original, FxHost)
+    exported = OnnxHost.from_model(original.to_onnx())
+    chosen = choose(exported, recognise(exported.graph).sites, None, runtime="onnxruntime", opset=exported.opset, select="always")
+    result: Any = apply_choices(exported, chosen)
+    if host.quantized:
+        before, after = (DynamicInt8().layers(h.graph) for h in (original, result))
+        if len(before) != len(after):
+            raise UnsupportedFormat(
+                f"the ONNX export has {len(after)} linear layers where the torch model has {len(before)}, so int8 cannot be carried over",
+                next_move="Export as .pt2, or export the original to ONNX and optimise that file with the budget.",
+            )
+        result = result.copy()
+        names = [new.name for old, new in zip(before, after, strict=True) if old.name in host.quantized]
+        result.quantize_linears([n for n in DynamicInt8().layers(result.graph) if n.name in names])
+        result.finish()
+    inputs = original.example_inputs()
+    wanted, got = original.runner()(inputs), result.runner()(inputs)
+    if host.quantized:
+        metric = natural_metric(opened.output_name, first_floating(wanted))
+        loss = measured_loss(metric, [wanted], [got])
+        if loss > report.budget:
+            raise AccuracyError(*worst(wanted, got), report.budget)
+    else:
+        require_equal(wanted, got)
+    return result  # type: ignore[no-any-return]
+
+
+def worst(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[float, float]:
+    found = difference(wanted, got, exact=False)
+    return found.max_abs, found.max_rel
 
 
 class Loaded:

@@ -23,7 +23,8 @@ BINARY: dict[str, Callable[..., Tensor]] = {
 }  # fmt: skip
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     **{name: getattr(torch, name) for name in (
-        "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "relu", "erf", "sin", "cos", "floor", "isnan", "isinf",
+        "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "relu", "erf", "sin", "cos", "floor",
+        "isnan", "isinf",
     )},
     "silu": F.silu, "not": torch.logical_not,
 }  # fmt: skip
@@ -67,7 +68,11 @@ def compute(node: Node, x: list[Tensor | None], sizes: dict[str, int]) -> Tensor
     if op == "cumsum":
         return x[0].cumsum(a["axis"])
     if op == "slice":
-        if a["start"] is None or a["step"] is None or (a["stop"] is None and shape[a["axis"]] != x[0].shape[a["axis"]] - a["start"]):
+        if (
+            a["start"] is None
+            or a["step"] is None
+            or (a["stop"] is None and shape[a["axis"]] != x[0].shape[a["axis"]] - a["start"])
+        ):
             raise Skipped
         index = [slice(None)] * x[0].ndim
         stop = a["stop"]
@@ -94,7 +99,9 @@ def compute(node: Node, x: list[Tensor | None], sizes: dict[str, int]) -> Tensor
     raise Skipped
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool, scale: float, softcap: float) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool, scale: float, softcap: float
+) -> Tensor:
     repeat = q.shape[-3] // k.shape[-3]
     k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) if repeat else t for t in (k, v))
     scores = q @ k.mT * scale
@@ -110,7 +117,12 @@ def promoted(x: list[Tensor | None]) -> list[Tensor]:
     """A number meets a tensor in the tensor's type."""
     dtypes = [t.dtype for t in x if t is not None and t.ndim] or [t.dtype for t in x if t is not None]
     widest = max(dtypes, key=lambda d: (d.is_floating_point, d.itemsize))
-    return [t if t.dtype.is_floating_point == widest.is_floating_point or t.ndim else t.to(torch.result_type(t, torch.empty(1, dtype=widest))) for t in x]
+    return [
+        t
+        if t.dtype.is_floating_point == widest.is_floating_point or t.ndim
+        else t.to(torch.result_type(t, torch.empty(1, dtype=widest)))
+        for t in x
+    ]
 
 
 def size(dim: Any, sizes: dict[str, int]) -> int:
@@ -152,8 +164,14 @@ def check(graph: Graph, held: Mapping[Value, Tensor], *, tolerance: float = 1e-4
             known[node.output] = made
             continue
         assert made.shape == wanted.shape, (node, made.shape, wanted.shape)
-        assert made.dtype == wanted.dtype or node.op not in ("cast", "matmul", "reshape", "permute"), (node, made.dtype, wanted.dtype)
-        torch.testing.assert_close(made.to(wanted.dtype), wanted, atol=tolerance, rtol=tolerance, equal_nan=True, msg=lambda m, node=node: f"{node}\n{m}")
+        assert made.dtype == wanted.dtype or node.op not in ("cast", "matmul", "reshape", "permute"), (
+            node,
+            made.dtype,
+            wanted.dtype,
+        )
+        torch.testing.assert_close(
+            made.to(wanted.dtype), wanted, atol=tolerance, rtol=tolerance, equal_nan=True, msg=lambda m, node=node: f"{node}\n{m}"
+        )
         compared += 1
     return compared
 

@@ -21,7 +21,13 @@ def build(family: str, attention: str = "eager", layers: int = 2) -> nn.Module:
     """A model in evaluation mode; equal arguments give equal weights."""
     torch.manual_seed(0)
     shared: dict[str, Any] = {"vocab_size": VOCABULARY, "attn_implementation": attention, "bos_token_id": 0, "eos_token_id": 1}
-    decoder = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    decoder = {
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    }
     if family == "bert":
         config = transformers.BertConfig(
             hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64, **shared
@@ -48,7 +54,10 @@ def inputs(family: str, padding: str = "right", batch: int = 2, length: int = 12
         mask[1:, :3] = 0
     elif padding == "right":
         mask[1:, -3:] = 0
-    made: dict[str, Any] = {"input_ids": torch.randint(0, VOCABULARY, (batch, length), generator=generator), "attention_mask": mask}
+    made: dict[str, Any] = {
+        "input_ids": torch.randint(0, VOCABULARY, (batch, length), generator=generator),
+        "attention_mask": mask,
+    }
     if family == "t5":
         made["decoder_input_ids"] = torch.randint(0, VOCABULARY, (batch, decoder_length), generator=generator)
     if family != "bert":

@@ -46,9 +46,7 @@ def export(family: str, attention: str, exporter: str, opset: int | None = None)
                 input_names=list(tensors), output_names=["output"], dynamic_axes={**axes, "output": {0: "batch", 1: "sequence"}},
             )  # fmt: skip
             return onnx.load_from_string(buffer.getvalue())
-        dims = {
-            name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} if name in tensors else None for name in named
-        }
+        dims = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} if name in tensors else None for name in named}
         program = torch.onnx.export(model, (), kwargs=named, dynamo=True, dynamic_shapes=dims, opset_version=opset, verbose=False)
         return program.model_proto
 

@@ -21,9 +21,10 @@ def plain_softmax(site: Site) -> Refusal | None:
     spec = site.spec
     if site.weights_used is not None:
         return Refusal("the attention weights themselves are read here, and a fused kernel never makes them", site.weights_used)
-    for slot in ("qk_norm", "position", "sink", "value_scale", "selection", "correction", "precision", "cache", "offset"):
-        if getattr(spec, slot) is not None:
-            return Refusal(f"{getattr(spec, slot)} is not part of this kernel", site.name)
+    if spec.special:
+        return Refusal(f"{spec.special[0]} is not part of this kernel", site.name)
+    if spec.heads is not None and spec.heads.operand("map") is not None:
+        return Refusal("query heads are mapped to key heads by a table", site.name)
     if spec.normalizer.name != "softmax":
         return Refusal(f"the normaliser is {spec.normalizer}, not softmax", site.name)
     return None
@@ -58,8 +59,10 @@ def additive_mask(site: Site, builder: Builder, *, boolean: bool, mask: Expr | N
     total: Value | None = None
     for bias in biases:
         value = as_dtype(writer.write(bias), dtype, builder)
-        total = value if total is None else builder.emit(
-            "add", total, value, shape=broadcast(shape_of(total), shape_of(value)), dtype=dtype
+        total = (
+            value
+            if total is None
+            else builder.emit("add", total, value, shape=broadcast(shape_of(total), shape_of(value)), dtype=dtype)
         )
     if mask is None:
         return total
@@ -73,5 +76,3 @@ def additive_mask(site: Site, builder: Builder, *, boolean: bool, mask: Expr | N
 
 def as_dtype(value: Value, dtype: str, builder: Builder) -> Value:
     return value if value.dtype == dtype else builder.emit("cast", value, shape=shape_of(value), dtype=dtype)
-
-

@@ -11,9 +11,18 @@ from attnopt.ir.site import Builder, Refusal, Site
 class Lowering(Protocol):
     """A way to compute a site in one host. `name` is what reports print."""
 
-    name: str
-    host: str  # "torch" or "onnx"
-    opset: int  # the lowest ONNX opset whose operators it uses; 0 for torch
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def host(self) -> str:
+        """"torch" or "onnx"."""
+        ...
+
+    @property
+    def opset(self) -> int:
+        """The lowest ONNX opset whose operators it uses; 0 for torch."""
+        ...
 
     def supports(self, site: Site, runtime: str) -> Refusal | None:
         """None where the lowering computes exactly this spec on that runtime; else why not."""

@@ -68,7 +68,9 @@ def read(name: str) -> Target:
 
 def this_machine() -> dict[str, object]:
     """Cores, memory and last-level cache of the machine, where the system tells."""
-    found: dict[str, object] = {"units": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1}
+    found: dict[str, object] = {
+        "units": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    }
     for key, name in (("cache", "SC_LEVEL3_CACHE_SIZE"), ("pages", "SC_PHYS_PAGES")):
         try:
             found[key] = max(0, os.sysconf(name))

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Apply, Const, Expr, Load, Term, expand_term, operands
 from attnopt.ir.signatures import BITS

@@ -44,7 +44,8 @@ def parts(dim: Dim) -> tuple[int, tuple[str, ...]]:
 
 
 def product(dims: Iterable[Dim]) -> Dim:
-    coefficient, names = 1, []
+    coefficient = 1
+    names: list[str] = []
     for dim in dims:
         factor, more = parts(dim)
         coefficient *= factor

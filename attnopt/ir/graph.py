@@ -22,10 +22,10 @@ LAYOUT = {
     "expand": "(x) to the output's shape; sizes of 1 repeat, missing leading dimensions are added",
 }
 ELEMENTWISE = {
-    **{name: "(a, b)" for name in ("add", "sub", "mul", "div", "pow", "floordiv", "mod", "maximum", "minimum")},
-    **{name: "(a, b) -> bool" for name in ("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor")},
-    **{name: "(x)" for name in ("neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "relu")},
-    **{name: "(x)" for name in ("gelu", "silu", "erf", "sin", "cos", "floor", "not", "isnan", "isinf")},
+    **dict.fromkeys(("add", "sub", "mul", "div", "pow", "floordiv", "mod", "maximum", "minimum"), "(a, b)"),
+    **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"), "(a, b) -> bool"),
+    **dict.fromkeys(("neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "relu"), "(x)"),
+    **dict.fromkeys(("gelu", "silu", "erf", "sin", "cos", "floor", "not", "isnan", "isinf"), "(x)"),
     "where": "(condition, a, b)",
     "cast": "(x) dtype: str",
 }

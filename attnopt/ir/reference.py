@@ -7,7 +7,6 @@ It runs in the dtype of its inputs (give float64 for an oracle) and materialises
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch

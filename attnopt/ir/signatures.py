@@ -163,7 +163,7 @@ SIGNATURES: dict[str, Signature] = {
         "precision",
         (),
         {
-            **{name: (STORAGE, "fp32") for name in "qkpv"},
+            **dict.fromkeys("qkpv", (STORAGE, "fp32")),
             "q_group": ("expr", ROW),
             "k_group": ("expr", K),
             "v_axis": (("token", "channel"), "token"),

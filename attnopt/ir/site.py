@@ -96,8 +96,13 @@ Runner = Callable[[Mapping[str, Tensor]], list[Tensor]]
 class Host(Protocol):
     """Where a model lives. A pass never knows which host it is in."""
 
-    kind: str  # "torch" or "onnx"
-    graph: Graph
+    @property
+    def kind(self) -> str:
+        """"torch" or "onnx"."""
+        ...
+
+    @property
+    def graph(self) -> Graph: ...
 
     def copy(self) -> Host:
         """An independent host with the same graph and equal names; weights may be shared, neither side changes them."""

@@ -38,8 +38,11 @@ class Candidate:
 class Pass(Protocol):
     """A rewrite. Frozen, without state between calls; its docstring's first line says what it does."""
 
-    name: str
-    exact: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def exact(self) -> bool: ...
 
     def propose(self, group: Group) -> list[Candidate] | Refusal: ...
 

@@ -1,6 +1,6 @@
 """From placed operands to a Site: which axes are batch, heads, repetition; where each operand is best read; the spec.
 
-    q [j0 | j1 | q | d], k [j0 | j1.0 | k | d], …   ->   axes b = j0, g = j1.0, r = j1.1 and heads(8, 2)
+q [j0 | j1 | q | d], k [j0 | j1.0 | k | d], …   ->   axes b = j0, g = j1.0, r = j1.1 and heads(8, 2)
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from attnopt.ir.clause import Clause
+from attnopt.ir.clause import EXPRESSIONS, Clause
 from attnopt.ir.expr import Apply, Const, Expr, Index, Load
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.layout import Axis, AxisSpace, Group, Layout, LayoutMismatch, Operand
@@ -61,7 +61,9 @@ class Assembly:
             name=node.source.module or node.name,
             spec=AttentionSpec(),
             axes=axes,
-            **{name: self.resolved(candidate.operand) for name, candidate in picked.items()},
+            q=self.resolved(picked["q"].operand),
+            k=self.resolved(picked["k"].operand),
+            v=self.resolved(picked["v"].operand),
             output=self.resolved(written),
             operands=operands,
             nodes=interior(written.value, read),
@@ -186,7 +188,7 @@ def narrow(expr: Expr, held: Mapping[str, set[str]]) -> Expr:
 
 
 def narrow_clause(term: Clause, held: Mapping[str, set[str]]) -> Clause:
-    return Clause(term.name, tuple(a if isinstance(a, (bool, int, float, str)) else narrow(a, held) for a in term.args))
+    return Clause(term.name, tuple(narrow(a, held) if isinstance(a, EXPRESSIONS) else a for a in term.args))
 
 
 def held_indices(operand: Operand, axes: Mapping[str, Group]) -> set[str]:

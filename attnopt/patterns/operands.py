@@ -40,7 +40,9 @@ def _size_above_one(group: Group) -> bool:
     return any(axis.size != 1 for axis in group)
 
 
-def candidates(space: AxisSpace, value: Value, layout: Layout, required: Iterable[Axis], *, scaling: bool = False) -> list[Candidate]:
+def candidates(
+    space: AxisSpace, value: Value, layout: Layout, required: Iterable[Axis], *, scaling: bool = False
+) -> list[Candidate]:
     """The value itself, then ever deeper sources that still hold every required axis; shallowest first.
 
     With `scaling`, constant factors are walked through and multiplied up.

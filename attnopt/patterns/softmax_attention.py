@@ -36,7 +36,9 @@ class SoftmaxAttention(Assembly):
         try:
             layout = self.up_to_anchor(weights, anchor.weights, layout)
         except LayoutMismatch as mismatch:
-            raise NotAttention(f"the weights do not keep their axes on the way to the value product: {mismatch}", product) from None
+            raise NotAttention(
+                f"the weights do not keep their axes on the way to the value product: {mismatch}", product
+            ) from None
         if layout[anchor.axis] != self.space.resolve_group((self.k,)):
             over = " ".join(map(str, layout[anchor.axis])) or "a dimension of one"
             raise NotAttention(f"the softmax runs over {over}, not over the keys", anchor.node)

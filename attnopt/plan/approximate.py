@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from attnopt.ir.site import Host, Refusal
+from attnopt.ir.site import Host, Refusal, Runner
 from attnopt.passes import Group, Pass
 from attnopt.plan.choose import NOISE
 from attnopt.plan.quality import Metric, measured_loss
@@ -35,29 +35,32 @@ def approximate(host: Host, rewrite: Pass, evidence: Evidence, *, measure: bool)
     if isinstance(proposed, Refusal):
         return host, [RewriteReport(rewrite.name, "nothing proposed", False, proposed.reason)]
     tries: list[RewriteReport] = []
-    before = host.runner()
     for candidate in proposed:
         trial = rewrite.apply(candidate, Group(host.copy(), ())).host
         trial.finish()
-        after = trial.runner()
-        loss = measured_loss(evidence.metric, evidence.outputs, [after(i) for i in evidence.inputs])
-        times = in_turn({"before": lambda: before(evidence.timed), "after": lambda after=after: after(evidence.timed)}, seconds=1.0)
-        ratio = times["after"].ratio(times["before"])
-        inside, faster = loss <= evidence.budget, not measure or ratio <= 1.0 - NOISE
-        said = f"{evidence.metric.name} {loss:.2g} {'within' if inside else 'over'} the budget {evidence.budget:g}, {1 / ratio:.2f}x the speed"
-        tries.append(
-            RewriteReport(
-                rewrite.name,
-                candidate.description,
-                inside and faster,
-                said if faster else f"{said}: no gain",
-                evidence.metric.name,
-                loss,
-                evidence.budget,
-                times["before"].median,
-                times["after"].median,
-            )
-        )
-        if inside and faster:
+        tries.append(judged(rewrite.name, candidate.description, host.runner(), trial.runner(), evidence, measure))
+        if tries[-1].kept:
             return trial, tries
     return host, tries
+
+
+def judged(name: str, description: str, before: Runner, after: Runner, evidence: Evidence, measure: bool) -> RewriteReport:
+    """One candidate: its loss on the calibration inputs, its time beside what it would replace, and whether it is kept."""
+    loss = measured_loss(evidence.metric, evidence.outputs, [after(i) for i in evidence.inputs])
+    calls = {"before": lambda: before(evidence.timed), "after": lambda: after(evidence.timed)}
+    times = in_turn(calls, seconds=1.0)
+    ratio = times["after"].ratio(times["before"])
+    inside, faster = loss <= evidence.budget, not measure or ratio <= 1.0 - NOISE
+    side = "within" if inside else "over"
+    said = f"{evidence.metric.name} {loss:.2g} {side} the budget {evidence.budget:g}, {1 / ratio:.2f}x the speed"
+    return RewriteReport(
+        name=name,
+        description=description,
+        kept=inside and faster,
+        why=said if faster else f"{said}: no gain",
+        metric=evidence.metric.name,
+        loss=loss,
+        budget=evidence.budget,
+        seconds_before=times["before"].median,
+        seconds_after=times["after"].median,
+    )

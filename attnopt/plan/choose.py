@@ -55,7 +55,9 @@ def applicable(site: Site, host: Host, runtime: str, opset: int) -> tuple[list[L
     return fits, refused
 
 
-def choose(host: Host, sites: Sequence[Site], inputs: Mapping[str, Tensor] | None, *, runtime: str, opset: int, select: str) -> list[Chosen]:
+def choose(
+    host: Host, sites: Sequence[Site], inputs: Mapping[str, Tensor] | None, *, runtime: str, opset: int, select: str
+) -> list[Chosen]:
     """One choice per site. `inputs` are needed for select="measure"."""
     known: dict[tuple[str, str, bool], Chosen] = {}
     result = []
@@ -95,7 +97,12 @@ def measured(host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence
     ratio = times[best].ratio(before) if best else float("inf")
     taken = best if ratio <= allowed else None
     choices = [
-        Choice(name, name == (taken or ORIGINAL), f"{before.median / t.median:.2f}x the original" if name != ORIGINAL else "as it was", t.median)
+        Choice(
+            name,
+            name == (taken or ORIGINAL),
+            f"{before.median / t.median:.2f}x the original" if name != ORIGINAL else "as it was",
+            t.median,
+        )
         for name, t in times.items()
     ]
     if taken is None:
@@ -122,7 +129,7 @@ def site_calls(
             result = emit(trial, twin, lowering)
             call = bind(trial.isolate(boundary(twin), [result]), data)
             call()
-        except Exception as failure:  # noqa: BLE001  a kernel that cannot run here is a line in the report
+        except Exception as failure:
             failures.append(Choice(lowering.name, False, f"failed to run: {str(failure).splitlines()[0][:120]}"))
             continue
         calls[lowering.name] = call

@@ -1,6 +1,6 @@
 """The story of one optimisation, step by step.
 
-    recognise -> propose -> choose kernels -> apply -> verify -> approximate under the budget -> time -> roll back if slower
+recognise -> propose -> choose kernels -> apply -> verify -> approximate under the budget -> time -> roll back if slower
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
     if request.inputs is not None:
         with clock.step("verify"):
             original = host.runner()(request.inputs)
-            exact = require_equal(original, result.runner()(request.inputs)) if result is not host else difference(original, original)
+            exact = (
+                require_equal(original, result.runner()(request.inputs)) if result is not host else difference(original, original)
+            )
         if request.budget > 0:
             with clock.step("approximate"):
                 result, rewrites = under_budget(host, result, request)

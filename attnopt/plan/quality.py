@@ -1,6 +1,6 @@
 """How much a rewrite loses, in the natural metric of the model's output.
 
-    logits      mean KL(original || result) in nats          embeddings   mean 1 - cosine        otherwise   relative error
+logits      mean KL(original || result) in nats          embeddings   mean 1 - cosine        otherwise   relative error
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def relative(before: Tensor, after: Tensor) -> float:
     return float((before.double() - after.double()).norm() / before.double().norm().clamp(min=1e-30))
 
 
-METRICS = {name: Metric(label, f) for name, label, f in (("kl", "mean KL", kl), ("cosine", "mean 1 - cosine", cosine), ("relative", "relative error", relative))}
+METRICS = {
+    name: Metric(label, f)
+    for name, label, f in (("kl", "mean KL", kl), ("cosine", "mean 1 - cosine", cosine), ("relative", "relative error", relative))
+}
 EMBEDDING_WORDS = ("embed", "hidden", "pool", "feature", "sentence")
 
 
@@ -55,9 +58,7 @@ def natural_metric(name: str, output: Tensor) -> Metric:
 
 def measured_loss(metric: Metric, before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tensor]]) -> float:
     """Mean over batches of the metric on the first floating output."""
-    losses = [
-        metric.loss(first_floating(a), first_floating(b)) for a, b in zip(before, after, strict=True)
-    ]
+    losses = [metric.loss(first_floating(a), first_floating(b)) for a, b in zip(before, after, strict=True)]
     return sum(losses) / len(losses)
 
 

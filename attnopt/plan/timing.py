@@ -1,6 +1,6 @@
 """Paired timing: callables run in turn, so that drift of the machine hits all of them alike.
 
-    in_turn({"a": f, "b": g})  ->  {"a": Timing(median…), "b": …}     a b a b a b …
+in_turn({"a": f, "b": g})  ->  {"a": Timing(median…), "b": …}     a b a b a b …
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class Timing:
         return statistics.median(a / b for a, b in zip(self.runs, other.runs, strict=True))
 
 
-def in_turn(callables: Mapping[str, Callable[[], object]], *, seconds: float = 1.5, least: int = 5, most: int = 50) -> dict[str, Timing]:
+def in_turn(
+    callables: Mapping[str, Callable[[], object]], *, seconds: float = 1.5, least: int = 5, most: int = 50
+) -> dict[str, Timing]:
     """Time all callables in turn for about `seconds` each, at least `least` and at most `most` rounds after a warm-up."""
     for call in callables.values():
         call()

@@ -27,7 +27,7 @@ def as_text(renderable: Any, width: int = 140) -> str:
 def table(*columns: str) -> Table:
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, overflow="fold")
+        made.add_column(Text(column), overflow="fold")  # as text: brackets are no markup
     return made
 
 
@@ -36,7 +36,7 @@ def inspection_table(inspection: Inspection) -> Any:
         return Group(Text("no attention found"), refusal_summary(inspection.refusals))
     body = table("site", "spec", "[b, heads, q x k, d]", "GFLOP", "MB")
     for site in inspection.sites:
-        body.add_row(site.name, site.spec, Text(site.shape), number(site.flops, 1e9), number(site.bytes, 1e6))
+        body.add_row(Text(site.name), Text(site.spec), Text(site.shape), number(site.flops, 1e9), number(site.bytes, 1e6))
     head = Text(f"{len(inspection.sites)} attention{'s' * (len(inspection.sites) != 1)} found")
     return Group(head, body, refusal_summary(inspection.refusals))
 
@@ -52,7 +52,7 @@ def refusal_table(refusals: Sequence[Refusal]) -> Any:
         return Text("no near misses")
     body = table("node", "why it is not taken for attention", "module", "line")
     for refusal in refusals:
-        body.add_row(refusal.node, refusal.reason, refusal.source.module, refusal.source.line)
+        body.add_row(*map(Text, (refusal.node, refusal.reason, refusal.source.module, refusal.source.line)))
     return body
 
 
@@ -62,7 +62,7 @@ def report_table(report: Report) -> Any:
         body = table("site", "spec", "kernel", "before", "after", "why")
         for site in report.sites:
             times = (milliseconds(site.seconds_before), milliseconds(site.seconds_after))
-            body.add_row(site.name, site.after, site.kernel, *times, site.why)
+            body.add_row(Text(site.name), Text(site.after), site.kernel, *times, Text(site.why))
         parts.append(body)
     for rewrite in report.rewrites:
         parts.append(Text(f"{rewrite.name}: {'kept' if rewrite.kept else 'not kept'}, {rewrite.description}: {rewrite.why}"))
@@ -74,13 +74,19 @@ def report_table(report: Report) -> Any:
 def summary(report: Report) -> str:
     """The last line: counts, whole-model time, difference."""
     found = len(report.sites)
-    text = [f"{found} attention{'s' * (found != 1)} found, {report.fused} replaced"] if found else ["no attention found, nothing replaced"]
+    text = (
+        [f"{found} attention{'s' * (found != 1)} found, {report.fused} replaced"]
+        if found
+        else ["no attention found, nothing replaced"]
+    )
     if report.seconds_before is not None and report.seconds_after is not None:
         ratio = report.seconds_before / report.seconds_after
         text.append(f"model {milliseconds(report.seconds_before)} -> {milliseconds(report.seconds_after)} ({ratio:.2f}x)")
     if report.difference is not None:
         allowed = f" (allowed {report.difference.tolerance:.1g})" if report.difference.exact else ""
-        text.append(f"largest difference {report.difference.max_abs:.2g} absolute, {report.difference.max_rel:.2g} relative{allowed}")
+        text.append(
+            f"largest difference {report.difference.max_abs:.2g} absolute, {report.difference.max_rel:.2g} relative{allowed}"
+        )
     return "; ".join(text)
 
 
@@ -90,3 +96,20 @@ def milliseconds(seconds: float | None) -> str:
 
 def number(value: float | None, unit: float) -> str:
     return "" if value is None else f"{value / unit:.3g}"
+
+
+def target_table(targets: Sequence[Any]) -> Any:
+    body = table("target", "machine", "units", "memory", "bandwidth", "bf16", "arch")
+    for t in targets:
+        memory = f"{t.memory / 2**30:.0f} GiB" if t.memory else ""
+        bandwidth = f"{t.bandwidth / 1e12:.2f} TB/s" if t.bandwidth else ""
+        peak = f"{t.peak['bfloat16']:.0f} TFLOP/s" if "bfloat16" in t.peak else ""
+        body.add_row(t.name, t.description, str(t.units), memory, bandwidth, peak, t.arch)
+    return body
+
+
+def pass_table(rows: Sequence[tuple[str, bool, str]]) -> Any:
+    body = table("pass", "exact", "what it does")
+    for name, exact, what in rows:
+        body.add_row(name, "yes" if exact else "no", Text(what))
+    return body

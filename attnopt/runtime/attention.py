@@ -1,6 +1,6 @@
 """attnopt.attention: one attention on tensors, from a spec line, by the best kernel that torch has for it here.
 
-    attention(q, k, v, spec="softmax causal & window(256) scale(0.125)")
+attention(q, k, v, spec="softmax causal & window(256) scale(0.125)")
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from attnopt.ir.expr import Const, Expr, Term, conjuncts, operands
 from attnopt.ir.reference import check_shapes, reference
 from attnopt.ir.spec import AttentionSpec, as_spec
 
+FLEX_TERMS = {"scale", "softcap", "add", "mod"}
 FLEX_SCORES = 1 << 22  # from this many scores per head on, skipping blocks is worth compiling for
-PLAIN_SLOTS = ("qk_norm", "position", "sink", "value_scale", "selection", "correction", "precision", "cache", "offset")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec | str = "softmax", **loaded: Tensor) -> Tensor:
@@ -36,15 +36,21 @@ Backend = Callable[[AttentionSpec, Tensor, Tensor, Tensor, dict[str, Tensor]], T
 
 def backend_for(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Backend:
     """sdpa where it can say the spec, compiled FlexAttention where blocks can be skipped or it alone can, else the reference."""
-    plain = spec.normalizer.name == "softmax" and all(getattr(spec, slot) is None for slot in PLAIN_SLOTS) and k.shape[1] == v.shape[1]
+    plain = spec.normalizer.name == "softmax" and not spec.special and k.shape[1] == v.shape[1] and not mapped(spec)
     names = [clause.name for clause in spec.score]
     says_sdpa = plain and spec.scale is not None and all(n == "add" for n in names[sum(n == "scale" for n in names[:1]) :])
-    flexible = plain and compiler_at_hand() and full_rows(spec, q.shape[2], k.shape[2]) and min(q.shape[-1], v.shape[-1]) >= 16
+    sayable = plain and set(names) <= FLEX_TERMS and min(q.shape[-1], v.shape[-1]) >= 16
+    flexible = sayable and compiler_at_hand() and full_rows(spec, q.shape[2], k.shape[2])
     known = [part for part in conjuncts(spec.mask) if not operands(part)]
     skips = bool(known) and known != [Term("causal")] and q.shape[2] * k.shape[2] >= FLEX_SCORES
     if flexible and (skips or not says_sdpa):
         return by_flex
     return by_sdpa if says_sdpa else by_reference
+
+
+def mapped(spec: AttentionSpec) -> bool:
+    """Whether query heads find their key head in a table instead of by division."""
+    return spec.heads is not None and spec.heads.operand("map") is not None
 
 
 def by_sdpa(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, loaded: dict[str, Tensor]) -> Tensor:

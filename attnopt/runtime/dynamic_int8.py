@@ -7,6 +7,7 @@ torch's own dynamically quantised kernel computes it. The packed form of a weigh
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ def packed(weight: Tensor, scales: Tensor, bias: Tensor | None) -> Any:
     known = PACKED.get(weight)
     if known is None:
         zeros = torch.zeros(len(scales), dtype=torch.int64)
-        quantized = torch._make_per_channel_quantized_tensor(weight, scales.double(), zeros, 0)
+        with warnings.catch_warnings():  # torch announces the end of quantised tensors; its kernels still take nothing else
+            warnings.simplefilter("ignore")
+            quantized = torch._make_per_channel_quantized_tensor(weight, scales.double(), zeros, 0)
         known = torch.ops.quantized.linear_prepack(quantized, bias)
         PACKED[weight] = known
     return known

@@ -55,7 +55,11 @@ def at(expr: Expr, where: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
 
 def score_modification(spec: AttentionSpec, tensors: dict[str, Tensor], masked: Expr | None) -> Callable[..., Tensor] | None:
     """The spec's score terms after the leading scale, and the data-dependent part of its mask, as a score_mod."""
-    terms = spec.score[1:] if spec.score and spec.score[0].name == "scale" and isinstance(spec.score[0].args[0], Const) else spec.score
+    terms = (
+        spec.score[1:]
+        if spec.score and spec.score[0].name == "scale" and isinstance(spec.score[0].args[0], Const)
+        else spec.score
+    )
     if not terms and masked is None:
         return None
 

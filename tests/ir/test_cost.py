@@ -12,7 +12,8 @@ SHAPE = {"b": 2, "h": 8, "g": 2, "q": 64, "k": 64, "d": 16, "e": 32}
 
 
 @pytest.mark.parametrize(
-    "mask", ["causal", "causal & window(7)", "causal & (window(5) | global(3))", "window(9) & lookahead(4)", "~causal", "chunk(16)"]
+    "mask",
+    ["causal", "causal & window(7)", "causal & (window(5) | global(3))", "window(9) & lookahead(4)", "~causal", "chunk(16)"],
 )
 @pytest.mark.parametrize(("q", "k"), [(64, 64), (33, 70), (512, 512)])
 def test_visible_fraction_is_the_count(mask, q, k):

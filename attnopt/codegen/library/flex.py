@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from attnopt.codegen.additive_mask import plain_softmax
 from attnopt.codegen.lowering import first_refusal
 from attnopt.codegen.materialize import Materializer, writable
+from attnopt.ir.clause import EXPRESSIONS
 from attnopt.ir.expr import Const, Expr, Term, conjuncts, operands
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand, size_of
@@ -29,13 +30,15 @@ class Flex:
 
     def supports(self, site: Site, runtime: str) -> Refusal | None:
         spec = site.spec
-        exprs = [a for c in spec.score for a in c.args if not isinstance(a, (bool, int, float, str))] + [spec.mask]
+        exprs: list[Expr | None] = [a for c in spec.score for a in c.args if isinstance(a, EXPRESSIONS)]
+        exprs.append(spec.mask)
         return (
             first_refusal(
                 (runtime == "torch", f"runtime {runtime} has no FlexAttention"),
                 (site.q.value.dtype in ("float32", "float16", "bfloat16"), f"dtype {site.q.value.dtype}"),
                 (spec.empty_row != "mean" or never_empty(site), "empty rows must average the values; FlexAttention returns zero"),
                 (compiler_at_hand(), "FlexAttention needs a C++ compiler (install g++), and none was found"),
+                (all(c.name in SCORE_TERMS for c in spec.score), "a score term that FlexAttention cannot say"),
                 (structured(site), "nothing here that FlexAttention does better than scaled_dot_product_attention"),
                 at=site.name,
             )

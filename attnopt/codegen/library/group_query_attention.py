@@ -71,8 +71,12 @@ class GroupQueryAttention:
         position = builder.emit("iota", shape=(site.size("k"),), dtype="int64", start=0, step=1)
         last = builder.emit("reduce_max", position, shape=(), dtype="int64", axes=(0,), keepdims=False)
         narrow = builder.emit("cast", last, shape=(), dtype="int32")
-        total = builder.emit("add", narrow, builder.constant(torch.tensor(1, dtype=torch.int32), "int32"), shape=(), dtype="int32")
-        each = builder.emit("expand", builder.emit("reshape", narrow, shape=(1,), dtype="int32"), shape=(site.size("b"),), dtype="int32")
+        total = builder.emit(
+            "add", narrow, builder.constant(torch.tensor(1, dtype=torch.int32), "int32"), shape=(), dtype="int32"
+        )
+        each = builder.emit(
+            "expand", builder.emit("reshape", narrow, shape=(1,), dtype="int32"), shape=(site.size("b"),), dtype="int32"
+        )
         return each, total
 
 

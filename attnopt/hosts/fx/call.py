@@ -52,7 +52,9 @@ def split(signature: inspect.Signature, arguments: Arguments) -> tuple[tuple[Any
     """Arguments as (args, kwargs) for a call: keywords wherever the parameter allows it."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
-    positional = any(signature.parameters[n].kind is inspect.Parameter.VAR_POSITIONAL for n in arguments if n in signature.parameters)
+    positional = any(
+        signature.parameters[n].kind is inspect.Parameter.VAR_POSITIONAL for n in arguments if n in signature.parameters
+    )
     for name, value in arguments.items():
         parameter = signature.parameters.get(name)
         if parameter is None or parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -95,7 +97,9 @@ class Convention:
         leaves, spec = pytree.tree_flatten(split(self.signature, complete))
         if spec != self.in_spec:
             raise InputMismatch(
-                "the inputs are nested in another way than the example inputs", where=short(spec), next_move=f"Wanted: {short(self.in_spec)}"
+                "the inputs are nested in another way than the example inputs",
+                where=short(spec),
+                next_move=f"Wanted: {short(self.in_spec)}",
             )
         for leaf, traced in zip(leaves, self.leaves(), strict=True):
             if not isinstance(traced, Tensor) and leaf != traced:
@@ -154,7 +158,11 @@ def traced_signature(arguments: Sequence[tuple[str, Any, bool]]) -> inspect.Sign
     optional = False
     for i, parameter in enumerate(parameters):  # a parameter after one with a default needs one too, or becomes a keyword
         optional = optional or parameter.default is not inspect.Parameter.empty
-        if optional and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and parameter.default is inspect.Parameter.empty:
+        if (
+            optional
+            and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            and parameter.default is inspect.Parameter.empty
+        ):
             parameters[i] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
     order = sorted(parameters, key=lambda p: p.kind is inspect.Parameter.KEYWORD_ONLY)
     return inspect.Signature(order)

@@ -7,6 +7,7 @@ The model is traced in inference mode by torch.export (non-strict); its mode fla
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import zipfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from torch.utils import _pytree as pytree
 from attnopt.errors import InputMismatch, UnreadableModel, UntraceableModel
 from attnopt.hosts.fx.call import Arguments, Convention, as_call, bind, split, traced_signature
 from attnopt.hosts.fx.dynamic import enlarged, proposals
+from attnopt.hosts.fx.logs import quiet
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ def traced_examples(model: nn.Module) -> tuple[Tensor, ...] | None:
     return tuple(torch.zeros(size, dtype=v.dtype) for size, v in zip(sizes, values, strict=True))
 
 
-def trace(model: nn.Module, signature: inspect.Signature, arguments: Arguments, dynamic_shapes: Any) -> tuple[ExportedProgram, str]:
+def trace(
+    model: nn.Module, signature: inspect.Signature, arguments: Arguments, dynamic_shapes: Any
+) -> tuple[ExportedProgram, str]:
     """The program, and which dimensions vary. Proposals for dynamic dimensions are tried from the most general on."""
     with inference(model):
         require_that_it_runs(model, signature, arguments)
@@ -180,9 +184,21 @@ def read_program(path: Path, metadata: dict[str, Any] | None = None) -> Exported
     if not zipfile.is_zipfile(path):
         raise UnreadableModel(f"'{path}' is not an exported program", next_move="Write it with torch.export.save(program, path).")
     try:
-        return torch.export.load(path, extra_files=metadata)
+        with quiet("torch.export"):
+            if "transformers." in stored_text(path):  # its output types are known to torch once they are imported
+                importlib.import_module("transformers.modeling_outputs")
+            return torch.export.load(path, extra_files=metadata)
     except Exception as failure:
-        raise UnreadableModel(f"'{path}' cannot be read: {first_line(failure)}", next_move="Write it with torch.export.save(program, path).") from failure
+        raise UnreadableModel(
+            f"'{path}' cannot be read: {first_line(failure.__cause__ or failure)}",
+            next_move="Write it with torch.export.save(program, path); what it uses from other packages must be installed.",
+        ) from failure
+
+
+def stored_text(path: Path) -> str:
+    """The graph inside a .pt2 file, as text."""
+    with zipfile.ZipFile(path) as archive:
+        return "".join(archive.read(n).decode("utf-8", "replace") for n in archive.namelist() if n.endswith(".json"))
 
 
 def from_program(program: ExportedProgram, example_inputs: Any) -> Captured:

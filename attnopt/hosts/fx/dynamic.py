@@ -43,7 +43,7 @@ def named_leaves(arguments: Mapping[str, Any]) -> Iterator[tuple[int, str, Tenso
 
 def is_sequence(leaf: Tensor) -> bool:
     """Whether dimension 1 counts tokens: ids and masks of rank 2, embeddings of rank 3."""
-    return leaf.ndim == 2 and (leaf.dtype in TOKENS or leaf.shape[1] > 1) or leaf.ndim == 3
+    return (leaf.ndim == 2 and (leaf.dtype in TOKENS or leaf.shape[1] > 1)) or leaf.ndim == 3
 
 
 def named_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:

@@ -22,9 +22,8 @@ def flat_module(program: ExportedProgram) -> fx.GraphModule:
     """A GraphModule that takes and returns flat leaves; it shares the program's parameters."""
     module = program.module()
     graph = fx.Graph()
-    output = graph.graph_copy(module.graph, val_map := {})
-    graph.output(tuple(leaf for leaf in flatten_output(output)))
-    del val_map
+    output = graph.graph_copy(module.graph, {})
+    graph.output(tuple(flatten_output(output)))
     flat = fx.GraphModule(module, graph)
     for node in list(flat.graph.nodes):
         if any(check in str(node.target) for check in CHECKS) and not node.users:

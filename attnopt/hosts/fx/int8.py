@@ -1,6 +1,6 @@
 """One linear layer on int8 weights, its input quantised on the fly.
 
-    linear(x, W, b)   ->   attnopt.linear_dynamic_int8(x, W_int8, scales, b)
+linear(x, W, b)   ->   attnopt.linear_dynamic_int8(x, W_int8, scales, b)
 """
 
 from __future__ import annotations

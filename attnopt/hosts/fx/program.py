@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,9 @@ from torch.utils import _pytree as pytree
 from attnopt.errors import OutputNotWritable
 from attnopt.hosts.fx.call import split
 from attnopt.hosts.fx.capture import Captured, from_program, read_program
+from attnopt.hosts.fx.logs import quiet
 from attnopt.hosts.fx.symbols import name_symbols
+
 
 def program_of(module: fx.GraphModule, captured: Captured) -> ExportedProgram:
     """The edited graph as an ExportedProgram that is called like the original one."""
@@ -40,7 +39,7 @@ def dynamic_shapes(program: ExportedProgram, parameters: Sequence[str], args: tu
     dims: dict[str, Any] = {}
     placeholders = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
     names = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
-    flat = []
+    flat: list[Any] = []
     for name in names:
         value = placeholders.get(name)
         if not isinstance(value, torch.Tensor):
@@ -86,7 +85,7 @@ def to_onnx(module: fx.GraphModule, captured: Captured, output_names: Sequence[s
     """The graph as an onnx.ModelProto by torch's exporter, with readable names for outputs and for sizes that vary."""
     program = program_of(module, captured) if edited else captured.program
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
-    with quiet():
+    with quiet("torch.onnx"):
         try:
             exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=list(output_names))
         except torch.onnx.OnnxExporterError:  # the exporter may take a reshape of a permuted tensor for a view
@@ -108,24 +107,12 @@ def with_copies(module: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.nodes):
         if node.target in (torch.ops.aten.reshape.default, torch.ops.aten.view.default):
             with graph.inserting_before(node):
-                copied = graph.call_function(torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format})
+                copied = graph.call_function(
+                    torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
+                )
             node.args = (copied, *node.args[1:])
             node.target = torch.ops.aten.view.default
     return fx.GraphModule(module, graph)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that are not installed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def read_with_metadata(path: Path) -> tuple[Captured, dict[str, str]]:

@@ -19,7 +19,9 @@ from attnopt.ir.graph import Value
 from attnopt.ir.site import NotIsolated
 
 
-def isolate(module: fx.GraphModule, symbols: Symbols, inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[[Sequence[Any]], list[Any]]:
+def isolate(
+    module: fx.GraphModule, symbols: Symbols, inputs: Sequence[Value], outputs: Sequence[Value]
+) -> Callable[[Sequence[Any]], list[Any]]:
     """The part between these values. Raises NotIsolated where it needs more than `inputs`."""
     graph = fx.Graph()
     made: dict[fx.Node, fx.Node] = {}

@@ -1,6 +1,6 @@
 """torch's symbolic sizes as canonical dimensions, with readable names.
 
-    s43, 4*s53, s53 + 1    ->    batch, 4*sequence, "sequence + 1"
+s43, 4*s53, s53 + 1    ->    batch, 4*sequence, "sequence + 1"
 """
 
 from __future__ import annotations

@@ -131,7 +131,9 @@ class Translation:
         else:
             several = (self.fresh_result(),)
             self.values[self.node] = several[0]
-        self.graph.add("opaque", inputs, several, name=self.node.name, source=source_of(self.node), operator=str(self.node.target))
+        self.graph.add(
+            "opaque", inputs, several, name=self.node.name, source=source_of(self.node), operator=str(self.node.target)
+        )
 
     @property
     def shape(self) -> Shape:
@@ -159,7 +161,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def operator_name(target: Any) -> str:
-    """ "aten.add" for aten.add.Tensor: overloads share a rule. """
+    """ "aten.add" for aten.add.Tensor: overloads share a rule."""
     packet = getattr(target, "overloadpacket", None)
     return "" if packet is None else f"{target.namespace}.{packet.__name__}"
 

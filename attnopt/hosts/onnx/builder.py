@@ -1,7 +1,7 @@
 """Writes canonical operations as ONNX nodes, just before a given node, at the model's own opset.
 
-    emit("permute", x, perm=(0, 2, 1, 3))                     ->   Transpose(x, perm=[0, 2, 1, 3])
-    call("com.microsoft::MultiHeadAttention", q, k, v, …)     ->   that node, and the domain among the opset imports
+emit("permute", x, perm=(0, 2, 1, 3))                     ->   Transpose(x, perm=[0, 2, 1, 3])
+call("com.microsoft::MultiHeadAttention", q, k, v, …)     ->   that node, and the domain among the opset imports
 """
 
 from __future__ import annotations
@@ -59,11 +59,16 @@ class OnnxBuilder:
 
     # Below: nodes, names, sizes.
 
-    def node(self, op_type: str, inputs: Sequence[Value | None], shape: Shape, dtype: str, domain: str = "", **attrs: Any) -> Value:
+    def node(
+        self, op_type: str, inputs: Sequence[Value | None], shape: Shape, dtype: str, domain: str = "", **attrs: Any
+    ) -> Value:
         given = [None if i is None else self.handle(i) for i in inputs]
         while given and given[-1] is None:
             given.pop()
-        made = ir.node(op_type, given, attrs, domain=domain, name=self.unique(f"{self.before.name or op_type}/attnopt/{op_type}"))
+        folder = (self.before.name or "").rpartition("/")[0]
+        name = self.unique(f"{folder}/{op_type}" if folder else f"attnopt_{op_type}")
+        made = ir.node(op_type, given, attrs, domain=domain, name=name)
+        made.metadata_props.update(self.before.metadata_props)  # the module and line that it stands for
         held = made.outputs[0]
         held.name = self.unique(f"{made.name}_output")
         if dtype in TYPES:
@@ -105,7 +110,10 @@ class OnnxBuilder:
 
     def target(self, shape: Shape, source: Shape | None) -> Value:
         """The vector of sizes for a Reshape: 0 copies a dimension, -1 is the only other unknown one, else computed."""
-        sizes: list[Dim] = [0 if not isinstance(d, int) and source is not None and i < len(source) and source[i] == d else d for i, d in enumerate(shape)]
+        sizes: list[Dim] = [
+            0 if not isinstance(d, int) and source is not None and i < len(source) and source[i] == d else d
+            for i, d in enumerate(shape)
+        ]
         unknown = [i for i, d in enumerate(sizes) if not isinstance(d, int)]
         if len(unknown) == 1:
             sizes[unknown[0]] = -1
@@ -210,7 +218,9 @@ def iota(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, An
     if (start, step) != (0, 1):
         raise NotImplementedError("a range that does not count from 0")
     (length,) = shape
-    limit = b.constant(length, "int64") if isinstance(length, int) else b.node("Squeeze", [b.size(length), b.vector(0)], (), "int64")
+    limit = (
+        b.constant(length, "int64") if isinstance(length, int) else b.node("Squeeze", [b.size(length), b.vector(0)], (), "int64")
+    )
     made = b.node("Range", [b.constant(0, "int64"), limit, b.constant(1, "int64")], shape, "int64")
     return made if dtype in ("", "int64") else cast(b, [made], shape, dtype, {})
 

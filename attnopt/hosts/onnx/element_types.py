@@ -15,7 +15,7 @@ TYPES = {name: kind for kind, name in NAMES.items()}
 
 
 def dtype_name(kind: ir.DataType | None) -> str:
-    """"float32" for FLOAT; "" for what torch has no name for."""
+    """ "float32" for FLOAT; "" for what torch has no name for."""
     return "" if kind is None else NAMES.get(kind, "")
 
 

@@ -116,7 +116,7 @@ class OnnxHost:
         try:
             converted = onnx.version_converter.convert_version(ir.to_proto(self.model), to)
             onnx.checker.check_model(converted)
-        except Exception as failure:  # noqa: BLE001  the converter raises RuntimeError, ValueError and its own kinds
+        except Exception as failure:
             return Refusal(f"the model does not convert to opset {to}: {str(failure).splitlines()[0][:160]}")
         return OnnxHost(named(ir.serde.deserialize_model(converted)))
 
@@ -213,7 +213,8 @@ def checked(spec: InputSpec, given: Any) -> Tensor:
         fits = fits and all(want in (None, got) for want, got in zip(spec.shape, tensor.shape, strict=True))
     if not fits:
         raise InputMismatch(
-            f"input '{spec.name}' is {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}", next_move=f"The model takes {describe(spec)}."
+            f"input '{spec.name}' is {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}",
+            next_move=f"The model takes {describe(spec)}.",
         )
     return tensor
 

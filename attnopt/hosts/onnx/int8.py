@@ -1,6 +1,6 @@
 """Linear layers on int8 weights by onnxruntime's own dynamic quantiser.
 
-    MatMul(x, W)   ->   DynamicQuantizeLinear(x), MatMulInteger(…, W_int8), scale          which onnxruntime runs as one kernel
+MatMul(x, W)   ->   DynamicQuantizeLinear(x), MatMulInteger(…, W_int8), scale          which onnxruntime runs as one kernel
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ FACTOR = re.compile(r"[A-Za-z_][\w.]*|\d+")
 
 
 def read_dim(text: str) -> Dim:
-    """"batch" and "4*batch" as products, anything else as one opaque symbol."""
+    """ "batch" and "4*batch" as products, anything else as one opaque symbol."""
     factors = [f.strip() for f in text.split("*")]
     if not all(FACTOR.fullmatch(f) for f in factors):
         return symbol(text.replace("*", "·"))

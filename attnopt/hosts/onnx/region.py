@@ -21,13 +21,17 @@ from attnopt.ir.graph import Graph, Value
 from attnopt.ir.site import NotIsolated
 
 
-def isolate(model: ir.Model, graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[[Sequence[Any]], list[Any]]:
+def isolate(
+    model: ir.Model, graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value]
+) -> Callable[[Sequence[Any]], list[Any]]:
     """The part between these values. Raises NotIsolated where it needs the data of anything but `inputs`."""
     canonical = {v.handle: v for v in (*graph.inputs, *(o for n in graph.nodes for o in n.outputs)) if v.handle is not None}
     stop = {v.handle for v in inputs}
     nodes, shaped = closure([v.handle for v in outputs], stop)
     asked = [canonical.get(held) for held in shaped]
-    known = {d.names[0] for v in inputs for d in v.shape or () if not isinstance(d, int) and d.coefficient == 1 and len(d.names) == 1}
+    known = {
+        d.names[0] for v in inputs for d in v.shape or () if not isinstance(d, int) and d.coefficient == 1 and len(d.names) == 1
+    }
     stands: list[Shape] = []
     for value, (held, axes) in zip(asked, shaped.items(), strict=True):
         if value is None or value.shape is None or not value.dtype:
@@ -40,7 +44,7 @@ def isolate(model: ir.Model, graph: Graph, inputs: Sequence[Value], outputs: Seq
     part = cut(model, nodes, [*(v.handle for v in inputs), *shaped], [v.handle for v in outputs])
     run = runner(part)
     names = [v.name for v in inputs]
-    zeros: dict[tuple[str | int, ...], Tensor] = {}
+    zeros: dict[tuple[Any, ...], Tensor] = {}
 
     def call(data: Sequence[Any]) -> list[Any]:
         sizes = solve([v.shape or () for v in inputs], data)
@@ -64,7 +68,7 @@ def closure(roots: Sequence[ir.Value], stop: set[ir.Value]) -> tuple[set[ir.Node
     while stack:
         held = stack.pop()
         node = held.producer()
-        if held in stop or is_given(held) and not held.is_graph_input():
+        if held in stop or (is_given(held) and not held.is_graph_input()):
             continue
         if node is None:
             raise NotIsolated(f"it reads the model input '{held.name}'")

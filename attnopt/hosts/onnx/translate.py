@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from attnopt.hosts.onnx.element_types import as_torch, dtype_name
 from attnopt.hosts.onnx.lengths import Vector, broadcast, read_dim
 from attnopt.hosts.onnx.rules import RULES
-from attnopt.hosts.onnx.element_types import as_torch, dtype_name
 from attnopt.ir.dims import Dim, Shape, make, symbol
 from attnopt.ir.graph import Graph, Source, Value
 
@@ -167,7 +167,9 @@ class Translation:
             outputs.append(Value(held.name or "", self.declared(held), dtype_name(held.dtype), handle=held))
             self.values[held] = outputs[-1]
         given = (*(i for i in inputs if i is not None), *captured)
-        self.graph.add("opaque", given, tuple(outputs), name=self.node.name or "", source=self.source, operator=operator_name(self.node))
+        self.graph.add(
+            "opaque", given, tuple(outputs), name=self.node.name or "", source=self.source, operator=operator_name(self.node)
+        )
 
     def broadcast(self, *values: Value | None) -> Shape | None:
         shapes = [v.shape for v in values if v is not None]
@@ -186,7 +188,12 @@ def constant_of(node: ir.Node) -> ir.TensorProtocol | None:
     """What a Constant node holds, in whichever attribute it is written."""
     if node.outputs[0].const_value is not None:
         return node.outputs[0].const_value
-    for name, kind in (("value_float", np.float32), ("value_int", np.int64), ("value_floats", np.float32), ("value_ints", np.int64)):
+    for name, kind in (
+        ("value_float", np.float32),
+        ("value_int", np.int64),
+        ("value_floats", np.float32),
+        ("value_ints", np.int64),
+    ):
         if name in node.attributes:
             return ir.Tensor(np.array(node.attributes[name].value, dtype=kind))
     attribute = node.attributes.get("value")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnopt.ir.graph import Node
+from attnopt.ir.graph import Graph, Node
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Group
 
@@ -24,7 +24,7 @@ class DynamicInt8:
     smallest: int = 64  # a layer with fewer inputs or outputs gains nothing
 
     def propose(self, group: Group) -> list[Candidate] | Refusal:
-        layers = tuple(n for n in group.host.graph.of("linear", "matmul") if self.suits(n))
+        layers = self.layers(group.host.graph)
         if not layers:
             return Refusal(f"no linear layer with constant weights of at least {self.smallest} x {self.smallest}")
         subsets = {"all linear layers": layers, "all linear layers but the last": layers[:-1]}
@@ -36,13 +36,21 @@ class DynamicInt8:
             if nodes
         ]
 
+    def layers(self, graph: Graph) -> tuple[Node, ...]:
+        """The layers that may be int8, in graph order."""
+        return tuple(n for n in graph.of("linear", "matmul") if self.suits(n))
+
     def suits(self, node: Node) -> bool:
         if node.op == "matmul" and len(node.inputs) != 2:
             return False
         data, weight = node.inputs[:2]
         if data is None or weight is None or data.is_constant or not weight.is_constant or weight.shape is None:
             return False
-        return len(weight.shape) == 2 and weight.dtype == "float32" and all(isinstance(d, int) and d >= self.smallest for d in weight.shape)
+        return (
+            len(weight.shape) == 2
+            and weight.dtype == "float32"
+            and all(isinstance(d, int) and d >= self.smallest for d in weight.shape)
+        )
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Changes the host of the group in place; give it a copy."""

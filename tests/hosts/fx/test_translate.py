@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from canonical import check, values_in_host
@@ -29,7 +31,7 @@ def test_models_mean_the_same_node_by_node(family, attention):
 class Spellings(nn.Module):
     """One module per line: (name, function of x [2, 3, 4, 6] and y [2, 3, 6, 4])."""
 
-    CASES = {
+    CASES: ClassVar = {
         "einsum_scores": lambda x, y: torch.einsum("bhqd,bhdk->bhqk", x, y),
         "einsum_heads_last": lambda x, y: torch.einsum("bqhd,bkhd->bhqk", x, x),
         "einsum_merged": lambda x, y: torch.einsum("bhqd,cbd->hqbc", x, y[:, :2, :, 0]),
@@ -55,7 +57,9 @@ class Spellings(nn.Module):
         "floor_division": lambda x, y: (x * 10) // 3 + torch.remainder(x, 0.3),
         "norms": lambda x, y: nn.functional.layer_norm(x, (6,)) + nn.functional.rms_norm(x, (6,), eps=1e-5),
         "sdpa": lambda x, y: nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True),
-        "sdpa_grouped": lambda x, y: nn.functional.scaled_dot_product_attention(x, x[:, :1], x[:, :1], scale=0.3, enable_gqa=True),
+        "sdpa_grouped": lambda x, y: nn.functional.scaled_dot_product_attention(
+            x, x[:, :1], x[:, :1], scale=0.3, enable_gqa=True
+        ),
         "logic": lambda x, y: ((x > 0) & ~(x > 1) | (x < -1)).float().cumsum(-1),
         "in_place": lambda x, y: x.clone().add_(1.0).mul_(2.0),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hf_models
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +10,6 @@ import torch
 from onnx import helper
 from onnx_exports import CASES, export, tensors
 
-import hf_models
 from attnopt.errors import InputMismatch, OutputNotWritable, UnreadableModel, UnsupportedFormat
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
@@ -114,7 +114,9 @@ def test_external_data_stays_external(bert, tmp_path):
     result.save(tmp_path / "out" / "m.onnx", {})
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["m.onnx", "m.onnx.data"]
     named = host.example_inputs()
-    torch.testing.assert_close(OnnxHost.from_model(tmp_path / "out" / "m.onnx").runner()(named), host.runner()(named), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        OnnxHost.from_model(tmp_path / "out" / "m.onnx").runner()(named), host.runner()(named), atol=1e-4, rtol=1e-4
+    )
     (tmp_path / "w.bin").write_bytes((tmp_path / "w.bin").read_bytes()[:-100])
     with pytest.raises(UnreadableModel, match=r"'w.bin' is cut off"):
         OnnxHost.from_model(tmp_path / "m.onnx")
@@ -212,7 +214,9 @@ def test_subgraphs_keep_what_they_read():
     """The branches of an If read a value of the outer graph: it must not be removed."""
     proto = export("bert", "eager", "torchscript")
     outer = proto.graph.output[0].name
-    then = helper.make_graph([helper.make_node("Identity", [outer], ["a"])], "then", [], [helper.make_empty_tensor_value_info("a")])
+    then = helper.make_graph(
+        [helper.make_node("Identity", [outer], ["a"])], "then", [], [helper.make_empty_tensor_value_info("a")]
+    )
     other = helper.make_graph([helper.make_node("Neg", [outer], ["b"])], "else", [], [helper.make_empty_tensor_value_info("b")])
     model = onnx.ModelProto()
     model.CopyFrom(proto)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hf_models
 import numpy as np
 import onnx
 import pytest
@@ -10,7 +11,6 @@ from canonical import check, values_in_host
 from onnx import TensorProto, helper
 from onnx_exports import CASES, export, tensors
 
-import hf_models
 from attnopt.hosts.onnx import OnnxHost
 
 UNREAD = {"GatherND", "GatherElements", "Div", "Sign", "NonZero", "ScatterND", "ReduceProd", "If", "Size"}
@@ -26,7 +26,9 @@ def test_exports_mean_the_same_node_by_node(family, attention, exporter):
     assert {n.attrs["operator"] for n in host.graph.of("opaque")} <= UNREAD
 
 
-def model_of(op_type: str, inputs: list[np.ndarray], constants: dict[int, np.ndarray], outputs: int = 1, opset: int = 21, **attrs):
+def model_of(
+    op_type: str, inputs: list[np.ndarray], constants: dict[int, np.ndarray], outputs: int = 1, opset: int = 21, **attrs
+):
     """A model of one operator; inputs with an index in `constants` are initializers."""
     names = [f"x{i}" for i in range(len(inputs) + len(constants))]
     given = iter(inputs)
@@ -43,8 +45,7 @@ def model_of(op_type: str, inputs: list[np.ndarray], constants: dict[int, np.nda
     outs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in made]
     graph = helper.make_graph([node], "one", infos, outs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-    inferred = onnx.shape_inference.infer_shapes(model)
-    return inferred
+    return onnx.shape_inference.infer_shapes(model)
 
 
 def f(*shape):
@@ -124,7 +125,9 @@ def test_symbols_that_must_be_equal_share_a_name():
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch_1", "length"])
     node = helper.make_node("Add", ["x", "y"], ["z"], name="add")
     out = helper.make_tensor_value_info("z", TensorProto.FLOAT, [None, None])
-    model = helper.make_model(helper.make_graph([node], "g", [x, y], [out]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(
+        helper.make_graph([node], "g", [x, y], [out]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
     graph = OnnxHost.from_model(model).graph
     assert graph.inputs[0].shape == graph.inputs[1].shape == graph.nodes[0].output.shape
 

@@ -136,7 +136,9 @@ def full(value: str | float) -> Rule:
 
 
 def triangle(upper: bool) -> Rule:
-    return lambda t, a: isinstance(a["diagonal"], int) and t.result("triangle", t.value(a["self"]), diagonal=a["diagonal"], upper=upper)
+    return lambda t, a: (
+        isinstance(a["diagonal"], int) and t.result("triangle", t.value(a["self"]), diagonal=a["diagonal"], upper=upper)
+    )
 
 
 RULES: dict[str, Rule] = {

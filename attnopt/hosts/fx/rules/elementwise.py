@@ -11,11 +11,29 @@ if TYPE_CHECKING:
 
 COMPARE = {"eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}
 LOGIC = {
-    **{name: "and" for name in ("__and__", "bitwise_and", "logical_and")},
-    **{name: "or" for name in ("__or__", "bitwise_or", "logical_or")},
-    **{name: "xor" for name in ("__xor__", "bitwise_xor", "logical_xor")},
+    **dict.fromkeys(("__and__", "bitwise_and", "logical_and"), "and"),
+    **dict.fromkeys(("__or__", "bitwise_or", "logical_or"), "or"),
+    **dict.fromkeys(("__xor__", "bitwise_xor", "logical_xor"), "xor"),
 }
-UNARY = ("neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "relu", "silu", "erf", "sin", "cos", "floor", "isnan", "isinf")
+UNARY = (
+    "neg",
+    "abs",
+    "exp",
+    "log",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "tanh",
+    "sigmoid",
+    "relu",
+    "silu",
+    "erf",
+    "sin",
+    "cos",
+    "floor",
+    "isnan",
+    "isinf",
+)
 
 
 def binary(op: str) -> Rule:

@@ -78,7 +78,7 @@ def repeat(t: Translation, a: Arguments) -> bool:
     value = t.value(source(a))
     if value is None or value.shape is None:
         return False
-    times = [t.dim(r) for r in a.get("repeats", a.get("dims"))]
+    times = [t.dim(r) for r in (a["repeats"] if "repeats" in a else a["dims"])]
     sizes = (1,) * (len(times) - len(value.shape)) + value.shape
     if all(r == 1 for r in times) and sizes == value.shape:
         return t.same(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attnopt.hosts.fx.rules.layout import Arguments, Rule
 from attnopt.ir.graph import Value
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from attnopt.hosts.fx.translate import Translation
 
 
-def axes_of(value: Value, dim: object) -> tuple[int, ...] | None:
+def axes_of(value: Value, dim: Any) -> tuple[int, ...] | None:
     if value.shape is None:
         return None
     rank = len(value.shape)

@@ -28,7 +28,7 @@ def slice_(t: Translation, x: Inputs) -> bool:
     axes = t.held(x[3]) if len(x) > 3 and x[3] is not None else None
     starts, stops = t.vector(x[1]), t.vector(x[2])
     steps = t.vector(x[4]) if len(x) > 4 and x[4] is not None else (1,)
-    if len(x) > 3 and x[3] is not None and axes is None or steps is None or len(steps) != 1:
+    if (len(x) > 3 and x[3] is not None and axes is None) or steps is None or len(steps) != 1:
         return False
     axis = int(axes[0]) % len(value.shape) if axes else 0
     if (axes is not None and len(axes) != 1) or any(v is not None and len(v) != 1 for v in (starts, stops)):
@@ -36,7 +36,7 @@ def slice_(t: Translation, x: Inputs) -> bool:
     start = starts[0] if starts is not None else None
     stop = stops[0] if stops is not None else None
     size = value.shape[axis]
-    to_end = isinstance(stop, int) and stop >= END or stop == size
+    to_end = (isinstance(stop, int) and stop >= END) or stop == size
     if start == 0 and to_end and steps == (1,):
         return t.same(value)
     length: Dim | None = None
@@ -67,7 +67,11 @@ def split(t: Translation, x: Inputs) -> bool:
             return False
         whole = value.shape[axis]
         each = -(-whole // count) if isinstance(whole, int) else quotient(whole, count)
-        sizes = tuple(min(each, whole - i * each) for i in range(count)) if isinstance(whole, int) and isinstance(each, int) else (each,) * count
+        sizes = (
+            tuple(min(each, whole - i * each) for i in range(count))
+            if isinstance(whole, int) and isinstance(each, int)
+            else (each,) * count
+        )
     start: int | None = 0
     for i, size in enumerate(sizes):
         stop = start + size if start is not None and isinstance(size, int) else None
@@ -99,7 +103,7 @@ def concat(t: Translation, x: Inputs) -> bool:
     total: Dim = 0
     for shape in shapes:
         total = add(total, shape[axis])  # type: ignore[index]
-    return len(x) > 1 and t.result("concat", *x, shape=replaced(x[0], axis, total), axis=axis) or len(x) == 1 and t.same(x[0])  # type: ignore[arg-type]
+    return (len(x) > 1 and t.result("concat", *x, shape=replaced(x[0], axis, total), axis=axis)) or (len(x) == 1 and t.same(x[0]))  # type: ignore[arg-type]
 
 
 def range_(t: Translation, x: Inputs) -> bool:

@@ -37,13 +37,20 @@ def rms_norm(t: Translation, x: Inputs) -> bool:
 def attention(t: Translation, x: Inputs) -> bool:
     """Attention-23 and -24 without past and without second outputs; 3-D inputs are split into heads first."""
     q, k, v, mask, *rest = (*x, None, None, None, None)
-    if any(r is not None for r in rest) or outputs_read(t, 1) or t.attr("qk_matmul_output_mode", 0) or t.attr("left_window_size") is not None:
+    if (
+        any(r is not None for r in rest)
+        or outputs_read(t, 1)
+        or t.attr("qk_matmul_output_mode", 0)
+        or t.attr("left_window_size") is not None
+    ):
         return False
     if q is None or k is None or v is None or q.shape is None or k.shape is None or v.shape is None:
         return False
     flat = len(q.shape) == 3
     if flat:
-        parts = [split_heads(t, value, t.attr(name)) for value, name in ((q, "q_num_heads"), (k, "kv_num_heads"), (v, "kv_num_heads"))]
+        parts = [
+            split_heads(t, value, t.attr(name)) for value, name in ((q, "q_num_heads"), (k, "kv_num_heads"), (v, "kv_num_heads"))
+        ]
         if any(p is None for p in parts):
             return False
         q, k, v = parts  # type: ignore[assignment]
@@ -61,10 +68,34 @@ def attention(t: Translation, x: Inputs) -> bool:
     if not flat:
         return t.result("attention", q, k, v, mask, shape=shape, **options)
     made = t.emit("attention", q, k, v, mask, shape=shape, **options)
-    order = (shape[0], shape[2], shape[1], shape[3])
-    apart = t.emit("permute", made, shape=order, perm=(0, 2, 1, 3))
-    merged = product([order[2], order[3]])
-    return t.result("reshape", apart, shape=(*order[:2], merged))
+    return merge_heads(t, made)
+
+
+def multi_head_attention(t: Translation, x: Inputs) -> bool:
+    """com.microsoft::MultiHeadAttention on [B, L, H*D], as attnopt writes it: an additive bias at most, nothing cached or packed."""
+    q, k, v, bias, padding, added, *rest = (*x, *(None,) * 10)[:10]
+    plain = bias is None and padding is None and all(r is None for r in rest) and not outputs_read(t, 1)
+    if not plain or q is None or k is None or v is None or any(i.shape is None or len(i.shape) != 3 for i in (q, k, v)):
+        return False
+    heads = int(t.attr("num_heads"))
+    parts = [split_heads(t, value, heads) for value in (q, k, v)]
+    causal = bool(t.attr("unidirectional", 0))
+    if any(p is None for p in parts) or (causal and q.shape[1] != k.shape[1]):  # type: ignore[index]
+        return False
+    width = parts[0].shape[-1]  # type: ignore[union-attr, index]
+    if not t.attr("scale") and not isinstance(width, int):
+        return False
+    scale = float(t.attr("scale") or width**-0.5)  # type: ignore[operator]
+    shape = (*parts[0].shape[:-1], parts[2].shape[-1])  # type: ignore[union-attr, index]
+    made = t.emit("attention", *parts, added, shape=shape, causal=causal, scale=scale, softcap=0.0)
+    return merge_heads(t, made)
+
+
+def merge_heads(t: Translation, value: Value) -> bool:
+    """[B, H, L, D] as [B, L, H*D]: the output of the node."""
+    batch, heads, length, width = value.shape or (0, 0, 0, 0)
+    apart = t.emit("permute", value, shape=(batch, length, heads, width), perm=(0, 2, 1, 3))
+    return t.result("reshape", apart, shape=(batch, length, product([heads, width])))
 
 
 def split_heads(t: Translation, value: Value, heads: int | None) -> Value | None:
@@ -82,4 +113,5 @@ RULES: dict[str, Rule] = {
     "RMSNormalization": rms_norm,
     "SimplifiedLayerNormalization": rms_norm,
     "Attention": attention,
+    "com.microsoft::MultiHeadAttention": multi_head_attention,
 }

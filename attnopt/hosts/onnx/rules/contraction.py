@@ -65,10 +65,10 @@ def einsum(t: Translation, x: Inputs) -> bool:
     if {*first, *second} != {*batch, *rows, *columns, *summed} or not summed:
         return False
     for label in (*batch, *summed):
-        a, b = left.shape[first.index(label)], right.shape[second.index(label)]
-        if a != b:
-            broadcast([(a,), (b,)], t.found_equal)  # equal where the model runs, if both are symbols
-            if isinstance(a, int) or isinstance(b, int):
+        one, other = left.shape[first.index(label)], right.shape[second.index(label)]
+        if one != other:
+            broadcast([(one,), (other,)], t.found_equal)  # equal where the model runs, if both are symbols
+            if isinstance(one, int) or isinstance(other, int):
                 return False
 
     def arranged(value: Value, labels: str, groups: list[list[str]]) -> Value:

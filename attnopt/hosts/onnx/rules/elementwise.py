@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from attnopt.hosts.onnx.rules.layout import Inputs, Rule
 from attnopt.hosts.onnx.element_types import dtype_name
+from attnopt.hosts.onnx.rules.layout import Inputs, Rule
 
 if TYPE_CHECKING:
     from attnopt.hosts.onnx.translate import Translation
@@ -59,7 +59,11 @@ def cast(t: Translation, x: Inputs) -> bool:
 def cast_like(t: Translation, x: Inputs) -> bool:
     if x[0] is None or x[1] is None or not x[1].dtype:
         return False
-    return t.same(x[0]) if x[0].dtype == x[1].dtype else t.result("cast", x[0], shape=x[0].shape, dtype=x[1].dtype) and named(t, x[1].dtype)
+    return (
+        t.same(x[0])
+        if x[0].dtype == x[1].dtype
+        else t.result("cast", x[0], shape=x[0].shape, dtype=x[1].dtype) and named(t, x[1].dtype)
+    )
 
 
 def named(t: Translation, dtype: str) -> bool:

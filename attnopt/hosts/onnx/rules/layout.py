@@ -39,7 +39,9 @@ def transpose(t: Translation, x: Inputs) -> bool:
 
 def reshape(t: Translation, x: Inputs) -> bool:
     target = t.vector(x[1])
-    shape = reshaped(x[0].shape, target, allow_zero=bool(t.attr("allowzero", 0))) if target is not None and x[0] is not None else None
+    shape = (
+        reshaped(x[0].shape, target, allow_zero=bool(t.attr("allowzero", 0))) if target is not None and x[0] is not None else None
+    )
     if shape is None:
         declared = t.declared(t.node.outputs[0])
         return declared is not None and t.result("reshape", x[0], shape=declared)

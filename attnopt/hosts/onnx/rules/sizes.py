@@ -1,6 +1,6 @@
 """Rules that follow the content of shape vectors beside the ordinary translation.
 
-    Shape(x)  holds  the dimensions of x;      Gather, Concat, Unsqueeze, Mul, … of such vectors hold what they compute
+Shape(x)  holds  the dimensions of x;      Gather, Concat, Unsqueeze, Mul, … of such vectors hold what they compute
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def reduced(t: Translation, x: Inputs) -> Vector | None:
 FOLLOWED = {
     "Shape": shape, "Size": size, "Gather": gather, "Slice": slice_, "Concat": concat, "Equal": equality, "Where": where,
     "ConstantOfShape": filled, "ReduceProd": reduced,
-    **{name: first for name in ("Cast", "Unsqueeze", "Squeeze", "Reshape", "Expand")},
+    **dict.fromkeys(("Cast", "Unsqueeze", "Squeeze", "Reshape", "Expand"), first),
     **{name: arithmetic(name) for name in ARITHMETIC},
 }  # fmt: skip
 INTEGERS = ("int64", "int32", "bool")

