@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
+WARM_UP = 0.2  # seconds for all callables together
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of every counted run, in order."""
@@ -30,8 +33,12 @@ def in_turn(
     callables: Mapping[str, Callable[[], object]], *, seconds: float = 1.5, least: int = 5, most: int = 50
 ) -> dict[str, Timing]:
     """Time all callables in turn for about `seconds` each, at least `least` and at most `most` rounds after a warm-up."""
-    for call in callables.values():
-        call()
+    until = time.perf_counter() + min(WARM_UP, seconds)
+    for repeat in range(most):  # caches, thread pools and clock rates settle
+        for call in callables.values():
+            call()
+        if repeat and time.perf_counter() > until:
+            break
     started = time.perf_counter()
     for call in callables.values():
         call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from attnopt.ir.site import Refusal
 if TYPE_CHECKING:
     from attnopt.report.data import Report
     from attnopt.report.inspection import Inspection
+
+
+NUMBER = re.compile(r"(?<=[._:])\d+")
 
 
 def as_text(renderable: Any, width: int = 140) -> str:
@@ -35,10 +39,38 @@ def inspection_table(inspection: Inspection) -> Any:
     if not inspection.sites:
         return Group(Text("no attention found"), refusal_summary(inspection.refusals))
     body = table("site", "spec", "[b, heads, q x k, d]", "GFLOP", "MB")
-    for site in inspection.sites:
-        body.add_row(Text(site.name), Text(site.spec), Text(site.shape), number(site.flops, 1e9), number(site.bytes, 1e6))
+    rows = [(s.name, (s.spec, s.shape, number(s.flops, 1e9), number(s.bytes, 1e6))) for s in inspection.sites]
+    for name, cells in grouped(rows):
+        body.add_row(Text(name), *map(Text, cells))
     head = Text(f"{len(inspection.sites)} attention{'s' * (len(inspection.sites) != 1)} found")
     return Group(head, body, refusal_summary(inspection.refusals))
+
+
+def grouped(rows: Sequence[tuple[str, tuple[str, ...]]]) -> list[tuple[str, tuple[str, ...]]]:
+    """Rows that are alike but for the number of the layer as one: layer.0.attention, layer.1.attention -> layer.{0,1}.attention."""
+    merged: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    names: dict[tuple[str, tuple[str, ...]], str] = {}
+    for name, cells in rows:
+        first = NUMBER.search(name)
+        key = (NUMBER.sub("#", name, count=1), cells)
+        merged.setdefault(key, []).append(first.group() if first else "")
+        names[key] = name
+    result = []
+    for key, numbers in merged.items():
+        name = names[key] if len(numbers) == 1 else key[0].replace("#", "{" + ranges(numbers) + "}", 1)
+        result.append((name, key[1]))
+    return result
+
+
+def ranges(numbers: Sequence[str]) -> str:
+    """0, 1, 2, 5 -> "0-2,5"."""
+    spans: list[list[int]] = []
+    for n in sorted({int(n) for n in numbers}):
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
 def refusal_summary(refusals: Sequence[Refusal]) -> Text:
@@ -60,9 +92,11 @@ def report_table(report: Report) -> Any:
     parts: list[Any] = []
     if report.sites:
         body = table("site", "spec", "kernel", "before", "after", "why")
-        for site in report.sites:
-            times = (milliseconds(site.seconds_before), milliseconds(site.seconds_after))
-            body.add_row(Text(site.name), Text(site.after), site.kernel, *times, Text(site.why))
+        rows = [
+            (x.name, (x.after, x.kernel, milliseconds(x.seconds_before), milliseconds(x.seconds_after), x.why)) for x in report.sites
+        ]
+        for name, cells in grouped(rows):
+            body.add_row(Text(name), *map(Text, cells))
         parts.append(body)
     for rewrite in report.rewrites:
         parts.append(Text(f"{rewrite.name}: {'kept' if rewrite.kept else 'not kept'}, {rewrite.description}: {rewrite.why}"))
