@@ -46,7 +46,9 @@ class Grid:
     def size(self, name: str) -> int:
         sizes = {"q": self.q_len, "k": self.kv_len, **self.sizes}
         if name not in sizes:
-            raise InputMismatch(f"the length '{name}' is not known here", where=f"size({name})", next_move=f"Known: {', '.join(sizes)}.")
+            raise InputMismatch(
+                f"the length '{name}' is not known here", where=f"size({name})", next_move=f"Known: {', '.join(sizes)}."
+            )
         return sizes[name]
 
 
@@ -79,7 +81,10 @@ FUNCTIONS: dict[str, Function] = {
     "or": _logical(torch.logical_or),
     "and": _logical(torch.logical_and),
     "not": _logical(torch.logical_not),
-    **{name: _arithmetic(getattr(torch, name)) for name in ("lt", "le", "gt", "ge", "eq", "ne", "add", "sub", "mul", "neg", "abs")},
+    **{
+        name: _arithmetic(getattr(torch, name))
+        for name in ("lt", "le", "gt", "ge", "eq", "ne", "add", "sub", "mul", "neg", "abs")
+    },
     "div": _arithmetic(_divide),
     "floordiv": _arithmetic(torch.floor_divide),
     "mod": _arithmetic(torch.remainder),

@@ -27,7 +27,9 @@ class Call:
     def value(self, expr: Expr, may_use: str = "bhqk") -> Tensor:
         """The expression in the dtype of the call, [B|1, H|1, Q|1, K|1]; `may_use` says along which axes it may vary."""
         if beyond := indices(expr) - {*may_use, *(("row",) if "q" in may_use else ())}:
-            raise InputMismatch(f"'{expr}' varies along {', '.join(sorted(beyond))}", next_move=f"Here it may depend on {may_use}.")
+            raise InputMismatch(
+                f"'{expr}' varies along {', '.join(sorted(beyond))}", next_move=f"Here it may depend on {may_use}."
+            )
         return evaluate(expr, self.grid, self.operands).to(self.dtype)
 
     def mask(self, expr: Expr) -> Tensor:
@@ -49,7 +51,9 @@ class Call:
         if name is None:
             raise InputMismatch(f"{clause} needs the option {option}=", next_move=f"Write {option}=name and pass name=tensor.")
         if name not in self.operands:
-            raise InputMismatch(f"the spec reads '{name}', which was not given", where=str(clause), next_move=f"Pass {name}=tensor.")
+            raise InputMismatch(
+                f"the spec reads '{name}', which was not given", where=str(clause), next_move=f"Pass {name}=tensor."
+            )
         return self.operands[name].to(self.dtype)
 
     def operand_or_none(self, clause: Clause, option: int | str) -> Tensor | None:
@@ -60,8 +64,8 @@ class Call:
 class Rows:
     """q [B, H, Q, D], k [B, H, K, D], v [B, H, K, E] as they enter the products; scores and visible [B, H, Q, K].
 
-    groups: number of key heads before they were repeated. raw: scores before the score terms. denominators: scores that a linear
-    normaliser sums, where they are others than those that weigh the values. sink [B, H, Q, 1].
+    key_heads [H]: which key head each query head reads. denominators: scores that a linear normaliser sums, where they are others
+    than those that weigh the values. sink [B, H, Q, 1]. factor: what the selection multiplies the finished weights by.
     """
 
     call: Call
@@ -70,9 +74,10 @@ class Rows:
     v: Tensor
     scores: Tensor
     visible: Tensor
-    groups: int
+    key_heads: Tensor
     denominators: Tensor | None = None
     sink: Tensor | None = None
+    factor: Tensor | None = None
 
     @property
     def spec(self) -> AttentionSpec:
@@ -90,7 +95,13 @@ class Rows:
 
     def by_group(self, x: Tensor, how: str = "mean") -> Tensor:
         """Average a quantity [B, H, …] over the query heads that share a key head; each head then has the average."""
-        if how == "none" or self.groups == x.shape[1]:
+        if how == "none":
             return x
-        grouped = x.unflatten(1, (self.groups, -1))
-        return grouped.mean(2, keepdim=True).expand_as(grouped).flatten(1, 2)
+        same = (self.key_heads[:, None] == self.key_heads[None]).to(x.dtype)
+        return torch.einsum("hg,bg...->bh...", same / same.sum(1, keepdim=True), x)
+
+    def per_head(self, x: Tensor, axis: int) -> Tensor:
+        """An operand whose axis counts key heads, repeated for the query heads; unchanged where it has H or 1 of them."""
+        if x.shape[axis] in (1, len(self.key_heads)):
+            return x
+        return x.index_select(axis, self.key_heads)

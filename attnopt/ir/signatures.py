@@ -2,8 +2,8 @@
 
     "softcap": Signature("score", ("number",))        softcap(50.0) is one of the score terms and takes a number
 
-What each means stands in the function that computes it, under the same name: normalizers, recurrence, features, score_terms,
-selections, eviction, storage, operand_terms, reference.
+What each means stands in the function that computes it, under the same name: normalizers, selections, storage, operand_terms,
+reference.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ SIGNATURES: dict[str, Signature] = {
     "zscore": Signature("normalizer", (), {"gain": ("expr", ONE), "shift": ("expr", ZERO)}),
     "sinkhorn": Signature("normalizer", ("count",)),
     "orthogonal": Signature("normalizer"),
+    "birkhoff": Signature("normalizer", ("count",)),
     "polynomial": Signature("normalizer", ("count",)),
     "kolmogorov": Signature(
         "normalizer",
@@ -61,6 +62,7 @@ SIGNATURES: dict[str, Signature] = {
             "erase": ("expr", ZERO),
             "write": ("expr", ONE),
             "step": (("euler", "exact"), "euler"),
+            "erase_from": (("decayed", "previous"), "decayed"),
             "key_decay": ("operand", None),
             "value_decay": ("operand", None),
             "erase_read": ("operand", None),
@@ -83,6 +85,7 @@ SIGNATURES: dict[str, Signature] = {
             "q_gain": ("operand", None),
             "k_gain": ("operand", None),
             "center": (("no", "yes"), "no"),
+            "on": (("both", "q", "k"), "both"),
         },
     ),
     "rotary": Signature(
@@ -110,7 +113,12 @@ SIGNATURES: dict[str, Signature] = {
     "lookahead_keys": Signature(
         "score",
         ("expr",),
-        {"q": ("operand", "lookahead_q"), "k": ("operand", "lookahead_k"), "v": ("operand", "lookahead_v")},
+        {
+            "q": ("operand", "lookahead_q"),
+            "k": ("operand", "lookahead_k"),
+            "v": ("operand", "lookahead_v"),
+            "window": ("count", 0),
+        },
     ),
     "pyramid": Signature("score", ("count", "count"), {"levels": ("operand", "levels")}),
     # The rest of the row.
@@ -125,18 +133,28 @@ SIGNATURES: dict[str, Signature] = {
         ("count",),
         {"basis": ("operand", None), "query": ("operand", None), "key": ("operand", None), "recent": ("count", 0)},
     ),
-    "sparsek": Signature("selection", ("count", "expr")),
+    "sparsek": Signature("selection", ("count", "expr"), {"recent": ("count", 0)}),
     "block_topk": Signature(
         "selection",
         ("count", "count"),
-        {"rows": ("count", 1), "probe": (("mean", "activation"), "mean"), "first": ("count", 0), "recent": ("count", 1)},
+        {
+            "rows": ("count", 1),
+            "probe": (("mean", "activation"), "mean"),
+            "first": ("count", 0),
+            "recent": ("count", 1),
+        },
     ),
     "compressed_topk": Signature("selection", ("count", "count")),
     "pages": Signature("selection", ("count", "count")),
     "pooled_blocks": Signature(
         "selection",
         ("count", "count"),
-        {"mass": ("number", 0.98), "share": ("number", 0.0), "similarity": ("number", 0.6), "skip": ("number", float("inf"))},
+        {
+            "mass": ("number", 0.98),
+            "share": ("number", 0.0),
+            "similarity": ("number", 0.6),
+            "skip": ("number", float("inf")),
+        },
     ),
     "blocks": Signature("selection", ("count", "count"), {"operand": ("operand", "block_mask")}),
     "keep": Signature(

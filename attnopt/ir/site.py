@@ -98,7 +98,7 @@ class Host(Protocol):
 
     @property
     def kind(self) -> str:
-        """"torch" or "onnx"."""
+        """ "torch" or "onnx"."""
         ...
 
     @property

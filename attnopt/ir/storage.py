@@ -45,7 +45,7 @@ def group_reduce(x: Tensor, groups: Tensor, how: str) -> Tensor:
     """Reduce x [B, H, L, C] over rows with equal group (a number per row, [L]) and give every row its group's result."""
     names, members = groups.unique(return_inverse=True)
     start = x.new_zeros(*x.shape[:2], len(names), x.shape[-1])
-    reduced = start.index_reduce(2, members, x, how, include_self=False)
+    reduced = start.scatter_reduce(2, members[:, None].expand_as(x), x, how, include_self=False)
     return reduced[:, :, members]
 
 
