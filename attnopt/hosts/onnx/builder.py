@@ -6,7 +6,7 @@ call("com.microsoft::MultiHeadAttention", q, k, v, …)     ->   that node, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,26 +15,20 @@ import torch
 from torch import Tensor
 
 from attnopt.hosts.onnx.element_types import TYPES, as_onnx
+from attnopt.hosts.onnx.writers import NAMED, WRITERS
 from attnopt.ir.dims import Dim, Shape, Symbol, parts
 from attnopt.ir.graph import Graph, Value
-
-NAMED = {
-    "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow", "maximum": "Max", "minimum": "Min", "eq": "Equal",
-    "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual", "and": "And", "or": "Or", "xor": "Xor", "not": "Not",
-    "neg": "Neg", "abs": "Abs", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "tanh": "Tanh",
-    "sigmoid": "Sigmoid", "relu": "Relu", "erf": "Erf", "sin": "Sin", "cos": "Cos", "floor": "Floor", "isnan": "IsNaN",
-    "where": "Where", "matmul": "MatMul", "mod": "Mod",
-}  # fmt: skip
 
 
 @dataclass
 class OnnxBuilder:
-    """Inserts before `before`. `graph` is the canonical graph, where sizes are looked up."""
+    """Inserts before `before`. Sizes are looked up in `graph`, the canonical one; new nodes are noted in `written`."""
 
     model: ir.Model
     graph: Graph
     before: ir.Node
     names: set[str]
+    written: list[ir.Node] = field(default_factory=list)
     sizes: dict[Dim, Value] = field(default_factory=dict)
 
     def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
@@ -66,15 +60,16 @@ class OnnxBuilder:
         while given and given[-1] is None:
             given.pop()
         folder = (self.before.name or "").rpartition("/")[0]
-        name = self.unique(f"{folder}/{op_type}" if folder else f"attnopt_{op_type}")
+        name = unique(f"{folder}/{op_type}" if folder else f"attnopt_{op_type}", self.names)
         made = ir.node(op_type, given, attrs, domain=domain, name=name)
         made.metadata_props.update(self.before.metadata_props)  # the module and line that it stands for
         held = made.outputs[0]
-        held.name = self.unique(f"{made.name}_output")
+        held.name = unique(f"{made.name}_output", self.names)
         if dtype in TYPES:
             held.type = ir.TensorType(TYPES[dtype])
         held.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in shape])
         self.before.graph.insert_before(self.before, made)  # type: ignore[union-attr]
+        self.written.append(made)
         return Value(held.name, shape, dtype, handle=held)
 
     def handle(self, value: Value) -> ir.Value:
@@ -90,7 +85,7 @@ class OnnxBuilder:
         return value.handle  # type: ignore[no-any-return]
 
     def initializer(self, tensor: Tensor) -> ir.Value:
-        name = self.unique("attnopt_constant")
+        name = unique("attnopt_constant", self.names)
         held = ir.Value(name=name, const_value=as_onnx(tensor, name))
         held.type = ir.TensorType(TYPES[str(tensor.dtype).removeprefix("torch.")])
         held.shape = ir.Shape(list(tensor.shape))
@@ -99,14 +94,6 @@ class OnnxBuilder:
 
     def vector(self, *numbers: int) -> Value:
         return self.constant(torch.tensor(numbers, dtype=torch.int64), "int64")
-
-    def unique(self, wanted: str) -> str:
-        name, count = wanted, 0
-        while name in self.names:
-            count += 1
-            name = f"{wanted}_{count}"
-        self.names.add(name)
-        return name
 
     def target(self, shape: Shape, source: Shape | None) -> Value:
         """The vector of sizes for a Reshape: 0 copies a dimension, -1 is the only other unknown one, else computed."""
@@ -164,100 +151,11 @@ class OnnxBuilder:
         return values
 
 
-Writer = Callable[["OnnxBuilder", list[Any], Shape, str, dict[str, Any]], Value]
-
-
-def reshape(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    return b.node("Reshape", [x[0], b.target(shape, x[0].shape)], shape, dtype)
-
-
-def permute(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    return b.node("Transpose", x, shape, dtype, perm=list(a["perm"]))
-
-
-def expand(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    source = (1,) * (len(shape) - len(x[0].shape)) + x[0].shape
-    return b.node("Expand", [x[0], b.joined(tuple(1 if s == d else d for s, d in zip(source, shape, strict=True)))], shape, dtype)
-
-
-def cast(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    return b.node("Cast", x, shape, dtype, to=int(TYPES[dtype]))
-
-
-def reduction(op_type: str, axes_as_input_from: int) -> Writer:
-    def write(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-        keep = int(a["keepdims"])
-        if b.model.opset_imports.get("", 1) >= axes_as_input_from:
-            return b.node(op_type, [x[0], b.vector(*a["axes"])], shape, dtype, keepdims=keep)
-        return b.node(op_type, x, shape, dtype, axes=list(a["axes"]), keepdims=keep)
-
-    return write
-
-
-def softmax(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    return b.node("Softmax", x, shape, dtype, axis=a["axis"])
-
-
-def slice_(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    if a["start"] is None or a["step"] is None:
-        raise NotImplementedError("a slice whose bounds are computed")
-    stop = a["stop"] if a["stop"] is not None else 1 << 62
-    return b.node("Slice", [x[0], b.vector(a["start"]), b.vector(stop), b.vector(a["axis"]), b.vector(a["step"])], shape, dtype)
-
-
-def concat(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    return b.node("Concat", x, shape, dtype, axis=a["axis"])
-
-
-def gather(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    return b.node("Gather", x, shape, dtype, axis=a["axis"])
-
-
-def iota(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    start, step = a.get("start", 0), a.get("step", 1)
-    if (start, step) != (0, 1):
-        raise NotImplementedError("a range that does not count from 0")
-    (length,) = shape
-    limit = (
-        b.constant(length, "int64") if isinstance(length, int) else b.node("Squeeze", [b.size(length), b.vector(0)], (), "int64")
-    )
-    made = b.node("Range", [b.constant(0, "int64"), limit, b.constant(1, "int64")], shape, "int64")
-    return made if dtype in ("", "int64") else cast(b, [made], shape, dtype, {})
-
-
-def full(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    return b.node("Expand", [b.constant(a["value"], dtype), b.joined(shape)], shape, dtype)
-
-
-def triangle(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    return b.node("Trilu", [x[0], b.constant(a["diagonal"], "int64")], shape, dtype, upper=int(a["upper"]))
-
-
-def not_equal(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    return b.node("Not", [b.node("Equal", x, shape, "bool")], shape, "bool")
-
-
-def floor_division(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    """Of integers that are never negative, where dividing towards zero is the same."""
-    return b.node("Div", x, shape, dtype)
-
-
-WRITERS: dict[str, Writer] = {
-    "reshape": reshape,
-    "permute": permute,
-    "expand": expand,
-    "cast": cast,
-    "reduce_sum": reduction("ReduceSum", 13),
-    "reduce_mean": reduction("ReduceMean", 18),
-    "reduce_max": reduction("ReduceMax", 18),
-    "reduce_min": reduction("ReduceMin", 18),
-    "softmax": softmax,
-    "slice": slice_,
-    "concat": concat,
-    "gather": gather,
-    "iota": iota,
-    "full": full,
-    "triangle": triangle,
-    "ne": not_equal,
-    "floordiv": floor_division,
-}
+def unique(wanted: str, taken: set[str]) -> str:
+    """The name, or the name with a number; it is taken from now on."""
+    name, count = wanted, 0
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    taken.add(name)
+    return name

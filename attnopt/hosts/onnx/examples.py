@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ast
+import math
+import operator
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +14,10 @@ from attnopt.ir.dims import Dim, parts
 from attnopt.ir.graph import Graph, Value
 
 BATCH, LENGTH = 2, 16
+ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+    ast.Div: operator.floordiv,
+}  # fmt: skip
 
 
 def example_inputs(graph: Graph) -> dict[str, Tensor]:
@@ -24,10 +31,10 @@ def made(value: Value, graph: Graph, sizes: dict[str, int], generator: torch.Gen
     shape = [chosen(dim, axis, sizes) for axis, dim in enumerate(value.shape or ())]
     dtype = getattr(torch, value.dtype or "float32")
     name = value.name.lower()
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
     if dtype == torch.bool or "mask" in name:
         return torch.ones(shape, dtype=dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
     if "position" in name and shape:
         return torch.arange(shape[-1], dtype=dtype).expand(shape).contiguous()
     limit = min((rows for rows in table_rows(value)), default=2 if "type" in name else 10)
@@ -46,20 +53,35 @@ def table_rows(value: Value) -> Sequence[int]:
 
 def chosen(dim: Dim, axis: int, sizes: dict[str, int]) -> int:
     """A size for a dimension: never 0 or 1, which hide mistakes; the first axis is a batch."""
-    if isinstance(dim, int):
-        return dim
     coefficient, names = parts(dim)
-    total = coefficient
-    for name in names:
+    return math.prod((size_of(name, axis, sizes) for name in names), start=coefficient)
+
+
+def size_of(name: str, axis: int, sizes: dict[str, int]) -> int:
+    """The size of a symbol; one that is named by a sum, such as past + length, is computed from its terms."""
+    if name not in sizes:
+        computed = computed_size(name, axis, sizes)
         lowered = name.lower()
         batch = "batch" in lowered or (axis == 0 and not any(word in lowered for word in ("seq", "len")))
-        total *= sizes.setdefault(name, BATCH if batch else LENGTH)
-    return total
+        sizes[name] = computed if computed is not None else BATCH if batch else LENGTH
+    return sizes[name]
 
 
-def as_mapping(names: Sequence[str], inputs: object) -> Mapping[str, object]:
-    """A user's inputs by name: a dict as it is, a tuple or single tensor in the order of the model's inputs."""
-    if isinstance(inputs, Mapping):
-        return inputs
-    given = inputs if isinstance(inputs, (tuple, list)) else [inputs]
-    return dict(zip(names, given, strict=False)) | {f"input {i}": x for i, x in enumerate(given) if i >= len(names)}
+def computed_size(text: str, axis: int, sizes: dict[str, int]) -> int | None:
+    """The value of a sum, difference, product or quotient of symbols and numbers; None for anything else."""
+
+    def value(node: ast.expr) -> int:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name):
+            return size_of(node.id, axis, sizes)
+        if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+            return ARITHMETIC[type(node.op)](value(node.left), value(node.right))
+        raise ValueError(text)
+
+    try:
+        tree = ast.parse(text.replace("·", "*"), mode="eval").body
+        found = value(tree) if isinstance(tree, ast.BinOp) else 0
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
+    return found if found > 0 else None

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from torch import Tensor
 
-from attnopt.errors import InputMismatch
-from attnopt.hosts.onnx.builder import OnnxBuilder
-from attnopt.hosts.onnx.examples import as_mapping, example_inputs
+from attnopt.hosts.onnx.builder import OnnxBuilder, unique
+from attnopt.hosts.onnx.checking import verify
+from attnopt.hosts.onnx.conversion import convert
+from attnopt.hosts.onnx.element_types import dtype_name
+from attnopt.hosts.onnx.examples import example_inputs
 from attnopt.hosts.onnx.execution import runner
 from attnopt.hosts.onnx.inference import infer, needs_inference
+from attnopt.hosts.onnx.inputs import InputSpec, as_array, call_inputs, named_inputs
 from attnopt.hosts.onnx.int8 import quantize
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
@@ -29,15 +31,6 @@ from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Refusal
 
 
-@dataclass(frozen=True)
-class InputSpec:
-    """One tensor that the model reads; symbolic sizes are None."""
-
-    name: str
-    shape: tuple[int | None, ...] | None
-    dtype: torch.dtype | None
-
-
 @dataclass
 class OnnxHost:
     """An onnx-ir model that belongs to attnopt; the user's file or proto is never touched."""
@@ -46,6 +39,7 @@ class OnnxHost:
     kind: str = "onnx"
     _graph: Graph | None = field(default=None, repr=False)
     _names: set[str] | None = field(default=None, repr=False)
+    _written: list[ir.Node] = field(default_factory=list, repr=False)
 
     @classmethod
     def from_model(cls, model: Any) -> OnnxHost:
@@ -84,26 +78,24 @@ class OnnxHost:
 
     def builder(self, before: Node) -> OnnxBuilder:
         place = before.outputs[0].handle or next(v.handle for v in later(self.graph, before) if v.handle is not None)
-        return OnnxBuilder(self.model, self.graph, place.producer(), self.names)
+        return OnnxBuilder(self.model, self.graph, place.producer(), self.names, self._written)
 
     def replace(self, old: Value, new: Value) -> None:
-        """Let everything read `new`; a graph output keeps its name."""
+        """Let everything read `new`; a graph output keeps its name, shape and type."""
         held, made = old.handle, new.handle
-        ir.convenience.replace_all_uses_with(held, made)
-        outputs = self.model.graph.outputs
-        if any(o is held for o in outputs):
-            held.name, made.name = f"{held.name}_replaced", held.name
-            made.shape, made.type = held.shape, held.type
-            for i, output in enumerate(list(outputs)):
-                if output is held:
-                    outputs[i] = made
+        output = held.is_graph_output()
+        ir.convenience.replace_all_uses_with(held, made, replace_graph_outputs=output)
+        if output:
+            name, held.name = held.name, unique(f"{held.name}_replaced", self.names)
+            made.name, made.shape, made.type = name, held.shape, held.type
 
     def finish(self) -> None:
         reroute(self.model, self.graph, self.names)
         RemoveUnusedNodesPass()(self.model)
         RemoveUnusedOpsetsPass()(self.model)
-        self.model.graph.sort()
+        verify(self.model, self._written)
         self._graph = self._names = None
+        self._written = []
 
     def quantize_linears(self, nodes: Sequence[Node]) -> None:
         quantized = quantize(self.model, [n.name for n in nodes])
@@ -113,12 +105,8 @@ class OnnxHost:
 
     def convert_opset(self, to: int) -> OnnxHost | Refusal:
         """The same model at a higher opset, by ONNX's own converter and checked; or why it cannot be."""
-        try:
-            converted = onnx.version_converter.convert_version(ir.to_proto(self.model), to)
-            onnx.checker.check_model(converted)
-        except Exception as failure:
-            return Refusal(f"the model does not convert to opset {to}: {str(failure).splitlines()[0][:160]}")
-        return OnnxHost(named(ir.serde.deserialize_model(converted)))
+        converted = convert(self.model, to)
+        return converted if isinstance(converted, Refusal) else OnnxHost(named(converted))
 
     # Running.
 
@@ -126,16 +114,28 @@ class OnnxHost:
         return runner(self.model)
 
     def tap(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:
-        wanted = [v.handle.name for v in values]
-        tapped = self.model.clone()
-        made = {v.name: v for n in tapped.graph for v in n.outputs} | {v.name: v for v in tapped.graph.inputs}
-        present = {o.name for o in tapped.graph.outputs}
-        given = {v.name for v in tapped.graph.inputs}
-        for name in dict.fromkeys(wanted):
-            if name not in present and name not in given:
-                tapped.graph.outputs.append(made[name])
-        results = dict(zip([o.name for o in tapped.graph.outputs], runner(tapped)(inputs), strict=True))
-        return [inputs[name] if name in given else results[name] for name in wanted]
+        tapped = self.copy()
+        names = [tapped.written_name(v) for v in values]
+        graph = tapped.model.graph
+        graph.sort()
+        made = {v.name: v for n in graph for v in n.outputs}
+        present = {o.name for o in graph.outputs}
+        for name, value in zip(names, values, strict=True):
+            if name not in present and name not in inputs and not value.is_constant:
+                graph.outputs.append(made[name])
+                present.add(name)
+        results = dict(inputs)
+        if not present.isdisjoint(names):
+            results |= zip([o.name or "" for o in graph.outputs], runner(tapped.model)(inputs), strict=True)
+        return [v.load() if v.load is not None else results[name] for name, v in zip(names, values, strict=True)]
+
+    def written_name(self, value: Value) -> str:
+        """The ONNX name of a value of an equal host; one that is only in the canonical graph is written here."""
+        if value.handle is not None or value.producer is None:
+            return (value.handle.name if value.handle is not None else value.name) or ""
+        twin = next(v for n in self.graph.nodes for v in n.outputs if v.name == value.name)
+        assert twin.producer is not None
+        return self.builder(twin.producer).handle(twin).name or ""
 
     def isolate(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[[Sequence[Any]], list[Any]]:
         return isolate(self.model, self.graph, inputs, outputs)
@@ -144,14 +144,7 @@ class OnnxHost:
 
     @property
     def input_specs(self) -> list[InputSpec]:
-        return [
-            InputSpec(
-                v.name,
-                None if v.shape is None else tuple(d if isinstance(d, int) else None for d in v.shape),
-                getattr(torch, v.dtype) if v.dtype else None,
-            )
-            for v in self.graph.inputs
-        ]
+        return [InputSpec(v.name or "", sizes(v), torch_type(v)) for v in self.model.graph.inputs]
 
     @property
     def output_names(self) -> list[str]:
@@ -162,30 +155,21 @@ class OnnxHost:
 
     def named_inputs(self, inputs: Any) -> dict[str, Tensor]:
         """A user's arrays or tensors, by position or name, as named tensors. Raises InputMismatch."""
-        specs = {s.name: s for s in self.input_specs}
-        given = as_mapping(list(specs), inputs)
-        wanted = f"The model reads {', '.join(describe(s) for s in specs.values())}."
-        for name in given:
-            if name not in specs:
-                raise InputMismatch(f"the model has no input '{name}'", next_move=wanted)
-        for name in specs:
-            if name not in given:
-                raise InputMismatch(f"input '{name}' is missing", next_move=wanted)
-        return {name: checked(spec, given[name]) for name, spec in specs.items()}
+        return named_inputs(self.input_specs, inputs)
 
     def callable(self) -> Callable[..., list[np.ndarray]]:
         """A function of the model's inputs, by position or name or as one dict, that returns numpy arrays in output order."""
-        run = self.runner()
+        run, specs = self.runner(), self.input_specs
+        names = [s.name for s in specs]
 
         def call(*args: Any, **kwargs: Any) -> list[np.ndarray]:
-            names = [s.name for s in self.input_specs]
-            inputs: Any = args[0] if len(args) == 1 and isinstance(args[0], Mapping) else dict(as_mapping(names, args)) | kwargs
-            return [as_array(t) for t in run(self.named_inputs(inputs))]
+            return [as_array(t) for t in run(named_inputs(specs, call_inputs(names, args, kwargs)))]
 
         return call
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         write(self.model, path, metadata)
+        self._graph = None  # its constants may read the file that was just replaced
 
 
 def named(model: ir.Model) -> ir.Model:
@@ -200,24 +184,9 @@ def later(graph: Graph, node: Node) -> list[Value]:
     return [v for n in graph.nodes[start:] if n.name == node.name for v in n.outputs]
 
 
-def describe(spec: InputSpec) -> str:
-    shape = "any shape" if spec.shape is None else "[" + ", ".join("any" if s is None else str(s) for s in spec.shape) + "]"
-    return f"{spec.name}: {str(spec.dtype).removeprefix('torch.')}{shape}"
+def sizes(value: ir.Value) -> tuple[int | None, ...] | None:
+    return None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
 
 
-def checked(spec: InputSpec, given: Any) -> Tensor:
-    tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
-    fits = spec.dtype in (None, tensor.dtype)
-    if spec.shape is not None:
-        fits = fits and tensor.ndim == len(spec.shape)
-        fits = fits and all(want in (None, got) for want, got in zip(spec.shape, tensor.shape, strict=True))
-    if not fits:
-        raise InputMismatch(
-            f"input '{spec.name}' is {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}",
-            next_move=f"The model takes {describe(spec)}.",
-        )
-    return tensor
-
-
-def as_array(tensor: Tensor) -> np.ndarray:
-    return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+def torch_type(value: ir.Value) -> torch.dtype | None:
+    return getattr(torch, dtype_name(value.dtype)) if dtype_name(value.dtype) else None

@@ -14,8 +14,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from attnopt.hosts.onnx.checking import is_given
 from attnopt.hosts.onnx.execution import runner
-from attnopt.hosts.onnx.reading import is_given
 from attnopt.ir.dims import Shape, evaluate
 from attnopt.ir.graph import Graph, Value
 from attnopt.ir.site import NotIsolated
@@ -74,6 +74,8 @@ def closure(roots: Sequence[ir.Value], stop: set[ir.Value]) -> tuple[set[ir.Node
             raise NotIsolated(f"it reads the model input '{held.name}'")
         if node in nodes:
             continue
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            raise NotIsolated(f"'{node.name}' ({node.op_type}) has a graph of its own")
         nodes.add(node)
         if node.op_type in ("Shape", "Size"):
             (asked,) = node.inputs

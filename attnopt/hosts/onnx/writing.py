@@ -39,7 +39,10 @@ def write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
         data = f"{path.name}.data" if is_external(model) else None
         ir.save(model, beside / path.name, external_data=data)
         if data is not None and (beside / data).exists():
+            stale = let_go(model, path.parent / data)
             os.replace(beside / data, path.parent / data)
+            for tensor in stale:
+                tensor.invalidate()
         os.replace(beside / path.name, path)
     except OSError as failure:
         reason = failure.strerror or str(failure)
@@ -49,3 +52,17 @@ def write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
         model.metadata_props.update(known)
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def let_go(model: ir.Model, data: Path) -> list[ir.ExternalTensor]:
+    """Have the model read what it reads from this file through a mapping, which keeps the old content alive.
+
+    Returns the tensors that were replaced: once the file is another one, whoever else holds them must not read on.
+    """
+    stale = []
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and data.exists() and os.path.samefile(tensor.path, data):
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+            stale.append(tensor)
+    return stale

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
+from attnopt.hosts.onnx.element_types import dtype_name
 from attnopt.hosts.onnx.rules.layout import Inputs, Rule
 from attnopt.ir.dims import divide, product
 from attnopt.ir.graph import Value
@@ -35,14 +38,13 @@ def rms_norm(t: Translation, x: Inputs) -> bool:
 
 
 def attention(t: Translation, x: Inputs) -> bool:
-    """Attention-23 and -24 without past and without second outputs; 3-D inputs are split into heads first."""
+    """Attention without past, second outputs, windows or other softmax precision; 3-D inputs are split into heads."""
     q, k, v, mask, *rest = (*x, None, None, None, None)
-    if (
-        any(r is not None for r in rest)
-        or outputs_read(t, 1)
-        or t.attr("qk_matmul_output_mode", 0)
-        or t.attr("left_window_size") is not None
-    ):
+    windowed = any(t.attr(name, -1) >= 0 for name in ("left_window_size", "right_window_size"))
+    if any(r is not None for r in rest) or outputs_read(t, 1) or windowed:
+        return False
+    precision = t.attr("softmax_precision")
+    if precision is not None and q is not None and dtype_name(ir.DataType(precision)) != q.dtype:
         return False
     if q is None or k is None or v is None or q.shape is None or k.shape is None or v.shape is None:
         return False
@@ -55,6 +57,8 @@ def attention(t: Translation, x: Inputs) -> bool:
             return False
         q, k, v = parts  # type: ignore[assignment]
     assert q.shape is not None and v.shape is not None  # type: ignore[union-attr]
+    if mask is not None and not covers_keys(t, mask, k):  # type: ignore[arg-type]
+        return False
     width = q.shape[-1]  # type: ignore[union-attr]
     scale = t.attr("scale")
     if scale is None and not isinstance(width, int):
@@ -69,6 +73,16 @@ def attention(t: Translation, x: Inputs) -> bool:
         return t.result("attention", q, k, v, mask, shape=shape, **options)
     made = t.emit("attention", q, k, v, mask, shape=shape, **options)
     return merge_heads(t, made)
+
+
+def covers_keys(t: Translation, mask: Value, k: Value) -> bool:
+    """Whether the mask's last dimension is that of the keys. From opset 24 on a shorter one hides the keys beyond."""
+    if not mask.shape or not k.shape:
+        return False
+    width, keys = mask.shape[-1], k.shape[-2]
+    if width == keys:
+        return True
+    return t.opset < 24 and (width == 1 or not (isinstance(width, int) and isinstance(keys, int)))
 
 
 def multi_head_attention(t: Translation, x: Inputs) -> bool:

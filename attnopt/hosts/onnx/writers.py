@@ -1,0 +1,135 @@
+"""How each canonical operation is written in ONNX at the model's own opset.
+
+reshape(x) to [batch, length, 12, 64]   ->   Reshape(x, [0, 0, 12, 64])        reduce_max   ->   axes as attribute below opset 18
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from attnopt.hosts.onnx.element_types import TYPES
+from attnopt.ir.dims import Shape
+from attnopt.ir.graph import Value
+
+if TYPE_CHECKING:
+    from attnopt.hosts.onnx.builder import OnnxBuilder
+
+NAMED = {
+    "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow", "maximum": "Max", "minimum": "Min", "eq": "Equal",
+    "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual", "and": "And", "or": "Or", "xor": "Xor", "not": "Not",
+    "neg": "Neg", "abs": "Abs", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "tanh": "Tanh",
+    "sigmoid": "Sigmoid", "relu": "Relu", "erf": "Erf", "sin": "Sin", "cos": "Cos", "floor": "Floor", "isnan": "IsNaN",
+    "where": "Where", "matmul": "MatMul", "mod": "Mod",
+}  # fmt: skip
+Writer = Callable[["OnnxBuilder", list[Any], Shape, str, dict[str, Any]], Value]
+
+
+def reshape(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    return b.node("Reshape", [x[0], b.target(shape, x[0].shape)], shape, dtype)
+
+
+def permute(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    return b.node("Transpose", x, shape, dtype, perm=list(a["perm"]))
+
+
+def expand(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    source = (1,) * (len(shape) - len(x[0].shape)) + x[0].shape
+    return b.node("Expand", [x[0], b.joined(tuple(1 if s == d else d for s, d in zip(source, shape, strict=True)))], shape, dtype)
+
+
+def cast(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    return b.node("Cast", x, shape, dtype, to=int(TYPES[dtype]))
+
+
+def reduction(op_type: str, axes_as_input_from: int) -> Writer:
+    def write(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+        keep = int(a["keepdims"])
+        if b.model.opset_imports.get("", 1) >= axes_as_input_from:
+            return b.node(op_type, [x[0], b.vector(*a["axes"])], shape, dtype, keepdims=keep)
+        return b.node(op_type, x, shape, dtype, axes=list(a["axes"]), keepdims=keep)
+
+    return write
+
+
+def softmax(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    return b.node("Softmax", x, shape, dtype, axis=a["axis"])
+
+
+def slice_(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    if a["start"] is None or a["step"] is None:
+        raise NotImplementedError("a slice whose bounds are computed")
+    stop = a["stop"] if a["stop"] is not None else 1 << 62
+    return b.node("Slice", [x[0], b.vector(a["start"]), b.vector(stop), b.vector(a["axis"]), b.vector(a["step"])], shape, dtype)
+
+
+def concat(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    return b.node("Concat", x, shape, dtype, axis=a["axis"])
+
+
+def gather(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    return b.node("Gather", x, shape, dtype, axis=a["axis"])
+
+
+def iota(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    """0, 1, 2, … in int64, then cast, stretched and moved: Range itself lacks most types."""
+    (length,) = shape
+    limit = (
+        b.constant(length, "int64") if isinstance(length, int) else b.node("Squeeze", [b.size(length), b.vector(0)], (), "int64")
+    )
+    made = b.node("Range", [b.constant(0, "int64"), limit, b.constant(1, "int64")], shape, "int64")
+    dtype = dtype or "int64"
+    if dtype != "int64":
+        made = cast(b, [made], shape, dtype, {})
+    if a.get("step", 1) != 1:
+        made = b.node("Mul", [made, b.constant(a["step"], dtype)], shape, dtype)
+    return b.node("Add", [made, b.constant(a["start"], dtype)], shape, dtype) if a.get("start", 0) else made
+
+
+def full(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    return b.node("Expand", [b.constant(a["value"], dtype), b.joined(shape)], shape, dtype)
+
+
+def triangle(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    if b.model.opset_imports.get("", 1) < 14:
+        raise NotImplementedError("a triangle, which ONNX writes from opset 14 on")
+    return b.node("Trilu", [x[0], b.constant(a["diagonal"], "int64")], shape, dtype, upper=int(a["upper"]))
+
+
+def attention(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    if b.model.opset_imports.get("", 1) < 23:
+        raise NotImplementedError("an attention, which ONNX writes from opset 23 on")
+    return b.node(
+        "Attention", x, shape, dtype, is_causal=int(a["causal"]), scale=float(a["scale"]), softcap=float(a.get("softcap") or 0.0)
+    )
+
+
+def not_equal(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    return b.node("Not", [b.node("Equal", x, shape, "bool")], shape, "bool")
+
+
+def floor_division(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    """Of integers that are never negative, where dividing towards zero is the same."""
+    return b.node("Div", x, shape, dtype)
+
+
+WRITERS: dict[str, Writer] = {
+    "reshape": reshape,
+    "permute": permute,
+    "expand": expand,
+    "cast": cast,
+    "reduce_sum": reduction("ReduceSum", 13),
+    "reduce_mean": reduction("ReduceMean", 18),
+    "reduce_max": reduction("ReduceMax", 18),
+    "reduce_min": reduction("ReduceMin", 18),
+    "softmax": softmax,
+    "slice": slice_,
+    "concat": concat,
+    "gather": gather,
+    "iota": iota,
+    "full": full,
+    "triangle": triangle,
+    "attention": attention,
+    "ne": not_equal,
+    "floordiv": floor_division,
+}
