@@ -1,6 +1,7 @@
 # Each target makes the environment first if it is not there; VENV=path puts it elsewhere.
 VENV ?= .venv
-PYTHON ?= python3
+# python3 where it is new enough, else python3.11 by its own name.
+PYTHON ?= $(shell python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo python3 || echo python3.11)
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export PATH := $(abspath $(BIN)):$(PATH)

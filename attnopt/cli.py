@@ -1,13 +1,16 @@
 """The command line: inspect, optimize, targets, passes.
 
-Every AttnoptError ends as one line on standard error and exit code 2; tables and JSON go to standard output alone.
+Every AttnoptError ends as one line on standard error and exit code 2; other exceptions pass through. Tables and JSON
+alone go to standard output: what libraries print while they work goes to standard error. Commands import what they need
+when they run.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
+import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +44,8 @@ def inspect(
     """List the attentions of a model: place, spec, shape, cost."""
     from attnopt.api import inspect as inspect_model
 
-    found = inspect_model(model)
+    with redirect_stdout(sys.stderr):
+        found = inspect_model(model)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
         return
@@ -70,8 +74,9 @@ def optimize(
 
     require_writable(output, model)
     names = [name.strip() for given in passes for name in given.split(",")] if passes else None
-    result = optimize_model(model, target=target, budget=budget, calibration=calibration, select=select, passes=names)
-    result.export(output)
+    with redirect_stdout(sys.stderr):
+        result = optimize_model(model, target=target, budget=budget, calibration=calibration, select=select, passes=names)
+        result.export(output)
     if as_json:
         typer.echo(json.dumps(result.report.to_json(), indent=2))
         return
@@ -108,7 +113,9 @@ def passes(as_json: AsJson = False) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def options(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
     if version:
         typer.echo(f"attnopt {__version__}")
         raise typer.Exit
@@ -125,8 +132,13 @@ def require_writable(output: Path, model: Path) -> None:
         raise OutputNotWritable(f"there is no folder '{folder}'", next_move="Make it, or choose another place.")
     if output.is_dir():
         raise OutputNotWritable(f"'{output}' is a folder", next_move="Give the name of a file.")
-    if not os.access(folder, os.W_OK):
-        raise OutputNotWritable(f"the folder '{folder}' is not writable", next_move="Choose another place.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # the only true answer: permission bits say nothing to root
+            pass
+    except OSError as failure:
+        raise OutputNotWritable(
+            f"the folder '{folder}' cannot be written: {failure.strerror}", next_move="Choose another place."
+        ) from None
 
 
 def main() -> None:
@@ -134,5 +146,6 @@ def main() -> None:
     try:
         app()
     except AttnoptError as failure:
-        typer.echo(f"{type(failure).__name__}: {failure}", err=True)
+        line = " ".join(part.strip() for part in str(failure).splitlines())
+        typer.echo(f"{type(failure).__name__}: {line}", err=True)
         raise SystemExit(failure.exit_code) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,12 @@ def is_onnx(model: Any) -> bool:
 def read_npz(path: Path, names: Sequence[str]) -> list[dict[str, Tensor]]:
     """One array per input name, cut along the first axis into batches: [samples, batch, …], or [samples, …] of batch one."""
     try:
-        with np.load(path) as archive:
+        archive = np.load(path)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array, and no name says which input that is")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as failure:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as failure:
         raise InputMismatch(
             f"cannot read calibration data: {failure}",
             where=str(path),

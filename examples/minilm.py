@@ -53,14 +53,18 @@ class SentenceEncoder(nn.Module):
 def tokens(texts: Sequence[str], length: int | None = None) -> dict[str, Tensor]:
     """Padded on the right to the longest text, or to `length`."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(get_model_path())
-    made = tokenizer(list(texts), padding="max_length" if length else True, truncation=True, max_length=length or 128, return_tensors="pt")
+    made = tokenizer(
+        list(texts), padding="max_length" if length else True, truncation=True, max_length=length or 128, return_tensors="pt"
+    )
     return {name: made[name] for name in ("input_ids", "attention_mask")}
 
 
 def calibration_texts(count: int) -> list[str]:
     """English that the demo does not judge on: docstrings of the standard library."""
     texts: list[str] = []
-    for module in sorted(m.name for m in pkgutil.iter_modules() if m.name in ("argparse", "asyncio", "csv", "datetime", "json", "logging")):
+    for module in sorted(
+        m.name for m in pkgutil.iter_modules() if m.name in ("argparse", "asyncio", "csv", "datetime", "json", "logging")
+    ):
         for _, thing in inspect.getmembers(__import__(module)):
             said = inspect.getdoc(thing) or ""
             texts += [" ".join(part.split()) for part in said.split("\n\n") if len(part) > 60]
@@ -112,8 +116,10 @@ def main() -> None:
         cosine = nn.functional.cosine_similarity(wanted, torch.from_numpy(call(arrays)[0])).min()
         path = original if name == "original" else folder / f"minilm-{name.replace(' ', '-')}.onnx"
         ratio = 1 / times[name].ratio(times["original"])
-        table.add_row(name, f"{times[name].median * 1e3:.2f} ms", f"{ratio:.2f}x", f"{float(cosine):.6f}", f"{path.stat().st_size / 1e6:.0f}")
-    console.print(f"\n{len(SENTENCES)} sentences of up to {judged['input_ids'].shape[1]} tokens, {torch.get_num_threads()} threads, onnxruntime:")
+        time, size = f"{times[name].median * 1e3:.2f} ms", f"{path.stat().st_size / 1e6:.0f}"
+        table.add_row(name, time, f"{ratio:.2f}x", f"{float(cosine):.6f}", size)
+    longest, threads = judged["input_ids"].shape[1], torch.get_num_threads()
+    console.print(f"\n{len(SENTENCES)} sentences of up to {longest} tokens, {threads} threads, onnxruntime:")
     console.print(table)
 
 

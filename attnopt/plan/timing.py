@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-
+LONG = 10.0  # seconds of one round, from which on three rounds must do
 WARM_UP = 0.2  # seconds for all callables together
 
 
@@ -34,15 +34,16 @@ def in_turn(
 ) -> dict[str, Timing]:
     """Time all callables in turn for about `seconds` each, at least `least` and at most `most` rounds after a warm-up."""
     until = time.perf_counter() + min(WARM_UP, seconds)
-    for repeat in range(most):  # caches, thread pools and clock rates settle
+    for _ in range(most):  # caches, thread pools and clock rates settle
         for call in callables.values():
             call()
-        if repeat and time.perf_counter() > until:
+        if time.perf_counter() > until:
             break
     started = time.perf_counter()
     for call in callables.values():
         call()
     once = time.perf_counter() - started
+    least = min(least, 3) if once > LONG else least
     rounds = int(min(most, max(least, seconds * len(callables) / max(once, 1e-9))))
     runs: dict[str, list[float]] = {name: [] for name in callables}
     for _ in range(rounds):

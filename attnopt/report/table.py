@@ -93,7 +93,8 @@ def report_table(report: Report) -> Any:
     if report.sites:
         body = table("site", "spec", "kernel", "before", "after", "why")
         rows = [
-            (x.name, (x.after, x.kernel, milliseconds(x.seconds_before), milliseconds(x.seconds_after), x.why)) for x in report.sites
+            (x.name, (x.after, x.kernel, milliseconds(x.seconds_before), milliseconds(x.seconds_after), x.why))
+            for x in report.sites
         ]
         for name, cells in grouped(rows):
             body.add_row(Text(name), *map(Text, cells))
