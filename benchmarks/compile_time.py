@@ -1,0 +1,120 @@
+"""How long recognition takes, and that it is linear in the number of layers.
+
+Llama graphs of growing depth (small width: recognition does not look at weights), through both hosts: translation to the canonical
+graph and recognition, against onnxscript's ort_fusions rewriter on the same ONNX graph.
+
+    python benchmarks/compile_time.py
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import harness
+import onnx_ir
+import torch
+import transformers
+from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+from attnopt.hosts.fx import FxHost, capture
+from attnopt.hosts.onnx import OnnxHost
+from attnopt.patterns import recognise
+
+LAYERS = (4, 8, 16, 32, 64)
+LIMIT = 2.0  # seconds for 32 layers
+
+
+@dataclass(frozen=True)
+class Timed:
+    layers: int
+    nodes: int
+    found: int
+    torch_seconds: float
+    onnx_seconds: float
+    rewriter_seconds: float
+    rewriter_found: int
+
+
+def least(call: Callable[[], object], repeats: int = 5) -> float:
+    """The fastest of some runs: what the work takes when nothing interferes."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def llama(layers: int) -> FxHost:
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+        attn_implementation="eager", bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(0, 64, (2, 16))
+    return FxHost.from_captured(capture(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}))
+
+
+def timed(layers: int) -> Timed:
+    host = llama(layers)
+    proto = host.to_onnx()
+    onnx_host = OnnxHost.from_model(proto)
+
+    def again(subject: FxHost | OnnxHost) -> int:
+        subject._graph = None
+        return len(recognise(subject.graph).sites)
+
+    copies = [onnx_ir.serde.deserialize_model(copy.deepcopy(proto)) for _ in range(3)]
+    counts: list[int] = []
+
+    def rewrite() -> None:
+        made, _ = optimize_for_ort(copies.pop())
+        counts.append(sum(n.op_type in ("Attention", "MultiHeadAttention", "GroupQueryAttention") for n in made.graph))
+
+    return Timed(
+        layers,
+        len(proto.graph.node),
+        again(onnx_host),
+        least(lambda: again(host)),
+        least(lambda: again(onnx_host)),
+        least(rewrite, 3),
+        counts[0],
+    )
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    busy = harness.require_quiet()
+    rows = [timed(layers) for layers in LAYERS]
+    slope = {
+        name: getattr(rows[-1], name) / getattr(rows[-2], name) for name in ("torch_seconds", "onnx_seconds", "rewriter_seconds")
+    }
+    columns = ["layers", "ONNX nodes", "attentions found", "attnopt torch", "attnopt onnx", "onnxscript ort_fusions", "it fused"]
+    table = harness.markdown(
+        columns,
+        [
+            [str(r.layers), str(r.nodes), str(r.found), *(f"{s:.3f} s" for s in (r.torch_seconds, r.onnx_seconds, r.rewriter_seconds)),
+             str(r.rewriter_found)]
+            for r in rows
+        ],
+    )  # fmt: skip
+    notes = [
+        f"other processes used {busy:.2f} cores when it began; least of 5 runs (3 for the rewriter)",
+        *(f"{name.split('_')[0]}: 64 layers take {ratio:.2f} times as long as 32" for name, ratio in slope.items()),
+    ]
+    print(table, *notes, sep="\n")
+    path = harness.save("compile_time", rows, notes)
+    path.with_suffix(".md").write_text(table + "\n" + "\n".join(f"- {n}" for n in notes) + "\n")
+    at_32 = next(r for r in rows if r.layers == 32)
+    if max(at_32.torch_seconds, at_32.onnx_seconds) > LIMIT or any(r.found != r.layers for r in rows):
+        raise SystemExit(f"recognition of 32 layers took more than {LIMIT} s, or missed attentions")
+
+
+if __name__ == "__main__":
+    main()
