@@ -160,7 +160,12 @@ def arrange(builder: Builder, operand: Operand, target: Sequence[Group], *, broa
         value = builder.emit("expand", value, shape=tuple(a.size for a in atoms), dtype=dtype)
         return builder.emit("reshape", value, shape=tuple(size_of(g) for g in full), dtype=dtype)
     if tuple(kept) != layout:
-        value = builder.emit("reshape", value, shape=tuple(size_of(g) for g in kept), dtype=dtype)
+        same = [group for group in kept if group] == [group for group in layout if group] and value.shape is not None
+        held = iter([dim for dim, group in zip(value.shape or (), layout, strict=True) if group] if same else ())
+        # Where only dimensions of size 1 come or go, the others keep their own size: it may be 1 where the axis is longer.
+        value = builder.emit(
+            "reshape", value, shape=tuple(next(held, 1) if same and g else size_of(g) for g in kept), dtype=dtype
+        )
     if broadcast and kept != full:
         value = builder.emit("expand", value, shape=tuple(size_of(g) for g in full), dtype=dtype)
     return value

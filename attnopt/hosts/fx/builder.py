@@ -106,7 +106,12 @@ class FxBuilder:
         mode = self.mode()
         values, keywords = fx.node.map_arg(args, value), fx.node.map_arg(kwargs, value)
         with mode if mode is not None else torch.no_grad():
-            return target(*values, **keywords)
+            try:
+                return target(*values, **keywords)
+            except RuntimeError:  # sizes such as Max(0, 64 - s) that the tracer cannot prove equal to those that are wanted
+                if target is not torch.ops.aten.reshape.default:
+                    raise
+                return values[0].new_empty(values[1])
 
     def mode(self) -> Any:
         fakes = [n.meta.get("val") for n in self.module.graph.nodes if n.op in ("placeholder", "call_function", "get_attr")]

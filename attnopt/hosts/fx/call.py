@@ -128,12 +128,13 @@ class Convention:
             paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(count)), self.out_spec))
         except (TypeError, ValueError):
             return [f"output_{i}" for i in range(count)]
-        return ["_".join(filter(None, map(key_name, path))) or f"output_{i}" for i, (path, _) in enumerate(paths)]
+        names = ["_".join(filter(None, map(key_name, path))) for path, _ in paths]
+        return [f"output_{name or i}" if not name or name[0].isdigit() else name for i, name in enumerate(names)]
 
 
 def key_name(key: Any) -> str:
     if isinstance(key, pytree.SequenceKey):
-        return f"output_{key.idx}"
+        return str(key.idx)
     return str(getattr(key, "key", getattr(key, "name", "")))
 
 

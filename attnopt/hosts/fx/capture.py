@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from attnopt.errors import InputMismatch, UnreadableModel, UntraceableModel
+from attnopt.hosts.fx.caches import know_caches
 from attnopt.hosts.fx.call import Arguments, Convention, as_call, bind, split, traced_signature
 from attnopt.hosts.fx.dynamic import enlarged, proposals
 from attnopt.hosts.fx.logs import quiet
@@ -39,6 +40,7 @@ class Captured:
 
 def capture(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Captured:
     """Trace a model. Raises UntraceableModel where torch.export cannot follow it, InputMismatch, UnreadableModel."""
+    know_caches()
     if isinstance(model, (str, Path)):
         model = read_program(Path(model))
     if isinstance(model, ExportedProgram):
@@ -136,7 +138,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
 
 def require_that_it_runs(model: nn.Module, signature: inspect.Signature, arguments: Arguments) -> None:
     """Inputs that the model itself refuses are the inputs' fault, not the tracer's."""
-    args, kwargs = split(signature, arguments)
+    args, kwargs = split(signature, pytree.tree_map(lambda leaf: leaf, arguments))  # a cache is a new one: the model adds to it
     try:
         model(*args, **kwargs)
     except Exception as failure:
@@ -187,6 +189,8 @@ def read_program(path: Path, metadata: dict[str, Any] | None = None) -> Exported
         with quiet("torch.export"):
             if "transformers." in stored_text(path):  # its output types are known to torch once they are imported
                 importlib.import_module("transformers.modeling_outputs")
+                importlib.import_module("transformers.cache_utils")
+                know_caches()
             return torch.export.load(path, extra_files=metadata)
     except Exception as failure:
         raise UnreadableModel(

@@ -8,7 +8,7 @@ model does not allow it, the next lets torch decide every dimension on its own, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,24 @@ def proposals(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def tree_of(arguments: Mapping[str, Any], dims: Mapping[int, dict[int, Any]]) -> Any:
     """`dims` (by position of the leaf) as a tree of the same form as the arguments."""
     leaves, spec = pytree.tree_flatten(dict(arguments))
-    return pytree.tree_unflatten([dims.get(i) if isinstance(leaf, Tensor) else None for i, leaf in enumerate(leaves)], spec)
+    return shapes_tree([dims.get(i) if isinstance(leaf, Tensor) else None for i, leaf in enumerate(leaves)], spec)
+
+
+def shapes_tree(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Any:
+    """The leaves as torch.export wants dynamic shapes: what is no plain container (a cache) becomes the list of its children."""
+    remaining = iter(leaves)
+
+    def build(part: pytree.TreeSpec) -> Any:
+        if part.is_leaf():
+            return next(remaining)
+        children = [build(child) for child in part.children()]
+        return (
+            pytree.SUPPORTED_NODES[part.type].unflatten_fn(children, part.context)
+            if part.type in pytree.BUILTIN_TYPES
+            else children
+        )
+
+    return build(spec)
 
 
 def named_leaves(arguments: Mapping[str, Any]) -> Iterator[tuple[int, str, Tensor]]:
@@ -46,6 +63,15 @@ def is_sequence(leaf: Tensor) -> bool:
     return (leaf.ndim == 2 and (leaf.dtype in TOKENS or leaf.shape[1] > 1)) or leaf.ndim == 3
 
 
+def is_cached(leaf: Tensor) -> bool:
+    """Whether this is one layer's keys or values [B, Hk, K, D]: dimension 2 counts tokens."""
+    return leaf.ndim == 4 and leaf.is_floating_point() and leaf.shape[1] > 1
+
+
+def holds_cache(arguments: Mapping[str, Any]) -> bool:
+    return any("past" in name and is_cached(leaf) for _, name, leaf in named_leaves(arguments))
+
+
 def named_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
     """One `batch` for all first dimensions of the common size; one sequence name per size and side (encoder, decoder)."""
     tensors = [(i, name, t) for i, name, t in named_leaves(arguments) if t.ndim >= 1]
@@ -54,6 +80,7 @@ def named_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
     batch_size = tensors[0][2].shape[0]
     batch = Dim("batch")
     sequences: dict[tuple[str, int], Any] = {}
+    past: dict[int, Any] = {}
     dims: dict[int, dict[int, Any]] = {}
     for i, name, leaf in tensors:
         dims[i] = {0: batch} if leaf.shape[0] == batch_size and leaf.ndim >= 2 else {}
@@ -63,10 +90,16 @@ def named_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
             if key not in sequences:
                 sequences[key] = Dim(f"{side}sequence" + (f"_{len(sequences)}" if any(k[0] == side for k in sequences) else ""))
             dims[i][1] = sequences[key]
+        elif "past" in name and is_cached(leaf):
+            dims[i][2] = past.setdefault(leaf.shape[2], Dim("past" + (f"_{len(past)}" if past else "")))
         elif leaf.ndim == 4 and leaf.shape[1] == 1:  # a mask [batch, 1, queries, keys]
             for axis in (2, 3):
                 if (side, leaf.shape[axis]) in sequences:
                     dims[i][axis] = sequences[(side, leaf.shape[axis])]
+    if past:  # a mask over past and present keys is as long as both together, which no name can say
+        for i, _, leaf in tensors:
+            if is_sequence(leaf) and leaf.shape[1] > min(past):
+                dims[i][1] = Dim.AUTO
     return dims
 
 
@@ -75,10 +108,13 @@ def automatic_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
 
 
 def enlarged(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with batch and sequence of at least two: torch.export treats sizes 0 and 1 as fixed."""
+    """The arguments with batch and sequence of at least two: torch.export treats sizes 0 and 1 as fixed.
+
+    A model that is given a cache keeps its sequence: a step of one token is what it is for.
+    """
     tensors = list(named_leaves(arguments))
     batch = {t.shape[0] for _, _, t in tensors if t.ndim >= 2}
-    short = any(is_sequence(t) and t.shape[1] == 1 for _, _, t in tensors)
+    short = not holds_cache(arguments) and any(is_sequence(t) and t.shape[1] == 1 for _, _, t in tensors)
 
     def grown(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.ndim < 2:

@@ -16,7 +16,7 @@ from attnopt.hosts.fx.call import Convention, as_call, split
 from attnopt.hosts.fx.capture import Captured
 from attnopt.hosts.fx.flat import flat_module, has_effect
 from attnopt.hosts.fx.int8 import quantize_linear
-from attnopt.hosts.fx.program import read_with_metadata, save_program, to_onnx
+from attnopt.hosts.fx.program import limits, read_with_metadata, save_program, to_onnx
 from attnopt.hosts.fx.region import isolate
 from attnopt.hosts.fx.symbols import name_symbols
 from attnopt.hosts.fx.translate import translate
@@ -25,11 +25,12 @@ from attnopt.ir.graph import Graph, Node, Value
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One tensor that the model reads; symbolic sizes are None."""
+    """One tensor that the model reads; symbolic sizes are None. limits: smallest and largest size that the trace holds for."""
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
+    limits: tuple[tuple[int | None, int | None], ...] = ()
 
 
 @dataclass
@@ -96,9 +97,12 @@ class FxHost:
         return [inputs.get(n.name, leaf) for n, leaf in zip(self.placeholders(), self.convention.leaves(), strict=True)]
 
     def runner(self) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
+        computed = [isinstance(leaf, fx.Node) for leaf in self.output_leaves()]
+
         def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
             with torch.no_grad():
-                return [t for t in self.module(*self.flat_inputs(inputs)) if isinstance(t, Tensor)]
+                leaves = self.module(*self.flat_inputs(inputs))
+            return [torch.as_tensor(leaf) for leaf, wanted in zip(leaves, computed, strict=True) if wanted]
 
         return run
 
@@ -122,13 +126,19 @@ class FxHost:
         for node in self.placeholders():
             value = node.meta.get("val")
             if isinstance(value, Tensor):
-                specs.append(InputSpec(node.name, tuple(s if isinstance(s, int) else None for s in value.shape), value.dtype))
+                sizes = tuple(s if isinstance(s, int) else None for s in value.shape)
+                found = tuple((s, s) if isinstance(s, int) else limits(self.captured.program, s.node.expr) for s in value.shape)
+                specs.append(InputSpec(node.name, sizes, value.dtype, found))
         return specs
 
     @property
     def output_names(self) -> list[str]:
-        leaves = next(n for n in self.module.graph.nodes if n.op == "output").args[0]
-        return [name for name, leaf in zip(self.convention.output_names(), leaves, strict=True) if isinstance(leaf, fx.Node)]
+        named = zip(self.convention.output_names(), self.output_leaves(), strict=True)
+        return [name for name, leaf in named if isinstance(leaf, fx.Node)]
+
+    def output_leaves(self) -> tuple[Any, ...]:
+        """What the graph returns: nodes, and values that were fixed when it was traced."""
+        return next(n for n in self.module.graph.nodes if n.op == "output").args[0]  # type: ignore[return-value]
 
     def example_inputs(self) -> dict[str, Tensor]:
         return self.named(split(self.convention.signature, self.captured.example))
@@ -196,3 +206,10 @@ def check_inputs(specs: Sequence[InputSpec], tensors: Mapping[str, Tensor]) -> N
                 f"input '{spec.name}' is {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}",
                 next_move=f"The model takes {str(spec.dtype).removeprefix('torch.')}[{wanted}].",
             )
+        for axis, (low, high) in enumerate(spec.limits):
+            if not (low or 0) <= tensor.shape[axis] <= (high or tensor.shape[axis]):
+                allowed = " and ".join(f"{word} {n}" for word, n in (("at least", low), ("at most", high)) if n is not None)
+                raise InputMismatch(
+                    f"dimension {axis} of input '{spec.name}' is {tensor.shape[axis]}; the trace of this model holds for {allowed}",
+                    next_move="Optimise again with example inputs of this size.",
+                )

@@ -13,9 +13,10 @@ from torch import fx
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from attnopt.errors import OutputNotWritable
+from attnopt.errors import OutputNotWritable, UnsupportedFormat
 from attnopt.hosts.fx.call import split
 from attnopt.hosts.fx.capture import Captured, from_program, read_program
+from attnopt.hosts.fx.dynamic import shapes_tree
 from attnopt.hosts.fx.logs import quiet
 from attnopt.hosts.fx.symbols import name_symbols
 
@@ -29,13 +30,43 @@ def program_of(module: fx.GraphModule, captured: Captured) -> ExportedProgram:
     graph.set_codegen(original.graph._codegen)
     whole = fx.GraphModule(module, graph)
     args, kwargs = split(captured.convention.signature, captured.convention.traced)
-    shapes = dynamic_shapes(captured.program, graph._codegen.pytree_info.orig_args, args, kwargs)
-    with torch.no_grad():
-        return torch.export.export(whole, args, kwargs, dynamic_shapes=shapes, strict=False)
+    parameters = graph._codegen.pytree_info.orig_args
+    with torch.no_grad(), quiet("torch"):
+        try:
+            shapes = dynamic_shapes(captured.program, parameters, args, kwargs)
+            return torch.export.export(whole, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except torch._dynamo.exc.UserError:  # tracing again may find a condition on a size that no Dim can state, such as s != 7
+            shapes = dynamic_shapes(captured.program, parameters, args, kwargs, automatic=True)
+            program = torch.export.export(whole, args, kwargs, dynamic_shapes=shapes, strict=False)
+    if fixed := set(varying(captured.program)) - set(varying(program)):
+        name, axis = min(fixed)
+        raise UnsupportedFormat(
+            f"torch.export cannot save this model with dimension {axis} of '{name}' left open",
+            next_move="Export it as .onnx, or optimise with dynamic_shapes that fix this dimension.",
+        )
+    return program
 
 
-def dynamic_shapes(program: ExportedProgram, parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The dimensions that vary in a program, in the form that torch.export takes: equal symbols share one Dim."""
+def varying(program: ExportedProgram) -> list[tuple[str, int]]:
+    """(input, dimension) of every size that is not fixed."""
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+    inputs = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
+    tensors = [(name, values[name]) for name in inputs if isinstance(values.get(name), torch.Tensor)]
+    return [(name, axis) for name, t in tensors for axis, size in enumerate(t.shape) if isinstance(size, torch.SymInt)]
+
+
+def dynamic_shapes(
+    program: ExportedProgram,
+    parameters: Sequence[str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    automatic: bool = False,
+) -> Any:
+    """The dimensions that vary in a program, in the form that torch.export takes: equal symbols share one Dim.
+
+    automatic: leave all of them to torch instead.
+    """
     dims: dict[str, Any] = {}
     placeholders = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
     names = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
@@ -49,17 +80,25 @@ def dynamic_shapes(program: ExportedProgram, parameters: Sequence[str], args: tu
         for axis, size in enumerate(value.shape):
             if isinstance(size, torch.SymInt):
                 expr = size.node.expr
-                axes[axis] = dims.setdefault(str(expr), ranged(program, expr)) if expr.is_Symbol else Dim.AUTO
+                axes[axis] = dims.setdefault(str(expr), ranged(program, expr)) if expr.is_Symbol and not automatic else Dim.AUTO
         flat.append(axes or None)
-    tree_args, tree_kwargs = pytree.tree_unflatten(flat, pytree.tree_flatten((args, dict(kwargs)))[1])
+    tree_args, tree_kwargs = shapes_tree(flat, pytree.tree_flatten((args, dict(kwargs)))[1])
     return {**dict(zip(parameters, tree_args, strict=False)), **tree_kwargs}
 
 
 def ranged(program: ExportedProgram, symbol: Any) -> Any:
     """A Dim with the limits that tracing found for the symbol (a position table of 512 rows allows no more)."""
-    limits = program.range_constraints.get(symbol)
-    finite = limits is not None and limits.upper.is_Integer
-    return Dim(str(symbol), max=int(limits.upper)) if finite else Dim(str(symbol))  # type: ignore[union-attr]
+    low, high = limits(program, symbol)
+    return Dim(str(symbol), min=low, max=high)
+
+
+def limits(program: ExportedProgram, symbol: Any) -> tuple[int | None, int | None]:
+    """The smallest and largest size that the trace is valid for. torch always assumes at least 2; that is no limit."""
+    found = program.range_constraints.get(symbol)
+    if found is None:
+        return None, None
+    low = int(found.lower) if found.lower.is_Integer and found.lower > 2 else None
+    return low, int(found.upper) if found.upper.is_Integer else None
 
 
 def save_program(module: fx.GraphModule, captured: Captured, path: Path, metadata: Mapping[str, str]) -> None:

@@ -28,6 +28,8 @@ class Symbols:
         if isinstance(size, int) or not isinstance(size, torch.SymInt):
             return int(size)
         expr = size.node.expr
+        if not expr.is_Symbol and (number := known_number(size)) is not None:
+            return number
         coefficient, rest = expr.as_coeff_Mul()
         factors = rest.as_ordered_factors() if rest.is_Mul else [rest]
         names: list[str] = []
@@ -49,6 +51,12 @@ class Symbols:
         for old, new in self.names.items():
             text = text.replace(old, new)
         return text.replace("*", "·")
+
+
+def known_number(size: torch.SymInt) -> int | None:
+    """The value of an expression that the ranges of its symbols leave no choice, such as 1 - Max(0, 1 - s) for s >= 1."""
+    bounds = size.node.shape_env.bound_sympy(size.node.expr)
+    return int(bounds.lower) if bounds.lower == bounds.upper and bounds.lower.is_Integer else None
 
 
 def name_symbols(placeholders: Iterable[fx.Node]) -> Symbols:
