@@ -5,7 +5,6 @@ attention(q, k, v, spec="softmax causal & window(256) scale(0.125)")
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import torch
@@ -15,8 +14,8 @@ from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Const, Expr, Term, conjuncts, operands
 from attnopt.ir.reference import check_shapes, reference
 from attnopt.ir.spec import AttentionSpec, as_spec
+from attnopt.runtime.flex_source import NARROWEST, compiler_at_hand, sayable
 
-FLEX_TERMS = {"scale", "softcap", "add", "mod"}
 FLEX_SCORES = 1 << 22  # from this many scores per head on, skipping blocks is worth compiling for
 
 
@@ -39,8 +38,13 @@ def backend_for(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Backend
     plain = spec.normalizer.name == "softmax" and not spec.special and k.shape[1] == v.shape[1] and not mapped(spec)
     names = [clause.name for clause in spec.score]
     says_sdpa = plain and spec.scale is not None and all(n == "add" for n in names[sum(n == "scale" for n in names[:1]) :])
-    sayable = plain and set(names) <= FLEX_TERMS and min(q.shape[-1], v.shape[-1]) >= 16
-    flexible = sayable and compiler_at_hand() and full_rows(spec, q.shape[2], k.shape[2])
+    flexible = (
+        plain
+        and sayable(spec)
+        and min(q.shape[-1], v.shape[-1]) >= NARROWEST
+        and compiler_at_hand()
+        and full_rows(spec, q.shape[2], k.shape[2])
+    )
     known = [part for part in conjuncts(spec.mask) if not operands(part)]
     skips = bool(known) and known != [Term("causal")] and q.shape[2] * k.shape[2] >= FLEX_SCORES
     if flexible and (skips or not says_sdpa):
@@ -102,7 +106,3 @@ def full_rows(spec: AttentionSpec, q_len: int, kv_len: int) -> bool:
     if operands(spec.mask):
         return False
     return bool(evaluate(spec.mask, Grid(1, 1, q_len, kv_len)).expand(1, 1, q_len, kv_len).any(-1).all())
-
-
-def compiler_at_hand() -> bool:
-    return shutil.which("g++") is not None or shutil.which("clang++") is not None

@@ -7,7 +7,6 @@ loading such a file needs `import attnopt`.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 
 from attnopt.codegen.additive_mask import plain_softmax
@@ -18,8 +17,7 @@ from attnopt.ir.expr import Const, Expr, Term, conjuncts, operands
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand, size_of
 from attnopt.ir.site import Builder, Refusal, Site, arrange
-
-SCORE_TERMS = ("scale", "softcap", "add", "mod")
+from attnopt.runtime.flex_source import NARROWEST, compiler_at_hand, sayable
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class Flex:
                 (site.q.value.dtype in ("float32", "float16", "bfloat16"), f"dtype {site.q.value.dtype}"),
                 (spec.empty_row != "mean" or never_empty(site), "empty rows must average the values; FlexAttention returns zero"),
                 (compiler_at_hand(), "FlexAttention needs a C++ compiler (install g++), and none was found"),
-                (all(c.name in SCORE_TERMS for c in spec.score), "a score term that FlexAttention cannot say"),
+                (narrowest(site) >= NARROWEST, f"FlexAttention needs heads of at least {NARROWEST} channels"),
+                (sayable(spec), "a score term or a length that FlexAttention cannot say"),
                 (structured(site), "nothing here that FlexAttention does better than scaled_dot_product_attention"),
                 at=site.name,
             )
@@ -70,6 +69,12 @@ class Flex:
         return arrange(builder, Operand(out, layout), site.output.layout)
 
 
+def narrowest(site: Site) -> int:
+    """Channels per head of q and v, the smaller; unknown ones count as enough."""
+    widths = [site.size(axis) for axis in "de"]
+    return min((w for w in widths if isinstance(w, int)), default=NARROWEST)
+
+
 def structured(site: Site) -> bool:
     """Whether the spec has a soft cap, a computed bias, or a mask that leaves whole blocks out."""
     spec = site.spec
@@ -88,7 +93,3 @@ def never_empty(site: Site) -> bool:
     allowed = {"causal", "window", "lookahead", "chunk", "diagonal", "dilated"}
     parts = conjuncts(site.spec.mask)
     return all(isinstance(p, Term) and p.name in allowed for p in parts) and (not parts or site.size("q") == site.size("k"))
-
-
-def compiler_at_hand() -> bool:
-    return shutil.which("g++") is not None or shutil.which("clang++") is not None
