@@ -7,11 +7,18 @@ Products are all that layouts need; a sum (past + 1) is one opaque symbol named 
 
 from __future__ import annotations
 
+import ast
 import math
+import operator
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Union
+
+ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+    ast.Div: operator.floordiv,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,28 @@ def divide(whole: Dim, part: Dim) -> Dim | None:
     return make(a // b, left.elements())
 
 
-def evaluate(dim: Dim, sizes: dict[str, int]) -> int:
-    """The number, given the symbols' values."""
+def evaluate(dim: Dim, sizes: Mapping[str, int]) -> int:
+    """The number, given the symbols' values. Raises KeyError for a symbol that is neither given nor a sum of given ones."""
     coefficient, names = parts(dim)
-    return coefficient * math.prod(sizes[n] for n in names)
+    return coefficient * math.prod(sizes[n] if n in sizes else computed(n, sizes.__getitem__) for n in names)
+
+
+def computed(name: str, size: Callable[[str], int]) -> int:
+    """The value of a symbol that is named by its sum, difference, product or quotient (past + 1). Raises KeyError for others."""
+
+    def value(node: ast.expr) -> int:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name):
+            return size(node.id)
+        if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+            return ARITHMETIC[type(node.op)](value(node.left), value(node.right))
+        raise KeyError(name)
+
+    try:
+        tree = ast.parse(name.replace("·", "*"), mode="eval").body
+        if not isinstance(tree, ast.BinOp):
+            raise KeyError(name)
+        return value(tree)
+    except (SyntaxError, ZeroDivisionError):
+        raise KeyError(name) from None

@@ -64,8 +64,8 @@ def is_sequence(leaf: Tensor) -> bool:
 
 
 def is_cached(leaf: Tensor) -> bool:
-    """Whether this is one layer's keys or values [B, Hk, K, D]: dimension 2 counts tokens."""
-    return leaf.ndim == 4 and leaf.is_floating_point() and leaf.shape[1] > 1
+    """Whether this, in a cache, is one layer's keys or values [B, Hk, K, D]: dimension 2 counts tokens."""
+    return leaf.ndim == 4 and leaf.is_floating_point()
 
 
 def holds_cache(arguments: Mapping[str, Any]) -> bool:
@@ -85,7 +85,7 @@ def named_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
     for i, name, leaf in tensors:
         dims[i] = {0: batch} if leaf.shape[0] == batch_size and leaf.ndim >= 2 else {}
         side = "decoder_" if name.startswith("decoder_") else ""
-        if is_sequence(leaf):
+        if is_sequence(leaf) and leaf.shape[1] > 1:
             key = (side, leaf.shape[1])
             if key not in sequences:
                 sequences[key] = Dim(f"{side}sequence" + (f"_{len(sequences)}" if any(k[0] == side for k in sequences) else ""))

@@ -60,7 +60,10 @@ def known_number(size: torch.SymInt) -> int | None:
 
 
 def name_symbols(placeholders: Iterable[fx.Node]) -> Symbols:
-    """`batch` for first, `sequence` for second dimensions of token inputs, by side; equal roles share a name."""
+    """`batch` for first, `sequence` for second dimensions of token inputs, by side; `past` for the length of a cache.
+
+    Equal roles share a name.
+    """
     symbols = Symbols()
     for node in placeholders:
         value = node.meta.get("val")
@@ -71,11 +74,17 @@ def name_symbols(placeholders: Iterable[fx.Node]) -> Symbols:
                 continue
             raw = str(size.node.expr)
             if raw not in symbols.names:
-                symbols.names[raw] = role(str(node.target), axis, value.ndim, raw)
+                name = role(str(node.target), axis, value.ndim, raw)
+                others = sum(n.partition("_")[0] == "past" for n in symbols.names.values())
+                symbols.names[raw] = (
+                    f"past_{others}" if name == "past" and others else name
+                )  # two caches need not be equally long
     return symbols
 
 
 def role(name: str, axis: int, rank: int, raw: str) -> str:
+    if "past" in name and rank == 4 and axis == 2:
+        return "past"
     side = "decoder_" if name.startswith("decoder_") else ""
     if rank < 2 or name.removeprefix(side) not in TOKENS or axis > 1:
         return raw

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from attnopt.ir.dims import Dim, parts
+from attnopt.ir.dims import Dim, computed, parts
 from attnopt.ir.graph import Graph, Value
 
 BATCH, LENGTH = 2, 16
-ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
-    ast.Div: operator.floordiv,
-}  # fmt: skip
 
 
 def example_inputs(graph: Graph) -> dict[str, Tensor]:
@@ -67,21 +61,10 @@ def size_of(name: str, axis: int, sizes: dict[str, int]) -> int:
     return sizes[name]
 
 
-def computed_size(text: str, axis: int, sizes: dict[str, int]) -> int | None:
-    """The value of a sum, difference, product or quotient of symbols and numbers; None for anything else."""
-
-    def value(node: ast.expr) -> int:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
-            return node.value
-        if isinstance(node, ast.Name):
-            return size_of(node.id, axis, sizes)
-        if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
-            return ARITHMETIC[type(node.op)](value(node.left), value(node.right))
-        raise ValueError(text)
-
+def computed_size(name: str, axis: int, sizes: dict[str, int]) -> int | None:
+    """The value of a symbol that is named by a sum of others; None for anything else."""
     try:
-        tree = ast.parse(text.replace("·", "*"), mode="eval").body
-        found = value(tree) if isinstance(tree, ast.BinOp) else 0
-    except (SyntaxError, ValueError, ZeroDivisionError):
+        found = computed(name, lambda other: size_of(other, axis, sizes))
+    except KeyError:
         return None
     return found if found > 0 else None
