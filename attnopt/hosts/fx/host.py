@@ -25,12 +25,16 @@ from attnopt.ir.graph import Graph, Node, Value
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One tensor that the model reads; symbolic sizes are None. limits: smallest and largest size that the trace holds for."""
+    """One tensor that the model reads; symbolic sizes are None.
+
+    limits: smallest and largest size that the trace holds for. names: of the sizes; those of one name must be equal.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
     limits: tuple[tuple[int | None, int | None], ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass
@@ -122,13 +126,13 @@ class FxHost:
 
     @property
     def input_specs(self) -> list[InputSpec]:
-        specs = []
+        specs, symbols = [], name_symbols(self.placeholders())
         for node in self.placeholders():
             value = node.meta.get("val")
             if isinstance(value, Tensor):
                 sizes = tuple(s if isinstance(s, int) else None for s in value.shape)
                 found = tuple((s, s) if isinstance(s, int) else limits(self.captured.program, s.node.expr) for s in value.shape)
-                specs.append(InputSpec(node.name, sizes, value.dtype, found))
+                specs.append(InputSpec(node.name, sizes, value.dtype, found, tuple(map(str, symbols.shape(value)))))
         return specs
 
     @property
@@ -196,6 +200,8 @@ def as_tensor(x: Any) -> Any:
 
 
 def check_inputs(specs: Sequence[InputSpec], tensors: Mapping[str, Tensor]) -> None:
+    """Raise InputMismatch where a tensor is not of the form that was traced, or two sizes of one name differ."""
+    first: dict[str, tuple[str, int]] = {}
     for spec in specs:
         tensor = tensors[spec.name]
         fits = tensor.dtype == spec.dtype and tensor.ndim == len(spec.shape)
@@ -212,4 +218,10 @@ def check_inputs(specs: Sequence[InputSpec], tensors: Mapping[str, Tensor]) -> N
                 raise InputMismatch(
                     f"dimension {axis} of input '{spec.name}' is {tensor.shape[axis]}; the trace of this model holds for {allowed}",
                     next_move="Optimise again with example inputs of this size.",
+                )
+            owner, size = first.setdefault(spec.names[axis], (spec.name, tensor.shape[axis]))
+            if size != tensor.shape[axis] and not spec.names[axis].isdigit():
+                raise InputMismatch(
+                    f"'{spec.names[axis]}' is {size} in '{owner}' but {tensor.shape[axis]} in '{spec.name}'",
+                    next_move="They were equal in the example inputs; give equal ones, or optimise again with examples that differ.",
                 )

@@ -5,6 +5,7 @@ s43, 4*s53, s53 + 1    ->    batch, 4*sequence, "sequence + 1"
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from torch import fx
 
 from attnopt.ir.dims import Dim, Shape, make, symbol
 
+LAYER = re.compile(r"(_(key|value)(_cache|s)?)?_?[0-9]*$")  # what tells the tensors of one cache apart
 TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
 
@@ -62,9 +64,10 @@ def known_number(size: torch.SymInt) -> int | None:
 def name_symbols(placeholders: Iterable[fx.Node]) -> Symbols:
     """`batch` for first, `sequence` for second dimensions of token inputs, by side; `past` for the length of a cache.
 
-    Equal roles share a name.
+    Equal roles of equal size when traced share a name; whoever calls the model must keep them equal.
     """
     symbols = Symbols()
+    taken: dict[tuple[str, str], dict[int | None, str]] = {}
     for node in placeholders:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
@@ -74,18 +77,18 @@ def name_symbols(placeholders: Iterable[fx.Node]) -> Symbols:
                 continue
             raw = str(size.node.expr)
             if raw not in symbols.names:
-                name = role(str(node.target), axis, value.ndim, raw)
-                others = sum(n.partition("_")[0] == "past" for n in symbols.names.values())
-                symbols.names[raw] = (
-                    f"past_{others}" if name == "past" and others else name
-                )  # two caches need not be equally long
+                owner, name = role(str(node.target), axis, value.ndim, raw)
+                others = [n for (_, kind), sizes in taken.items() if kind == name for n in sizes.values()]
+                named = f"{name}_{len(others)}" if others else name
+                symbols.names[raw] = taken.setdefault((owner, name), {}).setdefault(size.node.hint, named)
     return symbols
 
 
-def role(name: str, axis: int, rank: int, raw: str) -> str:
-    if "past" in name and rank == 4 and axis == 2:
-        return "past"
+def role(name: str, axis: int, rank: int, raw: str) -> tuple[str, str]:
+    """(whose size it is, its name): batch and sequence belong to all token inputs, past to all layers of one cache."""
+    if "past" in name and rank == 4 and axis in (0, 2):
+        return ("", "batch") if axis == 0 else (LAYER.sub("", name), "past")
     side = "decoder_" if name.startswith("decoder_") else ""
     if rank < 2 or name.removeprefix(side) not in TOKENS or axis > 1:
-        return raw
-    return f"{side}sequence" if axis == 1 else "batch"
+        return name, raw
+    return "", f"{side}sequence" if axis == 1 else "batch"

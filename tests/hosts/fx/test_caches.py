@@ -120,3 +120,17 @@ def test_a_cache_of_other_layers_says_so():
     cache.layers[0].__class__ = type("OddLayer", (type(cache.layers[0]),), {})
     with pytest.raises(TypeError, match="a OddLayer of a cache is no pair of keys and values"):
         pytree.tree_flatten(cache)
+
+
+def test_layers_of_one_cache_are_equally_long():
+    model = build("llama", "sdpa")
+    with torch.no_grad():
+        given, uneven = (model(**prompt("llama")).past_key_values for _ in range(2))
+    site = attnopt.inspect(model, {"input_ids": token(2), "past_key_values": given}).sites[0].site
+    assert str(site.size("k")) == "past + 1"
+    assert site.spec.head_counts == (4, 2, 2)
+    fast = attnopt.optimize(model, {"input_ids": token(2), "past_key_values": given}, select="always")
+    layer = uneven.layers[1]
+    layer.keys, layer.values = layer.keys[:, :, :5], layer.values[:, :, :5]
+    with pytest.raises(InputMismatch, match="'past' is 12 in .* but 5 in 'past_key_values_key_cache_1'"):
+        fast(input_ids=token(2), past_key_values=uneven)
