@@ -132,5 +132,5 @@ def test_layers_of_one_cache_are_equally_long():
     fast = attnopt.optimize(model, {"input_ids": token(2), "past_key_values": given}, select="always")
     layer = uneven.layers[1]
     layer.keys, layer.values = layer.keys[:, :, :5], layer.values[:, :, :5]
-    with pytest.raises(InputMismatch, match="'past' is 12 in .* but 5 in 'past_key_values_key_cache_1'"):
+    with pytest.raises(InputMismatch, match=r"'past' is 12 in .* but 5 in 'past_key_values_key_cache_1'"):
         fast(input_ids=token(2), past_key_values=uneven)
