@@ -227,7 +227,7 @@ def loss_against(wanted: np.ndarray, got: np.ndarray) -> float:
     return float(1 - cosine.mean())
 
 
-def measure(name: str, batch: int, length: int) -> tuple[list[harness.Row], list[str]]:
+def measure(name: str, batch: int, length: int) -> tuple[list[harness.Row], list[tuple[str, str]]]:
     """One setting: every contender made for it, then all timed in turn."""
     model = model_named(name)
     judged = tokens(texts(batch, length), length)
@@ -242,7 +242,13 @@ def measure(name: str, batch: int, length: int) -> tuple[list[harness.Row], list
         times = in_turn(calls, seconds=3.0, least=5, most=100)
     setting = f"{name}, batch {batch}, {length} tokens"
     rows = [harness.Row(setting, label, t.median, t.ratio(times[BASELINE]), losses[label]) for label, t in times.items()]
-    return rows, [f"{setting}: {note}" for note in contenders.notes]
+    return rows, [(setting, note) for note in contenders.notes]
+
+
+def shared_notes(settings: list[tuple[str, str]]) -> list[str]:
+    """What was said of several settings of one model alike, once: "minilm: …"."""
+    said: dict[tuple[str, str], None] = {(setting.partition(",")[0], note.removesuffix("; ")): None for setting, note in settings}
+    return [f"{model}: {note}" for model, note in said]
 
 
 def table(rows: list[harness.Row]) -> str:
@@ -276,13 +282,15 @@ def main() -> None:
         f"other processes used {busy:.2f} cores when it began",
         "cells: median time, speed against onnxruntime, mean 1 - cosine",
     ]
+    settings: list[tuple[str, str]] = []
     for name in asked.models:
         for batch in asked.batches:
             for length in asked.lengths:
                 more, said = measure(name, batch, length)
                 rows += more
-                notes += said
-                print(table(more), *said, sep="\n", flush=True)
+                settings += said
+                print(table(more), *(note for _, note in said), sep="\n", flush=True)
+    notes += shared_notes(settings)
     path = harness.save(asked.name, rows, notes)
     path.with_suffix(".md").write_text(table(rows) + "\n" + "\n".join(f"- {n}" for n in notes) + "\n")
     print(table(rows))
