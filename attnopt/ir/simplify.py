@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+from attnopt.ir.buckets import above_once_large
 from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, children, expand_term
 from attnopt.ir.linear import Linear, absolute, at_most, divided, linear, sides
 
@@ -83,8 +84,14 @@ class Simplifier:
             return Linear(constant=int(atom.args[1].value) - 1) if upper else Linear()
         if isinstance(atom, Apply) and atom.op == "floordiv" and not upper:
             return Linear() if self.at_least_zero(atom.args[0]) and self.at_least_zero(atom.args[1]) else None
-        if isinstance(atom, Apply) and atom.op == "mul" and all(isinstance(a, Size) for a in atom.args):
-            return Linear(((atom, 1),))
+        if isinstance(atom, Apply) and atom.op == "mul":
+            if all(isinstance(a, Size) for a in atom.args):
+                return Linear(((atom, 1),))
+            return Linear() if not upper and all(self.at_least_zero(a) for a in atom.args) else None
+        if is_choice(atom):
+            return self.bound_of_choice(*atom.args, upper=upper)
+        if isinstance(atom, Apply) and atom.op == "abs" and not upper:
+            return Linear()
         if isinstance(atom, Apply) and atom.op in ("min", "max"):
             parts = [self.sum(a) for a in atom.args]
             bounds = [None if p is None else self.largest(p) if upper else negated(self.largest(p * -1)) for p in parts]
@@ -93,6 +100,22 @@ class Simplifier:
                 return (min if upper else max)(known, key=lambda b: b.constant)
             return None if len(known) < 2 else (max if upper else min)(known, key=lambda b: b.constant)
         return None
+
+    def bound_of_choice(self, c: Expr, a: Expr, b: Expr, *, upper: bool) -> Linear | None:
+        """The bound of both branches, where it is a number."""
+        found = [self.extent(x, upper=upper) for x in (a, b)]
+        if not upper and found[0] is not None and found[1] is None and above_once_large(self, c, a, b):
+            return Linear(constant=min(found[0], 0))
+        if found[0] is None or found[1] is None:
+            return None
+        return Linear(constant=(max if upper else min)(found[0], found[1]))
+
+    def extent(self, expr: Expr, *, upper: bool) -> int | None:
+        """The largest or smallest value as a number, where there is one."""
+        value = self.sum(expr)
+        bound = None if value is None else self.largest(value if upper else value * -1)
+        number = None if bound is None else bound.number
+        return number if number is None or upper else -number
 
     def at_most_zero(self, value: Linear) -> bool:
         """Proved: never above zero, whatever the lengths (each at least one)."""

@@ -6,6 +6,7 @@ add(load(bias0, b, 0, row, k))  over  where(k <= row + past & x0[b, k], 0, min)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,11 +76,12 @@ class Reading:
         """Where a dimension that holds these axes is read: the axes of one role in mixed radix."""
         flat: Expr = Const(0)
         for axis in group:
-            size = self.lifter.size(axis.size)
-            if size is None:
-                size = Size(str(axis.size))
-            flat = self.lifter.build("add", self.lifter.build("mul", flat, size), self.coordinate(axis))
+            flat = self.lifter.build("add", self.lifter.build("mul", flat, self.extent(axis)), self.coordinate(axis))
         return flat
+
+    def extent(self, axis: Axis) -> Expr:
+        """The size of an axis; one that is no sum of lengths is a length of its own."""
+        return self.lifter.size(axis.size) or Size(re.sub(r"\W", "_", f"n_{axis.size}"))
 
     def coordinate(self, axis: Axis) -> Expr:
         """One axis in terms of b, h, row or k."""
@@ -92,9 +94,9 @@ class Reading:
             place = group.index(axis)
             result: Expr = Index(index)
             for inner in group[place + 1 :]:
-                result = self.lifter.build("floordiv", result, self.lifter.size(inner.size) or Size(str(inner.size)))
+                result = self.lifter.build("floordiv", result, self.extent(inner))
             outermost = all(a.size == 1 for a in group[:place])
-            return result if outermost else self.lifter.build("mod", result, self.lifter.size(axis.size) or Size(str(axis.size)))
+            return result if outermost else self.lifter.build("mod", result, self.extent(axis))
         return Const(0) if axis.size == 1 else Index(axis.name)
 
     # Wording.
