@@ -31,6 +31,7 @@ class Conditions:
 
     score: tuple[Clause, ...]
     mask: Expr | None
+    sink: Clause | None
     empty_row: str
     offset: Expr | None
     operands: Mapping[str, Operand]
@@ -45,7 +46,7 @@ class Reading:
     raw: Mapping[str, tuple[Value, Layout]]
     dtype: str
 
-    def read(self, terms: Sequence[Clause], masks: Sequence[Expr], empty_row: str) -> Conditions:
+    def read(self, terms: Sequence[Clause], masks: Sequence[Expr], empty_row: str, sink: Expr | None = None) -> Conditions:
         parts = Parts()
         for term in terms:
             if term.name == "add":
@@ -55,6 +56,8 @@ class Reading:
         fill = float("-inf") if empty_row == "zero" else -1e4
         parts.fills += [(self.lifted(mask), fill, None) for mask in masks]
         score, mask, empty = settle(parts, self.dtype)
+        if sink is not None:
+            score = [*score, Clause("sink", (self.lifted(sink),))]
         return self.worded(score, mask, empty)
 
     # Lifting.
@@ -128,7 +131,9 @@ class Reading:
                  for e in walk(x) if isinstance(e, Load)]  # fmt: skip
         operands = {new: self.operand(old, new, loads) for old, new in names.items()}
         said = None if offset is None else simplifier.again(substitute(offset.expr(), dict(lengths)))
-        return Conditions(final, mask, empty if mask is not None else "mean", said, operands)
+        sink = next((c for c in final if c.name == "sink"), None)
+        score = tuple(c for c in final if c is not sink)
+        return Conditions(score, mask, sink, empty if mask is not None else "mean", said, operands)
 
     def worded_simplifier(self, offset: Linear | None) -> Simplifier:
         """Bounds of q, k, b and h in the lengths that a spec knows."""
@@ -210,7 +215,8 @@ class Reading:
         """Final names of the operands: those of named terms, else after what they are read for."""
         names: dict[str, str] = dict(given)
         counts: dict[str, int] = {}
-        sources = [("scale" if c.name == "scale" else "bias", a) for c in score for a in c.args if isinstance(a, EXPRESSIONS)]
+        kinds = {"scale": "scale", "sink": "sink"}
+        sources = [(kinds.get(c.name, "bias"), a) for c in score for a in c.args if isinstance(a, EXPRESSIONS)]
         for kind, expr in [*sources, *([("mask", mask)] if mask is not None else [])]:
             for part in walk(expr):
                 if isinstance(part, Load) and part.operand not in names and part.operand not in names.values():

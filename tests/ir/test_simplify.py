@@ -71,7 +71,7 @@ real = st.deferred(
         condition.map(lambda c: Apply("float32", (c,))),
         st.tuples(condition, real, real).map(lambda t: Apply("where", t)),
         st.tuples(st.sampled_from(["add", "sub", "min", "max"]), real, real).map(lambda t: Apply(t[0], t[1:])),
-        st.tuples(real, st.sampled_from([0.0, 1.0, -1e38])).map(lambda t: Apply("mul", (t[0], Const(t[1])))),
+        st.tuples(real, st.sampled_from([0.0, 1.0, -3.0])).map(lambda t: Apply("mul", (t[0], Const(t[1])))),
     )
 )
 
@@ -137,6 +137,8 @@ def test_spellings_reach_their_names(written, named):
         ("int(load(seen, b, k)) == 0", "~load(seen, b, k)"),
         ("2 * (k + 1) - k - q", "k - q + 2"),
         ("max(k, 0)", "k"),
+        ("h % 2 + h // 2 * 2", "h"),
+        ("(q + 3) // size(k) * size(k) * 5 + (q + 3) % size(k) * 5", "q * 5 + 15"),
     ],
 )
 def test_simple_forms(written, simple):
