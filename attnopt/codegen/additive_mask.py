@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from attnopt.codegen.materialize import Materializer, broadcast, shape_of, writable
+from attnopt.codegen.materialize import Materializer, as_dtype, broadcast, shape_of, writable
 from attnopt.ir.expr import Const, Expr
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site
@@ -72,7 +72,3 @@ def additive_mask(site: Site, builder: Builder, *, boolean: bool, mask: Expr | N
     return builder.emit(
         "where", visible, kept, builder.constant(lowest, dtype), shape=broadcast(shape_of(visible), shape_of(kept)), dtype=dtype
     )
-
-
-def as_dtype(value: Value, dtype: str, builder: Builder) -> Value:
-    return value if value.dtype == dtype else builder.emit("cast", value, shape=shape_of(value), dtype=dtype)
