@@ -13,7 +13,15 @@ from self_attention import SPEC, SelfAttention, example
 from torch import nn
 
 import attnopt
-from attnopt.errors import BudgetError, InputMismatch, UnknownPass, UnknownTarget, UnreadableModel, UnsupportedFormat, UntraceableModel
+from attnopt.errors import (
+    BudgetError,
+    InputMismatch,
+    UnknownPass,
+    UnknownTarget,
+    UnreadableModel,
+    UnsupportedFormat,
+    UntraceableModel,
+)
 
 KINDS = ["module", "program", "graph_module", "pt2", "proto", "onnx"]
 
@@ -75,7 +83,7 @@ def test_example_inputs_and_calls(given):
         got, wanted = call(fast), call(model)
         assert list(got) == list(wanted) == ["hidden", "first"]
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-    with pytest.raises(InputMismatch, match="optimised for the value|was not among the example inputs"):
+    with pytest.raises(InputMismatch, match=r"optimised for the value|was not among the example inputs"):
         fast(*((x,) if given == "tensor" else (x, seen)), many=False)
 
 

@@ -29,7 +29,8 @@ def report(**changes) -> Report:
         "sites": (
             SiteReport(
                 "layer.0", "softmax causal", "softmax causal", {"b": "batch", "q": "length"}, "sdpa", "measured 2.00x",
-                ("fuse-attention",), 0.004, 0.002, (Choice("sdpa", True, "2.00x the original", 0.002), Choice("flex", False, "no compiler")),
+                ("fuse-attention",), 0.004, 0.002,
+                (Choice("sdpa", True, "2.00x the original", 0.002), Choice("flex", False, "no compiler")),
             ),
             SiteReport("layer.1", "sigmoid", "sigmoid", {"b": "batch", "q": "length"}, "original", "not softmax"),
         ),
