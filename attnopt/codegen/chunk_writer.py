@@ -117,6 +117,8 @@ class ChunkWriter(Materializer):
         else:
             value = self.builder.emit("reshape", value, shape=(b, g, r, 1, 1, 1), dtype=value.dtype)
         b, g, r, n, c, j = shape_of(value)  # type: ignore[misc]
+        if 1 in (r, n):  # a reshape costs nothing; onnxruntime would carry a transpose on to the whole mask
+            return self.builder.emit("reshape", value, shape=(b, g, n, r, c, j), dtype=value.dtype)
         return self.builder.emit("permute", value, shape=(b, g, n, r, c, j), dtype=value.dtype, perm=(0, 1, 3, 2, 4, 5))
 
     def apart(self, expr: Load) -> Value:

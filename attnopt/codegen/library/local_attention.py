@@ -130,25 +130,25 @@ class LocalWriter:
     def may_be_empty(self) -> bool:
         return not never_empty(self.site)
 
-    @property
-    def hidden(self) -> float:
-        """What is added to the score of a hidden key; where empty rows are free it stays finite, so that they hold no NaN."""
-        free = self.may_be_empty and self.site.spec.empty_row == "free"
-        return torch.finfo(getattr(torch, self.dtype)).min if free else -math.inf
-
     def mask(self) -> Value:
-        """0 where a query sees a key and minus infinity elsewhere, [B|1, G|1, N, R|1, C, M]."""
+        """0 where a query sees a key and minus infinity elsewhere, [B|1, G|1, N, R|1, C, M].
+
+        What follows the distance is one tile for all chunks. It is added to the rest as numbers: one pass over the large shape.
+        """
         blocks = Term("chunk", (self.grid.chunks.rows,)) if self.grid.chunks.behind == 0 else None
         parts = [p for p in conjuncts(self.site.spec.mask) if p != blocks]
         near = [self.nearby.truth(p) for p in parts if follows_distance(p)]
         far = [self.grid.once("inside"), *(self.writer.truth(p) for p in parts if not follows_distance(p))]
-        # What follows the distance is one tile for all chunks: joined last, it meets the rest only once.
         by_size = sorted(far, key=lambda value: sum(size != 1 for size in shape_of(value)))
-        visible = self.all_of(by_size) if not near else self.all_of([self.all_of(near), self.all_of(by_size)])
-        return self.emit("where", visible, self.number(0.0), self.number(self.hidden), shape=shape_of(visible), dtype=self.dtype)
+        hidden = [self.hide(values) for values in (near, by_size) if values]
+        return functools.reduce(lambda x, y: self.binary("add", x, y), hidden)
 
-    def all_of(self, conditions: Sequence[Value]) -> Value:
-        return functools.reduce(lambda x, y: self.binary("and", x, y, "bool"), conditions)
+    def hide(self, conditions: Sequence[Value]) -> Value:
+        """0 where all conditions hold. Where empty rows are free, twice the other number is still finite, so that they hold no NaN."""
+        visible = functools.reduce(lambda x, y: self.binary("and", x, y, "bool"), conditions)
+        free = self.may_be_empty and self.site.spec.empty_row == "free"
+        hidden = torch.finfo(getattr(torch, self.dtype)).min / 2 if free else -math.inf
+        return self.emit("where", visible, self.number(0.0), self.number(hidden), shape=shape_of(visible), dtype=self.dtype)
 
     def fill_empty(self, output: Value, mask: Value, v: Value) -> Value:
         """Rows that see no key get the mean over all values, or zero."""
