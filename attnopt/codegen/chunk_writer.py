@@ -13,8 +13,7 @@ from attnopt.codegen.materialize import Materializer, broadcast, shape_of
 from attnopt.ir.dims import Dim, Shape, product
 from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, expand_term
 from attnopt.ir.graph import Value
-from attnopt.ir.layout import Axis, Operand
-from attnopt.ir.site import Refusal, Site, arrange
+from attnopt.ir.site import Refusal, Site
 
 PLACES = {"b": 0, "h": 1, "row": 2, "q": 2, "k": 3}  # where an index stands among [B, H, Q, K]
 
@@ -37,8 +36,6 @@ def loadable(load: Load, site: Site) -> Refusal | None:
     operand = site.operands.get(load.operand)
     if operand is None:
         return Refusal(f"'{load.operand}' is not an operand of this site", load)
-    if by_layout(load, operand, site):
-        return None
     shape, names = operand.value.shape, [i.name for i in load.indices if isinstance(i, Index)]
     if shape is None or len(shape) != len(load.indices):
         return Refusal(f"'{load.operand}' has another rank than it is read with", load)
@@ -49,21 +46,6 @@ def loadable(load: Load, site: Site) -> Refusal | None:
     if {2, 3} <= sizes.keys() and not isinstance(sizes[3], int) and sizes[3] != site.size("k"):
         return Refusal(f"the rows of '{load.operand}' have another length than there are keys", load)
     return None
-
-
-def by_layout(load: Load, operand: Operand, site: Site) -> bool:
-    """Whether the load is [B|1, H|1, Q|1, K|1] as the operand's layout has it, in whatever order its tensor holds the axes."""
-    if len(load.indices) != 4:
-        return False
-    loaded: set[Axis] = set()
-    axes = site.axes
-    groups = {"b": axes["b"], "h": (*axes["g"], *axes["r"]), "row": axes["q"], "q": axes["q"], "k": axes["k"]}
-    for place, index in enumerate(load.indices):
-        if isinstance(index, Index) and PLACES[index.name] == place:
-            loaded |= set(groups[index.name])
-        elif index != Const(0):
-            return False
-    return operand.axes <= loaded
 
 
 @dataclass
@@ -123,10 +105,7 @@ class ChunkWriter(Materializer):
 
     def apart(self, expr: Load) -> Value:
         """The operand as [B|1, G|1, R|1, Q|1, K|1], its dimensions in the order of the indices."""
-        operand, axes = self.site.operands[expr.operand], self.site.axes
-        if by_layout(expr, operand, self.site):
-            return arrange(self.builder, operand, [axes[name] for name in "bgrqk"])
-        value = operand.value
+        value = self.site.operands[expr.operand].value
         held = sorted((PLACES[i.name], at) for at, i in enumerate(expr.indices) if isinstance(i, Index))
         ones = [at for at, i in enumerate(expr.indices) if not isinstance(i, Index)]
         perm = (*(at for _, at in held), *ones)

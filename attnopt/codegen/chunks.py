@@ -18,7 +18,7 @@ from attnopt.ir.dims import Dim, symbol
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Site
 
-ROW, LARGEST = 64, 256  # chunks are whole multiples of ROW rows, at most LARGEST: beyond, scores leave the cache
+ROW, LARGEST = 64, 128  # chunks are whole multiples of ROW rows, at most LARGEST: beyond, more hidden scores than work saved
 WHOLE_VECTORS = 16  # keys of a chunk are a multiple of this
 
 

@@ -54,6 +54,7 @@ class LocalAttention:
                 (found is not None, f"mask '{spec.mask}' proves no window on both sides of a query"),
                 (isinstance(site.size("g"), int) and isinstance(site.size("r"), int), "the number of heads is not known"),
                 (site.q.value.dtype in ("float32", "float16", "float64"), f"dtype {site.q.value.dtype}"),
+                (spec.offset is None, "queries do not start at position 0"),
                 (site.size("q") == length, "queries and keys differ in number"),
                 (spec.scale is not None, "a tensor stands first among the scales"),
                 (not unknown, f"score term '{next(iter(unknown), '')}'"),

@@ -203,7 +203,7 @@ REFUSED = {
     "window_or_more": (Setting("softmax causal & (window(20) | global(4))"), "proves no window"),
     "no_mask": (Setting("softmax"), "proves no window"),
     "one_side": (Setting("softmax window(20)"), "proves no window"),
-    "offset": (Setting("softmax offset(3) causal & window(20)"), "offset"),
+    "offset": (Setting("softmax offset(3) causal & window(20)"), "do not start at position 0"),
     "normaliser": (Setting("sigmoid causal & window(20)"), "normaliser"),
     "score_term": (Setting("softmax mod(relu) causal & window(20)"), "score term 'mod(relu)'"),
     "sink": (Setting("softmax causal & window(20) sink(load(s, h))", operands={"s": "h"}), "sink"),
