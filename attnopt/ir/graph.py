@@ -42,7 +42,8 @@ ACCESS = {
     "slice": "(x) axis: int, start: int | None, stop: int | None, step: int | None; None where not constant",
     "concat": "(x, …) axis: int",
     "gather": "(x, indices) axis: int; also embedding and index_select",
-    "iota": "() start, step: int; values along the only axis",
+    "index": "(x, *indices) axes: tuple[int]; the indexed axes are adjacent and replaced by the broadcast shape of the indices",
+    "iota": "() start: number or size, step: number; values along the only axis",
     "full": "() value: the scalar",
     "triangle": "(x) diagonal: int, upper: bool; others become zero",
 }
@@ -52,12 +53,17 @@ BLOCK = {
     "attention": "(q, k, v, mask | None) causal: bool (top-left aligned), scale: float, softcap: float; q, k, v are [B, H, L, D]"
     " or [H, L, D]; the heads of q are a multiple of those of k and v",
 }
-VOCABULARY: dict[str, str] = {**LAYOUT, **ELEMENTWISE, **REDUCTION, **CONTRACTION, **ACCESS, **BLOCK, "opaque": "operator: str"}
+OPAQUE = {"opaque": "operator: str, reason: str where it is an attention that was not read"}
+VOCABULARY: dict[str, str] = {**LAYOUT, **ELEMENTWISE, **REDUCTION, **CONTRACTION, **ACCESS, **BLOCK, **OPAQUE}
 
 
 @dataclass(eq=False)
 class Value:
-    """One tensor. `shape` is None where the rank is unknown; `dtype` is a torch name ("float32"), "" where unknown."""
+    """One tensor. `shape` is None where the rank is unknown; `dtype` is a torch name ("float32"), "" where unknown.
+
+    `sizes` is what a small tensor of whole numbers is known to hold: sizes of the graph. Without producer and handle it is
+    just these numbers.
+    """
 
     name: str
     shape: Shape | None
@@ -66,6 +72,7 @@ class Value:
     users: list[Node] = field(default_factory=list)
     handle: Any = None
     load: Callable[[], Tensor] | None = None  # the data of a constant or parameter, read when asked
+    sizes: Shape | None = None
 
     @property
     def is_constant(self) -> bool:

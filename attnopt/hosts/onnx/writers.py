@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from attnopt.hosts.onnx.element_types import TYPES
-from attnopt.ir.dims import Shape
+from attnopt.ir.dims import Shape, Symbol
 from attnopt.ir.graph import Value
 
 if TYPE_CHECKING:
@@ -74,16 +74,18 @@ def gather(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, 
 def iota(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
     """0, 1, 2, … in int64, then cast, stretched and moved: Range itself lacks most types."""
     (length,) = shape
-    limit = (
-        b.constant(length, "int64") if isinstance(length, int) else b.node("Squeeze", [b.size(length), b.vector(0)], (), "int64")
-    )
+    limit = b.constant(length, "int64") if isinstance(length, int) else b.number(b.size(length))
     made = b.node("Range", [b.constant(0, "int64"), limit, b.constant(1, "int64")], shape, "int64")
     dtype = dtype or "int64"
     if dtype != "int64":
         made = cast(b, [made], shape, dtype, {})
     if a.get("step", 1) != 1:
         made = b.node("Mul", [made, b.constant(a["step"], dtype)], shape, dtype)
-    return b.node("Add", [made, b.constant(a["start"], dtype)], shape, dtype) if a.get("start", 0) else made
+    start = a.get("start", 0)
+    if isinstance(start, Symbol):
+        first = b.number(b.size(start))
+        return b.node("Add", [made, first if dtype == "int64" else cast(b, [first], (), dtype, {})], shape, dtype)
+    return b.node("Add", [made, b.constant(start, dtype)], shape, dtype) if start else made
 
 
 def full(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:

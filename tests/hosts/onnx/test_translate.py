@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 from canonical import check, values_in_host
+from hosts.onnx import small_models
 from onnx import TensorProto, helper
 from onnx_exports import CASES, export, tensors
 
@@ -139,3 +140,15 @@ def test_module_and_line():
     assert node.source.line.startswith("modeling_bert.py:")
     host = OnnxHost.from_model(export("bert", "eager", "torchscript"))
     assert next(host.graph.of("softmax")).source.module == "model.encoder.layer.0.attention.self"
+
+
+@pytest.mark.parametrize("mask_first", [False, True])
+def test_a_sum_names_what_must_be_equal_to_it(mask_first):
+    """past + new keys meet a mask of `total` columns, in either order, and translation ends."""
+    nodes = [
+        helper.make_node("Concat", ["past", "x"], ["all"], name="all", axis=1),
+        helper.make_node("Add", ["mask", "all"] if mask_first else ["all", "mask"], ["y"], name="add"),
+    ]
+    shapes = {"past": ["batch", "past"], "x": ["batch", "new"], "mask": ["batch", "total"]}
+    graph = OnnxHost.from_model(small_models.model(nodes, [small_models.value(n, s) for n, s in shapes.items()])).graph
+    assert str(graph.inputs[2].shape[1]) == str(graph.nodes[-1].output.shape[1]) == "new + past"
