@@ -68,15 +68,11 @@ def compute(node: Node, x: list[Tensor | None], sizes: dict[str, int]) -> Tensor
     if op == "cumsum":
         return x[0].cumsum(a["axis"])
     if op == "slice":
-        if (
-            a["start"] is None
-            or a["step"] is None
-            or (a["stop"] is None and shape[a["axis"]] != x[0].shape[a["axis"]] - a["start"])
-        ):
+        start, stop, step = (None if a[name] is None else size(a[name], sizes) for name in ("start", "stop", "step"))
+        if start is None or step is None or (stop is None and shape[a["axis"]] != x[0].shape[a["axis"]] - start):
             raise Skipped
         index = [slice(None)] * x[0].ndim
-        stop = a["stop"]
-        index[a["axis"]] = slice(a["start"], stop, a["step"])
+        index[a["axis"]] = slice(start, stop, step)
         return x[0][tuple(index)]
     if op == "concat":
         return torch.cat(x, a["axis"])

@@ -134,7 +134,7 @@ OPERATORS: dict[str, Operator] = {
     "neg": Operator(1, "-", 6),
     "not": Operator(1, "~", 6),
     **{name: Operator(1) for name in ("abs", "exp", "log", "tanh", "sqrt", "sin", "cos")},
-    **{name: Operator(1) for name in ("floor", "int", "float", "sigmoid")},
+    **{name: Operator(1) for name in ("floor", "int", "float", "float32", "sigmoid")},
     **{name: Operator(2) for name in ("min", "max", "pow")},
     "where": Operator(3),
 }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from attnopt.hosts.onnx.element_types import TYPES
-from attnopt.ir.dims import Shape, Symbol
+from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Value
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def slice_(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, 
     if a["start"] is None or a["step"] is None:
         raise NotImplementedError("a slice whose bounds are computed")
     stop = a["stop"] if a["stop"] is not None else 1 << 62
-    return b.node("Slice", [x[0], b.vector(a["start"]), b.vector(stop), b.vector(a["axis"]), b.vector(a["step"])], shape, dtype)
+    return b.node("Slice", [x[0], b.size(a["start"]), b.size(stop), b.vector(a["axis"]), b.vector(a["step"])], shape, dtype)
 
 
 def concat(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
@@ -82,10 +82,10 @@ def iota(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, An
     if a.get("step", 1) != 1:
         made = b.node("Mul", [made, b.constant(a["step"], dtype)], shape, dtype)
     start = a.get("start", 0)
-    if isinstance(start, Symbol):
-        first = b.number(b.size(start))
-        return b.node("Add", [made, first if dtype == "int64" else cast(b, [first], (), dtype, {})], shape, dtype)
-    return b.node("Add", [made, b.constant(start, dtype)], shape, dtype) if start else made
+    if not start:
+        return made
+    first = b.constant(start, dtype) if isinstance(start, (int, float)) else cast(b, [b.size(start)], (1,), dtype, {})
+    return b.node("Add", [made, first], shape, dtype)
 
 
 def full(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
