@@ -71,12 +71,33 @@ def gather(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, 
     return b.node("Gather", x, shape, dtype, axis=a["axis"])
 
 
+def index(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    """GatherND indexes leading axes: those that are indexed go in front, and what stood before them back afterwards."""
+    data, *chosen = x
+    axes, before = tuple(a["axes"]), a["axes"][0]
+    lead = shape[before : len(shape) - (len(data.shape) - axes[-1] - 1)]
+    columns = []
+    for value in chosen:
+        wide = value if value.dtype == "int64" else cast(b, [value], value.shape, "int64", {})
+        wide = wide if wide.shape == lead else expand(b, [wide], lead, "int64", {})
+        columns.append(reshape(b, [wide], (*lead, 1), "int64", {}))
+    stacked = b.node("Concat", columns, (*lead, len(columns)), "int64", axis=len(lead)) if len(columns) > 1 else columns[0]
+    if before:
+        front = (*axes, *(i for i in range(len(data.shape)) if i not in axes))
+        data = permute(b, [data], tuple(data.shape[i] for i in front), dtype, {"perm": front})
+    held = (*lead, *(d for i, d in enumerate(data.shape) if i >= len(axes)))
+    made = b.node("GatherND", [data, stacked], held, dtype)
+    if not before:
+        return made
+    count = len(lead)
+    back = (*range(count, count + before), *range(count), *range(count + before, len(held)))
+    return permute(b, [made], shape, dtype, {"perm": back})
+
+
 def iota(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
     """0, 1, 2, … in int64, then cast, stretched and moved: Range itself lacks most types."""
     (length,) = shape
-    limit = (
-        b.constant(length, "int64") if isinstance(length, int) else b.node("Squeeze", [b.size(length), b.vector(0)], (), "int64")
-    )
+    limit = b.constant(length, "int64") if isinstance(length, int) else b.number(b.size(length))
     made = b.node("Range", [b.constant(0, "int64"), limit, b.constant(1, "int64")], shape, "int64")
     dtype = dtype or "int64"
     if dtype != "int64":
@@ -154,6 +175,7 @@ WRITERS: dict[str, Writer] = {
     "slice": slice_,
     "concat": concat,
     "gather": gather,
+    "index": index,
     "iota": iota,
     "full": full,
     "triangle": triangle,
