@@ -31,6 +31,7 @@ class Projection:
 
     channels [H, D]: for q, k and v the output channel of the layer that is channel d of head h, whatever the packing; for o
     the input channel. input: what the layer reads. shared: other nodes that read the weight, so that changing it changes them.
+    down, down_norm: of a low-rank pair, the layer (and norm) whose result this one reads.
     """
 
     weight: Value
@@ -40,6 +41,8 @@ class Projection:
     input: Value
     channels: Tensor
     reads: bool = False  # channels count input channels (o)
+    down: Projection | None = None
+    down_norm: Norm | None = None
 
     @property
     def shared(self) -> tuple[Node, ...]:

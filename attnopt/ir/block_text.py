@@ -1,7 +1,7 @@
 """A block as one line: what `attnopt inspect --explain` prints.
 
-    rms_norm -> q 256x256, k 256x64, v 256x64 (packed 256x384) bias; q/k rms_norm per head; rotary 64 half base 10000;
-    cache concat; o 256x256; residual
+rms_norm -> q 256x256, k 256x64, v 256x64 (packed 256x384) bias; q/k rms_norm per head; rotary 64 half base 10000;
+cache concat; o 256x256; residual
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def projections(block: Block) -> str:
 def size(projection: Projection) -> str:
     own = projection.channels.unique().numel()
     sizes = (own, projection.size[1]) if projection.reads else (projection.size[0], own)
-    return "x".join(map(str, sizes))
+    low = f" of low rank ({size(projection.down)})" if projection.down is not None else ""
+    return "x".join(map(str, sizes)) + low
 
 
 def shared(projection: Projection) -> str:

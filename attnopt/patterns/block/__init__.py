@@ -8,11 +8,13 @@ in `missing`, and the others stand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from attnopt.ir.block import Block, Norm, Projection, Rotary, Step
-from attnopt.ir.graph import Graph, Value
+from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Refusal, Site
+from attnopt.patterns.block.low_rank import with_down
 from attnopt.patterns.block.norms import norm_at
 from attnopt.patterns.block.projection import root
 from attnopt.patterns.block.residual import OutputWalk, residual
@@ -37,28 +39,44 @@ def read(graph: Graph, site: Site, reached: set[Value]) -> Block:
     for name in "qkv":
         streams[name], refusal = Stream(graph, Walk(reached)).read(site, name)
         missing += [refusal] if refusal is not None else []
-    turns = {name: next((s for s in streams[name] if isinstance(s, Rotary)), None) for name in "qk"}
-    q_turn, k_turn = turns["q"], turns["k"]
-    if q_turn is not None and k_turn is not None and not q_turn.same(k_turn):
-        missing.append(Refusal("queries and keys turn differently", site.name))
-    inputs = {name: root(p.input) for name in "qkv" if (p := layer(streams[name])) is not None}
-    hidden = inputs.get("q")
-    norm = norm_at(hidden) if hidden is not None else None
+    missing += different_turns(site, streams)
     found = OutputWalk(Walk(reached)).projection(site)
-    output, ending = None, None
-    if isinstance(found, Refusal):
-        missing.append(found)
-    elif hidden is not None:
-        output, made = found
-        end = residual(made, norm, hidden)
-        if isinstance(end, Refusal):
-            missing.append(end)
-        else:
-            ending = end
-            norm = before(norm, root(end.value), hidden)
-    else:
-        output = found[0]
-    return Block(streams, output, norm, hidden, inputs.get("k"), ending, tuple(missing))
+    projections = {name: layer(streams[name]) for name in "qkv"}
+    hidden, source = (None if (p := projections[name]) is None else root(p.input) for name in "qk")
+    if isinstance(found, Refusal) or hidden is None:
+        missing += [found] if isinstance(found, Refusal) else []
+        output = None if isinstance(found, Refusal) else found[0]
+        return Block(streams, output, None, hidden, source, None, tuple(missing))
+    output, made = found
+    norm, ending = norm_at(hidden), residual(made, norm_at(hidden), hidden)
+    if isinstance(ending, Refusal):
+        paired = {name: with_down(Walk(reached), streams[name]) for name in "qkv"}
+        if (up := layer(paired["q"])) is not None and up.down is not None:
+            streams, hidden = paired, root(up.down.input)
+            norm, ending = norm_at(hidden), residual(made, norm_at(hidden), hidden)
+    if isinstance(ending, Refusal):
+        return Block(streams, output, norm, hidden, source, None, (*missing, ending))
+    norm = before(norm, root(ending.value), hidden)
+    own = [p.node for p in projections.values() if p is not None]
+    if norm is not None and len(own) == 3 and source is hidden and others_read(hidden, own):
+        ending = replace(ending, parallel=True)
+    return Block(streams, output, norm, hidden, source, ending, tuple(missing))
+
+
+def different_turns(site: Site, streams: Mapping[str, tuple[Step, ...]]) -> list[Refusal]:
+    """A refusal where queries and keys turn by different angles or in different pairs."""
+    q, k = (next((s for s in streams[name] if isinstance(s, Rotary)), None) for name in "qk")
+    return [Refusal("queries and keys turn differently", site.name)] if q is not None and k is not None and not q.same(k) else []
+
+
+def others_read(hidden: Value, own: Sequence[Node]) -> bool:
+    """Whether a layer beside the projections reads the same input: that of a parallel branch."""
+    for node in hidden.users:
+        if node.op in ("linear", "matmul") and node not in own and node.inputs[0] is hidden:
+            return True
+        if node.op in ("reshape", "cast") and root(node.output) is root(hidden) and others_read(node.output, own):
+            return True
+    return False
 
 
 def layer(steps: Sequence[Step]) -> Projection | None:

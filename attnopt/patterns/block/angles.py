@@ -1,6 +1,6 @@
 """Cosine and sine tables: which wave, of which frequency, at which positions, for every channel.
 
-    cos(cat([p * f, p * f])) * scale   ->   Wave("cos", angle f[c], scale)        table[positions], rows [sin | cos] of p * f   ->   …
+cos(cat([p * f, p * f])) * scale   ->   Wave("cos", angle f[c], scale)        table[positions], rows [sin | cos] of p * f   ->   …
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.layout import LayoutMismatch, Operand
-from attnopt.patterns.block.terms import Numbers, NotRead, Term, Walk
+from attnopt.patterns.block.terms import Numbers, NotRead, Term, Walk, constant
 from attnopt.patterns.operands import broadcast_layout
 
 EXACT = 1e-6  # what a table in float32 may differ from the wave of its frequency, beside the rounding of the angle itself
@@ -70,7 +70,7 @@ class Angles:
             return Wave(node.op, term.mask, term.coefficient, Angle(frequency, sources[0]))
         if node is not None and node.op == "gather" and node.attrs["axis"] == 0 and node.inputs[1] is not None:
             return self.table_wave(term, node.inputs[0], node)
-        if node is None and term.value.is_constant:
+        if constant(term.value) is not None:
             return self.table_wave(term, term.value, None)
         raise NotRead(f"'{name(term)}' is no table of cosines or sines", node or term.value)
 
@@ -128,12 +128,13 @@ class Angles:
 
     def table_wave(self, term: Term, table: Value | None, node: Node | None) -> Wave:
         """A constant table [positions, channels] of one wave, or of sines and cosines side by side; every row is checked."""
-        if table is None or table.load is None or table.shape is None:
+        data = None if table is None else constant(table)
+        if table is None or data is None or table.shape is None:
             raise NotRead("the table of cosines and sines is computed", node or term.value)
         column = self.walk.coordinate(term, len(term.layout) - 1)
         if column is None or any(size != 1 for size in table.shape[:-2]) or len(table.shape) < 2:
             raise NotRead("the table is not of positions by channels", node or term.value)
-        rows = table.load().to(torch.float64).reshape(table.shape[-2:]).numpy()[:, column[term.mask]]  # type: ignore[arg-type]
+        rows = data.to(torch.float64).reshape(table.shape[-2:]).numpy()[:, column[term.mask]]  # type: ignore[arg-type]
         cosine = bool(len(rows)) and bool(np.allclose(rows[0], rows[0, 0]) and rows[0, 0] != 0)
         factor = float(rows[0, 0]) if cosine else 1.0
         frequency = frequencies(rows / factor, cosine)

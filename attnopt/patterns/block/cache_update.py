@@ -1,7 +1,7 @@
 """Where keys or values meet a cache: new rows behind past ones, or in their places of a fixed cache.
 
-    concat(past [B, H, P, D], new [B, H, L, D], axis=2)   ->   CacheUpdate("concat", past, new)
-    scatter(cache [B, H, S, D], positions, new, axis=2)   ->   CacheUpdate("scatter", cache, new, indices)
+concat(past [B, H, P, D], new [B, H, L, D], axis=2)   ->   CacheUpdate("concat", past, new)
+scatter(cache [B, H, S, D], positions, new, axis=2)   ->   CacheUpdate("scatter", cache, new, indices)
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def core(node: Node) -> Norm | None:
 
 
 def reciprocal_spread(value: Value) -> Spread | None:
-    node = peeled(value).producer
+    node = peeled(value, "cast", "expand").producer
     if node is None or node.inputs[0] is None:
         return None
     if node.op == "rsqrt":
@@ -114,7 +114,7 @@ def reciprocal_spread(value: Value) -> Spread | None:
 
 def root(value: Value) -> Spread | None:
     """sqrt(mean(x²) + eps), or max(sqrt(sum(x²)), eps)."""
-    node = peeled(value).producer
+    node = peeled(value, "cast", "expand").producer
     if node is None or node.inputs[0] is None:
         return None
     if node.op == "sqrt" or (node.op == "pow" and node.inputs[1] is not None and node.inputs[1].scalar() == 0.5):
@@ -175,9 +175,9 @@ def sides(node: Node) -> list[tuple[Value, Value]]:
     return [] if left is None or right is None else [(left, right), (right, left)]
 
 
-def peeled(value: Value) -> Value:
-    """The value before its casts."""
-    while value.producer is not None and value.producer.op == "cast" and value.producer.inputs[0] is not None:
+def peeled(value: Value, *ops: str) -> Value:
+    """The value before its casts, or before these operations."""
+    while value.producer is not None and value.producer.op in (ops or ("cast",)) and value.producer.inputs[0] is not None:
         value = value.producer.inputs[0]
     return value
 

@@ -1,6 +1,6 @@
 """Linear layers with constant weights: linear, matmul, Conv1D, MatMul and Add, Gemm.
 
-    add(matmul(x, weight [in, out]), bias)   ->   weight, bias, transposed, x          linear(x, weight [out, in], bias)   ->   …
+add(matmul(x, weight [in, out]), bias)   ->   weight, bias, transposed, x          linear(x, weight [out, in], bias)   ->   …
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From the output of an attention down to the addition that ends the block.
 
-    attention -> permute -> reshape -> linear -> (norm) -> + x            + mlp(norm(x)) in parallel blocks
+attention -> permute -> reshape -> linear -> (norm) -> + x            + mlp(norm(x)) in parallel blocks
 """
 
 from __future__ import annotations

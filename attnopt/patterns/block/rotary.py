@@ -145,7 +145,7 @@ def base_of(frequency: Tensor, dims: int) -> float | None:
 def gathered(walk: Walk, holders: list[Term], source: Numbers) -> Term:
     """One term that reads what the holders read, each for its own channels."""
     first = holders[0]
-    by_dim = []
+    by_dim: list[Numbers | None] = []
     for dim in range(len(first.layout)):
         known = [walk.coordinate(term, dim) for term in holders]
         if any(k is None for k in known):

@@ -1,6 +1,6 @@
 """From what an attention reads, upward to the projection that made it: cache, rotation, norms and scales on the way.
 
-    concat(past, rotary(rms_norm(linear(x))))   ->   Projection, HeadNorm, Rotary, CacheUpdate (in the order computed)
+concat(past, rotary(rms_norm(linear(x))))   ->   Projection, HeadNorm, Rotary, CacheUpdate (in the order computed)
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Stream:
 
     def cross(self, start: Term) -> Term | None:
         """One step further up; None at the projection, where the walk ends."""
-        terms = self.walk.expand(start, self.stops)
+        terms = self.walk.expand(start, stops)
         first = terms[0]
         if len(terms) > 1 or first.factors:
             turn, inner = rotary(self.walk, terms, self.heads)
@@ -81,15 +81,6 @@ class Stream:
             raise NotRead(f"they are {what}, '{first.value.name}'")
         raise NotRead(f"'{node.attrs.get('operator', node.op)}' stands between them and a linear layer", node)
 
-    def stops(self, term: Term) -> bool:
-        """Where a part begins that is read as a whole."""
-        node = term.node
-        if node is None or node.op in ("linear", "matmul", "layer_norm", "rms_norm"):
-            return True
-        if node.op not in ("add", "mul", "div"):
-            return False
-        return layer_at(term.value) is not None or norm_at(term.value) is not None
-
     def head_norm(self, norm: Norm, term: Term) -> HeadNorm:
         """The channels that are normalised together: those of each head, or all."""
         found = self.walk.coordinate(term, len(term.layout) - 1)
@@ -102,3 +93,13 @@ class Stream:
         if np.array_equal(np.unique(found), np.arange(size)) and len(found) % size == 0:
             return HeadNorm(norm, "all", numbers)
         raise NotRead("the norm is over other channels than a head or all heads", norm.output.producer)
+
+
+def stops(term: Term) -> bool:
+    """Where a part begins that is read as a whole."""
+    node = term.node
+    if node is None or node.op in ("linear", "matmul", "layer_norm", "rms_norm"):
+        return True
+    if node.op not in ("add", "mul", "div"):
+        return False
+    return layer_at(term.value) is not None or norm_at(term.value) is not None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from torch import Tensor
 
 from attnopt.ir.graph import LAYOUT, Graph, Node, Value
 from attnopt.ir.layout import Axis, AxisSpace, Group, Layout, LayoutMismatch
@@ -120,7 +121,8 @@ class Walk:
 
     def channel(self, term: Term) -> tuple[Numbers, tuple[int, ...]]:
         """One number per channel that says which element of the value's channel dimensions it reads; and those dimensions."""
-        total, dims = np.zeros(len(term.mask), dtype=np.int64), []
+        dims: list[int] = []
+        total = np.zeros(len(term.mask), dtype=np.int64)
         for dim, size in enumerate(term.value.shape or ()):
             found = self.coordinate(term, dim)
             if found is not None and isinstance(size, int):
@@ -161,9 +163,9 @@ class Walk:
     def cross_gather(self, term: Term, node: Node, source: Value) -> list[Term] | None:
         """A choice of channels by constant numbers; tables that are read by position stay."""
         dim, chosen = node.attrs["axis"], node.inputs[1]
-        if chosen is None or chosen.load is None or chosen.shape is None or len(chosen.shape) > 1:
+        if chosen is None or chosen.shape is None or len(chosen.shape) > 1 or (read := constant(chosen)) is None:
             return None
-        held = chosen.load().reshape(-1).numpy()
+        held = read.reshape(-1).numpy()
         if not chosen.shape:
             term = replace(term, layout=(*term.layout[:dim], (), *term.layout[dim:]))
         found, size = self.coordinate(term, dim), (source.shape or ())[dim]
@@ -217,6 +219,17 @@ def projected(graph: Graph) -> set[Value]:
         if any(i in found for i in node.inputs) or is_projection(node):
             found.update(node.outputs)
     return found
+
+
+def constant(value: Value) -> Tensor | None:
+    """The data of a constant, also through reshapes of it."""
+    if value.load is not None:
+        return value.load()
+    node = value.producer
+    if node is None or node.op != "reshape" or node.inputs[0] is None or not all(isinstance(d, int) for d in value.shape or ()):
+        return None
+    data = constant(node.inputs[0])
+    return None if data is None else data.reshape(value.shape)  # type: ignore[arg-type]
 
 
 def is_projection(node: Node) -> bool:

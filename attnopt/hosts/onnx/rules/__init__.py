@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attnopt.hosts.onnx.rules import access, blocks, contraction, elementwise, layout, reduction, sizes
+from attnopt.hosts.onnx.rules import access, blocks, contraction, elementwise, layout, reduction, rotary, sizes
 
 RULES: dict[str, Callable[[Any, list[Any]], bool]] = {
     **layout.RULES,
@@ -14,5 +14,6 @@ RULES: dict[str, Callable[[Any, list[Any]], bool]] = {
     **contraction.RULES,
     **access.RULES,
     **blocks.RULES,
+    **rotary.RULES,
     **sizes.over(elementwise.RULES, access.RULES, layout.RULES),
 }
