@@ -86,6 +86,8 @@ class Shrinking:
                 kwargs[name] = small
         if "num_key_value_heads" in kwargs and own["num_key_value_heads"] == own.get("num_attention_heads"):
             kwargs["num_key_value_heads"] = kwargs.get("num_attention_heads", own["num_attention_heads"])
+        if own.get("_out_features"):
+            kwargs["out_features"] = small_stages(own)
         if kept:
             kwargs |= {name: len(kept) for name in LAYER_COUNTS if name in own}
         for change, value in self.changes.items():
@@ -143,6 +145,15 @@ def kept_layers(own: Mapping[str, Any]) -> list[int]:
         first.setdefault(kind, i)
     picked = list(first.values())[:MOST_LAYERS]
     return picked if len(picked) >= LAYERS else [0, 1]
+
+
+def small_stages(own: Mapping[str, Any]) -> list[str]:
+    """The stages that a backbone gives out; those of a transformer are its layers, of which few are left."""
+    count = layer_count(own)
+    last = [int(name.removeprefix("stage")) for name in own["_out_features"] if name.startswith("stage")]
+    if count <= LAYERS or len(last) < len(own["_out_features"]):
+        return list(own["_out_features"])
+    return sorted({f"stage{min(LAYERS, max(1, stage * LAYERS // count))}" for stage in last})
 
 
 def small_rope(rope: dict[str, Any]) -> dict[str, Any]:

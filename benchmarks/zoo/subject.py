@@ -17,7 +17,7 @@ from zoo.examples import Inputs, example_inputs, runs
 from zoo.shrink import small_config
 from zoo.small_configs import SMALL, Small
 
-MOST_PARAMETERS = 60_000_000
+MOST_PARAMETERS = 120_000_000
 TYPES: tuple[str, ...] = tuple(sorted({*MODEL_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}))
 
 
@@ -54,6 +54,8 @@ def built(model_type: str, attention: str, *, derive: bool) -> Subject:
         raise TooLarge(f"{size / 1e6:.0f} million parameters after shrinking")
     torch.manual_seed(0)
     model = mapping.from_config(config, attn_implementation=attention).eval()
+    if small.part is not None:
+        model = small.part(model).eval()
     if small.inputs is not None:
         inputs = small.inputs(config)
         runs(model, inputs)
