@@ -22,15 +22,23 @@ UNARY = {"neg", "not", "abs", "exp", "log", "tanh", "sqrt", "sigmoid", "floor"}
 
 def writable(expr: Expr | None, site: Site) -> Refusal | None:
     """None where `Materializer` can write the expression at this site."""
-    if expr is None or isinstance(expr, (Const, Index)):
+    if expr is None or isinstance(expr, Const) or (isinstance(expr, Index) and expr.name != "q"):
         return None
     if isinstance(expr, Term):
         return writable(expand_term(expr), site)
+    if isinstance(expr, Index) and expr.name == "q" and site.spec.offset is not None:
+        return Refusal("the position of the first query has no node in this graph", expr)
     if isinstance(expr, Size):
         return Refusal(f"size({expr.name}) has no node in this graph", expr)
     if isinstance(expr, Load):
-        whole = expr.operand in site.operands and len(expr.indices) == 4
-        return None if whole else Refusal(f"'{expr.operand}' is not an operand of this site", expr)
+        if site.tensor_form is not None and expr.operand in site.tensor_form.operands and expr.operand not in site.operands:
+            return None
+        if expr.operand not in site.operands:
+            return Refusal(f"'{expr.operand}' is not an operand of this site", expr)
+        plain = all(isinstance(i, (Index, Const)) for i in expr.indices)
+        return None if plain else Refusal(f"'{expr.operand}' is read at computed places", expr)
+    if isinstance(expr, Index):
+        return None
     return next((r for a in expr.args if (r := writable(a, site))), None)
 
 
@@ -60,9 +68,9 @@ class Materializer:
         if isinstance(expr, Load):
             return self.operand(expr.operand)
         assert isinstance(expr, Apply)
-        if expr.op in ("int", "float"):
+        if expr.op in ("int", "float", "float32"):
             inner = self.write(expr.args[0])
-            to = "int64" if expr.op == "int" else self.dtype
+            to = {"int": "int64", "float": self.dtype, "float32": "float32"}[expr.op]
             return self.builder.emit("cast", inner, shape=shape_of(inner), dtype=to)
         inputs = [self.write(a) for a in expr.args]
         if expr.op not in UNARY and expr.op not in ("and", "or"):
@@ -89,8 +97,10 @@ class Materializer:
         return self.builder.emit("reshape", flat, shape=tuple(size if i == position else 1 for i in range(4)), dtype="int64")
 
     def operand(self, name: str) -> Value:
-        value = arrange(self.builder, self.site.operands[name], self.groups())
-        return value
+        form = self.site.tensor_form
+        held = form is not None and form.says(self.site.spec) and name in form.operands
+        found = form.operands[name] if held and form is not None else self.site.operands[name]
+        return arrange(self.builder, found, self.groups())
 
     def groups(self) -> list[Group]:
         axes = self.site.axes

@@ -39,10 +39,11 @@ CONTRACTION = {
     "linear": "(x, weight [out, in], bias | None)",
 }
 ACCESS = {
-    "slice": "(x) axis: int, start: int | None, stop: int | None, step: int | None; None where not constant",
+    "slice": "(x) axis: int, start: Dim | None, stop: Dim | None, step: int | None; None where neither a number nor a size",
     "concat": "(x, …) axis: int",
-    "gather": "(x, indices) axis: int; also embedding and index_select",
-    "iota": "() start, step: int; values along the only axis",
+    "gather": "(x, indices) axis: int; also embedding (unsigned=True: no negative indices) and index_select",
+    "index": "(x, indices, …) axes: tuple[int]; neighbouring axes, replaced by what the indices broadcast to",
+    "iota": "() start: Dim, step: int; values along the only axis",
     "full": "() value: the scalar",
     "triangle": "(x) diagonal: int, upper: bool; others become zero",
 }
@@ -66,6 +67,7 @@ class Value:
     users: list[Node] = field(default_factory=list)
     handle: Any = None
     load: Callable[[], Tensor] | None = None  # the data of a constant or parameter, read when asked
+    sizes: Shape | None = None  # the elements, where this is a small integer tensor made of sizes
 
     @property
     def is_constant(self) -> bool:

@@ -104,4 +104,11 @@ class Report:
 
 
 def refusal_json(refusal: Refusal) -> dict[str, str]:
-    return {"reason": refusal.reason, "node": refusal.node, "module": refusal.source.module, "line": refusal.source.line}
+    return {
+        "reason": refusal.reason,
+        "node": refusal.node,
+        "module": refusal.source.module,
+        "line": refusal.source.line,
+        "reached": refusal.reached,
+        "remedy": refusal.remedy,
+    }

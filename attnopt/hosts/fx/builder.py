@@ -213,7 +213,8 @@ def write_softmax(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: d
 def write_slice(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
     if attrs["start"] is None or attrs["step"] is None:
         raise NotImplementedError("a slice whose bounds are computed")
-    return aten.slice.Tensor, (x[0], attrs["axis"], attrs["start"], attrs["stop"], attrs["step"]), {}
+    stop = None if attrs["stop"] is None else b.size(attrs["stop"])
+    return aten.slice.Tensor, (x[0], attrs["axis"], b.size(attrs["start"]), stop, attrs["step"]), {}
 
 
 def write_concat(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
@@ -224,12 +225,16 @@ def write_gather(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: di
     return aten.index.Tensor, (x[0], [*([None] * attrs["axis"]), x[1]]), {}
 
 
+def write_index(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
+    return aten.index.Tensor, (x[0], [*([None] * attrs["axes"][0]), *x[1:]]), {}
+
+
 def write_iota(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
     start, step = attrs.get("start", 0), attrs.get("step", 1)
-    length = b.size(shape[0])
+    length, start = b.size(shape[0]), b.size(start) if isinstance(start, Symbol) else start
     if (start, step) == (0, 1):
         return aten.arange.default, (length,), {"dtype": torch_dtype(dtype or "int64")}
-    if isinstance(length, int):
+    if isinstance(length, int) and not isinstance(start, fx.Node):
         return aten.arange.start_step, (start, start + step * length, step), {"dtype": torch_dtype(dtype or "int64")}
     raise NotImplementedError("an arange of unknown length that does not count from 0")
 
@@ -252,6 +257,7 @@ WRITERS: dict[str, Callable[..., Written]] = {
     "slice": write_slice,
     "concat": write_concat,
     "gather": write_gather,
+    "index": write_index,
     "iota": write_iota,
     "full": write_full,
     "triangle": write_triangle,

@@ -128,6 +128,10 @@ class Translation:
         """The elements of a constant, None where it is computed."""
         return None if value is None or value.load is None else value.load().reshape(-1).tolist()
 
+    def hold(self, value: Value, vector: Vector) -> None:
+        """Note what a small integer tensor holds."""
+        self.vectors[value] = value.sizes = vector
+
     def vector(self, value: Value | None) -> Vector | None:
         return None if value is None else self.vectors.get(value)
 

@@ -60,7 +60,7 @@ def slice_(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, 
     if a["start"] is None or a["step"] is None:
         raise NotImplementedError("a slice whose bounds are computed")
     stop = a["stop"] if a["stop"] is not None else 1 << 62
-    return b.node("Slice", [x[0], b.vector(a["start"]), b.vector(stop), b.vector(a["axis"]), b.vector(a["step"])], shape, dtype)
+    return b.node("Slice", [x[0], b.size(a["start"]), b.size(stop), b.vector(a["axis"]), b.vector(a["step"])], shape, dtype)
 
 
 def concat(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
@@ -83,7 +83,11 @@ def iota(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, An
         made = cast(b, [made], shape, dtype, {})
     if a.get("step", 1) != 1:
         made = b.node("Mul", [made, b.constant(a["step"], dtype)], shape, dtype)
-    return b.node("Add", [made, b.constant(a["start"], dtype)], shape, dtype) if a.get("start", 0) else made
+    start = a.get("start", 0)
+    if not start:
+        return made
+    first = b.constant(start, dtype) if isinstance(start, (int, float)) else cast(b, [b.size(start)], (1,), dtype, {})
+    return b.node("Add", [made, first], shape, dtype)
 
 
 def full(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:

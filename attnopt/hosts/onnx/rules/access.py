@@ -51,8 +51,8 @@ def slice_(t: Translation, x: Inputs) -> bool:
     shape = replaced(value, axis, length) if length is not None else None
     if to_end and not isinstance(size, int):
         stop = None
-    known = [b if isinstance(b, int) else None for b in (start, stop, steps[0])]
-    return t.result("slice", value, shape=shape, axis=axis, start=known[0], stop=known[1], step=known[2])
+    step = steps[0] if isinstance(steps[0], int) else None
+    return t.result("slice", value, shape=shape, axis=axis, start=start, stop=stop, step=step)
 
 
 def split(t: Translation, x: Inputs) -> bool:
@@ -107,12 +107,13 @@ def concat(t: Translation, x: Inputs) -> bool:
 
 
 def range_(t: Translation, x: Inputs) -> bool:
-    start, delta = (v.scalar() if v is not None else None for v in (x[0], x[2]))
-    limit = t.vector(x[1])
-    if not isinstance(start, (int, float)) or not isinstance(delta, (int, float)):
+    first, limit = t.vector(x[0]), t.vector(x[1])
+    delta = x[2].scalar() if x[2] is not None else None
+    start = first[0] if first is not None and len(first) == 1 else x[0].scalar() if x[0] is not None else None
+    if start is None or not isinstance(delta, (int, float)):
         return False
     shape = None
-    if limit is not None and len(limit) == 1 and delta == 1 and isinstance(start, int):
+    if limit is not None and len(limit) == 1 and delta == 1 and not isinstance(start, float):
         shape = (add(limit[0], start, -1),)
     return t.result("iota", shape=shape, start=start, step=delta)
 
