@@ -19,7 +19,7 @@ from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.spec import parse
 
 X = torch.randn(2, 5, 16)
-SMALL_TYPES = ("bert", "llama", "t5", "swin", "perceiver", "mixtral")
+SMALL_TYPES = ("bert", "gpt_oss", "llama", "perceiver", "swin", "vit")
 
 
 class Projected(nn.Module):
@@ -45,6 +45,12 @@ class ByHand(Projected):
         scores = self.scores(x) / 4
         exponential = torch.exp(scores - scores.amax(-1, keepdim=True))
         return (exponential / exponential.sum(-1, keepdim=True)) @ self.v(x)
+
+
+class ByLogarithm(Projected):
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.scores(x)
+        return torch.exp(scores - scores.logsumexp(-1, keepdim=True)) @ self.v(x)
 
 
 class Einsum(Projected):
@@ -115,7 +121,7 @@ def truth_of(model: nn.Module) -> Truth:
     return Truth(FxHost.from_captured(capture(model, (X,))).module.graph)
 
 
-@pytest.mark.parametrize("model", [Attention, ByHand, Einsum, LatentQueries, Fused, Cut])
+@pytest.mark.parametrize("model", [Attention, ByHand, ByLogarithm, Einsum, LatentQueries, Fused, Cut])
 def test_attention_is_true(model):
     truth = truth_of(model())
     assert len(truth.softmaxes) == 1

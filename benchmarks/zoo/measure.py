@@ -93,8 +93,9 @@ def compare(record: Record, host: FxHost) -> None:
         if not names_of(site) & set(truth.softmaxes):
             record.wrong.append({"site": site.name, "spec": line, "line": site.source.line})
     record.false = len(record.wrong)
-    reasons = refusals_by_anchor(host.graph)
-    record.missed = [missed(name, host.graph, reasons) for name in truth.softmaxes if name not in covered]
+    if record.covered < record.truth:
+        reasons = refusals_by_anchor(host.graph)
+        record.missed = [missed(name, host.graph, reasons) for name in truth.softmaxes if name not in covered]
 
 
 def refusals_by_anchor(graph: Graph) -> dict[str, Refusal]:
@@ -114,7 +115,8 @@ def missed(softmax: str, graph: Graph, reasons: Mapping[str, Refusal]) -> dict[s
         node = next((n for n in graph.nodes if n.name == softmax), None)
         refusal = Refusal("the normaliser was not seen as one", node)
     return {
-        "softmax": softmax, "reason": refusal.reason, "node": refusal.node, "line": refusal.source.line, "module": refusal.source.module,
+        "softmax": softmax, "reason": refusal.reason, "reached": refusal.reached, "remedy": refusal.remedy, "node": refusal.node,
+        "line": refusal.source.line, "module": refusal.source.module,
     }  # fmt: skip
 
 

@@ -9,25 +9,19 @@ import json
 import multiprocessing
 import resource
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from zoo.measure import Record, measured
 
+Case = tuple[str, str]
 LIMIT = 90  # seconds of processor time for one type, so that a busy machine loses none
 MEMORY = 12 << 30  # bytes of address space beyond what the libraries take
-
-
-def work(answer: Connection, model_type: str, attention: str, limit: int) -> None:
-    torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-    answer.send(measured(model_type, attention))
-    answer.close()
 
 
 def warm_up() -> None:
@@ -36,33 +30,47 @@ def warm_up() -> None:
     measured("bert", "eager")
 
 
-def records(cases: Sequence[tuple[str, str]], jobs: int = 1, limit: int = LIMIT) -> Iterator[Record]:
-    """The record of each case, as they finish."""
-    warm_up()
+def work(answer: Connection, function: Callable[..., Any], case: Case, limit: int) -> None:
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    answer.send(function(*case))
+    answer.close()
+
+
+def forked(function: Callable[..., Any], cases: Sequence[Case], jobs: int = 1, limit: int = LIMIT) -> Iterator[tuple[Case, Any]]:
+    """(case, what the function returns for it) as they finish; the text of how it ended where a process died."""
     context = multiprocessing.get_context("fork")
     waiting = list(cases)[::-1]
-    running: dict[Connection, tuple[multiprocessing.process.BaseProcess, tuple[str, str]]] = {}
+    running: dict[Connection, tuple[multiprocessing.process.BaseProcess, Case]] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
             case = waiting.pop()
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=work, args=(theirs, *case, limit), daemon=True)
+            process = context.Process(target=work, args=(theirs, function, case, limit), daemon=True)
             process.start()
             theirs.close()
             running[ours] = (process, case)
         for answer in wait(list(running)):
             process, case = running.pop(answer)
             try:
-                yield answer.recv()
+                yield case, answer.recv()
             except EOFError:
                 process.join()
-                yield Record(*case, error=ending(process.exitcode, limit))
+                yield case, ending(process.exitcode, limit)
             process.join()
             answer.close()
 
 
 def ending(code: int | None, limit: int) -> str:
     return f"took longer than {limit} s" if code in (-signal.SIGXCPU, -signal.SIGKILL) else f"the process ended with code {code}"
+
+
+def records(cases: Sequence[Case], jobs: int = 1) -> Iterator[Record]:
+    """The record of each (type, attention)."""
+    warm_up()
+    for case, found in forked(measured, cases, jobs):
+        yield found if isinstance(found, Record) else Record(*case, error=found)
 
 
 def append(path: Path, record: Record) -> None:

@@ -86,7 +86,7 @@ class Shrinking:
                 kwargs[name] = small
         if "num_key_value_heads" in kwargs and own["num_key_value_heads"] == own.get("num_attention_heads"):
             kwargs["num_key_value_heads"] = kwargs.get("num_attention_heads", own["num_attention_heads"])
-        if own.get("_out_features"):
+        if own.get("_out_features") and own["_out_features"] != config.stage_names[-1:]:
             kwargs["out_features"] = small_stages(own)
         if kept:
             kwargs |= {name: len(kept) for name in LAYER_COUNTS if name in own}

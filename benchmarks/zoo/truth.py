@@ -132,20 +132,33 @@ def reached(starts: Iterable[fx.Node], onward: Callable[[fx.Node], Iterable[fx.N
 
 
 def softmax_of(node: fx.Node) -> fx.Node | None:
-    """The scores of a softmax: of the operator itself, or of e / sum(e) with e = exp(scores) at its division."""
-    if operation(node) in SOFTMAX:
-        return values(node)[0]
-    if operation(node) not in ("div", "mul") or len(values(node)) != 2:
+    """The scores of a softmax: of the operator itself, of e / sum(e) with e = exp(scores) at its division, of exp(scores - logsumexp)."""
+    name, read = operation(node), values(node)
+    if name in SOFTMAX:
+        return read[0]
+    if name == "exp":
+        return normalised_before(read[0])
+    if name not in ("div", "mul") or len(read) != 2:
         return None
-    exponential, total = values(node)
-    exponential, total = source(exponential), source(total)
-    if operation(node) == "mul":
+    exponential, total = map(source, read)
+    if name == "mul":
         if operation(total) != "reciprocal":
             return None
         total = source(values(total)[0])
-    if operation(exponential) != "exp" or operation(total) not in ("sum", "cumsum"):
+    if operation(exponential) != "exp" or operation(total) != "sum":
         return None
     return values(exponential)[0] if source(values(total)[0]) is exponential else None
+
+
+def normalised_before(exponent: fx.Node) -> fx.Node | None:
+    """x, from log_softmax(x) or from x - logsumexp(x)."""
+    if operation(exponent) in ("log_softmax", "_log_softmax"):
+        return values(exponent)[0]
+    if operation(exponent) != "sub" or len(values(exponent)) != 2:
+        return None
+    scores, total = values(exponent)
+    total = source(total)
+    return scores if operation(total) == "logsumexp" and source(values(total)[0]) is source(scores) else None
 
 
 def source(node: fx.Node) -> fx.Node:
