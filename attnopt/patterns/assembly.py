@@ -78,7 +78,7 @@ class Assembly:
         sizes = {"b": site.size("b"), "h": site.size("h"), "row": site.size("q"), "k": site.size("k")}
         raw = {name: (operand.value, operand.layout) for name, operand in operands.items()}
         reading = Reading(self.lifters.of(sizes), axes, raw, node.output.dtype)
-        said = reading.read(terms, score.masks, score.empty_row, score.sink)
+        said = reading.read(terms, score.masks, score.empty_row, score.sink, score.factors)
         spec = AttentionSpec(
             heads=shortest("heads", site.size("h"), site.size("g"), site.size("g")),
             width=shortest("width", site.size("d"), site.size("e")),
@@ -87,6 +87,7 @@ class Assembly:
             mask=said.mask,
             sink=said.sink,
             empty_row=said.empty_row,
+            value_scale=said.value_scale,
         )
         form = TensorForm(
             biases=tuple(narrow(t.expr(0), held) for t in score.terms if t.name == "add"),

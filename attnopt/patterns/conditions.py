@@ -32,6 +32,7 @@ class Conditions:
     score: tuple[Clause, ...]
     mask: Expr | None
     sink: Clause | None
+    value_scale: Clause | None
     empty_row: str
     offset: Expr | None
     operands: Mapping[str, Operand]
@@ -46,7 +47,15 @@ class Reading:
     raw: Mapping[str, tuple[Value, Layout]]
     dtype: str
 
-    def read(self, terms: Sequence[Clause], masks: Sequence[Expr], empty_row: str, sink: Expr | None = None) -> Conditions:
+    def read(
+        self,
+        terms: Sequence[Clause],
+        masks: Sequence[Expr],
+        empty_row: str,
+        sink: Expr | None = None,
+        factors: Sequence[tuple[Expr, bool]] = (),
+    ) -> Conditions:
+        """`factors` on the weights: tensors, or conditions (True) to keep a weight."""
         parts = Parts()
         for term in terms:
             if term.name == "add":
@@ -58,6 +67,16 @@ class Reading:
         score, mask, empty = settle(parts, self.dtype)
         if sink is not None:
             score = [*score, Clause("sink", (self.lifted(sink),))]
+        factor: Expr | None = None
+        for read, condition in factors:
+            part = self.lifted(read)
+            if condition and part == mask:  # hidden keys weigh nothing already, so only empty rows change: they become zero
+                empty = "zero"
+                continue
+            part = self.lifter.build("float32", part) if condition else part
+            factor = part if factor is None else self.lifter.build("mul", factor, part)
+        if factor is not None and factor != Const(1.0):
+            score = [*score, Clause("value_scale", (factor,))]
         return self.worded(score, mask, empty)
 
     # Lifting.
@@ -131,9 +150,9 @@ class Reading:
                  for e in walk(x) if isinstance(e, Load)]  # fmt: skip
         operands = {new: self.operand(old, new, loads) for old, new in names.items()}
         said = None if offset is None else simplifier.again(substitute(offset.expr(), dict(lengths)))
-        sink = next((c for c in final if c.name == "sink"), None)
-        score = tuple(c for c in final if c is not sink)
-        return Conditions(score, mask, sink, empty if mask is not None else "mean", said, operands)
+        sink, scale = (next((c for c in final if c.name == name), None) for name in ("sink", "value_scale"))
+        score = tuple(c for c in final if c is not sink and c is not scale)
+        return Conditions(score, mask, sink, scale, empty if mask is not None else "mean", said, operands)
 
     def worded_simplifier(self, offset: Linear | None) -> Simplifier:
         """Bounds of q, k, b and h in the lengths that a spec knows."""
@@ -217,7 +236,7 @@ class Reading:
         """Final names of the operands: those of named terms, else after what they are read for."""
         names: dict[str, str] = dict(given)
         counts: dict[str, int] = {}
-        kinds = {"scale": "scale", "sink": "sink"}
+        kinds = {"scale": "scale", "sink": "sink", "value_scale": "factor"}
         sources = [(kinds.get(c.name, "bias"), a) for c in score for a in c.args if isinstance(a, EXPRESSIONS)]
         for kind, expr in [*sources, *([("mask", mask)] if mask is not None else [])]:
             for part in walk(expr):

@@ -43,6 +43,7 @@ class Score:
     terms: list[Clause] = field(default_factory=list)
     masks: list[Expr] = field(default_factory=list)
     sink: Expr | None = None
+    factors: list[tuple[Expr, bool]] = field(default_factory=list)  # on the weights: a tensor, or a condition to keep them
     empty_row: str = "mean"
     product: Node | None = None
     layout: Layout = ()

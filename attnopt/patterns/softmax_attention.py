@@ -11,16 +11,17 @@ dimensions and einsum come out alike: as axes b, g, r, q, k, d, e of the site.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from attnopt.ir.graph import LAYOUT, Graph, Node, Value
+from attnopt.ir.graph import LAYOUT, Node, Value
 from attnopt.ir.layout import Axis, Layout, LayoutMismatch
 from attnopt.ir.site import Site
 from attnopt.patterns.activations import Activations
 from attnopt.patterns.assembly import Assembly, Placed
 from attnopt.patterns.normalizer import Anchor
 from attnopt.patterns.operands import broadcast_layout
-from attnopt.patterns.score import PRODUCT, NotAttention, Score, ScoreWalk
+from attnopt.patterns.reweighing import Reweighing, nan_guard, reweighing, weights_of
+from attnopt.patterns.score import PRODUCT, NotAttention, Score, ScoreWalk, negation
 from attnopt.patterns.sink import drops_sink, split_sink
 
 
@@ -33,6 +34,8 @@ class SoftmaxAttention(Assembly):
 
     activations: Activations
     dropped: Node | None = None
+    factors: list[Reweighing] = field(default_factory=list)
+    reweighed: list[tuple[Reweighing, Layout]] = field(default_factory=list)
     reached: str = "softmax"
 
     def from_anchor(self, anchor: Anchor) -> Site:
@@ -65,6 +68,10 @@ class SoftmaxAttention(Assembly):
             score.sink = self.load(*(sink[0], broadcast_layout(*sink)), "sink")
         if guarded:
             score.empty_row = "zero"
+        for factor, place in self.reweighed:
+            where = broadcast_layout(factor.by, self.space.resolve(place))
+            read = self.load(factor.by, where, "mask" if factor.condition else "scale")
+            score.factors.append((negation(read) if factor.negated else read, factor.condition))
         try:
             queries, keys = self.score_operands(score)
             return self.site(anchor.node, queries, keys, self.value, (product.output, self.output), score)
@@ -76,6 +83,8 @@ class SoftmaxAttention(Assembly):
         value, guarded = anchor.weights, False
         while True:
             onward = [n for n in value.users if n.op in ("matmul", "cast") or n.op in LAYOUT or nan_guard(n, value)]
+            factors = {n: found for n in value.users if n not in onward and (found := reweighing(n, value)) is not None}
+            onward += factors if not onward else ()
             if self.dropped is None and value is anchor.weights:
                 onward += [n for n in value.users if drops_sink(n, anchor.axis)]
             others = [n for n in value.users if n not in onward and n.op != "isnan"]
@@ -95,7 +104,9 @@ class SoftmaxAttention(Assembly):
                 if not all(self.activations.is_operand(i) for i in inputs):
                     raise NotAttention("the weights are multiplied by a constant, not by values", node, VALUES)
                 return node, value, guarded
-            guarded |= node.op == "where"
+            if node in factors:
+                self.factors.append(factors[node])
+            guarded |= node.op == "where" and node not in factors
             self.dropped = node if node.op == "slice" else self.dropped
             value = node.output
 
@@ -132,7 +143,10 @@ class SoftmaxAttention(Assembly):
             assert node is not None
             if node.op in LAYOUT:
                 layout = self.space.before(node, layout)
-            value = node.inputs[0] if node.op != "where" else guarded_input(node)  # type: ignore[assignment]
+            factor = next((f for f in self.factors if f.node is node), None)
+            if factor is not None:
+                self.reweighed.append((factor, layout))
+            value = weights_of(node, factor)  # type: ignore[assignment]
         return self.space.resolve(layout)
 
     def score_operands(self, score: Score) -> tuple[Placed, Placed]:
@@ -155,17 +169,3 @@ class SoftmaxAttention(Assembly):
         raise NotAttention(
             "the last two dimensions of the scores are not queries and keys", node, "a product q k' over the head width"
         )
-
-
-def nan_guard(node: Node, value: Value) -> bool:
-    """where(isnan(p), 0, p): rows that saw no key become zero."""
-    if node.op != "where" or node.inputs[0] is None or node.inputs[0].producer is None:
-        return False
-    test = node.inputs[0].producer
-    zero = node.inputs[1]
-    return test.op == "isnan" and test.inputs[0] is value and node.inputs[2] is value and zero is not None and zero.scalar() == 0
-
-
-def guarded_input(node: Node) -> Value:
-    assert node.inputs[2] is not None
-    return node.inputs[2]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from spelling import B, L, Recorder
 
-from attnopt.ir.dims import Symbol
+from attnopt.ir.dims import Symbol, symbol
 from attnopt.patterns import recognise
 
 H, D = 4, 8
@@ -177,3 +178,80 @@ def test_scores_from_one_activation():
     scores = r.linear(x, 16)
     r.output(r.matmul(r.softmax(scores), r.linear(r.input("y", B, 16, H * D), 8)))
     assert "linear" in refusal(r).reason
+
+
+def scored(r: Recorder):
+    x = r.input("x", B, L, H * D)
+    q, k, v = heads(r, x), heads(r, x), heads(r, x)
+    return r.matmul(q, r.permute(k, 0, 1, 3, 2)), v
+
+
+def test_weights_hidden_again_after_the_softmax_make_empty_rows_zero():
+    r = Recorder()
+    s, v = scored(r)
+    seen = r.input("seen", B, 1, 1, L, dtype="bool")
+    p = r.where(seen, r.softmax(r.where(seen, s, -3.0e38)), 0.0)
+    assert str(one_site(finish(r, r.matmul(p, v))).spec) == "softmax heads(4) width(8) padding empty(zero)"
+
+
+def test_factors_on_the_weights():
+    r = Recorder()
+    s, v = scored(r)
+    p = r.binary("mul", r.softmax(s), r.input("gate", B, H, L, 1))
+    assert str(one_site(finish(r, r.matmul(p, v))).spec) == (
+        "softmax heads(4) width(8) value_scale(load(factor0, b, h, row, 0))"
+    )
+    r = Recorder()
+    s, v = scored(r)
+    hidden = r.input("hidden", B, 1, L, 1, dtype="bool")
+    p = r.where(hidden, 0.0, r.softmax(s))
+    spec = str(one_site(finish(r, r.matmul(p, v))).spec)
+    assert spec == "softmax heads(4) width(8) value_scale(where(load(factor0, b, 0, row, 0), 0.0, 1.0))"
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_sink_beside_the_scores(last):
+    r = Recorder()
+    s, v = scored(r)
+    sink = r.expand(r.reshape(r.constant(torch.randn(H)), 1, H, 1, 1), B, H, L, 1)
+    more = symbol("length + 1")
+    joined = r.node("concat", *((s, sink) if last else (sink, s)), shape=(B, H, L, more), axis=3)
+    p = r.softmax(joined)
+    start, stop = (0, -1) if last else (1, None)
+    kept = r.node("slice", p, shape=(B, H, L, L), axis=3, start=start, stop=stop, step=1)
+    assert str(one_site(finish(r, r.matmul(kept, v))).spec) == "softmax heads(4) width(8) sink(load(sink0, h))"
+
+
+def test_a_dropped_column_that_is_no_sink():
+    r = Recorder()
+    s, v = scored(r)
+    wide = r.input("wide", B, H, L, symbol("length + 1"))
+    p = r.softmax(r.binary("add", wide, wide))
+    kept = r.node("slice", p, shape=(B, H, L, L), axis=3, start=0, stop=-1, step=1)
+    r.output(r.matmul(kept, v))
+    refused = refusal(r)
+    assert "no sink" in refused.reason or "joined with a sink" in refused.reason
+    assert (refused.reached, s.producer.op) == ("value product", "matmul")
+
+
+def test_learned_queries_are_queries():
+    r = Recorder()
+    x = r.input("x", B, L, H * D)
+    latents = r.linear(r.expand(r.constant(torch.randn(1, 5, H * D)), B, 5, H * D), H * D)
+    q = r.permute(r.reshape(latents, B, 5, H, D), 0, 2, 1, 3)
+    k, v = heads(r, x), heads(r, x)
+    out = r.matmul(r.softmax(r.matmul(q, r.permute(k, 0, 1, 3, 2))), v)
+    r.output(out)
+    site = one_site(recognise(r.graph))
+    assert (str(site.spec), site.size("q")) == ("softmax heads(4) width(8)", 5)
+
+
+def test_a_near_miss_says_how_far_it_came_and_what_would_match():
+    r = Recorder()
+    s, v = scored(r)
+    p = r.softmax(r.unary("exp", s))
+    r.output(r.matmul(p, v))
+    refused = refusal(r)
+    assert refused.reached == "softmax over the keys"
+    assert "'exp' stands between" in refused.reason
+    assert "scale, soft cap, biases, masks" in refused.remedy

@@ -1,6 +1,6 @@
 """Projections in two steps, as multi-head latent attention has them.
 
-    linear(rms_norm(linear(x, down)), up)   ->   up with its `down` and `down_norm`
+linear(rms_norm(linear(x, down)), up)   ->   up with its `down` and `down_norm`
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attnopt.hosts.einsum import written_out
 from attnopt.hosts.fx.rules.layout import Arguments, Rule
 from attnopt.ir.dims import Dim, product
 from attnopt.ir.graph import Value
@@ -48,16 +49,15 @@ def product_plus(first: str, second: str) -> Rule:
 def einsum(t: Translation, a: Arguments) -> bool:
     """Two operands without repeated or summed-out labels: permute, merge, matmul, split, permute."""
     operands = a["tensors"]
-    equation = str(a["equation"]).replace(" ", "")
-    if len(operands) != 2 or "->" not in equation or "." in equation:
+    if len(operands) != 2:
         return False
     left, right = t.value(operands[0]), t.value(operands[1])
-    inputs, out = equation.split("->")
-    first, second = inputs.split(",")
     if left is None or right is None or left.shape is None or right.shape is None:
         return False
-    if any(len(set(labels)) != len(labels) for labels in (first, second, out)):
+    found = written_out(str(a["equation"]), [len(left.shape), len(right.shape)])
+    if found is None:
         return False
+    (first, second), out = found
     size: dict[str, Dim] = {**dict(zip(first, left.shape, strict=True)), **dict(zip(second, right.shape, strict=True))}
     batch = [x for x in out if x in first and x in second]
     rows = [x for x in first if x in out and x not in second]
@@ -68,7 +68,7 @@ def einsum(t: Translation, a: Arguments) -> bool:
     if any(left.shape[first.index(x)] != right.shape[second.index(x)] for x in (*batch, *summed)):
         return False  # a broadcast label
 
-    def arranged(value: Value, labels: str, groups: list[list[str]]) -> Value:
+    def arranged(value: Value, labels: list[str], groups: list[list[str]]) -> Value:
         order = [*batch, *(x for group in groups for x in group)]
         perm = tuple(labels.index(x) for x in order)
         if perm != tuple(range(len(perm))):
