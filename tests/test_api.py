@@ -141,7 +141,7 @@ def test_a_model_without_attention(tmp_path):
     fast = attnopt.optimize(model, (x,))
     assert str(fast.report).startswith("no attention found, nothing replaced")
     torch.testing.assert_close(fast(x), model(x), atol=0, rtol=0)
-    torch.testing.assert_close(attnopt.load(fast.export(tmp_path / "m.pt2"))(input=x), model(x))
+    torch.testing.assert_close(attnopt.load(fast.export(tmp_path / "m.pt2"))(x), model(x))
     torch.testing.assert_close(torch.from_numpy(attnopt.load(fast.export(tmp_path / "m.onnx"))(x)[0]), model(x))
 
 

@@ -25,6 +25,8 @@ INFIX = {
 }  # fmt: skip
 NARROWEST = 16  # channels per head that FlexAttention's products need
 SCORE_TERMS = ("scale", "softcap", "add", "mod")
+ARITHMETIC = ("add", "sub", "mul", "neg", "floordiv", "mod", "abs")
+TRUTHS = ("or", "and", "not", "lt", "le", "gt", "ge", "eq", "ne")
 PREFIX = {"not": "~", "neg": "-"}
 METHODS = {"int": "long", "float": "float", "float32": "float"}
 CALLS = {
@@ -104,21 +106,30 @@ def printed(expr: Expr) -> str:
         return {"k": "col", "q": "row"}.get(expr.name, expr.name)
     if isinstance(expr, Load):
         return f"{argument(expr.operand)}[{', '.join(map(printed, expr.indices))}]" if expr.indices else argument(expr.operand)
-    if not any(isinstance(e, (Index, Load, Size)) for e in walk(expr)):
+    if is_number(expr):
         value = evaluate(expr, Grid(1, 1, 1, 1)).item()
         return f"({value!r})" if abs(value) != float("inf") else f"float('{value}')"
     assert isinstance(expr, Apply)
+    parts = [f"{printed(a)}.long()" if expr.op in ARITHMETIC and is_truth(a) else printed(a) for a in expr.args]
     if expr.op in BOUNDS:
         function, limit = BOUNDS[expr.op]
-        fixed = [a for a in expr.args if isinstance(a, Const)]
-        if fixed:
-            (moving,) = (a for a in expr.args if a is not fixed[0])
-            return f"torch.clamp({printed(moving)}, {limit}={fixed[0].value!r})"
-        return f"{function}({', '.join(map(printed, expr.args))})"
+        fixed = [is_number(a) for a in expr.args]
+        return f"torch.clamp({parts[fixed[0]]}, {limit}={parts[fixed[1]]})" if any(fixed) else f"{function}({', '.join(parts)})"
     if expr.op in INFIX:
-        return f"({printed(expr.args[0])} {INFIX[expr.op]} {printed(expr.args[1])})"
+        return f"({parts[0]} {INFIX[expr.op]} {parts[1]})"
     if expr.op in PREFIX:
-        return f"({PREFIX[expr.op]}{printed(expr.args[0])})"
+        return f"({PREFIX[expr.op]}{parts[0]})"
     if expr.op in METHODS:
-        return f"{printed(expr.args[0])}.{METHODS[expr.op]}()"
-    return f"{CALLS[expr.op]}({', '.join(map(printed, expr.args))})"
+        return f"{parts[0]}.{METHODS[expr.op]}()"
+    return f"{CALLS[expr.op]}({', '.join(parts)})"
+
+
+def is_number(expr: Expr) -> bool:
+    """Whether it is printed as a literal."""
+    return not any(isinstance(e, (Index, Load, Size)) for e in walk(expr))
+
+
+def is_truth(expr: Expr) -> bool:
+    """Whether it gives truth values, which torch adds as a union."""
+    meaning = expand_term(expr) if isinstance(expr, Term) else expr
+    return isinstance(meaning, Apply) and meaning.op in TRUTHS

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from attnopt.errors import OutputNotWritable, UnsupportedFormat
-from attnopt.hosts.fx.call import split
+from attnopt.hosts.fx.call import Convention, split
 from attnopt.hosts.fx.capture import Captured, from_program, read_program
 from attnopt.hosts.fx.dynamic import shapes_tree
 from attnopt.hosts.fx.logs import quiet
 from attnopt.hosts.fx.symbols import name_symbols
+
+PARAMETERS = "attnopt.parameters"
 
 
 def program_of(module: fx.GraphModule, captured: Captured) -> ExportedProgram:
@@ -112,7 +117,8 @@ def save_program(module: fx.GraphModule, captured: Captured, path: Path, metadat
     except OSError as failure:
         raise OutputNotWritable(f"'{path}' cannot be written: {failure.strerror}", next_move="Choose another place.") from None
     try:
-        torch.export.save(program, beside, extra_files=dict(metadata))
+        extra = {**metadata, PARAMETERS: json.dumps(parameters(captured.convention.signature))}
+        torch.export.save(program, beside, extra_files=extra)
         os.replace(beside, path)
     except OSError as failure:
         raise OutputNotWritable(f"'{path}' cannot be written: {failure.strerror}", next_move="Choose another place.") from None
@@ -156,6 +162,29 @@ def with_copies(module: fx.GraphModule) -> fx.GraphModule:
 
 def read_with_metadata(path: Path) -> tuple[Captured, dict[str, str]]:
     """A saved program with its calling convention, and the metadata inside the file."""
-    metadata: dict[str, Any] = {"attnopt.report": ""}
+    metadata: dict[str, Any] = {"attnopt.report": "", PARAMETERS: ""}
     captured = from_program(read_program(path, metadata), None)
+    order = json.loads(metadata.pop(PARAMETERS) or "[]")
+    captured = replace(captured, convention=by_position(captured.convention, order))
     return captured, {name: text for name, text in metadata.items() if text}
+
+
+def parameters(signature: inspect.Signature) -> list[tuple[str, bool, Any]]:
+    """(name, whether it must be given, else its default) of each that may come by position: a program keeps what was traced."""
+    found = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    plain = {p.name: p.default if isinstance(p.default, (bool, int, float, str)) else None for p in found}
+    return [(p.name, p.default is inspect.Parameter.empty, plain[p.name]) for p in found]
+
+
+def by_position(convention: Convention, order: Sequence[tuple[str, bool, Any]]) -> Convention:
+    """The convention of a program that was traced with keywords, with the order that its parameters had when it was saved.
+
+    (*, input_ids, attention_mask)   ->   (input_ids, attention_mask=None, position_ids=None)
+    """
+    traced = convention.signature.parameters
+    if any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in traced.values()):
+        return convention
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    made = [inspect.Parameter(n, kind, default=inspect.Parameter.empty if needed else value) for n, needed, value in order]
+    rest = [p for name, p in traced.items() if name not in {parameter.name for parameter in made}]
+    return replace(convention, signature=inspect.Signature([*made, *rest]))
