@@ -128,6 +128,9 @@ class Translation:
             return dim
         return make(dim.coefficient, [self.names.get(n, n) for n in dim.names])
 
+    def all_renamed(self, shape: Shape) -> Shape:
+        return tuple(map(self.renamed, shape)) if self.names else shape
+
     # What rules use.
 
     def attr(self, name: str, default: Any = None) -> Any:
@@ -153,7 +156,7 @@ class Translation:
     def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
         """A node that exists only in the canonical graph; its value has no handle."""
         known = dtype or next((i.dtype for i in inputs if i is not None), "")
-        value = Value(self.virtual_name(), shape, known)
+        value = Value(self.virtual_name(), self.all_renamed(shape), known)
         self.graph.add(op, inputs, (value,), name=self.node.name or "", source=self.source, **attrs)
         return value
 
@@ -161,7 +164,8 @@ class Translation:
         """The canonical node that makes one output of the ONNX node. Where no shape is known, the declared one holds."""
         held = self.node.outputs[output]
         known = dtype_name(held.dtype) or dtype or next((i.dtype for i in inputs if i is not None), "")
-        value = Value(held.name or "", shape if shape is not None else self.declared(held), known, handle=held)
+        found = self.all_renamed(shape) if shape is not None else self.declared(held)
+        value = Value(held.name or "", found, known, handle=held)
         self.graph.add(op, inputs, (value,), name=self.node.name or "", source=self.source, **attrs)
         self.values[held] = value
         return True
