@@ -78,8 +78,9 @@ class OnnxHost:
     def names(self) -> Names:
         """Every name that is taken."""
         if self._names is None:
-            self._names = Names(v.name or "" for n in self.model.graph for v in n.outputs)
-            self._names.update(n.name or "" for n in self.model.graph)
+            nodes = list(self.model.graph.all_nodes())  # those of bodies share the names
+            self._names = Names(v.name or "" for n in nodes for v in n.outputs)
+            self._names.update(n.name or "" for n in nodes)
             self._names.update(self.model.graph.initializers)
             self._names.update(v.name or "" for v in self.model.graph.inputs)
         return self._names
