@@ -90,6 +90,8 @@ def compute(node: Node, x: list[Tensor | None], sizes: dict[str, int]) -> Tensor
         return torch.full(shape, a["value"], dtype=getattr(torch, node.output.dtype))
     if op == "triangle":
         return (torch.triu if a["upper"] else torch.tril)(x[0], a["diagonal"])
+    if op == "scatter":
+        return x[0].index_copy(a["axis"], x[1], x[2])
     if op == "layer_norm":
         return F.layer_norm(x[0], x[0].shape[-1:], x[1], x[2] if len(x) > 2 else None, a["eps"])
     if op == "rms_norm":

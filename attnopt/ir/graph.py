@@ -46,6 +46,7 @@ ACCESS = {
     "iota": "() start: Dim, step: int; values along the only axis",
     "full": "() value: the scalar",
     "triangle": "(x) diagonal: int, upper: bool; others become zero",
+    "scatter": "(x, indices [n], updates) axis: int; the rows at these indices along the axis become those of updates",
 }
 BLOCK = {
     "layer_norm": "(x, weight | None, bias | None) eps: float; over the last axis",

@@ -30,10 +30,11 @@ def spelled_out(graph: Graph) -> Iterator[Site | Refusal]:
     """Attention written as products around a softmax."""
     activations, lifters = Activations(graph), Lifters(graph)
     for anchor in anchors(graph):
+        attempt = SoftmaxAttention(graph=graph, lifters=lifters, activations=activations)
         try:
-            yield SoftmaxAttention(graph=graph, lifters=lifters, activations=activations).from_anchor(anchor)
+            yield attempt.from_anchor(anchor)
         except NotAttention as failure:
-            yield failure.refusal
+            yield replace(failure.refusal, reached=attempt.reached)
 
 
 def fused(graph: Graph) -> Iterator[Site | Refusal]:

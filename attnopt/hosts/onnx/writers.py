@@ -20,7 +20,7 @@ NAMED = {
     "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual", "and": "And", "or": "Or", "xor": "Xor", "not": "Not",
     "neg": "Neg", "abs": "Abs", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "tanh": "Tanh",
     "sigmoid": "Sigmoid", "relu": "Relu", "erf": "Erf", "sin": "Sin", "cos": "Cos", "floor": "Floor", "isnan": "IsNaN",
-    "where": "Where", "matmul": "MatMul", "mod": "Mod",
+    "matmul": "MatMul",
 }  # fmt: skip
 Writer = Callable[["OnnxBuilder", list[Any], Shape, str, dict[str, Any]], Value]
 
@@ -134,8 +134,32 @@ def not_equal(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[st
 
 
 def floor_division(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    """Of integers that are never negative, where dividing towards zero is the same."""
-    return b.node("Div", x, shape, dtype)
+    """ONNX divides whole numbers towards zero: what its Mod leaves (of the divisor's sign) is taken off first."""
+    if is_real(dtype):
+        return b.node("Floor", [b.node("Div", x, shape, dtype)], shape, dtype)
+    left = b.node("Mod", x, shape, dtype)
+    return b.node("Div", [b.node("Sub", [x[0], left], shape, dtype), x[1]], shape, dtype)
+
+
+def modulus(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    """Of the divisor's sign; for real numbers ONNX only has the remainder of the other sign."""
+    if not is_real(dtype):
+        return b.node("Mod", x, shape, dtype)
+    whole = floor_division(b, x, shape, dtype, a)
+    return b.node("Sub", [x[0], b.node("Mul", [whole, x[1]], shape, dtype)], shape, dtype)
+
+
+def where(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    """onnxruntime has no Where for truth values: (c & x) | (~c & y)."""
+    if dtype != "bool":
+        return b.node("Where", x, shape, dtype)
+    condition, yes, no = x
+    other = b.node("And", [b.node("Not", [condition], condition.shape, "bool"), no], shape, "bool")
+    return b.node("Or", [b.node("And", [condition, yes], shape, "bool"), other], shape, "bool")
+
+
+def is_real(dtype: str) -> bool:
+    return "float" in dtype
 
 
 WRITERS: dict[str, Writer] = {
@@ -158,4 +182,6 @@ WRITERS: dict[str, Writer] = {
     "attention": attention,
     "ne": not_equal,
     "floordiv": floor_division,
+    "mod": modulus,
+    "where": where,
 }

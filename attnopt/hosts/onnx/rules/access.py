@@ -118,6 +118,49 @@ def gather(t: Translation, x: Inputs) -> bool:
     return t.result("gather", value, index, shape=replaced(value, axis, *index.shape), axis=axis)
 
 
+def gather_rows(t: Translation, x: Inputs) -> bool:
+    """GatherElements whose index is one number per row, repeated over the columns: whole rows of a table are read."""
+    value, chosen = x
+    if value is None or chosen is None or value.shape is None or chosen.producer is None or chosen.producer.op != "expand":
+        return False
+    axis, rank = int(t.attr("axis", 0)) % len(value.shape), len(value.shape)
+    if value.producer is not None and value.producer.op == "expand":
+        value = value.producer.inputs[0]
+    core, made = chosen.producer.inputs[0], chosen.shape
+    if value is None or core is None or value.shape is None or core.shape is None or made is None or len(core.shape) != rank:
+        return False
+    sizes = (1,) * (rank - len(value.shape)) + value.shape
+    rows = all(size == 1 for size in sizes[:axis]) and all(size == 1 for size in core.shape[axis + 1 :])
+    if not rows or sizes[axis + 1 :] != made[axis + 1 :] or core.shape[: axis + 1] != made[: axis + 1]:
+        return False
+    table = value if len(value.shape) == rank - axis else t.emit("reshape", value, shape=sizes[axis:])
+    return t.result("gather", table, t.emit("reshape", core, shape=core.shape[: axis + 1]), shape=made, axis=0)
+
+
+def gather_nd(t: Translation, x: Inputs) -> bool:
+    """GatherND with one index per row: whole rows along the first axis."""
+    value, indices = x
+    if value is None or indices is None or value.shape is None or not indices.shape or indices.shape[-1] != 1:
+        return False
+    if t.attr("batch_dims", 0):
+        return False
+    lead = indices.shape[:-1]
+    chosen = t.emit("reshape", indices, shape=lead)
+    return t.result("gather", value, chosen, shape=(*lead, *value.shape[1:]), axis=0)
+
+
+def scatter_nd(t: Translation, x: Inputs) -> bool:
+    """ScatterND with one index per row: whole rows along the first axis replaced."""
+    value, indices, new = x
+    shapes = [v.shape if v is not None else None for v in x]
+    if value is None or indices is None or any(s is None for s in shapes) or t.attr("reduction", "none") not in ("none", b"none"):
+        return False
+    if len(shapes[1] or ()) != 2 or shapes[1][-1] != 1 or len(shapes[2] or ()) != len(shapes[0] or ()):  # type: ignore[index]
+        return False
+    chosen = t.emit("reshape", indices, shape=shapes[1][:1])  # type: ignore[index]
+    return t.result("scatter", value, chosen, new, shape=value.shape, axis=0)
+
+
 def concat(t: Translation, x: Inputs) -> bool:
     shapes = [v.shape for v in x if v is not None]
     if any(s is None for s in shapes):
@@ -158,6 +201,9 @@ RULES: dict[str, Rule] = {
     "Slice": slice_,
     "Split": split,
     "Gather": gather,
+    "GatherElements": gather_rows,
+    "GatherND": gather_nd,
+    "ScatterND": scatter_nd,
     "Concat": concat,
     "Range": range_,
     "ConstantOfShape": constant_of_shape,

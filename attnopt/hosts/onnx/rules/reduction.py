@@ -40,6 +40,19 @@ def reduction(op: str) -> Rule:
     return rule
 
 
+def length(t: Translation, x: Inputs) -> bool:
+    """ReduceL2: the root of the sum of squares."""
+    value = x[0]
+    given = t.held(x[1]) if len(x) > 1 and x[1] is not None else t.attr("axes")
+    if value is None or value.shape is None or not given:
+        return False
+    axes = tuple(sorted(a % len(value.shape) for a in given))
+    keep = bool(t.attr("keepdims", 1))
+    shape: tuple[Dim, ...] = tuple(1 if i in axes else d for i, d in enumerate(value.shape) if keep or i not in axes)
+    squares = t.emit("mul", value, value, shape=value.shape)
+    return t.result("sqrt", t.emit("reduce_sum", squares, shape=shape, axes=axes, keepdims=keep), shape=shape)
+
+
 def softmax(t: Translation, x: Inputs) -> bool:
     value = x[0]
     if value is None or value.shape is None:
@@ -60,6 +73,7 @@ RULES: dict[str, Rule] = {
     "ReduceMean": reduction("reduce_mean"),
     "ReduceMax": reduction("reduce_max"),
     "ReduceMin": reduction("reduce_min"),
+    "ReduceL2": length,
     "Softmax": softmax,
     "CumSum": cumsum,
 }
