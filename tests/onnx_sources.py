@@ -170,9 +170,10 @@ def export_with_past(family: str, exporter: str) -> onnx.ModelProto:
         tokens = {"input_ids": ids, "attention_mask": mask}
         if exporter == "dynamo":
             know_caches()
-            given = {**tokens, "past_key_values": DynamicCache(pairs), "use_cache": True}
+            cache = DynamicCache(pairs)
+            given = {**tokens, "past_key_values": cache, "use_cache": True}
             free = torch.export.ShapesCollection()
-            for tensor in named.values():
+            for tensor in (ids, mask, *(x for layer in cache.layers for x in (layer.keys, layer.values))):
                 free[tensor] = dict.fromkeys((0, 1) if tensor.ndim == 2 else (0, 2), torch.export.Dim.DYNAMIC)
             dims = free.dynamic_shapes(model, (), given)
             return torch.onnx.export(model, (), kwargs=given, dynamo=True, dynamic_shapes=dims, verbose=False).model_proto

@@ -63,7 +63,7 @@ def inside(graph: Graph) -> Iterator[Site | Refusal]:
             for site in found.sites:
                 yield Refusal(f"{where} is an attention: {site.spec}; it is left as it is", site.nodes[-1] if site.nodes else node)
             for refusal in found.refusals:
-                yield Refusal(f"{where}: {refusal.reason}", refusal.at)
+                yield replace(refusal, reason=f"{where}: {refusal.reason}")
 
 
 FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, unread, inside)
