@@ -50,7 +50,13 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
         T.CLIPModel,
         T.CLIPConfig,
         {
-            "text_config": {**SMALL, "vocab_size": VOCABULARY, "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 98},
+            "text_config": {
+                **SMALL,
+                "vocab_size": VOCABULARY,
+                "max_position_embeddings": 32,
+                "bos_token_id": 0,
+                "eos_token_id": 98,
+            },
             "vision_config": {**SMALL, **PATCHES},
             "projection_dim": 16,
         },
@@ -115,7 +121,9 @@ def export(family: str, attention: str, exporter: str) -> onnx.ModelProto:
     options = {} if family in ("vit", "clip") else {"use_cache": False}
     with quiet():
         if exporter == "torchscript":
-            axes = {n: {0: "batch"} | ({1: "target" if "decoder" in n else "length"} if x.ndim == 2 else {}) for n, x in named.items()}
+            axes = {
+                n: {0: "batch"} | ({1: "target" if "decoder" in n else "length"} if x.ndim == 2 else {}) for n, x in named.items()
+            }
             return torchscript(ByPosition(model, list(named), options), named, ["output"], axes)
         if exporter == "dynamo":
             free = torch.export.Dim.DYNAMIC
@@ -126,7 +134,9 @@ def export(family: str, attention: str, exporter: str) -> onnx.ModelProto:
         return by_transformers(model, named, exporter)
 
 
-def torchscript(model: nn.Module, named: dict[str, Tensor], outputs: list[str], axes: dict[str, dict[int, str]]) -> onnx.ModelProto:
+def torchscript(
+    model: nn.Module, named: dict[str, Tensor], outputs: list[str], axes: dict[str, dict[int, str]]
+) -> onnx.ModelProto:
     buffer = io.BytesIO()
     torch.onnx.export(
         model.eval(), tuple(named.values()), buffer, dynamo=False, opset_version=17, input_names=list(named), output_names=outputs,

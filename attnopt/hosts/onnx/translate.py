@@ -202,10 +202,10 @@ class Translation:
         self.values[self.node.outputs[output]] = value
         return True
 
-    def outside(self) -> Value:
+    def outside(self, shape: Shape) -> Value:
         """The first output as a value that no canonical node makes."""
         held = self.node.outputs[0]
-        self.values[held] = Value(held.name or "", self.declared(held), dtype_name(held.dtype) or "int64", handle=held)
+        self.values[held] = Value(held.name or "", shape, dtype_name(held.dtype) or "int64", handle=held)
         return self.values[held]
 
     def opaque(self, inputs: Sequence[Value | None]) -> None:

@@ -1,8 +1,8 @@
 """Operators that stand for several canonical ones.
 
-    ReduceL2(x)     ->   sqrt(reduce_sum(x * x))
-    Pad(x, 1, 2)    ->   concat(full, x, full)
-    Softplus(x)     ->   max(x, 0) + log(1 + exp(-|x|))
+ReduceL2(x)     ->   sqrt(reduce_sum(x * x))
+Pad(x, 1, 2)    ->   concat(full, x, full)
+Softplus(x)     ->   max(x, 0) + log(1 + exp(-|x|))
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GatherND, GatherElements  ->  index.
 
-    GatherND(x, concat(b, k))                  ->   index(x, b, k)
-    GatherElements(x [R, C], j [R, N], axis=1) ->   index(x, iota(R)[:, None], j)
+GatherND(x, concat(b, k))                  ->   index(x, b, k)
+GatherElements(x [R, C], j [R, N], axis=1) ->   index(x, iota(R)[:, None], j)
 """
 
 from __future__ import annotations

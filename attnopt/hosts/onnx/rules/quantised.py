@@ -1,6 +1,6 @@
 """DequantizeLinear of stored numbers  ->  the constant that it is. Of anything computed it stays opaque.
 
-    DequantizeLinear(weight_int8, scale [N], zero [N], axis=1)   ->   (weight_int8 - zero) * scale, read when asked
+DequantizeLinear(weight_int8, scale [N], zero [N], axis=1)   ->   (weight_int8 - zero) * scale, read when asked
 """
 
 from __future__ import annotations
