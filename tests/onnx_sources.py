@@ -36,7 +36,7 @@ T = transformers
 FAMILIES: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
     "llama": (T.LlamaForCausalLM, T.LlamaConfig, DECODER, 1),
     "qwen3": (T.Qwen3ForCausalLM, T.Qwen3Config, DECODER, 1),
-    "gemma2": (T.Gemma2ForCausalLM, T.Gemma2Config, {**DECODER, "num_hidden_layers": 2, "sliding_window": 6}, 2),
+    "gemma2": (T.Gemma2ForCausalLM, T.Gemma2Config, {**DECODER, "sliding_window": 6}, 1),
     "bloom": (T.BloomForCausalLM, T.BloomConfig, {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 1, "n_head": 4}, 1),
     "bart": (T.BartForConditionalGeneration, T.BartConfig, {**PAIR, "max_position_embeddings": 64}, 3),
     "whisper": (
@@ -50,7 +50,13 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
         T.CLIPModel,
         T.CLIPConfig,
         {
-            "text_config": {**SMALL, "vocab_size": VOCABULARY, "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 98},
+            "text_config": {
+                **SMALL,
+                "vocab_size": VOCABULARY,
+                "max_position_embeddings": 32,
+                "bos_token_id": 0,
+                "eos_token_id": 98,
+            },
             "vision_config": {**SMALL, **PATCHES},
             "projection_dim": 16,
         },
@@ -115,7 +121,9 @@ def export(family: str, attention: str, exporter: str) -> onnx.ModelProto:
     options = {} if family in ("vit", "clip") else {"use_cache": False}
     with quiet():
         if exporter == "torchscript":
-            axes = {n: {0: "batch"} | ({1: "target" if "decoder" in n else "length"} if x.ndim == 2 else {}) for n, x in named.items()}
+            axes = {
+                n: {0: "batch"} | ({1: "target" if "decoder" in n else "length"} if x.ndim == 2 else {}) for n, x in named.items()
+            }
             return torchscript(ByPosition(model, list(named), options), named, ["output"], axes)
         if exporter == "dynamo":
             free = torch.export.Dim.DYNAMIC
@@ -126,7 +134,9 @@ def export(family: str, attention: str, exporter: str) -> onnx.ModelProto:
         return by_transformers(model, named, exporter)
 
 
-def torchscript(model: nn.Module, named: dict[str, Tensor], outputs: list[str], axes: dict[str, dict[int, str]]) -> onnx.ModelProto:
+def torchscript(
+    model: nn.Module, named: dict[str, Tensor], outputs: list[str], axes: dict[str, dict[int, str]]
+) -> onnx.ModelProto:
     buffer = io.BytesIO()
     torch.onnx.export(
         model.eval(), tuple(named.values()), buffer, dynamo=False, opset_version=17, input_names=list(named), output_names=outputs,
@@ -157,7 +167,7 @@ def past_inputs(family: str, past: int = 5, new: int = 3, batch: int = 2) -> dic
 
 @functools.cache
 def export_with_past(family: str, exporter: str) -> onnx.ModelProto:
-    """ "flat" is a traced module that takes tensors; "dynamo" one that takes a DynamicCache."""
+    """TorchScript takes the tensors one by one, the others a DynamicCache."""
     model, named = build(family, "eager"), past_inputs(family)
     ids, mask, *flat = named.values()
     pairs = list(zip(flat[::2], flat[1::2], strict=True))
@@ -170,11 +180,11 @@ def export_with_past(family: str, exporter: str) -> onnx.ModelProto:
         tokens = {"input_ids": ids, "attention_mask": mask}
         if exporter == "dynamo":
             know_caches()
-            free = torch.export.Dim.DYNAMIC
-            sides = [[{0: free, 2: free}] * len(pairs)] * 2
-            dims = {"input_ids": {0: free, 1: free}, "attention_mask": {0: free, 1: free}, "past_key_values": sides, "use_cache": None}
-            return torch.onnx.export(
-                model, (), kwargs={**tokens, "past_key_values": DynamicCache(pairs), "use_cache": True}, dynamo=True,
-                dynamic_shapes=dims, verbose=False,
-            ).model_proto  # fmt: skip
+            cache = DynamicCache(pairs)
+            given = {**tokens, "past_key_values": cache, "use_cache": True}
+            free = torch.export.ShapesCollection()
+            for tensor in (ids, mask, *(x for layer in cache.layers for x in (layer.keys, layer.values))):
+                free[tensor] = dict.fromkeys((0, 1) if tensor.ndim == 2 else (0, 2), torch.export.Dim.DYNAMIC)
+            dims = free.dynamic_shapes(model, (), given)
+            return torch.onnx.export(model, (), kwargs=given, dynamo=True, dynamic_shapes=dims, verbose=False).model_proto
         return by_transformers(model, {**tokens, "past_key_values": DynamicCache(pairs)}, exporter)

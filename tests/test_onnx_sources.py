@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hf_models
 import numpy as np
+import onnx
+import onnx_exports
+import onnx_ir
 import onnxruntime
 import pytest
 from onnx_sources import EAGER_ONLY, EXPORTERS, FAMILIES, export, export_with_past, inputs, past_inputs
+from onnxruntime.transformers.fusion_options import FusionOptions
+from onnxruntime.transformers.optimizer import optimize_model
+from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
 import attnopt
 
@@ -64,3 +71,31 @@ def test_steps_on_a_cache(family, exporter):
 def named(proto, given):
     """The tensors under the names that an exporter chose; keys and values of all layers are alike."""
     return dict(zip([i.name for i in proto.graph.input], given.values(), strict=True))
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("multi_head", [False, True], ids=["attention", "multi_head_attention"])
+def test_fused_by_onnxruntime(family, multi_head, tmp_path):
+    """Its optimiser leaves no shapes in the file, and on GPT-2 it fuses all but the attention."""
+    onnx.save(onnx_exports.export(family, "eager", "torchscript"), tmp_path / "plain.onnx")
+    options = FusionOptions(family)
+    options.use_multi_head_attention = multi_head
+    fused = optimize_model(
+        str(tmp_path / "plain.onnx"), model_type=family, num_heads=4, hidden_size=32, optimization_options=options, opt_level=0
+    ).model
+    given = onnx_exports.tensors(hf_models.inputs(family))
+    fast = attnopt.optimize(fused, given, select="always")
+    expected = "add(where(load(bias0, b, k), 0.0, -10000.0))" if family == "bert" else "causal & padding"
+    assert [s.before for s in fast.report.sites] == [f"softmax heads(4) width(8) scale(0.3535534) {expected}"] * 2
+    assert fast.report.fused == 2
+    equal(run(fused, given), fast(given))
+
+
+def test_fused_by_onnxscript():
+    fused, _ = optimize_for_ort(onnx_ir.from_proto(export("llama", "sdpa", "dynamo")))
+    proto = onnx_ir.to_proto(fused)
+    assert "MultiHeadAttention" in [n.op_type for n in proto.graph.node]
+    fast = attnopt.optimize(proto, inputs("llama"), select="always")
+    assert [s.before for s in fast.report.sites] == ["softmax heads(4, 2) width(8) scale(0.3535534) causal & padding"]
+    other = inputs("llama", batch=3, length=9)
+    equal(run(proto, other), fast(other))

@@ -54,7 +54,9 @@ BLOCK = {
     "attention": "(q, k, v, mask | None) causal: bool (top-left aligned), scale: float, softcap: float; q, k, v are [B, H, L, D]"
     " or [H, L, D]; the heads of q are a multiple of those of k and v",
 }
-OPAQUE = {"opaque": "operator: str, reason: str where it is an attention that was not read"}
+OPAQUE = {
+    "opaque": "operator: str; reason: str where it is an attention that was not read; bodies: dict[str, Graph] where it runs graphs"
+}
 VOCABULARY: dict[str, str] = {**LAYOUT, **ELEMENTWISE, **REDUCTION, **CONTRACTION, **ACCESS, **BLOCK, **OPAQUE}
 
 
@@ -115,7 +117,7 @@ class Node:
         return self.outputs[0]
 
     def __repr__(self) -> str:
-        attrs = "".join(f", {k}={v}" for k, v in self.attrs.items())
+        attrs = "".join(f", {k}={v}" for k, v in self.attrs.items() if k != "bodies")
         inputs = ", ".join("none" if i is None else f"%{i.name}" for i in self.inputs)
         return f"{', '.join(map(repr, self.outputs))} = {self.op}({inputs}{attrs})"
 

@@ -54,7 +54,19 @@ def unread(graph: Graph) -> Iterator[Site | Refusal]:
             yield Refusal(f"{node.attrs['operator']}: {node.attrs['reason']}", node)
 
 
-FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, unread)
+def inside(graph: Graph) -> Iterator[Site | Refusal]:
+    """Attention in what an If, Loop or Scan runs: it is named, and left as it is."""
+    for node in graph.of("opaque"):
+        for name, body in node.attrs.get("bodies", {}).items():
+            where = f"inside the {name.replace('_', ' ')} of {node.attrs['operator']} '{node.name}'"
+            found = recognise(body)
+            for site in found.sites:
+                yield Refusal(f"{where} is an attention: {site.spec}; it is left as it is", site.nodes[-1] if site.nodes else node)
+            for refusal in found.refusals:
+                yield replace(refusal, reason=f"{where}: {refusal.reason}")
+
+
+FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, unread, inside)
 
 
 def recognise(graph: Graph) -> Recognition:

@@ -6,6 +6,7 @@ Attention multiplies data by data. A weight, a position table or an arange multi
 from __future__ import annotations
 
 from attnopt.ir.graph import LAYOUT, Graph, Value
+from attnopt.patterns.rounding import multiplies, rounds
 
 # A score may pass through these and is still a score.
 SCORE_OPS = {*LAYOUT, "cast", "add", "sub", "mul", "div", "where", "neg", "tanh", "maximum", "minimum"}
@@ -30,7 +31,9 @@ class Activations:
                 self.computed.update(node.outputs)
             if node.op == "matmul" and len(inputs) == 2 and all(map(self.is_operand, inputs)):
                 self.scores[node.output] = 2 if all(i in self.data for i in inputs) else 1
-            elif node.op in SCORE_OPS and (known := max((self.scores.get(i, 0) for i in inputs), default=0)):
+            elif multiplies(node):
+                self.scores[node.output] = 2
+            elif (node.op in SCORE_OPS or rounds(node)) and (known := max((self.scores.get(i, 0) for i in inputs), default=0)):
                 self.scores.update(dict.fromkeys(node.outputs, known))
 
     def is_operand(self, value: Value) -> bool:

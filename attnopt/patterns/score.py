@@ -19,6 +19,7 @@ from attnopt.ir.graph import LAYOUT, Node, Value
 from attnopt.ir.layout import AxisSpace, Layout, LayoutMismatch, Operand
 from attnopt.ir.site import Refusal
 from attnopt.patterns.operands import broadcast_layout, constant_factor
+from attnopt.patterns.rounding import multiplies, operator, rounds
 
 MASK_FILL = -1e4  # a fill this low underflows to weight zero beside any other score
 ELEMENTWISE_SCORE = ("add", "sub", "mul", "div", "where", "cast", "tanh", "neg", "maximum", "minimum", "softmax")
@@ -101,7 +102,11 @@ class ScoreWalk:
             for side, other in (node.inputs, node.inputs[::-1]):
                 if side is not None and other is not None and (floor := other.scalar()) is not None and floor <= -1e30:
                     return side, layout
-        named = node.attrs.get("operator", node.op)
+        named = operator(node)
+        if rounds(node):
+            raise NotAttention(f"the scores are rounded by '{named}' before the softmax", node, SCORES)
+        if multiplies(node):
+            raise NotAttention(f"'{named}' multiplies queries and keys as whole numbers", node, PRODUCT)
         raise NotAttention(f"'{named}' stands between the product of queries and keys and the softmax", node, SCORES)
 
     def side(self, node: Node, layout: Layout) -> tuple[Value, Value, bool]:

@@ -21,6 +21,7 @@ from attnopt.patterns.assembly import Assembly, Placed
 from attnopt.patterns.normalizer import Anchor
 from attnopt.patterns.operands import broadcast_layout
 from attnopt.patterns.reweighing import Reweighing, nan_guard, reweighing, weights_of
+from attnopt.patterns.rounding import operator, rounds
 from attnopt.patterns.score import PRODUCT, NotAttention, Score, ScoreWalk, negation
 from attnopt.patterns.sink import drops_sink, split_sink
 
@@ -96,7 +97,9 @@ class SoftmaxAttention(Assembly):
                 self.weights_used = others[0] if others else anchor.node
             if not onward:
                 culprit = others[0] if others else anchor.node
-                reason = f"the weights enter '{culprit.op}'" if others else "nothing follows the softmax"
+                if rounds(culprit):
+                    raise NotAttention(f"the weights are rounded by '{operator(culprit)}' before they meet values", culprit, VALUES)
+                reason = f"the weights enter '{operator(culprit)}'" if others else "nothing follows the softmax"
                 raise NotAttention(f"{reason}: no product with values follows", culprit, VALUES)
             node = onward[0]
             if node.op == "matmul":

@@ -16,19 +16,20 @@ from torch import Tensor
 
 from attnopt.hosts.onnx.element_types import TYPES, as_onnx
 from attnopt.hosts.onnx.lengths import summands
+from attnopt.hosts.onnx.places import Names, Places
 from attnopt.hosts.onnx.writers import NAMED, WRITERS
 from attnopt.ir.dims import Dim, Shape, Symbol
-from attnopt.ir.graph import Graph, Value
+from attnopt.ir.graph import Value
 
 
 @dataclass
 class OnnxBuilder:
-    """Inserts before `before`. Sizes are looked up in `graph`, the canonical one; new nodes are noted in `written`."""
+    """Inserts before `before`. Sizes are looked up in `places`, those of the canonical graph; new nodes are noted in `written`."""
 
     model: ir.Model
-    graph: Graph
+    places: Places
     before: ir.Node
-    names: set[str]
+    names: Names
     written: list[ir.Node] = field(default_factory=list)
     sizes: dict[Dim, Value] = field(default_factory=dict)
     made: dict[Value, Value] = field(default_factory=dict)
@@ -62,11 +63,11 @@ class OnnxBuilder:
         while given and given[-1] is None:
             given.pop()
         folder = (self.before.name or "").rpartition("/")[0]
-        name = unique(f"{folder}/{op_type}" if folder else f"attnopt_{op_type}", self.names)
+        name = self.names.unique(f"{folder}/{op_type}" if folder else f"attnopt_{op_type}")
         made = ir.node(op_type, given, attrs, domain=domain, name=name)
         made.metadata_props.update(self.before.metadata_props)  # the module and line that it stands for
         held = made.outputs[0]
-        held.name = unique(f"{made.name}_output", self.names)
+        held.name = self.names.unique(f"{made.name}_output")
         if dtype in TYPES:
             held.type = ir.TensorType(TYPES[dtype])
         held.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in shape])
@@ -101,7 +102,7 @@ class OnnxBuilder:
         return self.node("Squeeze", [vector, self.vector(0)], (), "int64")
 
     def initializer(self, tensor: Tensor) -> ir.Value:
-        name = unique("attnopt_constant", self.names)
+        name = self.names.unique("attnopt_constant")
         held = ir.Value(name=name, const_value=as_onnx(tensor, name))
         held.type = ir.TensorType(TYPES[str(tensor.dtype).removeprefix("torch.")])
         held.shape = ir.Shape(list(tensor.shape))
@@ -160,28 +161,9 @@ class OnnxBuilder:
         return found
 
     def read_size(self, dim: Dim) -> Value | None:
-        for value in self.readable():
-            if value.shape is not None and dim in value.shape:
-                axis = value.shape.index(dim)
-                whole = self.node("Shape", [value], (len(value.shape),), "int64")
-                return self.node("Gather", [whole, self.vector(axis)], (1,), "int64", axis=0)
-        return None
-
-    def readable(self) -> list[Value]:
-        """Values that exist before the place of insertion: the inputs first, then what earlier nodes make."""
-        values = list(self.graph.inputs)
-        for node in self.graph.nodes:
-            if node.name == self.before.name:
-                break
-            values += [v for v in node.outputs if v.handle is not None]
-        return values
-
-
-def unique(wanted: str, taken: set[str]) -> str:
-    """The name, or the name with a number; it is taken from now on."""
-    name, count = wanted, 0
-    while name in taken:
-        count += 1
-        name = f"{wanted}_{count}"
-    taken.add(name)
-    return name
+        found = self.places.before(self.before.name or "", dim)
+        if found is None:
+            return None
+        value, axis = found
+        whole = self.node("Shape", [value], (len(value.shape or ()),), "int64")
+        return self.node("Gather", [whole, self.vector(axis)], (1,), "int64", axis=0)

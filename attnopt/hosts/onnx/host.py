@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from torch import Tensor
 
-from attnopt.hosts.onnx.builder import OnnxBuilder, unique
+from attnopt.hosts.onnx.builder import OnnxBuilder
 from attnopt.hosts.onnx.checking import verify
+from attnopt.hosts.onnx.collection import paused_collection
 from attnopt.hosts.onnx.conversion import convert
 from attnopt.hosts.onnx.element_types import dtype_name
 from attnopt.hosts.onnx.examples import example_inputs
@@ -22,6 +24,7 @@ from attnopt.hosts.onnx.execution import runner
 from attnopt.hosts.onnx.inference import infer, needs_inference
 from attnopt.hosts.onnx.inputs import InputSpec, as_array, call_inputs, named_inputs
 from attnopt.hosts.onnx.int8 import quantize
+from attnopt.hosts.onnx.places import Names, Places
 from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
@@ -39,7 +42,8 @@ class OnnxHost:
     model: ir.Model
     kind: str = "onnx"
     _graph: Graph | None = field(default=None, repr=False)
-    _names: set[str] | None = field(default=None, repr=False)
+    _names: Names | None = field(default=None, repr=False)
+    _places: Places | None = field(default=None, repr=False)
     _written: list[ir.Node] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -51,9 +55,10 @@ class OnnxHost:
     def graph(self) -> Graph:
         """The canonical graph of the model as it is now; read again after `finish`."""
         if self._graph is None:
-            if needs_inference(self.model):
-                infer(self.model)
-            self._graph = translate(self.model)
+            with paused_collection():
+                if needs_inference(self.model):
+                    infer(self.model)
+                self._graph = translate(self.model)
         return self._graph
 
     @property
@@ -70,16 +75,29 @@ class OnnxHost:
     # Editing.
 
     @property
-    def names(self) -> set[str]:
+    def names(self) -> Names:
         """Every name that is taken."""
         if self._names is None:
-            self._names = {v.name or "" for n in self.model.graph for v in n.outputs} | {n.name or "" for n in self.model.graph}
-            self._names |= set(self.model.graph.initializers) | {v.name or "" for v in self.model.graph.inputs}
+            nodes = list(self.model.graph.all_nodes())  # those of bodies share the names
+            self._names = Names(v.name or "" for n in nodes for v in n.outputs)
+            self._names.update(n.name or "" for n in nodes)
+            self._names.update(self.model.graph.initializers)
+            self._names.update(v.name or "" for v in self.model.graph.inputs)
         return self._names
 
+    @property
+    def places(self) -> Places:
+        if self._places is None:
+            self._places = Places.of(self.graph)
+        return self._places
+
     def builder(self, before: Node) -> OnnxBuilder:
-        place = before.outputs[0].handle or next(v.handle for v in later(self.graph, before) if v.handle is not None)
-        return OnnxBuilder(self.model, self.graph, place.producer(), self.names, self._written)
+        held = before.outputs[0].handle
+        if held is None:  # a later node of the same ONNX node makes what it has
+            at = self.places.order[before]
+            nodes = islice(self.graph.nodes, at, None)
+            held = next(v.handle for n in nodes for v in n.outputs if n.name == before.name and v.handle is not None)
+        return OnnxBuilder(self.model, self.places, held.producer(), self.names, self._written)
 
     def replace(self, old: Value, new: Value) -> None:
         """Let everything read `new`; a graph output keeps its name, shape and type."""
@@ -87,23 +105,23 @@ class OnnxHost:
         output = held.is_graph_output()
         ir.convenience.replace_all_uses_with(held, made, replace_graph_outputs=output)
         if output:
-            name, held.name = held.name, unique(f"{held.name}_replaced", self.names)
+            name, held.name = held.name, self.names.unique(f"{held.name}_replaced")
             made.name, made.shape, made.type = name, held.shape, held.type
 
     def finish(self) -> None:
-        make_presents(self.model, self.graph, self.names, self._written, self.replace)
+        make_presents(self.model, self.graph, self.places, self.names, self._written, self.replace)
         reroute(self.model, self.graph, self.names)
         RemoveUnusedNodesPass()(self.model)
         RemoveUnusedOpsetsPass()(self.model)
         verify(self.model, self._written)
-        self._graph = self._names = None
+        self._graph = self._names = self._places = None
         self._written = []
 
     def quantize_linears(self, nodes: Sequence[Node]) -> None:
         quantized = quantize(self.model, [n.name for n in nodes])
         quantized.metadata_props.update(self.model.metadata_props)
         self.model = quantized
-        self._graph = self._names = None
+        self._graph = self._names = self._places = None
 
     def convert_opset(self, to: int) -> OnnxHost | Refusal:
         """The same model at a higher opset, by ONNX's own converter and checked; or why it cannot be."""
@@ -171,19 +189,13 @@ class OnnxHost:
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         write(self.model, path, metadata)
-        self._graph = None  # its constants may read the file that was just replaced
+        self._graph = self._places = None  # its constants may read the file that was just replaced
 
 
 def named(model: ir.Model) -> ir.Model:
     """Every node and value has a name of its own, so that copies agree on them."""
     NameFixPass()(model)
     return model
-
-
-def later(graph: Graph, node: Node) -> list[Value]:
-    """Outputs of the canonical nodes from this one on that came from the same ONNX node."""
-    start = graph.nodes.index(node)
-    return [v for n in graph.nodes[start:] if n.name == node.name for v in n.outputs]
 
 
 def sizes(value: ir.Value) -> tuple[int | None, ...] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from attnopt.hosts.onnx.builder import unique
+from attnopt.hosts.onnx.places import Names
 from attnopt.hosts.onnx.writing import LIMIT, size_of_weights
 
 
@@ -56,12 +56,12 @@ def own_weights(model: ir.Model, names: set[str]) -> None:
 
     layer(x, W), other(y, W)   ->   layer(x, W_int8), other(y, W)       the data is shared
     """
-    taken = set(model.graph.initializers) | {v.name or "" for node in model.graph for v in node.outputs}
+    taken = Names([*model.graph.initializers, *(v.name or "" for node in model.graph for v in node.outputs)])
     for name, held in list(model.graph.initializers.items()):
         chosen = [(node, i) for node, i in held.uses() if node.name in names]
         if not chosen or (len(chosen) == len(held.uses()) and not held.is_graph_output()):
             continue
-        own = ir.Value(name=unique(f"{name}_own", taken), shape=held.shape, type=held.type, const_value=held.const_value)
+        own = ir.Value(name=taken.unique(f"{name}_own"), shape=held.shape, type=held.type, const_value=held.const_value)
         model.graph.register_initializer(own)
         for node, i in chosen:
             node.replace_input_with(i, own)

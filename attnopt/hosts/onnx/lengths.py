@@ -138,12 +138,18 @@ def broadcast(shapes: Sequence[Shape], equal_names: dict[str, str] | None = None
 
 
 def unify(first: str, second: str, equal_names: dict[str, str]) -> None:
-    """Note that two symbols are one size. The first name stands for both, but that of a sum before any other."""
+    """Note that two symbols are one size. A sum stands for both rather than a name, a name rather than any other text."""
     first, second = (root(name, equal_names) for name in (first, second))
-    if first != second and FACTOR.fullmatch(second) is None:
+    if first == second:
+        return
+    if rank(second) < rank(first):
         first, second = second, first
-    if first != second and FACTOR.fullmatch(second) is not None:
+    if rank(second) > 0:  # two sums stay what they are
         equal_names[second] = first
+
+
+def rank(name: str) -> int:
+    return 1 if FACTOR.fullmatch(name) else 0 if read_sum(name) is not None else 2
 
 
 def root(name: str, equal_names: dict[str, str]) -> str:

@@ -12,11 +12,17 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from attnopt.hosts.onnx.builder import OnnxBuilder
+from attnopt.hosts.onnx.places import Names, Places
 from attnopt.ir.graph import Graph, Value
 
 
 def make_presents(
-    model: ir.Model, graph: Graph, names: set[str], written: list[ir.Node], replace: Callable[[Value, Value], None]
+    model: ir.Model,
+    graph: Graph,
+    places: Places,
+    names: Names,
+    written: list[ir.Node],
+    replace: Callable[[Value, Value], None],
 ) -> None:
     """Write anew what is read of every attention whose result nothing reads any more."""
     fused = {node.name for node in graph.of("attention")}
@@ -29,7 +35,7 @@ def make_presents(
             continue
         for value in held[node.name or ""]:
             if value.handle is not node.outputs[0] and is_read(value.handle):
-                replace(value, OnnxBuilder(model, graph, node, names, written).anew(value))
+                replace(value, OnnxBuilder(model, places, node, names, written).anew(value))
 
 
 def is_read(value: ir.Value) -> bool:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from attnopt.hosts.onnx.builder import OnnxBuilder
+from attnopt.hosts.onnx.places import Names, Places
 from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Graph
 
 
-def reroute(model: ir.Model, graph: Graph, names: set[str]) -> None:
+def reroute(model: ir.Model, graph: Graph, names: Names) -> None:
     """Answer every Shape of a value that is otherwise dead from the model's inputs, where the canonical graph knows how."""
     shapes = {v.handle: v.shape for v in (*graph.inputs, *(o for n in graph.nodes for o in n.outputs)) if v.handle is not None}
     live = needed_for_data(model)
+    inputs = Places.of(Graph(inputs=graph.inputs))
     for node in list(model.graph):
         asked = node.inputs[0] if node.op_type == "Shape" else None
         if asked is None or node not in live or asked.producer() is None or asked.producer() in live:
@@ -27,7 +29,7 @@ def reroute(model: ir.Model, graph: Graph, names: set[str]) -> None:
         if shape is None:
             continue
         part = shape[slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape)))]
-        builder = OnnxBuilder(model, Graph(inputs=graph.inputs), node, names)
+        builder = OnnxBuilder(model, inputs, node, names)
         try:
             answer = builder.joined(part)
         except NotImplementedError:  # a size that no input tells: the value stays alive, which is slow but right

@@ -41,10 +41,15 @@ def translate(model: ir.Model) -> Graph:
 
 @dataclass
 class Translation:
-    """The work in progress. `reason` is why the rule of this node left an attention opaque."""
+    """The work in progress, on the graph of a model or on a body in it, which reads values of the graph `around` it.
+
+    `reason` is why the rule of this node left an attention opaque.
+    """
 
     model: ir.Model
     names: dict[str, str]
+    body: ir.Graph | None = None
+    around: Translation | None = None
     graph: Graph = field(default_factory=Graph)
     values: dict[ir.Value, Value] = field(default_factory=dict)
     found_equal: dict[str, str] = field(default_factory=dict)
@@ -54,12 +59,13 @@ class Translation:
     reason: str = ""
 
     def run(self) -> Graph:
-        for value in self.model.graph.inputs:
+        body = self.body if self.body is not None else self.model.graph
+        for value in body.inputs:
             self.values[value] = Value(value.name or "", self.declared(value), dtype_name(value.dtype), handle=value)
             self.graph.inputs.append(self.values[value])
-        for node in self.model.graph:
+        for node in body:
             self.visit(node)
-        self.graph.outputs = [self.value(v) for v in self.model.graph.outputs]  # type: ignore[misc]
+        self.graph.outputs = [self.value(v) for v in body.outputs]
         return self.graph
 
     def visit(self, node: ir.Node) -> None:
@@ -90,9 +96,28 @@ class Translation:
         if held not in self.values:
             if held.const_value is not None and not held.is_graph_input():
                 self.values[held] = self.constant(held, held.const_value)
-            else:  # made outside of this graph
-                self.values[held] = Value(held.name or "", self.declared(held), dtype_name(held.dtype), handle=held)
+            else:
+                self.values[held] = self.captured(held)
         return self.values[held]
+
+    def captured(self, held: ir.Value) -> Value:
+        """A value that is made around this body, as an input of it, or as the constant that it is."""
+        known = self.around.value(held) if self.around is not None else None
+        if known is None:
+            return Value(held.name or "", self.declared(held), dtype_name(held.dtype), handle=held)
+        value = Value(known.name, known.shape, known.dtype, handle=held, load=known.load, sizes=known.sizes)
+        if known.load is None:
+            self.graph.inputs.append(value)
+        return value
+
+    def bodies(self) -> dict[str, Graph]:
+        """The graphs that this node runs, by the names of its attributes (then_branch, body)."""
+        held = {name: a.value for name, a in self.node.attributes.items() if a.type == ir.AttributeType.GRAPH}
+        made = {}
+        for name, graph in held.items():
+            inner = Translation(self.model, self.names, body=graph, around=self, found_equal=self.found_equal)
+            made[name] = inner.run()
+        return made
 
     def constant(self, held: ir.Value, tensor: ir.TensorProtocol) -> Value:
         value = Value(held.name or "", tuple(int(d) for d in tensor.shape), dtype_name(tensor.dtype), handle=held)
@@ -128,6 +153,9 @@ class Translation:
             return dim
         return make(dim.coefficient, [self.names.get(n, n) for n in dim.names])
 
+    def all_renamed(self, shape: Shape) -> Shape:
+        return tuple(map(self.renamed, shape)) if self.names else shape
+
     # What rules use.
 
     def attr(self, name: str, default: Any = None) -> Any:
@@ -153,7 +181,7 @@ class Translation:
     def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
         """A node that exists only in the canonical graph; its value has no handle."""
         known = dtype or next((i.dtype for i in inputs if i is not None), "")
-        value = Value(self.virtual_name(), shape, known)
+        value = Value(self.virtual_name(), self.all_renamed(shape), known)
         self.graph.add(op, inputs, (value,), name=self.node.name or "", source=self.source, **attrs)
         return value
 
@@ -161,7 +189,8 @@ class Translation:
         """The canonical node that makes one output of the ONNX node. Where no shape is known, the declared one holds."""
         held = self.node.outputs[output]
         known = dtype_name(held.dtype) or dtype or next((i.dtype for i in inputs if i is not None), "")
-        value = Value(held.name or "", shape if shape is not None else self.declared(held), known, handle=held)
+        found = self.all_renamed(shape) if shape is not None else self.declared(held)
+        value = Value(held.name or "", found, known, handle=held)
         self.graph.add(op, inputs, (value,), name=self.node.name or "", source=self.source, **attrs)
         self.values[held] = value
         return True
@@ -173,10 +202,10 @@ class Translation:
         self.values[self.node.outputs[output]] = value
         return True
 
-    def outside(self) -> Value:
+    def outside(self, shape: Shape) -> Value:
         """The first output as a value that no canonical node makes."""
         held = self.node.outputs[0]
-        self.values[held] = Value(held.name or "", self.declared(held), dtype_name(held.dtype) or "int64", handle=held)
+        self.values[held] = Value(held.name or "", shape, dtype_name(held.dtype) or "int64", handle=held)
         return self.values[held]
 
     def opaque(self, inputs: Sequence[Value | None]) -> None:
@@ -188,7 +217,9 @@ class Translation:
         given = (*(i for i in inputs if i is not None), *captured)
         operator = operator_name(self.node)
         reason = self.reason or UNREAD.get(operator, "")
-        told = {"reason": reason} if reason else {}
+        told: dict[str, Any] = {"reason": reason} if reason else {}
+        if bodies := self.bodies():
+            told["bodies"] = bodies
         self.graph.add("opaque", given, tuple(outputs), name=self.node.name or "", source=self.source, operator=operator, **told)
 
     def broadcast(self, *values: Value | None) -> Shape | None:

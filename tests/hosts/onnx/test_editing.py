@@ -142,3 +142,19 @@ def test_a_weight_that_two_layers_share_is_quantised_for_one():
     assert 0 < (wanted[0] - got[0]).abs().max() < 0.5
     torch.testing.assert_close(wanted[1], got[1])
     assert copy.output_names == ["y0", "y1"]
+
+
+@pytest.mark.parametrize("axes", [(0, 1), (1, 2), (2, 3)])
+def test_general_gathers_are_written(axes):
+    """Indices of two axes that broadcast against each other; the result stands where the axes stood."""
+    host = OnnxHost.from_model(small_models.spelled_out())
+    q = host.graph.inputs[0]
+    builder = host.builder(host.graph.nodes[-1])
+    first, second = torch.tensor([[1], [0], [-1]]), torch.tensor([[0, 1]])
+    indices = [builder.constant(i, "int64") for i in (first, second)]
+    shape = (*q.shape[: axes[0]], 3, 2, *q.shape[axes[-1] + 1 :])
+    made = builder.emit("index", q, *indices, shape=shape, dtype="float32", axes=axes)
+    host.model.graph.outputs.append(made.handle)
+    host.finish()
+    named = {n: torch.randn(2, 4, 5, 8) for n in "qkv"}
+    torch.testing.assert_close(host.runner()(named)[1], named["q"][(slice(None),) * axes[0] + (first, second)])

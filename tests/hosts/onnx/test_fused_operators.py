@@ -239,6 +239,11 @@ REFUSED = {
         [f(1, 2, WIDE), f(1, 2, 16), f(1, 2, 16), f(1, 2, 9, 8), f(1, 2, 9, 8), number("i32", [5]), number("i32", 6)],
         "its past and present share one buffer: 9 past and 2 new keys, 6 in all",
     ),
+    "causal_across": (
+        "MultiHeadAttention",
+        [*FLAT],
+        "it is causal over keys keys, which are not those of its length queries and its past",
+    ),
     "paged": ("PagedAttention", [f(B, WIDE)] * 8, "its keys lie in pages of a table"),
 }
 
@@ -246,7 +251,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_read_says_why(name):
     op, inputs, reason = REFUSED[name]
-    model = model_of(op, inputs, 1, GROUPED)
+    model = model_of(op, inputs, 1, {**HEADS, "unidirectional": 1} if op == "MultiHeadAttention" else GROUPED)
     found = recognise(OnnxHost.from_model(model).graph)
     assert not found.sites
     assert [str(r) for r in found.refusals] == [f"com.microsoft::{op}: {reason} (at it)"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attnopt.hosts.onnx.element_types import dtype_name
 from attnopt.hosts.onnx.lengths import add, quotient
 from attnopt.hosts.onnx.rules.layout import Inputs, Rule
 from attnopt.ir.dims import Dim
@@ -187,7 +188,7 @@ def range_(t: Translation, x: Inputs) -> bool:
 def constant_of_shape(t: Translation, x: Inputs) -> bool:
     value = t.attr("value")
     filled = value.numpy().reshape(-1)[0].item() if value is not None else 0.0
-    return t.result("full", shape=t.vector(x[0]), value=filled)
+    return t.result("full", shape=t.vector(x[0]), dtype=dtype_name(value.dtype) if value is not None else "float32", value=filled)
 
 
 def trilu(t: Translation, x: Inputs) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attnopt.hosts.onnx.lengths import add
 from attnopt.hosts.onnx.rules import visibility
 from attnopt.hosts.onnx.rules.heads import attend, is_read, joined, part, scale_of, split_heads
 from attnopt.hosts.onnx.rules.layout import Inputs, Rule
@@ -135,7 +136,9 @@ def masked(t: Translation, q: Value, k: Value, v: Value, padding: Value | None, 
             bias = visibility.binary(t, "add", bias, added)
     if not t.attr("unidirectional", 0):
         return attend(t, q, k, v, bias, merged=True, scale=scale)
-    if past == 0 and q.shape[-2] == k.shape[-2]:
+    if k.shape[-2] != add(past, q.shape[-2]):
+        return t.refuse(f"it is causal over {k.shape[-2]} keys, which are not those of its {q.shape[-2]} queries and its past")
+    if past == 0:
         return attend(t, q, k, v, bias, merged=True, scale=scale, causal=True)
     visible = visibility.causal(t, visibility.query_positions(t, q.shape[-2], past), at_key)
     if bias is None:

@@ -69,7 +69,8 @@ def named(t: Translation, dtype: str) -> bool:
 
 
 def where(t: Translation, x: Inputs) -> bool:
-    return t.result("where", *x, shape=t.broadcast(*x), dtype=x[1].dtype if x[1] is not None else "")
+    dtype = next((v.dtype for v in x[1:] if v is not None and v.dtype), "")
+    return t.result("where", *x, shape=t.broadcast(*x), dtype=dtype)
 
 
 def clip(t: Translation, x: Inputs) -> bool:

@@ -102,7 +102,7 @@ def following(name: str, rule: Rule | None) -> Rule:
     def both(t: Translation, x: Inputs) -> bool:
         held = FOLLOWED[name](t, x)  # type: ignore[operator]
         if held is not None and name in ("Shape", "Size"):  # reads no data, so it is no user of its input
-            t.outside().sizes = held
+            t.outside((len(held),) if name == "Shape" else ()).sizes = held
             return True
         if rule is None or not rule(t, x):
             t.opaque(x)
