@@ -174,6 +174,17 @@ TERMS: dict[str, tuple[tuple[str, ...], str]] = {
         f"{_I} % dilation == {_J} % dilation & {_J} // dilation <= {_I} // dilation"
         f" & {_CAUSAL_LEAD} - {_J} // dilation >= 0 & {_CAUSAL_LEAD} - {_J} // dilation < w",
     ),
+    # Buckets of distances: exact ones up to n, then logarithmic ones (T5); `ratio` is the logarithm of the largest distance over n.
+    "bucket": (
+        ("n", "ratio"),
+        "where(abs(k - q) < n, abs(k - q), min(int(log(float32(abs(k - q)) / float(n)) / ratio * float(n)) + n, 2 * n - 1))"
+        " + where(k > q, 2 * n, 0)",
+    ),
+    "causal_bucket": (
+        ("n", "ratio"),
+        "where(-min(k - q, 0) < n, -min(k - q, 0),"
+        " min(int(log(float32(-min(k - q, 0)) / float(n)) / ratio * float(n)) + n, 2 * n - 1))",
+    ),
     "padding": ((), "load(padding, b, k)"),
     "document": ((), "load(document, b, q) == load(document, b, k)"),
     "prefix": ((), "k < load(prefix, b)"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, apply, conjuncts
+from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, apply, conjuncts, expand_term, walk
 from attnopt.ir.linear import Linear, at_most
 from attnopt.ir.simplify import Simplifier
 
@@ -104,13 +104,29 @@ class Naming:
         return None
 
     def bias(self, expr: Expr) -> Expr:
-        """A sum with `alibi` by its name."""
+        """`alibi`, and the buckets of relative tables, by their names."""
+        if isinstance(expr, Load):
+            return Load(expr.operand, tuple(self.bucket(i) or i for i in expr.indices))
         if isinstance(expr, Apply) and expr.op == "mul":
             for slopes, distance in (expr.args, expr.args[::-1]):
                 straight = self.simplifier.sum(stripped(distance))
                 if isinstance(slopes, Load) and slopes.indices == (H,) and straight == Linear(((K, 1), (Q, -1))):
                     return self.called(slopes.operand, "slopes", "alibi") or expr
         return expr
+
+    def bucket(self, expr: Expr) -> Term | None:
+        """A bucket of the distance: its two numbers are read off, and the term must then mean the same."""
+        divisors = [
+            e.args[1].value for e in walk(expr) if isinstance(e, Apply) and e.op == "div" and isinstance(e.args[1], Const)
+        ]
+        if len(divisors) != 2:
+            return None
+        ratio, exact = divisors
+        for name in ("bucket", "causal_bucket"):
+            term = Term(name, (exact, ratio))
+            if self.simplifier.again(expand_term(term)) == expr:
+                return term
+        return None
 
     def called(self, operand: str, name: str, term: str = "") -> Expr | None:
         """The term, if its operand's name is free or given to this operand already."""

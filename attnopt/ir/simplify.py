@@ -13,9 +13,11 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
+from attnopt.ir.buckets import above_once_large
 from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, children, expand_term
+from attnopt.ir.forms import is_choice, is_infinite, is_number, split
 from attnopt.ir.linear import Linear, absolute, at_most, divided, linear, sides
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -27,6 +29,7 @@ FOLDED: dict[str, Callable[[Any, Any], Any]] = {
 OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le", "eq": "ne", "ne": "eq"}
 WHOLE = {"add", "sub", "mul", "neg", "floordiv", "mod", "min", "max", "abs"}
 TRUE, FALSE = Const(True), Const(False)
+LARGEST = 3.4028235e38  # of float32: what overflows there is not folded
 
 
 @dataclass
@@ -83,8 +86,14 @@ class Simplifier:
             return Linear(constant=int(atom.args[1].value) - 1) if upper else Linear()
         if isinstance(atom, Apply) and atom.op == "floordiv" and not upper:
             return Linear() if self.at_least_zero(atom.args[0]) and self.at_least_zero(atom.args[1]) else None
-        if isinstance(atom, Apply) and atom.op == "mul" and all(isinstance(a, Size) for a in atom.args):
-            return Linear(((atom, 1),))
+        if isinstance(atom, Apply) and atom.op == "mul":
+            if all(isinstance(a, Size) for a in atom.args):
+                return Linear(((atom, 1),))
+            return Linear() if not upper and all(self.at_least_zero(a) for a in atom.args) else None
+        if is_choice(atom):
+            return self.bound_of_choice(*atom.args, upper=upper)
+        if isinstance(atom, Apply) and atom.op == "abs" and not upper:
+            return Linear()
         if isinstance(atom, Apply) and atom.op in ("min", "max"):
             parts = [self.sum(a) for a in atom.args]
             bounds = [None if p is None else self.largest(p) if upper else negated(self.largest(p * -1)) for p in parts]
@@ -93,6 +102,22 @@ class Simplifier:
                 return (min if upper else max)(known, key=lambda b: b.constant)
             return None if len(known) < 2 else (max if upper else min)(known, key=lambda b: b.constant)
         return None
+
+    def bound_of_choice(self, c: Expr, a: Expr, b: Expr, *, upper: bool) -> Linear | None:
+        """The bound of both branches, where it is a number."""
+        found = [self.extent(x, upper=upper) for x in (a, b)]
+        if not upper and found[0] is not None and found[1] is None and above_once_large(self, c, a, b):
+            return Linear(constant=min(found[0], 0))
+        if found[0] is None or found[1] is None:
+            return None
+        return Linear(constant=(max if upper else min)(found[0], found[1]))
+
+    def extent(self, expr: Expr, *, upper: bool) -> int | None:
+        """The largest or smallest value as a number, where there is one."""
+        value = self.sum(expr)
+        bound = None if value is None else self.largest(value if upper else value * -1)
+        number = None if bound is None else bound.number
+        return number if number is None or upper else -number
 
     def at_most_zero(self, value: Linear) -> bool:
         """Proved: never above zero, whatever the lengths (each at least one)."""
@@ -232,12 +257,14 @@ class Simplifier:
         if op not in FOLDED and op != "neg":
             return None
         if len(args) == 1 or isinstance(args[1], Const):
-            c, a, b = children(args[0])
-            return self.choice(c, self.build(op, a, *args[1:]), self.build(op, b, *args[1:]))
-        if isinstance(args[0], Const):
-            c, a, b = children(args[1])
-            return self.choice(c, self.build(op, args[0], a), self.build(op, args[0], b))
-        return self.combined(op, args[0], args[1])
+            c, *branches = children(args[0])
+            results = [self.build(op, x, *args[1:]) for x in branches]
+        elif isinstance(args[0], Const):
+            c, *branches = children(args[1])
+            results = [self.build(op, args[0], x) for x in branches]
+        else:
+            return self.combined(op, args[0], args[1])
+        return self.choice(c, *results) if all(isinstance(r, Const) for r in results) else None
 
     def combined(self, op: str, a: Expr, b: Expr) -> Expr | None:
         """min(where(c, 0, m), where(d, 0, m)): two choices whose four results are two numbers."""
@@ -296,12 +323,14 @@ class Simplifier:
     def arithmetic(self, op: str, args: tuple[Expr, ...]) -> Expr:
         whole = self.sum(Apply(op, args))
         if whole is not None:
-            return whole.expr()
+            return self.rejoined(whole).expr()
         if len(args) == 1:
             return Const(-args[0].value) if isinstance(args[0], Const) else Apply(op, args)  # type: ignore[operator]
         a, b = args
         if isinstance(a, Const) and isinstance(b, Const):
-            return Const(FOLDED[op](a.value, b.value) + 0.0)  # no negative zero
+            folded = FOLDED[op](a.value, b.value) + 0.0  # no negative zero
+            overflows = LARGEST < abs(folded) < math.inf or (math.isinf(folded) and not any(map(is_infinite, args)))
+            return Apply(op, args) if overflows else Const(folded)
         if op in ("add", "sub") and is_number(b, 0) and self.kind(a) == "float":
             return a
         if op == "add" and is_number(a, 0) and self.kind(b) == "float":
@@ -311,6 +340,23 @@ class Simplifier:
         if op == "mul" and is_number(a, 1) and self.kind(b) == "float":
             return b
         return Apply(op, args)
+
+    def rejoined(self, value: Linear) -> Linear:
+        """c * n * (x // n) + c * (x % n) is c * x."""
+        known = value.coefficients
+        for atom, c in value.terms:
+            if isinstance(atom, Apply) and atom.op == "mod":
+                x, n = atom.args
+                part = self.sum(Apply("mul", (Apply("floordiv", (x, n)), n)))
+                inner = self.sum(x)
+                if (
+                    part is not None
+                    and inner is not None
+                    and len(part.terms) == 1
+                    and known.get(part.terms[0][0]) == c * part.terms[0][1]
+                ):
+                    return self.rejoined(value - part * c - Linear(((atom, c),)) + inner * c)
+        return value
 
     def extreme(self, op: str, a: Expr, b: Expr) -> Expr:
         if isinstance(a, Const) and isinstance(b, Const):
@@ -340,21 +386,3 @@ class Simplifier:
 
 def negated(value: Linear | None) -> Linear | None:
     return None if value is None else value * -1
-
-
-def is_choice(expr: Expr) -> TypeGuard[Apply]:
-    return isinstance(expr, Apply) and expr.op == "where"
-
-
-def is_number(expr: Expr, number: float) -> bool:
-    return isinstance(expr, Const) and not isinstance(expr.value, bool) and expr.value == number and not is_negative_zero(expr)
-
-
-def is_negative_zero(expr: Const) -> bool:
-    return isinstance(expr.value, float) and expr.value == 0 and math.copysign(1.0, expr.value) < 0
-
-
-def split(op: str, expr: Expr) -> tuple[Expr, ...]:
-    if isinstance(expr, Apply) and expr.op == op:
-        return (*split(op, expr.args[0]), *split(op, expr.args[1]))
-    return (expr,)

@@ -18,10 +18,15 @@ from attnopt.ir.spec import AttentionSpec
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why something was not done, as a value: the reason, and the node (or spec, or name) at fault."""
+    """Why something was not done, as a value: the reason, and the node (or spec, or name) at fault.
+
+    reached: the furthest point of the grammar that was passed. remedy: what would make it match.
+    """
 
     reason: str
     at: Any = None
+    reached: str = ""
+    remedy: str = ""
 
     @property
     def node(self) -> str:

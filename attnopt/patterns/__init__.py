@@ -30,10 +30,11 @@ def spelled_out(graph: Graph) -> Iterator[Site | Refusal]:
     """Attention written as products around a softmax."""
     activations, lifters = Activations(graph), Lifters(graph)
     for anchor in anchors(graph):
+        attempt = SoftmaxAttention(graph=graph, lifters=lifters, activations=activations)
         try:
-            yield SoftmaxAttention(graph=graph, lifters=lifters, activations=activations).from_anchor(anchor)
+            yield attempt.from_anchor(anchor)
         except NotAttention as failure:
-            yield failure.refusal
+            yield replace(failure.refusal, reached=attempt.reached)
 
 
 def fused(graph: Graph) -> Iterator[Site | Refusal]:
@@ -46,7 +47,14 @@ def fused(graph: Graph) -> Iterator[Site | Refusal]:
             yield failure.refusal
 
 
-FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused)
+def unread(graph: Graph) -> Iterator[Site | Refusal]:
+    """Attention that is one node of the host, which could not be read: the host says why."""
+    for node in graph.of("opaque"):
+        if node.attrs.get("reason"):
+            yield Refusal(f"{node.attrs['operator']}: {node.attrs['reason']}", node)
+
+
+FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, unread)
 
 
 def recognise(graph: Graph) -> Recognition:

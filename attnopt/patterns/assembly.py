@@ -78,13 +78,14 @@ class Assembly:
         sizes = {"b": site.size("b"), "h": site.size("h"), "row": site.size("q"), "k": site.size("k")}
         raw = {name: (operand.value, operand.layout) for name, operand in operands.items()}
         reading = Reading(self.lifters.of(sizes), axes, raw, node.output.dtype)
-        said = reading.read(terms, score.masks, score.empty_row)
+        said = reading.read(terms, score.masks, score.empty_row, score.sink)
         spec = AttentionSpec(
             heads=shortest("heads", site.size("h"), site.size("g"), site.size("g")),
             width=shortest("width", site.size("d"), site.size("e")),
             offset=None if said.offset is None else Clause("offset", (said.offset,)),
             score=merge_scales(said.score),
             mask=said.mask,
+            sink=said.sink,
             empty_row=said.empty_row,
         )
         form = TensorForm(

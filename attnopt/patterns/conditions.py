@@ -6,6 +6,7 @@ add(load(bias0, b, 0, row, k))  over  where(k <= row + past & x0[b, k], 0, min)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Conditions:
 
     score: tuple[Clause, ...]
     mask: Expr | None
+    sink: Clause | None
     empty_row: str
     offset: Expr | None
     operands: Mapping[str, Operand]
@@ -44,7 +46,7 @@ class Reading:
     raw: Mapping[str, tuple[Value, Layout]]
     dtype: str
 
-    def read(self, terms: Sequence[Clause], masks: Sequence[Expr], empty_row: str) -> Conditions:
+    def read(self, terms: Sequence[Clause], masks: Sequence[Expr], empty_row: str, sink: Expr | None = None) -> Conditions:
         parts = Parts()
         for term in terms:
             if term.name == "add":
@@ -54,6 +56,8 @@ class Reading:
         fill = float("-inf") if empty_row == "zero" else -1e4
         parts.fills += [(self.lifted(mask), fill, None) for mask in masks]
         score, mask, empty = settle(parts, self.dtype)
+        if sink is not None:
+            score = [*score, Clause("sink", (self.lifted(sink),))]
         return self.worded(score, mask, empty)
 
     # Lifting.
@@ -75,11 +79,12 @@ class Reading:
         """Where a dimension that holds these axes is read: the axes of one role in mixed radix."""
         flat: Expr = Const(0)
         for axis in group:
-            size = self.lifter.size(axis.size)
-            if size is None:
-                size = Size(str(axis.size))
-            flat = self.lifter.build("add", self.lifter.build("mul", flat, size), self.coordinate(axis))
+            flat = self.lifter.build("add", self.lifter.build("mul", flat, self.extent(axis)), self.coordinate(axis))
         return flat
+
+    def extent(self, axis: Axis) -> Expr:
+        """The size of an axis; one that is no sum of lengths is a length of its own."""
+        return self.lifter.size(axis.size) or Size(re.sub(r"\W", "_", f"n_{axis.size}"))
 
     def coordinate(self, axis: Axis) -> Expr:
         """One axis in terms of b, h, row or k."""
@@ -92,9 +97,9 @@ class Reading:
             place = group.index(axis)
             result: Expr = Index(index)
             for inner in group[place + 1 :]:
-                result = self.lifter.build("floordiv", result, self.lifter.size(inner.size) or Size(str(inner.size)))
+                result = self.lifter.build("floordiv", result, self.extent(inner))
             outermost = all(a.size == 1 for a in group[:place])
-            return result if outermost else self.lifter.build("mod", result, self.lifter.size(axis.size) or Size(str(axis.size)))
+            return result if outermost else self.lifter.build("mod", result, self.extent(axis))
         return Const(0) if axis.size == 1 else Index(axis.name)
 
     # Wording.
@@ -109,11 +114,11 @@ class Reading:
             position = simplifier.build("sub", Index("q"), offset.expr())
 
         def word(expr: Expr) -> Expr:
-            return simplifier.again(substitute(in_positions(expr, position), dict(lengths)))
+            return self.squeezed(simplifier.again(substitute(in_positions(expr, position), dict(lengths))))
 
         naming = Naming(simplifier, straight=offset is None)
         if mask is not None:
-            mask = naming.mask(self.rows_only(word(mask)))
+            mask = naming.mask(word(mask))
         worded = [Clause(c.name, tuple(naming.bias(word(a)) if isinstance(a, EXPRESSIONS) else a for a in c.args), c.options)
                   for c in score]  # fmt: skip
         names = self.named(worded, mask, naming.renamed)
@@ -126,7 +131,9 @@ class Reading:
                  for e in walk(x) if isinstance(e, Load)]  # fmt: skip
         operands = {new: self.operand(old, new, loads) for old, new in names.items()}
         said = None if offset is None else simplifier.again(substitute(offset.expr(), dict(lengths)))
-        return Conditions(final, mask, empty if mask is not None else "mean", said, operands)
+        sink = next((c for c in final if c.name == "sink"), None)
+        score = tuple(c for c in final if c is not sink)
+        return Conditions(score, mask, sink, empty if mask is not None else "mean", said, operands)
 
     def worded_simplifier(self, offset: Linear | None) -> Simplifier:
         """Bounds of q, k, b and h in the lengths that a spec knows."""
@@ -181,19 +188,19 @@ class Reading:
 
     # Operands.
 
-    def rows_only(self, mask: Expr) -> Expr:
-        """Conditions [B, 1, 1, K] on the keys of a batch are read as [B, K]."""
-        if isinstance(mask, Load) and self.lifter.dtypes.get(mask.operand) == "bool":
-            value = self.lifter.operands[mask.operand]
-            kept = [i for i, index in enumerate(mask.indices) if index != Const(0)]
-            flat = tuple(mask.indices[i] for i in kept)
-            if flat == (Index("b"), Index("k")) and len(kept) < len(mask.indices) and value.shape is not None:
-                if all(d == 1 for i, d in enumerate(value.shape) if i not in kept):
-                    shape = tuple(value.shape[i] for i in kept)
-                    return self.lifter.load(self.reshaped(value, shape), flat)
-        if isinstance(mask, Apply):
-            return Apply(mask.op, tuple(self.rows_only(a) for a in mask.args))
-        return mask
+    def squeezed(self, expr: Expr) -> Expr:
+        """Conditions [B, 1, 1, K] on the keys of a batch are read as [B, K], slopes [H, 1, 1] as [H]."""
+        if isinstance(expr, Load):
+            value = self.lifter.operands[expr.operand]
+            kept = [i for i, index in enumerate(expr.indices) if index != Const(0)]
+            flat = tuple(expr.indices[i] for i in kept)
+            alone = value.shape is not None and all(d == 1 for i, d in enumerate(value.shape) if i not in kept)
+            named = flat == (Index("h"),) or (flat == (Index("b"), Index("k")) and value.dtype == "bool")
+            if named and alone and len(kept) < len(expr.indices) and value.shape is not None:
+                return self.lifter.load(self.reshaped(value, tuple(value.shape[i] for i in kept)), flat)
+        if isinstance(expr, Apply):
+            return Apply(expr.op, tuple(self.squeezed(a) for a in expr.args))
+        return expr
 
     def reshaped(self, value: Value, shape: tuple[Dim, ...]) -> Value:
         name = f"{value.name}:rows"
@@ -201,6 +208,8 @@ class Reading:
             if known.name == name:
                 return known
         made = Value(name, shape, value.dtype)
+        if value.load is not None:
+            made.load = lambda: value.load().reshape(shape)  # type: ignore[misc, arg-type]
         made.producer = Node("reshape", (value,), (made,), name=value.producer.name if value.producer else value.name)
         return made
 
@@ -208,7 +217,8 @@ class Reading:
         """Final names of the operands: those of named terms, else after what they are read for."""
         names: dict[str, str] = dict(given)
         counts: dict[str, int] = {}
-        sources = [("scale" if c.name == "scale" else "bias", a) for c in score for a in c.args if isinstance(a, EXPRESSIONS)]
+        kinds = {"scale": "scale", "sink": "sink"}
+        sources = [(kinds.get(c.name, "bias"), a) for c in score for a in c.args if isinstance(a, EXPRESSIONS)]
         for kind, expr in [*sources, *([("mask", mask)] if mask is not None else [])]:
             for part in walk(expr):
                 if isinstance(part, Load) and part.operand not in names and part.operand not in names.values():
