@@ -79,9 +79,9 @@ def compare(host: Host, inputs: Inputs, runtime: str, opset: int) -> list[Row]:
     sites = recognise(host.graph).sites
     place = f"{runtime}, {sites[0].spec.mask}"
     alone = choose_one(host, sites[0], inputs, runtime, opset, "measure")
-    before = next(c.seconds for c in alone.choices if c.name == ORIGINAL)
+    before = next(c.seconds for c in alone.choices if c.kernel == ORIGINAL)
     assert before is not None
-    rows = [Row(f"{place}: one attention", c.name, c.seconds, c.seconds / before) for c in alone.choices if c.seconds]
+    rows = [Row(f"{place}: one attention", c.kernel, c.seconds, c.seconds / before) for c in alone.choices if c.seconds]
     fits, _ = applicable(sites[0], host, runtime, opset)
     hosts = {ORIGINAL: host} | {x.name: apply_choices(host, [Chosen(s, x, "") for s in sites]) for x in fits}
     runners = {name: h.runner() for name, h in hosts.items()}
