@@ -66,10 +66,15 @@ def run_local(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: 
         tile = evaluate(expr, near, operands)
         return tile.expand(*(1,) * (4 - tile.ndim), *tile.shape).unsqueeze(1)
 
-    visible = (places == keys)[None, :, None, None, :]
-    for part in conjuncts(parsed.mask):
-        visible = visible & value(part).bool()
-    added = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~visible, -torch.inf)
+    near_parts = [p for p in conjuncts(parsed.mask) if follows_distance(p)]
+    far_parts = [p for p in conjuncts(parsed.mask) if not follows_distance(p)]
+    inside = (places == keys)[None, :, None, None, :]
+    visible = [functools.reduce(Tensor.logical_and, (value(p).bool() for p in near_parts))] if near_parts else []
+    visible.append(functools.reduce(Tensor.logical_and, (value(p).bool() for p in far_parts), inside))
+    # The tile and the rest meet once, as numbers: each is small beside their product.
+    mask = sum(torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~x, -torch.inf) for x in visible)
+    assert isinstance(mask, Tensor)
+    added = mask
     for bias in parsed.biases:
         added = added + value(bias).to(q.dtype)
     out = F.scaled_dot_product_attention(
@@ -81,7 +86,7 @@ def run_local(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: 
         enable_gqa=heads != k.shape[1],
     )
     out = in_rows(out.unflatten(0, (batch, -1)), length)
-    seen = visible.any(-1, keepdim=True)
+    seen = mask.amax(-1, keepdim=True) == 0
     if bool(seen.all()):
         return out
     return torch.where(in_rows(seen.expand(batch, -1, -1, chunks.rows, 1), length), out, empty_rows(parsed, v, heads))
