@@ -7,6 +7,7 @@ import onnx_ir
 import pytest
 import torch
 from hosts.onnx import small_models
+from lowering_cases import CASES, check
 from onnx.reference import ReferenceEvaluator
 from windows import SETTINGS, Setting
 
@@ -16,6 +17,9 @@ from attnopt.ir.reference import attend, reference
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
+
+
+WINDOWS = ("window", "window_of_one", "window_of_all", "window_both_sides", "softcap_window")
 
 
 def rewritten(setting: Setting, **model: object) -> OnnxHost:
@@ -130,3 +134,9 @@ def test_memory_grows_with_the_length():
     host = rewritten(SETTINGS["padding"], batch=1, length=4096)
     sizes = [int(np.prod(v.shape.numpy())) for n in host.model.graph for v in n.outputs if v.shape is not None]
     assert max(sizes) < 4 * 4096 * 200
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_table_of_all_lowerings(name):
+    found = "" if name in WINDOWS else f"mask '{parse(CASES[name].spec).mask}' proves no window on both sides of a query"
+    check(LocalAttention(), CASES[name], found)

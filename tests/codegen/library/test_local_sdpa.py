@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lowering_cases import BEYOND_SCALE_AND_BIAS, check
+from lowering_cases import CASES as TABLE
 from torch import Tensor, nn
 from windows import SETTINGS, Setting
 
@@ -23,6 +25,7 @@ MORE = {
     "last_rows": Setting("softmax scale(0.25) causal & window(20) & last_query(40) empty(zero)"),
 }
 # A kernel that never shows its scores has no place for soft caps and factors per head.
+WINDOWS = ("window", "window_of_one", "window_of_all", "window_both_sides", "softcap_window")
 CASES = {n: s for n, s in (SETTINGS | MORE).items() if not any(b in s.spec for b in ("softcap", "load(s,"))}
 
 
@@ -103,3 +106,9 @@ def test_refused_with_the_reason(host, spec):
 def test_refused_on_other_runtimes(host):
     (site,) = recognise(host.graph).sites
     assert "runtime tvm" in LocalSdpa().supports(site, "tvm").reason
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_table_of_all_lowerings(name):
+    unproved = f"mask '{parse(TABLE[name].spec).mask}' proves no window on both sides of a query"
+    check(LocalSdpa(), TABLE[name], BEYOND_SCALE_AND_BIAS.get(name, "") if name in WINDOWS else unproved)
