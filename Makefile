@@ -20,6 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python examples/minilm.py
+	$(BIN)/python examples/window.py
 
 test: install
 	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
@@ -32,6 +33,7 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/encoders_cpu.py
 	$(BIN)/python benchmarks/compile_time.py
+	$(BIN)/python benchmarks/window.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,34 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from attnopt.codegen.band import Band
+from attnopt.ir.band import Chunking
 from attnopt.codegen.materialize import broadcast, shape_of
 from attnopt.ir.dims import Dim, symbol
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Site
-
-ROW, LARGEST = 64, 128  # chunks are whole multiples of ROW rows, at most LARGEST: beyond, more hidden scores than work saved
-WHOLE_VECTORS = 16  # keys of a chunk are a multiple of this
-
-
-@dataclass(frozen=True)
-class Chunking:
-    """Sizes: rows of a chunk, keys beside it, and how many of these lie before its first row."""
-
-    rows: int
-    keys: int
-    behind: int
-
-
-def chunking(band: Band) -> Chunking:
-    """A quarter of the band is a chunk: larger ones multiply hidden scores, smaller ones gather keys more often."""
-    quarter = (band.behind + band.ahead + 1) // 4
-    rows = min(max(quarter // ROW * ROW, ROW), LARGEST)
-    keys = rows + band.behind + band.ahead
-    if band.block is not None and band.block <= keys:
-        return Chunking(band.block, band.block, 0)
-    whole = -(-keys // WHOLE_VECTORS) * WHOLE_VECTORS
-    return Chunking(rows, whole, band.behind + whole - keys)
 
 
 @dataclass

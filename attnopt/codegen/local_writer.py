@@ -1,7 +1,7 @@
 """What every form of local attention shares: the mask on the grid of chunks, empty rows, and the way back to whole rows.
 
-    mask      [B|1, G|1, N, R|1, C, M]    0 where a query sees a key, minus infinity elsewhere
-    output    [B, G, N, R, C, E]          ->    the layout of the site's output
+mask      [B|1, G|1, N, R|1, C, M]    0 where a query sees a key, minus infinity elsewhere
+output    [B, G, N, R, C, E]          ->    the layout of the site's output
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from attnopt.codegen.additive_mask import as_dtype
-from attnopt.codegen.band import Band, band, follows_distance
-from attnopt.codegen.chunk_writer import ChunkWriter, on_chunks
-from attnopt.codegen.chunks import ChunkGrid, chunking
+from attnopt.ir.band import Band, band, chunking, follows_distance
+from attnopt.codegen.chunk_writer import ChunkWriter
+from attnopt.codegen.chunks import ChunkGrid
 from attnopt.codegen.library.flex import never_empty
 from attnopt.codegen.lowering import first_refusal
 from attnopt.codegen.materialize import broadcast, shape_of
@@ -27,21 +27,19 @@ from attnopt.ir.layout import Operand
 from attnopt.ir.site import Builder, Refusal, Site, arrange
 
 
-def in_chunks(site: Site) -> Refusal | None:
-    """None where the mask proves a band that is worth chunks, and all that the spec reads can be written on them."""
-    spec, length = site.spec, site.size("k")
-    found = band(spec.mask)
-    exprs = [spec.mask, *(c.expr(0) for c in spec.score if c.name in ("scale", "add"))]
-    refusal = first_refusal(
-        (found is not None, f"mask '{spec.mask}' proves no window on both sides of a query"),
-        (isinstance(site.size("g"), int) and isinstance(site.size("r"), int), "the number of heads is not known"),
-        (spec.offset is None, "queries do not start at position 0"),
+def worth_chunks(site: Site) -> Refusal | None:
+    """None where the mask proves a band on both sides of a query that is narrower than the keys are many."""
+    length, found = site.size("k"), band(site.spec.mask)
+    return first_refusal(
+        (found is not None, f"mask '{site.spec.mask}' proves no window on both sides of a query"),
+        (site.spec.offset is None, "queries do not start at position 0"),
         (site.size("q") == length, "queries and keys differ in number"),
+        (
+            found is None or not isinstance(length, int) or chunking(found).keys < length,
+            f"the window and a chunk cover all {length} keys",
+        ),
         at=site.name,
     )
-    if refusal is None and found is not None and isinstance(length, int) and chunking(found).keys >= length:
-        refusal = Refusal(f"the window and a chunk cover all {length} keys", site.name)
-    return refusal or next((r for e in exprs if (r := on_chunks(e, site)) is not None), None)
 
 
 class LocalWriter:

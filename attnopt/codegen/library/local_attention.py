@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnopt.codegen.additive_mask import plain_softmax
-from attnopt.codegen.local_writer import LocalWriter, in_chunks
+from attnopt.codegen.chunk_writer import on_chunks
+from attnopt.codegen.local_writer import LocalWriter, worth_chunks
 from attnopt.codegen.lowering import first_refusal
 from attnopt.codegen.materialize import shape_of
 from attnopt.ir.clause import Clause
@@ -36,16 +37,19 @@ class LocalAttention:
 
     def supports(self, site: Site, runtime: str) -> Refusal | None:
         spec = site.spec
+        exprs = [spec.mask, *(c.expr(0) for c in spec.score if c.name in ("scale", "add"))]
         unknown = [str(c) for c in spec.score if c.name not in SCORE_TERMS]
         return (
-            in_chunks(site)
+            worth_chunks(site)
             or first_refusal(
+                (isinstance(site.size("g"), int) and isinstance(site.size("r"), int), "the number of heads is not known"),
                 (site.q.value.dtype in ("float32", "float16", "float64"), f"dtype {site.q.value.dtype}"),
                 (spec.scale is not None, "a tensor stands first among the scales"),
                 (not unknown, f"score term '{next(iter(unknown), '')}'"),
                 at=site.name,
             )
             or plain_softmax(site)
+            or next((r for e in exprs if (r := on_chunks(e, site)) is not None), None)
         )
 
     def emit(self, site: Site, builder: Builder) -> Value:

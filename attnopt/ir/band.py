@@ -5,7 +5,7 @@
     chunk(64) & causal               ->   Band(behind=63, ahead=0, block=64)
 
 Every part of a conjunction only takes keys away, so the narrowest bound of any part holds; parts that bound nothing (padding,
-documents) are left to whoever applies the mask inside the band.
+documents) are left to whoever applies the mask inside the band. `chunking` says how to cut the queries for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Term, conjuncts, expand_term
 
 FLIPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq"}
+ROW, LARGEST = 64, 128  # chunks are whole multiples of ROW rows, at most LARGEST: beyond, more hidden scores than work saved
+WHOLE_VECTORS = 16  # keys of a chunk are a multiple of this
 Linear = tuple[int, int, int]  # of q, of k, and the constant
 
 
@@ -25,6 +27,26 @@ class Band:
     behind: int
     ahead: int
     block: int | None = None
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """Sizes: rows of a chunk, keys beside it, and how many of these lie before its first row."""
+
+    rows: int
+    keys: int
+    behind: int
+
+
+def chunking(band: Band) -> Chunking:
+    """A quarter of the band is a chunk: larger ones multiply hidden scores, smaller ones gather keys more often."""
+    quarter = (band.behind + band.ahead + 1) // 4
+    rows = min(max(quarter // ROW * ROW, ROW), LARGEST)
+    keys = rows + band.behind + band.ahead
+    if band.block is not None and band.block <= keys:
+        return Chunking(band.block, band.block, 0)
+    whole = -(-keys // WHOLE_VECTORS) * WHOLE_VECTORS
+    return Chunking(rows, whole, band.behind + whole - keys)
 
 
 def band(mask: Expr | None) -> Band | None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnopt.codegen.band import Band, band, follows_distance
+from attnopt.ir.band import Band, band, follows_distance
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Expr, apply, conjunction, conjuncts
 from attnopt.ir.grammar import parse_expr
