@@ -192,6 +192,19 @@ SMALL: dict[str, Small] = {
                    "visual_feats": torch.randn(BATCH, 5, c.visual_feat_dim), "visual_pos": torch.rand(BATCH, 5, 4)},
     ),
     **dict.fromkeys(
+        ("glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl"),
+        Small({"text_config.rope_parameters": three_axes(2, 3, 3)}),
+    ),
+    "glm4v_moe": Small({"text_config.rope_parameters": {**three_axes(1, 1, 2), "partial_rotary_factor": 0.5}}),
+    "glm4v_moe_text": Small({"rope_parameters": {**three_axes(1, 1, 2), "partial_rotary_factor": 0.5}}),
+    "rt_detr": Small({"encoder_in_channels": [64, 128, 256], "decoder_in_channels": [64, 64, 64]}),
+    "rt_detr_v2": Small({"encoder_in_channels": [64, 128, 256], "decoder_in_channels": [64, 64, 64]}),
+    "kosmos-2": Small(
+        {"latent_query_num": 8},
+        lambda c: {"input_ids": words(LENGTH), "attention_mask": padding_mask(LENGTH), "pixel_values": pixels(c.vision_config),
+                   "image_embeds_position_mask": (torch.arange(LENGTH) < c.latent_query_num).expand(BATCH, LENGTH)},
+    ),
+    **dict.fromkeys(
         ("glm4v_moe_vision", "glm4v_vision", "qwen2_5_vl_vision", "qwen3_5_vision", "qwen3_vl_vision", "glm_ocr_vision"),
         Small({}, patches_with_grid()),
     ),
