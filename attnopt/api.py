@@ -7,6 +7,7 @@ from typing import Any
 
 from attnopt.cost.target import load_target
 from attnopt.errors import BudgetError, UnknownPass
+from attnopt.ir.block import Block
 from attnopt.ir.cost import cost
 from attnopt.ir.dims import evaluate as evaluate_dim
 from attnopt.ir.site import Site
@@ -14,6 +15,7 @@ from attnopt.opening import Opened, open_model
 from attnopt.optimized import Optimized, load
 from attnopt.passes import ALL, Pass
 from attnopt.patterns import recognise
+from attnopt.patterns.block import find_blocks
 from attnopt.plan.pipeline import Request, run
 from attnopt.report.inspection import InspectedSite, Inspection
 
@@ -25,21 +27,23 @@ def inspect(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = Non
 
     model: nn.Module, ExportedProgram, FX GraphModule, onnx.ModelProto, or a path to .onnx or .pt2.
     example_inputs: tuple of positional or dict of keyword arguments; may be left out where they can be derived.
-    Returns an object with `.sites` (name, spec, steps, source) and `.refusals` (reason, node) that prints as a table.
+    Returns an object with `.sites` (name, spec, block, steps, source) and `.refusals` (reason, node) that prints as a table.
     """
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=False)
     found = recognise(opened.host.graph)
-    return Inspection(tuple(inspected(s, opened) for s in found.sites), found.refusals)
+    blocks = find_blocks(opened.host.graph, found.sites)
+    sites = tuple(inspected(s, b, opened) for s, b in zip(found.sites, blocks, strict=True))
+    return Inspection(sites, found.refusals)
 
 
-def inspected(site: Site, opened: Opened) -> InspectedSite:
+def inspected(site: Site, block: Block, opened: Opened) -> InspectedSite:
     sizes = opened.symbols()
     try:
         shape = {axis: evaluate_dim(dim, sizes) for axis, dim in site.shape.items()}
     except KeyError:  # a length that only running the model would tell
-        return InspectedSite(site)
+        return InspectedSite(site, block)
     priced = cost(site.spec, shape, site.q.value.dtype or "float32")
-    return InspectedSite(site, priced.flops, priced.bytes)
+    return InspectedSite(site, block, priced.flops, priced.bytes)
 
 
 def optimize(

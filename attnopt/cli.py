@@ -38,7 +38,9 @@ def show(thing: Any) -> None:
 @app.command()
 def inspect(
     model: ModelPath,
-    explain: Annotated[bool, typer.Option("--explain", help="Say for each near miss why it is not taken for attention.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what stands around each attention, and why each near miss is none.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the attentions of a model: place, spec, shape, cost."""
@@ -144,7 +146,7 @@ def require_writable(output: Path, model: Path) -> None:
 def main() -> None:
     """The console script."""
     try:
-        app()
+        app(prog_name="attnopt")  # also where it runs as a module
     except AttnoptError as failure:
         line = " ".join(part.strip() for part in str(failure).splitlines())
         typer.echo(f"{type(failure).__name__}: {line}", err=True)

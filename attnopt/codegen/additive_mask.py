@@ -1,16 +1,17 @@
 """Mask and biases of a spec as the one tensor that library kernels take.
 
-    add(load(bias0, …)) … mask & empty(mean)   ->   where(mask, bias, smallest finite)      float, added to the scores
+    add(load(bias0, …)) … mask & empty(mean)   ->   where(mask, bias, half of the smallest finite)      float, added to the scores
     mask alone with empty(zero)                ->   the bool mask itself
 
-Filling with the smallest finite number makes a row without visible key average v; minus infinity makes kernels return zero.
+Filling with a finite number makes a row without visible key average v: half of the smallest, because onnxruntime's Attention
+takes the smallest itself for minus infinity, which makes kernels return zero (or NaN: MultiHeadAttention).
 """
 
 from __future__ import annotations
 
 import torch
 
-from attnopt.codegen.materialize import Materializer, broadcast, shape_of, writable
+from attnopt.codegen.materialize import Materializer, as_dtype, broadcast, shape_of, writable
 from attnopt.ir.expr import Const
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site
@@ -83,11 +84,7 @@ def additive_mask(site: Site, builder: Builder, *, boolean: bool) -> Value | Non
         return total
     visible = writer.write(mask)
     kept = total if total is not None else builder.constant(0.0, dtype)
-    lowest = torch.finfo(getattr(torch, dtype)).min if empty_row == "mean" else float("-inf")
+    lowest = torch.finfo(getattr(torch, dtype)).min / 2 if empty_row == "mean" else float("-inf")
     return builder.emit(
         "where", visible, kept, builder.constant(lowest, dtype), shape=broadcast(shape_of(visible), shape_of(kept)), dtype=dtype
     )
-
-
-def as_dtype(value: Value, dtype: str, builder: Builder) -> Value:
-    return value if value.dtype == dtype else builder.emit("cast", value, shape=shape_of(value), dtype=dtype)

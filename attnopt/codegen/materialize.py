@@ -17,7 +17,7 @@ from attnopt.ir.site import Builder, Refusal, Site, arrange
 
 LOGICAL = {"and", "or", "not", "lt", "le", "gt", "ge", "eq", "ne"}
 CANONICAL = {"min": "minimum", "max": "maximum"}
-UNARY = {"neg", "not", "abs", "exp", "log", "tanh", "sqrt", "sigmoid", "floor"}
+REAL = {"div", "pow", "exp", "log", "tanh", "sqrt", "sin", "cos", "sigmoid"}  # real numbers, also of whole ones
 
 
 def writable(expr: Expr | None, site: Site) -> Refusal | None:
@@ -72,22 +72,24 @@ class Materializer:
             inner = self.write(expr.args[0])
             to = {"int": "int64", "float": self.dtype, "float32": "float32"}[expr.op]
             return self.builder.emit("cast", inner, shape=shape_of(inner), dtype=to)
-        inputs = [self.write(a) for a in expr.args]
-        if expr.op not in UNARY and expr.op not in ("and", "or"):
-            inputs = [*inputs[:-2], *self.same_type(inputs[-2], inputs[-1])]
+        inputs = self.typed(expr.op, [self.write(a) for a in expr.args])
+        if expr.op == "floor" and inputs[0].dtype == "int64":
+            return inputs[0]
         shape = broadcast(*(shape_of(i) for i in inputs))
         dtype = "bool" if expr.op in LOGICAL else inputs[-1].dtype
         return self.builder.emit(CANONICAL.get(expr.op, expr.op), *inputs, shape=shape, dtype=dtype)
 
-    def same_type(self, a: Value, b: Value) -> tuple[Value, Value]:
-        """Indices meet data in the data's dtype."""
-        if a.dtype == b.dtype:
-            return a, b
-        wanted = next(v.dtype for v in (a, b) if v.dtype != "int64") if "int64" in (a.dtype, b.dtype) else self.dtype
-        first, second = (
-            v if v.dtype == wanted else self.builder.emit("cast", v, shape=shape_of(v), dtype=wanted) for v in (a, b)
-        )
-        return first, second
+    def typed(self, op: str, inputs: list[Value]) -> list[Value]:
+        """The inputs in types that meet: truth values count as 0 and 1, indices take the dtype of data."""
+        if op in ("and", "or", "not"):
+            return [as_dtype(v, "bool", self.builder) for v in inputs]
+        if op == "where":
+            branches = inputs[1:] if inputs[1].dtype == inputs[2].dtype else self.typed("add", inputs[1:])
+            return [as_dtype(inputs[0], "bool", self.builder), *branches]
+        numbers = [as_dtype(v, "int64", self.builder) if v.dtype == "bool" else v for v in inputs]
+        data = {v.dtype for v in numbers} - {"int64"}
+        wanted = self.dtype if len(data) > 1 or (not data and op in REAL) else next(iter(data), "int64")
+        return [as_dtype(v, wanted, self.builder) for v in numbers]
 
     def index(self, name: str) -> Value:
         axis = {"b": "b", "h": "h", "row": "q", "q": "q", "k": "k"}[name]
@@ -105,6 +107,10 @@ class Materializer:
     def groups(self) -> list[Group]:
         axes = self.site.axes
         return [axes["b"], (*axes["g"], *axes["r"]), axes["q"], axes["k"]]
+
+
+def as_dtype(value: Value, dtype: str, builder: Builder) -> Value:
+    return value if value.dtype == dtype else builder.emit("cast", value, shape=shape_of(value), dtype=dtype)
 
 
 def shape_of(value: Value) -> Shape:

@@ -46,6 +46,7 @@ ACCESS = {
     "iota": "() start: Dim, step: int; values along the only axis",
     "full": "() value: the scalar",
     "triangle": "(x) diagonal: int, upper: bool; others become zero",
+    "scatter": "(x, indices [n], updates) axis: int; the rows at these indices along the axis become those of updates",
 }
 BLOCK = {
     "layer_norm": "(x, weight | None, bias | None) eps: float; over the last axis",
@@ -53,12 +54,16 @@ BLOCK = {
     "attention": "(q, k, v, mask | None) causal: bool (top-left aligned), scale: float, softcap: float; q, k, v are [B, H, L, D]"
     " or [H, L, D]; the heads of q are a multiple of those of k and v",
 }
-VOCABULARY: dict[str, str] = {**LAYOUT, **ELEMENTWISE, **REDUCTION, **CONTRACTION, **ACCESS, **BLOCK, "opaque": "operator: str"}
+OPAQUE = {"opaque": "operator: str, reason: str where it is an attention that was not read"}
+VOCABULARY: dict[str, str] = {**LAYOUT, **ELEMENTWISE, **REDUCTION, **CONTRACTION, **ACCESS, **BLOCK, **OPAQUE}
 
 
 @dataclass(eq=False)
 class Value:
-    """One tensor. `shape` is None where the rank is unknown; `dtype` is a torch name ("float32"), "" where unknown."""
+    """One tensor. `shape` is None where the rank is unknown; `dtype` is a torch name ("float32"), "" where unknown.
+
+    A value with `sizes` but without producer and handle is just these numbers, to be computed where they are needed.
+    """
 
     name: str
     shape: Shape | None

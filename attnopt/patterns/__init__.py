@@ -47,7 +47,14 @@ def fused(graph: Graph) -> Iterator[Site | Refusal]:
             yield failure.refusal
 
 
-FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused)
+def unread(graph: Graph) -> Iterator[Site | Refusal]:
+    """Attention that is one node of the host, which could not be read: the host says why."""
+    for node in graph.of("opaque"):
+        if node.attrs.get("reason"):
+            yield Refusal(f"{node.attrs['operator']}: {node.attrs['reason']}", node)
+
+
+FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, unread)
 
 
 def recognise(graph: Graph) -> Recognition:

@@ -114,11 +114,11 @@ class Reading:
             position = simplifier.build("sub", Index("q"), offset.expr())
 
         def word(expr: Expr) -> Expr:
-            return simplifier.again(substitute(in_positions(expr, position), dict(lengths)))
+            return self.squeezed(simplifier.again(substitute(in_positions(expr, position), dict(lengths))))
 
         naming = Naming(simplifier, straight=offset is None)
         if mask is not None:
-            mask = naming.mask(self.rows_only(word(mask)))
+            mask = naming.mask(word(mask))
         worded = [Clause(c.name, tuple(naming.bias(word(a)) if isinstance(a, EXPRESSIONS) else a for a in c.args), c.options)
                   for c in score]  # fmt: skip
         names = self.named(worded, mask, naming.renamed)
@@ -188,19 +188,19 @@ class Reading:
 
     # Operands.
 
-    def rows_only(self, mask: Expr) -> Expr:
-        """Conditions [B, 1, 1, K] on the keys of a batch are read as [B, K]."""
-        if isinstance(mask, Load) and self.lifter.dtypes.get(mask.operand) == "bool":
-            value = self.lifter.operands[mask.operand]
-            kept = [i for i, index in enumerate(mask.indices) if index != Const(0)]
-            flat = tuple(mask.indices[i] for i in kept)
-            if flat == (Index("b"), Index("k")) and len(kept) < len(mask.indices) and value.shape is not None:
-                if all(d == 1 for i, d in enumerate(value.shape) if i not in kept):
-                    shape = tuple(value.shape[i] for i in kept)
-                    return self.lifter.load(self.reshaped(value, shape), flat)
-        if isinstance(mask, Apply):
-            return Apply(mask.op, tuple(self.rows_only(a) for a in mask.args))
-        return mask
+    def squeezed(self, expr: Expr) -> Expr:
+        """Conditions [B, 1, 1, K] on the keys of a batch are read as [B, K], slopes [H, 1, 1] as [H]."""
+        if isinstance(expr, Load):
+            value = self.lifter.operands[expr.operand]
+            kept = [i for i, index in enumerate(expr.indices) if index != Const(0)]
+            flat = tuple(expr.indices[i] for i in kept)
+            alone = value.shape is not None and all(d == 1 for i, d in enumerate(value.shape) if i not in kept)
+            named = flat == (Index("h"),) or (flat == (Index("b"), Index("k")) and value.dtype == "bool")
+            if named and alone and len(kept) < len(expr.indices) and value.shape is not None:
+                return self.lifter.load(self.reshaped(value, tuple(value.shape[i] for i in kept)), flat)
+        if isinstance(expr, Apply):
+            return Apply(expr.op, tuple(self.squeezed(a) for a in expr.args))
+        return expr
 
     def reshaped(self, value: Value, shape: tuple[Dim, ...]) -> Value:
         name = f"{value.name}:rows"
@@ -208,6 +208,8 @@ class Reading:
             if known.name == name:
                 return known
         made = Value(name, shape, value.dtype)
+        if value.load is not None:
+            made.load = lambda: value.load().reshape(shape)  # type: ignore[misc, arg-type]
         made.producer = Node("reshape", (value,), (made,), name=value.producer.name if value.producer else value.name)
         return made
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from attnopt.ir.site import Refusal
@@ -87,7 +87,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary with the same content as the table."""
-        record = asdict(self)
+        record = asdict(replace(self, refusals=()))  # a refusal holds its node, and with it the whole graph
         record["refusals"] = [refusal_json(r) for r in self.refusals]
         record["fused"], record["speedup"] = self.fused, self.speedup
         return record

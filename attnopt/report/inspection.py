@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from attnopt.ir.block import Block
 from attnopt.ir.site import Refusal, Site
+from attnopt.report.blocks import block_json
 from attnopt.report.data import refusal_json
 
 
 @dataclass(frozen=True)
 class InspectedSite:
-    """A site with its cost at the example shapes (FLOPs, bytes), where there are any."""
+    """A site with the block around it, and its cost at the example shapes (FLOPs, bytes), where there are any."""
 
     site: Site
+    block: Block
     flops: float | None = None
     bytes: float | None = None
 
@@ -55,12 +58,13 @@ class InspectedSite:
             "shape": {axis: str(dim) for axis, dim in self.site.shape.items()},
             "flops": self.flops,
             "bytes": self.bytes,
+            "block": block_json(self.block),
         }
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `attnopt.inspect` returns. Printing it shows the table; `explain` adds the near misses with their lines."""
+    """What `attnopt.inspect` returns. Printing it shows the table; `explain` adds the blocks and the near misses."""
 
     sites: tuple[InspectedSite, ...]
     refusals: tuple[Refusal, ...] = ()
@@ -79,7 +83,7 @@ class Inspection:
         return inspection_table(self)
 
     def explain(self) -> Any:
-        """The refusals as a table: reason, node, line of the model."""
-        from attnopt.report.table import refusal_table
+        """What stands around each attention, then the refusals: reason, node, line of the model."""
+        from attnopt.report.table import explanation
 
-        return refusal_table(self.refusals)
+        return explanation(self)

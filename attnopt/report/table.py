@@ -79,6 +79,16 @@ def refusal_summary(refusals: Sequence[Refusal]) -> Text:
     return Text(f"{len(refusals)} near miss{'es' * (len(refusals) != 1)}; `attnopt inspect --explain` says why")
 
 
+def explanation(inspection: Inspection) -> Any:
+    """The distinct blocks, one line each, and the near misses."""
+    if not inspection.sites:
+        return refusal_table(inspection.refusals)
+    body = table("site", "block: norm -> projections [in x out]; on the way to q and k; output; residual")
+    for name, cells in grouped([(s.name, (str(s.block),)) for s in inspection.sites]):
+        body.add_row(Text(name), *map(Text, cells))
+    return Group(body, Text(""), refusal_table(inspection.refusals))
+
+
 def refusal_table(refusals: Sequence[Refusal]) -> Any:
     if not refusals:
         return Text("no near misses")

@@ -73,9 +73,7 @@ def test_grouped_heads(spelling):
     x = r.input("x", B, L, H * D)
     q, k, v = heads(r, x), heads(r, x, 2), heads(r, x, 2)
     if spelling == "expand":
-        k, v = (
-            r.reshape(r.expand(r.reshape(t, B, 2, 1, L, D), B, 2, 2, L, D), B, H, L, D) for t in (k, v)
-        )
+        k, v = (r.reshape(r.expand(r.reshape(t, B, 2, 1, L, D), B, 2, 2, L, D), B, H, L, D) for t in (k, v))
         out = r.matmul(r.softmax(r.matmul(q, r.permute(k, 0, 1, 3, 2))), v)
     else:
         q = r.reshape(q, B, 2, 2, L, D)

@@ -87,4 +87,5 @@ def never_empty(site: Site) -> bool:
     """Whether every query is proved to see a key: the mask is of named terms that admit k == q, and q < number of keys."""
     allowed = {"causal", "window", "lookahead", "chunk", "diagonal", "dilated"}
     parts = conjuncts(site.spec.mask)
-    return all(isinstance(p, Term) and p.name in allowed for p in parts) and (not parts or site.size("q") == site.size("k"))
+    named = all(isinstance(p, Term) and p.name in allowed and all(a >= 1 for a in p.args) for p in parts)
+    return named and (not parts or site.size("q") == site.size("k"))

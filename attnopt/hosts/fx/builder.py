@@ -38,12 +38,16 @@ NAMED: dict[str, Any] = {
 
 @dataclass
 class FxBuilder:
-    """Inserts before `before`. One builder writes one replacement; sizes are read once and shared."""
+    """Inserts before `before`. One builder writes one replacement; sizes are read once and shared.
+
+    `written` says which new value first has a size that the model had not: how many chunks a length makes.
+    """
 
     module: fx.GraphModule
     symbols: Symbols
     before: fx.Node
     sizes: dict[Dim, fx.Node] = field(default_factory=dict)
+    written: dict[Dim, tuple[fx.Node, int]] = field(default_factory=dict)
 
     def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
         handles = [None if i is None else self.handle(i) for i in inputs]
@@ -97,6 +101,9 @@ class FxBuilder:
             if key in self.before.meta:
                 node.meta[key] = self.before.meta[key]
         known = dtype or str(made.dtype).removeprefix("torch.")
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, Symbol):
+                self.written.setdefault(dim, (node, axis))
         return Value(node.name, shape, known, handle=node)
 
     def evaluate(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -134,6 +141,8 @@ class FxBuilder:
             return dim
         if dim not in self.sizes:
             found = self.read_size(dim)
+            if found is None and dim in self.written:
+                found = self.compute(aten.sym_size.int, *self.written[dim])
             if found is None:
                 coefficient, names = parts(dim)
                 if len(names) == 1 and coefficient == 1:

@@ -134,6 +134,71 @@ def index(t: Translation, a: Arguments) -> bool:
     return together and t.result("index", t.value(a["self"]), *(value for _, value in given), axes=axes)
 
 
+def gather_rows(t: Translation, a: Arguments) -> bool:
+    """gather whose index is one number per row, repeated over the columns: whole rows of a table are read."""
+    value, chosen = t.value(a["self"]), t.value(a["index"])
+    if value is None or chosen is None or value.shape is None or chosen.producer is None or chosen.producer.op != "expand":
+        return False
+    axis, rank = a["dim"] % len(value.shape), len(value.shape)
+    if value.producer is not None and value.producer.op == "expand":
+        value = value.producer.inputs[0]
+    core = chosen.producer.inputs[0]
+    if value is None or core is None or value.shape is None or core.shape is None or len(core.shape) != rank:
+        return False
+    sizes = (1,) * (rank - len(value.shape)) + value.shape
+    rows = all(size == 1 for size in sizes[:axis]) and all(size == 1 for size in core.shape[axis + 1 :])
+    if not rows or sizes[axis + 1 :] != t.shape[axis + 1 :] or core.shape[: axis + 1] != t.shape[: axis + 1]:
+        return False
+    table = value if len(value.shape) == rank - axis else t.emit("reshape", value, shape=sizes[axis:])
+    return t.result("gather", table, t.emit("reshape", core, shape=core.shape[: axis + 1]), axis=0)
+
+
+def slice_scatter(t: Translation, a: Arguments) -> bool:
+    """What is before, the new part, what is behind."""
+    value, new = t.value(a["self"]), t.value(a["src"])
+    if value is None or value.shape is None or new is None or new.shape is None:
+        return False
+    axis = a["dim"] % len(value.shape)
+    size, start, stop = value.shape[axis], a["start"] or 0, a["end"]
+    stop = size if stop is None or (isinstance(stop, int) and isinstance(size, int) and stop > size) else stop
+    if not all(isinstance(n, int) and n >= 0 for n in (size, start, stop)) or a["step"] != 1:
+        return False
+    parts = [piece(t, value, axis, 0, start)] if start else []
+    parts.append(new)
+    if stop < size:
+        parts.append(piece(t, value, axis, stop, size - stop))  # type: ignore[operator]
+    return t.same(new) if len(parts) == 1 else t.result("concat", *parts, axis=axis)
+
+
+def scatter(t: Translation, a: Arguments) -> bool:
+    """index_copy: whole rows of a cache replaced."""
+    value, indices = t.value(a["self"]), t.value(a["index"])
+    if value is None or value.shape is None or indices is None or len(indices.shape or ()) != 1:
+        return False
+    return t.result("scatter", value, indices, t.value(a["source"]), axis=a["dim"] % len(value.shape))
+
+
+def index_put(t: Translation, a: Arguments) -> bool:
+    """x[:, :, i] = rows: one index tensor, nothing added up."""
+    given = [(axis, t.value(x)) for axis, x in enumerate(a["indices"]) if x is not None]
+    value, new = t.value(a["self"]), t.value(a["values"])
+    if len(given) != 1 or a.get("accumulate") or value is None or value.shape is None or new is None or new.shape is None:
+        return False
+    axis, indices = given[0]
+    if indices is None or indices.dtype not in ("int64", "int32") or len(indices.shape or ()) != 1:
+        return False
+    wanted = replaced(value, axis, indices.shape[0])  # type: ignore[index]
+    return new.shape == wanted and t.result("scatter", value, indices, new, axis=axis)
+
+
+def copy(t: Translation, a: Arguments) -> bool:
+    """x.copy_(y) as a value: y in the shape and type of x."""
+    new = t.value(a["src"])
+    if new is None or str(t.node.meta["val"].dtype) != f"torch.{new.dtype}":
+        return False
+    return t.same(new) if new.shape == t.shape else t.result("expand", new)
+
+
 def arange(t: Translation, a: Arguments) -> bool:
     start, step = a.get("start", 0) or 0, a.get("step", 1) or 1
     first = start if isinstance(start, float) else bound(t, start)
@@ -166,6 +231,11 @@ RULES: dict[str, Rule] = {
     "aten.index_select": gather,
     "aten.embedding": embedding,
     "aten.index": index,
+    "aten.gather": gather_rows,
+    "aten.slice_scatter": slice_scatter,
+    "aten.index_copy": scatter,
+    "aten.index_put": index_put,
+    "aten.copy": copy,
     "aten.arange": arange,
     **{f"aten.{name}": full("fill_value") for name in ("full", "full_like", "new_full")},
     "aten.scalar_tensor": full("s"),

@@ -57,6 +57,16 @@ def max_or_min(op: str, both: str) -> Rule:
     return rule
 
 
+def length(t: Translation, a: Arguments) -> bool:
+    """The Euclidean norm along some axes: the root of the sum of squares."""
+    value = t.value(a["self"])
+    axes = None if value is None or a.get("dim") is None else axes_of(value, a["dim"])
+    if value is None or axes is None or a.get("dtype") is not None or a.get("ord", a.get("p")) not in (None, 2, 2.0):
+        return False
+    squares = t.emit("mul", value, value, shape=value.shape or ())
+    return t.result("sqrt", t.emit("reduce_sum", squares, shape=t.shape, axes=axes, keepdims=bool(a.get("keepdim", False))))
+
+
 def converted(t: Translation, value: Value, dtype: object) -> Value:
     name = str(dtype).removeprefix("torch.")
     if value.dtype == name:
@@ -94,4 +104,6 @@ RULES: dict[str, Rule] = {
     "aten.softmax": softmax,
     "aten._softmax": softmax,
     "aten.cumsum": cumsum,
+    "aten.linalg_vector_norm": length,
+    "aten.norm": length,
 }

@@ -20,39 +20,62 @@ def replaced(value: Value, axis: int, *sizes: Dim) -> tuple[Dim, ...]:
     return (*shape[:axis], *sizes, *shape[axis + 1 :])
 
 
+Bound = Dim | None
+
+
 def slice_(t: Translation, x: Inputs) -> bool:
-    """One axis; bounds that are not constant stay unknown and the declared shape holds."""
+    """Axis by axis; bounds that are neither numbers nor sizes stay unknown, and the declared shape holds."""
     value = x[0]
     if value is None or value.shape is None:
         return False
-    axes = t.held(x[3]) if len(x) > 3 and x[3] is not None else None
     starts, stops = t.vector(x[1]), t.vector(x[2])
-    steps = t.vector(x[4]) if len(x) > 4 and x[4] is not None else (1,)
-    if (len(x) > 3 and x[3] is not None and axes is None) or steps is None or len(steps) != 1:
+    axes = t.held(x[3]) if len(x) > 3 and x[3] is not None else list(range(len(starts or (0,))))
+    if axes is None or not axes:
         return False
-    axis = int(axes[0]) % len(value.shape) if axes else 0
-    if (axes is not None and len(axes) != 1) or any(v is not None and len(v) != 1 for v in (starts, stops)):
+    steps = t.vector(x[4]) if len(x) > 4 and x[4] is not None else (1,) * len(axes)
+    given = [v for v in (starts, stops, steps) if v is not None]
+    if steps is None or any(len(v) != len(axes) for v in given) or (len(axes) > 1 and len(given) < 3):
         return False
-    start = starts[0] if starts is not None else None
-    stop = stops[0] if stops is not None else None
-    size = value.shape[axis]
-    to_end = (isinstance(stop, int) and stop >= END) or stop == size
-    if start == 0 and to_end and steps == (1,):
+    last: tuple[Value, int, Bound, Bound, Bound, Dim | None] | None = None
+    for i, axis in enumerate(int(a) % len(value.shape) for a in axes):
+        if last is not None:
+            value = one_axis(t, *last)
+            if value is None:
+                return False
+        assert value.shape is not None
+        size = value.shape[axis]
+        start, stop, length = bounds(size, starts[i] if starts else None, stops[i] if stops else None, steps[i])
+        if start == 0 and length is not None and length == size and steps[i] == 1:
+            continue
+        last = (value, axis, start, stop, steps[i] if isinstance(steps[i], int) else None, length)
+    if last is None:
         return t.same(value)
+    source, axis, start, stop, step, length = last
+    shape = replaced(source, axis, length) if length is not None else None
+    return t.result("slice", source, shape=shape, axis=axis, start=start, stop=stop, step=step)
+
+
+def one_axis(t: Translation, value: Value, axis: int, start: Bound, stop: Bound, step: Bound, length: Dim | None) -> Value | None:
+    if length is None:
+        return None
+    return t.emit("slice", value, shape=replaced(value, axis, length), axis=axis, start=start, stop=stop, step=step)
+
+
+def bounds(size: Dim, start: Bound, stop: Bound, step: Dim) -> tuple[Bound, Bound, Dim | None]:
+    """Start and stop with numbers inside of the axis, and the length that is left, where it is known."""
+    to_end = (isinstance(stop, int) and stop >= END) or stop == size
     length: Dim | None = None
-    if steps == (1,) and start is not None and stop is not None:
+    if isinstance(step, int) and step > 0 and start is not None and stop is not None:
         begin = add(size, start) if isinstance(start, int) and start < 0 else start
         end = size if to_end else add(size, stop) if isinstance(stop, int) and stop < 0 else stop
         if isinstance(size, int) and isinstance(begin, int) and isinstance(end, int):
-            length = max(0, min(end, size) - max(begin, 0))
             start, stop = max(begin, 0), min(end, size)
-        elif to_end or (isinstance(begin, int) and begin == 0 and not isinstance(end, int)):
+            length = max(0, -(-(stop - start) // step))
+        elif step == 1 and (to_end or (isinstance(begin, int) and begin == 0 and not isinstance(end, int))):
             length = add(end, begin, -1)
-    shape = replaced(value, axis, length) if length is not None else None
     if to_end and not isinstance(size, int):
         stop = None
-    step = steps[0] if isinstance(steps[0], int) else None
-    return t.result("slice", value, shape=shape, axis=axis, start=start, stop=stop, step=step)
+    return start, stop, length
 
 
 def split(t: Translation, x: Inputs) -> bool:
@@ -95,6 +118,49 @@ def gather(t: Translation, x: Inputs) -> bool:
     return t.result("gather", value, index, shape=replaced(value, axis, *index.shape), axis=axis)
 
 
+def gather_rows(t: Translation, x: Inputs) -> bool:
+    """GatherElements whose index is one number per row, repeated over the columns: whole rows of a table are read."""
+    value, chosen = x
+    if value is None or chosen is None or value.shape is None or chosen.producer is None or chosen.producer.op != "expand":
+        return False
+    axis, rank = int(t.attr("axis", 0)) % len(value.shape), len(value.shape)
+    if value.producer is not None and value.producer.op == "expand":
+        value = value.producer.inputs[0]
+    core, made = chosen.producer.inputs[0], chosen.shape
+    if value is None or core is None or value.shape is None or core.shape is None or made is None or len(core.shape) != rank:
+        return False
+    sizes = (1,) * (rank - len(value.shape)) + value.shape
+    rows = all(size == 1 for size in sizes[:axis]) and all(size == 1 for size in core.shape[axis + 1 :])
+    if not rows or sizes[axis + 1 :] != made[axis + 1 :] or core.shape[: axis + 1] != made[: axis + 1]:
+        return False
+    table = value if len(value.shape) == rank - axis else t.emit("reshape", value, shape=sizes[axis:])
+    return t.result("gather", table, t.emit("reshape", core, shape=core.shape[: axis + 1]), shape=made, axis=0)
+
+
+def gather_nd(t: Translation, x: Inputs) -> bool:
+    """GatherND with one index per row: whole rows along the first axis."""
+    value, indices = x
+    if value is None or indices is None or value.shape is None or not indices.shape or indices.shape[-1] != 1:
+        return False
+    if t.attr("batch_dims", 0):
+        return False
+    lead = indices.shape[:-1]
+    chosen = t.emit("reshape", indices, shape=lead)
+    return t.result("gather", value, chosen, shape=(*lead, *value.shape[1:]), axis=0)
+
+
+def scatter_nd(t: Translation, x: Inputs) -> bool:
+    """ScatterND with one index per row: whole rows along the first axis replaced."""
+    value, indices, new = x
+    shapes = [v.shape if v is not None else None for v in x]
+    if value is None or indices is None or any(s is None for s in shapes) or t.attr("reduction", "none") not in ("none", b"none"):
+        return False
+    if len(shapes[1] or ()) != 2 or shapes[1][-1] != 1 or len(shapes[2] or ()) != len(shapes[0] or ()):  # type: ignore[index]
+        return False
+    chosen = t.emit("reshape", indices, shape=shapes[1][:1])  # type: ignore[index]
+    return t.result("scatter", value, chosen, new, shape=value.shape, axis=0)
+
+
 def concat(t: Translation, x: Inputs) -> bool:
     shapes = [v.shape for v in x if v is not None]
     if any(s is None for s in shapes):
@@ -135,6 +201,9 @@ RULES: dict[str, Rule] = {
     "Slice": slice_,
     "Split": split,
     "Gather": gather,
+    "GatherElements": gather_rows,
+    "GatherND": gather_nd,
+    "ScatterND": scatter_nd,
     "Concat": concat,
     "Range": range_,
     "ConstantOfShape": constant_of_shape,

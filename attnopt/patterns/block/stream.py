@@ -1,0 +1,105 @@
+"""From what an attention reads, upward to the projection that made it: cache, rotation, norms and scales on the way.
+
+concat(past, rotary(rms_norm(linear(x))))   ->   Projection, HeadNorm, Rotary, CacheUpdate (in the order computed)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from attnopt.ir.block import HeadNorm, Norm, Scale, Step
+from attnopt.ir.graph import Graph
+from attnopt.ir.layout import Axis, Operand, size_of
+from attnopt.ir.site import Refusal, Site
+from attnopt.patterns.block.cache_update import cache_update, meets_cache
+from attnopt.patterns.block.norms import norm_at
+from attnopt.patterns.block.projection import by_head, layer_at, projection
+from attnopt.patterns.block.rotary import rotary
+from attnopt.patterns.block.terms import NotRead, Term, Walk, whole
+
+MOST_STEPS = 8
+NAMES = {"q": "queries", "k": "keys", "v": "values"}
+
+
+@dataclass
+class Stream:
+    """One walk; `steps` outermost first. A part that is not found ends it with a refusal."""
+
+    graph: Graph
+    walk: Walk
+    heads: int = 1
+    steps: list[Step] = field(default_factory=list)
+
+    def read(self, site: Site, name: str) -> tuple[tuple[Step, ...], Refusal | None]:
+        operand: Operand = getattr(site, name)
+        try:
+            term = self.start(site, name, operand)
+            for _ in range(MOST_STEPS):
+                following = self.cross(term)
+                if following is None:
+                    return tuple(self.steps[::-1]), None
+                term = following
+            raise NotRead("too many steps", term.node)
+        except NotRead as failure:
+            return tuple(self.steps[::-1]), Refusal(f"projection of {NAMES[name]} not found: {failure.reason}", failure.at)
+
+    def start(self, site: Site, name: str, operand: Operand) -> Term:
+        width = site.axes["e" if name == "v" else "d"]
+        held = operand.axes
+        heads = tuple(axis for axis in (*site.axes["g"], *site.axes["r"]) if axis in held)
+        channels: tuple[Axis, ...] = (*heads, *width)
+        if not all(isinstance(axis.size, int) for axis in channels):
+            raise NotRead("the number of heads or their width is not a number", operand.value.producer)
+        self.heads = int(size_of(heads))  # type: ignore[arg-type]
+        return whole(operand.value, operand.layout, channels, self.heads, int(size_of(width)))  # type: ignore[arg-type]
+
+    def cross(self, start: Term) -> Term | None:
+        """One step further up; None at the projection, where the walk ends."""
+        terms = self.walk.expand(start, stops)
+        first = terms[0]
+        if len(terms) > 1 or first.factors:
+            turn, inner = rotary(self.walk, terms, self.heads)
+            self.steps.append(turn)
+            return inner
+        if first.coefficient != 1.0:
+            self.steps.append(Scale(first.coefficient))
+        if (layer := layer_at(first.value)) is not None:
+            self.steps.append(projection(layer, self.walk, first, self.heads))
+            return None
+        if (norm := norm_at(first.value)) is not None:
+            self.steps.append(self.head_norm(norm, first))
+            return Term(norm.input, first.layout, first.index, first.mask)
+        if meets_cache(self.walk, first):
+            update, inner = cache_update(self.walk, first, self.graph)
+            self.steps.append(update)
+            return inner
+        node = first.node
+        if node is None:
+            what = "a constant" if first.value.is_constant else "an input of the model"
+            raise NotRead(f"they are {what}, '{first.value.name}'")
+        raise NotRead(f"'{node.attrs.get('operator', node.op)}' stands between them and a linear layer", node)
+
+    def head_norm(self, norm: Norm, term: Term) -> HeadNorm:
+        """The channels that are normalised together: those of each head, or all."""
+        found = self.walk.coordinate(term, len(term.layout) - 1)
+        size = (norm.input.shape or (0,))[-1]
+        if found is None or not isinstance(size, int):
+            raise NotRead("the norm is not over channels", norm.output.producer)
+        numbers = by_head(found, self.heads)
+        if all(len(row) == size and np.array_equal(np.sort(row), np.arange(size)) for row in numbers.numpy()):
+            return HeadNorm(norm, "head", numbers)
+        if np.array_equal(np.unique(found), np.arange(size)) and len(found) % size == 0:
+            return HeadNorm(norm, "all", numbers)
+        raise NotRead("the norm is over other channels than a head or all heads", norm.output.producer)
+
+
+def stops(term: Term) -> bool:
+    """Where a part begins that is read as a whole."""
+    node = term.node
+    if node is None or node.op in ("linear", "matmul", "layer_norm", "rms_norm"):
+        return True
+    if node.op not in ("add", "mul", "div"):
+        return False
+    return layer_at(term.value) is not None or norm_at(term.value) is not None
