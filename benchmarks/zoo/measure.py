@@ -48,6 +48,11 @@ class Record:
     export_seconds: float = 0.0
     recognise_seconds: float = 0.0
 
+    @property
+    def applies(self) -> bool:
+        """Whether the type has this attention implementation at all."""
+        return "does not support an attention implementation" not in self.error
+
 
 def measured(model_type: str, attention: str) -> Record:
     record = Record(model_type, attention)
