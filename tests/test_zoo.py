@@ -155,6 +155,11 @@ def test_lifted_terms_are_told_from_tensors(line, expected):
     assert counts(parse(line)) == expected
 
 
+def test_a_bias_that_is_a_product_itself_counts_as_neither():
+    spec = parse("softmax add(load(bias0, b, h, row, k)) add(load(bias1, b, 0, row, k)) causal")
+    assert counts(spec, ["bias0"]) == (1, 1)
+
+
 @pytest.mark.parametrize("model_type", SMALL_TYPES)
 def test_every_attention_of_a_type_is_found_and_nothing_else(model_type):
     record = measured(model_type, "eager")

@@ -3,10 +3,13 @@
     causal & load(attention_mask, b, k) add(load(table, h, k - q))     three terms, all lifted
     add(load(bias0, b, 0, row, k))                                      one term, left as a tensor
 
-A term is left where it reads an operand element by element: by the query along one dimension and by the key along another.
+A term is left where it reads an operand element by element: by the query along one dimension and by the key along another. Where
+that operand is a product of activations (position scores of DeBERTa or XLNet) no expression could stand for it: it counts as neither.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from attnopt.ir.expr import Expr, Load, conjuncts, indices, walk
 from attnopt.ir.spec import AttentionSpec
@@ -20,8 +23,9 @@ def terms(spec: AttentionSpec) -> list[Expr]:
     return [*conjuncts(spec.mask), *(e for e in score if indices(e) or any(isinstance(x, Load) for x in walk(e)))]
 
 
-def is_tensor(term: Expr) -> bool:
-    return any(by_element(load) for load in walk(term) if isinstance(load, Load))
+def tensors_of(term: Expr) -> list[str]:
+    """The operands that a term reads element by element."""
+    return [load.operand for load in walk(term) if isinstance(load, Load) and by_element(load)]
 
 
 def by_element(load: Load) -> bool:
@@ -29,8 +33,7 @@ def by_element(load: Load) -> bool:
     return any(r & QUERY and "k" not in r for r in reads) and any("k" in r and not r & QUERY for r in reads)
 
 
-def counts(spec: AttentionSpec) -> tuple[int, int]:
-    """(terms that are expressions, terms that are tensors)."""
-    found = terms(spec)
-    left = sum(is_tensor(t) for t in found)
-    return len(found) - left, left
+def counts(spec: AttentionSpec, products: Collection[str] = ()) -> tuple[int, int]:
+    """(terms that are expressions, terms that are tensors); `products` names the operands that are scores of their own."""
+    read = [tensors_of(term) for term in terms(spec)]
+    return sum(not r for r in read), sum(bool(r) and not set(r) <= set(products) for r in read)

@@ -93,7 +93,7 @@ def compare(record: Record, host: FxHost) -> None:
     for site in found.sites:
         line = str(site.spec)
         record.specs[line] = record.specs.get(line, 0) + 1
-        lifted, tensors = counts(site.spec)
+        lifted, tensors = counts(site.spec, [n for n, operand in site.operands.items() if truth.is_score(operand.value.name)])
         record.lifted, record.tensors = record.lifted + lifted, record.tensors + tensors
         if not names_of(site) & set(truth.softmaxes):
             record.wrong.append({"site": site.name, "spec": line, "line": site.source.line})

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import ResNetConfig, SwinConfig
 
 from zoo.examples import BATCH, LENGTH, Inputs, padding_mask, pixels, words
-from zoo.parts import WindowedLayer
+from zoo.parts import WindowedLayer, with_dense_experts
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ MROPE = {"rope_parameters": three_axes(2, 3, 3)}
 SMALL: dict[str, Small] = {
     "conditional_detr": Small(C5),
     "dab-detr": Small(C5),
-    "dbrx": Small({"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}),
+    "dbrx": Small({"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}, part=with_dense_experts),
     "deformable_detr": Small(C345),
     "detr": Small(C5),
     "table-transformer": Small(C5),
@@ -104,7 +104,7 @@ SMALL: dict[str, Small] = {
     "maskformer-swin": Small(SWIN),
     "swin": Small(SWIN),
     "swinv2": Small(SWIN),
-    "bamba": Small(MAMBA),
+    "bamba": Small({**MAMBA, "attn_layer_indices": [1]}),
     "chameleon": Small({"vocabulary_map": {"<image>": 20}}),
     "cvt": Small({"embed_dim": (16, 32, 64), "num_heads": (1, 2, 4), "depth": (1, 1, 2)}),
     "decision_transformer": Small(

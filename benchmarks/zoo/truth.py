@@ -58,12 +58,13 @@ def is_float(node: fx.Node) -> bool:
 
 
 class Truth:
-    """`softmaxes`: names of those that are attention. `all`: of every softmax, attention or not."""
+    """`softmaxes`: names of those that are attention, in order. `all`: of every softmax, attention or not."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self.from_inputs: set[fx.Node] = set()
         self.activations: set[fx.Node] = set()
+        self.nodes = {node.name: node for node in graph.nodes}
         for node in graph.nodes:
             self.mark(node)
         found = [(node, scores) for node in graph.nodes if (scores := softmax_of(node)) is not None]
@@ -95,6 +96,11 @@ class Truth:
             return False
         factors = values(node)[-2:] if operation(node) == "baddbmm" else values(node)
         return bool(factors) and all(n in self.activations for n in factors)
+
+    def is_score(self, name: str) -> bool:
+        """Whether the value of this name is a product of activations, seen through element-wise and layout operations."""
+        node = self.nodes.get(name)
+        return node is not None and self.from_product(node)
 
     def from_product(self, scores: fx.Node) -> bool:
         return any(self.is_product(node) for node in reached([scores], values))
