@@ -108,6 +108,15 @@ class NoValues(Projected):
         return torch.softmax(self.scores(x), -1).sum(-1)
 
 
+class StraightThrough(Projected):
+    """Every query takes one key; the softmax is there for its gradient alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        soft = torch.softmax(self.scores(x), -1)
+        hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
+        return (hard - soft.detach() + soft) @ self.v(x)
+
+
 class NormBetween(Projected):
     """A layer between the product and the softmax: these are logits, not scores."""
 
@@ -128,7 +137,7 @@ def test_attention_is_true(model):
     assert truth.all == truth.softmaxes
 
 
-@pytest.mark.parametrize("model", [Router, WeightSide, ConstantValues, NoValues, NormBetween])
+@pytest.mark.parametrize("model", [Router, WeightSide, ConstantValues, NoValues, NormBetween, StraightThrough])
 def test_what_only_looks_like_attention_is_not(model):
     truth = truth_of(model())
     assert truth.softmaxes == ()

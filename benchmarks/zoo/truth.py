@@ -106,6 +106,8 @@ class Truth:
         return any(self.is_product(node) for node in reached([scores], values))
 
     def to_product(self, weights: fx.Node) -> bool:
+        if straight_through(weights):
+            return False
         return any(self.is_product(node) for node in reached(weights.users, lambda node: node.users))
 
 
@@ -165,6 +167,17 @@ def normalised_before(exponent: fx.Node) -> fx.Node | None:
     scores, total = values(exponent)
     total = source(total)
     return scores if operation(total) == "logsumexp" and source(values(total)[0]) is source(scores) else None
+
+
+def straight_through(weights: fx.Node) -> bool:
+    """hard - p + p, which trains like p and is hard: the softmax itself decides nothing."""
+    added = [values(user) for user in weights.users if operation(user) == "add"]
+    return any(
+        operation(other) == "sub" and source(values(other)[-1]) is weights
+        for pair in added
+        for other in pair
+        if other is not weights
+    )
 
 
 def source(node: fx.Node) -> fx.Node:
