@@ -16,6 +16,7 @@ from zoo.measure import measured
 from zoo.truth import Truth
 
 from attnopt.hosts.fx import FxHost, capture
+from attnopt.ir.dims import Symbol
 from attnopt.ir.spec import parse
 
 X = torch.randn(2, 5, 16)
@@ -166,7 +167,14 @@ def test_lifted_terms_are_told_from_tensors(line, expected):
 
 def test_a_bias_that_is_a_product_itself_counts_as_neither():
     spec = parse("softmax add(load(bias0, b, h, row, k)) add(load(bias1, b, 0, row, k)) causal")
-    assert counts(spec, ["bias0"]) == (1, 1)
+    assert counts(spec, products=frozenset({"bias0"})) == (1, 1)
+
+
+def test_a_table_is_an_expression_and_a_flattened_tensor_is_not():
+    spec = parse("softmax add(load(bias0, q * 4 + k, h))")
+    assert counts(spec, {"bias0": (9, 2)}, 16) == (1, 0)
+    assert counts(spec, {"bias0": (16, 2)}, 16) == (0, 1)
+    assert counts(spec, {"bias0": (Symbol(1, ("n", "n")), 2)}, Symbol(1, ("n", "n"))) == (0, 1)
 
 
 @pytest.mark.parametrize("model_type", SMALL_TYPES)
