@@ -1,8 +1,9 @@
 """How many attentions other optimisers fuse, on a fixed sample of model types, beside what attnopt finds.
 
 torch's `fuse_attention` patterns (the joint graph passes of torch.compile, without code generation), onnxruntime's transformers
-optimizer and onnxscript's `ort_fusions` on torch's ONNX export, and transformers' OnnxExporter with `ort_fusions="cpu"`, without and
-with a cache as input. A type counts as wholly fused where as many attention operators come out as it has attentions.
+optimizer and onnxscript's `ort_fusions` on torch's ONNX export, and transformers' OnnxExporter with `ort_fusions="cpu"`: the model as it
+is, the prefill of a generating model (with a cache as output) and its decode step (with a cache as input). A type counts as wholly fused
+where as many attention operators come out as it has attentions.
 
     python benchmarks/zoo_peers.py [--types bert llama] [--attention eager sdpa] [--jobs 2]
 """
@@ -10,6 +11,7 @@ with a cache as input. A type counts as wholly fused where as many attention ope
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import os
 import tempfile
@@ -41,6 +43,7 @@ TYPES = (
     "albert", "bart", "bert", "bloom", "clip", "deberta-v2", "distilbert", "falcon", "gemma2", "gpt2", "gpt_neox", "gptj", "llama",
     "mistral", "opt", "phi3", "qwen3", "t5", "vit", "whisper",
 )  # fmt: skip
+GENERATING = ("bart", "bloom", "falcon", "gemma2", "gpt2", "gpt_neo", "gptj", "llama", "mistral", "opt", "phi3", "qwen3", "t5")
 FUSED = ("Attention", "MultiHeadAttention", "GroupQueryAttention")
 OPTIMIZER_TYPES = {"bart": "bart", "clip": "clip", "gpt2": "gpt2", "t5": "t5", "vit": "vit", "phi3": "phi"}  # others: bert
 LIMIT = 300  # seconds of processor time for all peers on one type
@@ -107,21 +110,24 @@ def ort_fusions(path: Path) -> int:
     return fused_count(onnx_ir.to_proto(found))
 
 
-def onnx_exporter(made: Subject, inputs: Inputs) -> int:
+def onnx_exporter(model: torch.nn.Module, inputs: Inputs) -> int:
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    exported = OnnxExporter().export(made.model, dict(inputs), config=OnnxConfig(dynamic=True, ort_fusions="cpu"))
+    exported = OnnxExporter().export(model, dict(inputs), config=OnnxConfig(dynamic=True, ort_fusions="cpu"))
     return fused_count(onnx_ir.to_proto(exported.program))
 
 
-def with_cache(made: Subject) -> Inputs:
-    """The inputs of a second step: half of the tokens are new, the others are in the cache."""
-    ids, mask = made.inputs["input_ids"], made.inputs["attention_mask"]
-    half = ids.shape[1] // 2
-    made.model.config.use_cache = True
-    with torch.no_grad():
-        past = made.model(input_ids=ids[:, :half], attention_mask=mask[:, :half], use_cache=True).past_key_values
-    return {"input_ids": ids[:, half:], "attention_mask": mask, "past_key_values": past, "use_cache": True}
+def generation(made: Subject) -> dict[str, tuple[torch.nn.Module, Inputs]]:
+    """The two steps of a generating model as the exporter itself takes them apart: a prefill that gives a cache, a decode that takes it."""
+    from transformers.exporters.utils import decompose_prefill_decode
+
+    mapping = transformers.AutoModelForCausalLM
+    if made.model.config.is_encoder_decoder:
+        mapping = transformers.AutoModelForSeq2SeqLM
+    config = copy.deepcopy(made.model.config)
+    config.use_cache = True
+    model = mapping.from_config(config, attn_implementation=made.attention).eval()
+    return decompose_prefill_decode(model, {name: made.inputs[name] for name in ("input_ids", "attention_mask")})
 
 
 def counted(model_type: str, attention: str) -> Counts:
@@ -147,9 +153,10 @@ def counted(model_type: str, attention: str) -> Counts:
             counts.add("attnopt, ONNX", lambda: len(recognise(OnnxHost.from_model(path).graph).sites))
             counts.add("onnxruntime optimizer", lambda: onnxruntime_optimizer(path, made))
             counts.add("onnxscript ort_fusions", lambda: ort_fusions(path))
-    counts.add("transformers OnnxExporter", lambda: onnx_exporter(made, made.inputs))
-    if "use_cache" in made.inputs and "decoder_input_ids" not in made.inputs:
-        counts.add("transformers OnnxExporter, cache", lambda: onnx_exporter(made, with_cache(made)))
+    counts.add("transformers OnnxExporter", lambda: onnx_exporter(made.model, made.inputs))
+    if made.model_type in GENERATING:
+        for stage in ("prefill", "decode"):
+            counts.add(f"transformers OnnxExporter, {stage}", lambda stage=stage: onnx_exporter(*generation(made)[stage]))
     return counts
 
 

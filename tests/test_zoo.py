@@ -16,6 +16,7 @@ from zoo.measure import measured
 from zoo.truth import Truth
 
 from attnopt.hosts.fx import FxHost, capture
+from attnopt.ir.dims import Symbol
 from attnopt.ir.spec import parse
 
 X = torch.randn(2, 5, 16)
@@ -108,6 +109,15 @@ class NoValues(Projected):
         return torch.softmax(self.scores(x), -1).sum(-1)
 
 
+class StraightThrough(Projected):
+    """Every query takes one key; the softmax is there for its gradient alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        soft = torch.softmax(self.scores(x), -1)
+        hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
+        return (hard - soft.detach() + soft) @ self.v(x)
+
+
 class NormBetween(Projected):
     """A layer between the product and the softmax: these are logits, not scores."""
 
@@ -128,7 +138,7 @@ def test_attention_is_true(model):
     assert truth.all == truth.softmaxes
 
 
-@pytest.mark.parametrize("model", [Router, WeightSide, ConstantValues, NoValues, NormBetween])
+@pytest.mark.parametrize("model", [Router, WeightSide, ConstantValues, NoValues, NormBetween, StraightThrough])
 def test_what_only_looks_like_attention_is_not(model):
     truth = truth_of(model())
     assert truth.softmaxes == ()
@@ -153,6 +163,18 @@ def test_the_softmax_by_hand_is_named_after_its_division():
 )
 def test_lifted_terms_are_told_from_tensors(line, expected):
     assert counts(parse(line)) == expected
+
+
+def test_a_bias_that_is_a_product_itself_counts_as_neither():
+    spec = parse("softmax add(load(bias0, b, h, row, k)) add(load(bias1, b, 0, row, k)) causal")
+    assert counts(spec, products=frozenset({"bias0"})) == (1, 1)
+
+
+def test_a_table_is_an_expression_and_a_flattened_tensor_is_not():
+    spec = parse("softmax add(load(bias0, q * 4 + k, h))")
+    assert counts(spec, {"bias0": (9, 2)}, 16) == (1, 0)
+    assert counts(spec, {"bias0": (16, 2)}, 16) == (0, 1)
+    assert counts(spec, {"bias0": (Symbol(1, ("n", "n")), 2)}, Symbol(1, ("n", "n"))) == (0, 1)
 
 
 @pytest.mark.parametrize("model_type", SMALL_TYPES)

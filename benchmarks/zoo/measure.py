@@ -10,6 +10,7 @@ import torch
 
 import attnopt
 from attnopt.hosts.fx import FxHost, capture
+from attnopt.ir.dims import product
 from attnopt.ir.graph import Graph
 from attnopt.ir.site import Refusal, Site
 from attnopt.patterns import fused, recognise, spelled_out
@@ -47,6 +48,11 @@ class Record:
     rewrite_error: str = ""
     export_seconds: float = 0.0
     recognise_seconds: float = 0.0
+
+    @property
+    def applies(self) -> bool:
+        """Whether the type has this attention implementation at all."""
+        return "does not support an attention implementation" not in self.error
 
 
 def measured(model_type: str, attention: str) -> Record:
@@ -88,7 +94,7 @@ def compare(record: Record, host: FxHost) -> None:
     for site in found.sites:
         line = str(site.spec)
         record.specs[line] = record.specs.get(line, 0) + 1
-        lifted, tensors = counts(site.spec)
+        lifted, tensors = counted_terms(site, truth)
         record.lifted, record.tensors = record.lifted + lifted, record.tensors + tensors
         if not names_of(site) & set(truth.softmaxes):
             record.wrong.append({"site": site.name, "spec": line, "line": site.source.line})
@@ -96,6 +102,13 @@ def compare(record: Record, host: FxHost) -> None:
     if record.covered < record.truth:
         reasons = refusals_by_anchor(host.graph)
         record.missed = [missed(name, host.graph, reasons) for name in truth.softmaxes if name not in covered]
+
+
+def counted_terms(site: Site, truth: Truth) -> tuple[int, int]:
+    """Mask and bias terms of a site that are expressions, and that are tensors."""
+    shapes = {name: operand.value.shape for name, operand in site.operands.items() if operand.value.shape is not None}
+    products = frozenset(name for name, operand in site.operands.items() if truth.is_score(operand.value.name))
+    return counts(site.spec, shapes, product((site.size("q"), site.size("k"))), products)
 
 
 def refusals_by_anchor(graph: Graph) -> dict[str, Refusal]:

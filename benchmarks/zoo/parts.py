@@ -1,7 +1,8 @@
 """The traceable part of models that torch.export cannot follow as a whole.
 
-Longformer and LED ask in Python whether any token attends globally, and divide lengths by `torch.div`, which makes numbers into data.
-Their attention is measured by itself: one layer, without global tokens, its lengths divided as numbers.
+DBRX loops over the experts that data chose; each expert is run instead. Longformer and LED ask in Python whether any token attends
+globally, and divide lengths by `torch.div`, which makes numbers into data. Their attention is measured by itself: one layer, without
+global tokens, its lengths divided as numbers.
 """
 
 from __future__ import annotations
@@ -39,3 +40,25 @@ class WindowedLayer(nn.Module):
                 is_index_global_attn=attention_mask > 0,
                 is_global_attn=False,
             )
+
+
+class DenseExperts(nn.Module):
+    """DBRX's experts, each run on every token and weighted by zero where it was not chosen: equal numbers, and no loop over data."""
+
+    def __init__(self, experts: Any) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        mlp, count = self.experts.mlp, self.experts.num_experts
+        w1, v1, w2 = (w.view(count, -1, w.shape[-1]) for w in (mlp.w1, mlp.v1, mlp.w2))
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        weights = torch.zeros(tokens.shape[0], count).scatter(1, top_k_index, top_k_weights)
+        made = [weights[:, i, None] * mlp(tokens, w1[i], v1[i], w2[i]) for i in range(count)]
+        return torch.stack(made).sum(0).view_as(hidden_states)
+
+
+def with_dense_experts(model: Any) -> nn.Module:
+    for block in model.blocks:
+        block.ffn.experts = DenseExperts(block.ffn.experts)
+    return model

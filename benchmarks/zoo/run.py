@@ -20,7 +20,7 @@ import torch
 from zoo.measure import Record, measured
 
 Case = tuple[str, str]
-LIMIT = 90  # seconds of processor time for one type, so that a busy machine loses none
+LIMIT = 180  # seconds of processor time for one type, so that a busy machine loses none
 MEMORY = 12 << 30  # bytes of address space beyond what the libraries take
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import ResNetConfig, SwinConfig
 
 from zoo.examples import BATCH, LENGTH, Inputs, padding_mask, pixels, words
-from zoo.parts import WindowedLayer
+from zoo.parts import WindowedLayer, with_dense_experts
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ MROPE = {"rope_parameters": three_axes(2, 3, 3)}
 SMALL: dict[str, Small] = {
     "conditional_detr": Small(C5),
     "dab-detr": Small(C5),
-    "dbrx": Small({"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}),
+    "dbrx": Small({"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}, part=with_dense_experts),
     "deformable_detr": Small(C345),
     "detr": Small(C5),
     "table-transformer": Small(C5),
@@ -104,7 +104,7 @@ SMALL: dict[str, Small] = {
     "maskformer-swin": Small(SWIN),
     "swin": Small(SWIN),
     "swinv2": Small(SWIN),
-    "bamba": Small(MAMBA),
+    "bamba": Small({**MAMBA, "attn_layer_indices": [1]}),
     "chameleon": Small({"vocabulary_map": {"<image>": 20}}),
     "cvt": Small({"embed_dim": (16, 32, 64), "num_heads": (1, 2, 4), "depth": (1, 1, 2)}),
     "decision_transformer": Small(
@@ -190,6 +190,19 @@ SMALL: dict[str, Small] = {
         {},
         lambda c: {"input_ids": words(LENGTH), "attention_mask": padding_mask(LENGTH),
                    "visual_feats": torch.randn(BATCH, 5, c.visual_feat_dim), "visual_pos": torch.rand(BATCH, 5, 4)},
+    ),
+    **dict.fromkeys(
+        ("glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl"),
+        Small({"text_config.rope_parameters": three_axes(2, 3, 3)}),
+    ),
+    "glm4v_moe": Small({"text_config.rope_parameters": {**three_axes(1, 1, 2), "partial_rotary_factor": 0.5}}),
+    "glm4v_moe_text": Small({"rope_parameters": {**three_axes(1, 1, 2), "partial_rotary_factor": 0.5}}),
+    "rt_detr": Small({"encoder_in_channels": [64, 128, 256], "decoder_in_channels": [64, 64, 64]}),
+    "rt_detr_v2": Small({"encoder_in_channels": [64, 128, 256], "decoder_in_channels": [64, 64, 64]}),
+    "kosmos-2": Small(
+        {"latent_query_num": 8},
+        lambda c: {"input_ids": words(LENGTH), "attention_mask": padding_mask(LENGTH), "pixel_values": pixels(c.vision_config),
+                   "image_embeds_position_mask": (torch.arange(LENGTH) < c.latent_query_num).expand(BATCH, LENGTH)},
     ),
     **dict.fromkeys(
         ("glm4v_moe_vision", "glm4v_vision", "qwen2_5_vl_vision", "qwen3_5_vision", "qwen3_vl_vision", "glm_ocr_vision"),

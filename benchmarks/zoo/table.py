@@ -33,7 +33,7 @@ def totals(records: Sequence[Record]) -> list[str]:
     """One line for each attention implementation, and for what is not in it."""
     lines = []
     for attention in dict.fromkeys(r.attention for r in records):
-        asked = [r for r in records if r.attention == attention]
+        asked = [r for r in records if r.attention == attention and r.applies]
         known = [r for r in asked if not r.error]
         holding = [r for r in known if r.truth]
         whole = [r for r in holding if r.covered == r.truth]
@@ -66,7 +66,7 @@ COLUMNS = (
 
 def markdown(records: Sequence[Record]) -> str:
     ordered = sorted(records, key=lambda r: (r.attention, r.model_type))
-    exported, failed = [r for r in ordered if not r.error], [r for r in ordered if r.error]
+    exported, failed = [r for r in ordered if not r.error], [r for r in ordered if r.error and r.applies]
     parts = [
         "# Every model type of transformers\n",
         "\n".join(f"- {line}" for line in totals(ordered)) + "\n",
@@ -74,6 +74,8 @@ def markdown(records: Sequence[Record]) -> str:
     ]
     if missing := why(exported):
         parts += ["## Missed\n", "\n".join(f"- {line}" for line in missing) + "\n"]
+    if absent := [r.model_type for r in ordered if not r.applies]:
+        parts += [f"## Without scaled_dot_product_attention\n\n{', '.join(absent)}\n"]
     if failed:
         parts += ["## Not exported\n", "\n".join(f"- {r.model_type} ({r.attention}): {r.error}" for r in failed) + "\n"]
     return "\n".join(parts)

@@ -58,12 +58,13 @@ def is_float(node: fx.Node) -> bool:
 
 
 class Truth:
-    """`softmaxes`: names of those that are attention. `all`: of every softmax, attention or not."""
+    """`softmaxes`: names of those that are attention, in order. `all`: of every softmax, attention or not."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self.from_inputs: set[fx.Node] = set()
         self.activations: set[fx.Node] = set()
+        self.nodes = {node.name: node for node in graph.nodes}
         for node in graph.nodes:
             self.mark(node)
         found = [(node, scores) for node in graph.nodes if (scores := softmax_of(node)) is not None]
@@ -96,10 +97,17 @@ class Truth:
         factors = values(node)[-2:] if operation(node) == "baddbmm" else values(node)
         return bool(factors) and all(n in self.activations for n in factors)
 
+    def is_score(self, name: str) -> bool:
+        """Whether the value of this name is a product of activations, seen through element-wise and layout operations."""
+        node = self.nodes.get(name)
+        return node is not None and self.from_product(node)
+
     def from_product(self, scores: fx.Node) -> bool:
         return any(self.is_product(node) for node in reached([scores], values))
 
     def to_product(self, weights: fx.Node) -> bool:
+        if straight_through(weights):
+            return False
         return any(self.is_product(node) for node in reached(weights.users, lambda node: node.users))
 
 
@@ -159,6 +167,17 @@ def normalised_before(exponent: fx.Node) -> fx.Node | None:
     scores, total = values(exponent)
     total = source(total)
     return scores if operation(total) == "logsumexp" and source(values(total)[0]) is source(scores) else None
+
+
+def straight_through(weights: fx.Node) -> bool:
+    """hard - p + p, which trains like p and is hard: the softmax itself decides nothing."""
+    added = [values(user) for user in weights.users if operation(user) == "add"]
+    return any(
+        operation(other) == "sub" and source(values(other)[-1]) is weights
+        for pair in added
+        for other in pair
+        if other is not weights
+    )
 
 
 def source(node: fx.Node) -> fx.Node:
