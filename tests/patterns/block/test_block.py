@@ -26,8 +26,7 @@ from attnopt.patterns.block import find_block, find_blocks
 
 SDPA = ("gpt2", "llama", "qwen3", "falcon")
 ONNX = (
-    "gpt2", "llama", "llama_yarn", "qwen3", "olmo2", "phi3", "falcon", "falcon_groups", "bloom", "gptj", "gpt_neox", "gemma2",
-    "bart", "whisper", "cohere2", "glm4",
+    "gpt2", "llama_yarn", "qwen3", "olmo2", "phi3", "falcon", "falcon_groups", "bloom", "gptj", "gpt_neox", "gemma2", "bart", "glm4",
 )  # fmt: skip
 ONNX_CASES = [*((family, "eager") for family in ONNX), ("bert", "sdpa"), ("llama", "sdpa")]
 
