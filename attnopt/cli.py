@@ -146,7 +146,7 @@ def require_writable(output: Path, model: Path) -> None:
 def main() -> None:
     """The console script."""
     try:
-        app()
+        app(prog_name="attnopt")  # also where it runs as a module
     except AttnoptError as failure:
         line = " ".join(part.strip() for part in str(failure).splitlines())
         typer.echo(f"{type(failure).__name__}: {line}", err=True)

@@ -82,7 +82,8 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> OnnxHost:
         result.quantize_linears([n for n in DynamicInt8().layers(result.graph) if n.name in names])
         result.finish()
     inputs = original.example_inputs()
-    wanted, got = original.runner()(inputs), result.runner()(inputs)
+    names = [spec.name for spec in result.input_specs]  # torch calls `input` input_1, because Python has an `input` of its own
+    wanted, got = original.runner()(inputs), result.runner()(dict(zip(names, inputs.values(), strict=True)))
     if host.quantized:
         metric = natural_metric(opened.output_name, first_floating(wanted))
         loss = measured_loss(metric, [wanted], [got])

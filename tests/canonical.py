@@ -68,15 +68,11 @@ def compute(node: Node, x: list[Tensor | None], sizes: dict[str, int]) -> Tensor
     if op == "cumsum":
         return x[0].cumsum(a["axis"])
     if op == "slice":
-        if (
-            a["start"] is None
-            or a["step"] is None
-            or (a["stop"] is None and shape[a["axis"]] != x[0].shape[a["axis"]] - a["start"])
-        ):
+        start, stop, step = (None if a[name] is None else size(a[name], sizes) for name in ("start", "stop", "step"))
+        if start is None or step is None or (stop is None and shape[a["axis"]] != x[0].shape[a["axis"]] - start):
             raise Skipped
         index = [slice(None)] * x[0].ndim
-        stop = a["stop"]
-        index[a["axis"]] = slice(a["start"], stop, a["step"])
+        index[a["axis"]] = slice(start, stop, step)
         return x[0][tuple(index)]
     if op == "concat":
         return torch.cat(x, a["axis"])
@@ -84,8 +80,12 @@ def compute(node: Node, x: list[Tensor | None], sizes: dict[str, int]) -> Tensor
         index = x[1] % x[0].shape[a["axis"]]
         flat = x[0].index_select(a["axis"], index.reshape(-1))
         return flat.reshape(*x[0].shape[: a["axis"]], *index.shape, *x[0].shape[a["axis"] + 1 :])
+    if op == "index":
+        first = a["axes"][0]
+        at = [i % n for i, n in zip(x[1:], x[0].shape[first:], strict=False)]
+        return x[0][(slice(None),) * first + tuple(at)]
     if op == "iota":
-        return (torch.arange(shape[0]) * a.get("step", 1) + a.get("start", 0)).to(getattr(torch, node.output.dtype))
+        return (torch.arange(shape[0]) * a.get("step", 1) + size(a.get("start", 0), sizes)).to(getattr(torch, node.output.dtype))
     if op == "full":
         return torch.full(shape, a["value"], dtype=getattr(torch, node.output.dtype))
     if op == "triangle":
@@ -127,7 +127,9 @@ def promoted(x: list[Tensor | None]) -> list[Tensor]:
     ]
 
 
-def size(dim: Any, sizes: dict[str, int]) -> int:
+def size(dim: Any, sizes: dict[str, int]) -> Any:
+    if isinstance(dim, float):
+        return dim
     try:
         return evaluate(dim, sizes)
     except KeyError:
@@ -154,7 +156,7 @@ def check(graph: Graph, held: Mapping[Value, Tensor], *, tolerance: float = 1e-4
             learn(value, tensor, sizes)
     compared = 0
     for node in graph.nodes:
-        inputs = [None if i is None else known.get(i, i.load() if i.load else None) for i in node.inputs]
+        inputs = [None if i is None else known.get(i, given(i, sizes)) for i in node.inputs]
         if node.op == "opaque" or any(i is not None and t is None for i, t in zip(node.inputs, inputs, strict=True)):
             continue
         try:
@@ -176,6 +178,16 @@ def check(graph: Graph, held: Mapping[Value, Tensor], *, tolerance: float = 1e-4
         )
         compared += 1
     return compared
+
+
+def given(value: Value, sizes: dict[str, int]) -> Tensor | None:
+    """What needs no node: constants, and numbers that are sizes of the graph."""
+    if value.load is not None:
+        return value.load()
+    if value.sizes is None or value.handle is not None:
+        return None
+    held = torch.tensor([evaluate(d, sizes) for d in value.sizes])
+    return held if value.shape else held[0]
 
 
 def values_in_host(graph: Graph) -> list[Value]:

@@ -16,6 +16,15 @@ workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def exports(tmp_path_factory):
+    """One folder of ONNX exports for all processes of the session: see onnx_exports."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "onnx_exports"
+    folder.mkdir(exist_ok=True)
+    os.environ["ATTNOPT_TEST_EXPORTS"] = str(folder)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     random.seed(0)

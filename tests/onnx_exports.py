@@ -1,11 +1,13 @@
-"""ONNX exports of the tiny models, by torch's two exporters; each is made once per test session."""
+"""ONNX exports of the tiny models, by torch's two exporters; each is made once per test session, for all of its processes."""
 
 from __future__ import annotations
 
 import functools
 import io
 import logging
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import hf_models
@@ -31,6 +33,19 @@ class FirstOutput(nn.Module):
 
 @functools.cache
 def export(family: str, attention: str, exporter: str, opset: int | None = None) -> onnx.ModelProto:
+    """The export, taken from the session's folder where another process has made it already."""
+    folder = os.environ.get("ATTNOPT_TEST_EXPORTS")
+    if folder is None:
+        return exported(family, attention, exporter, opset)
+    kept = Path(folder) / f"{family}-{attention}-{exporter}-{opset}.onnx"
+    if not kept.exists():
+        fresh = kept.with_suffix(f".{os.getpid()}")
+        fresh.write_bytes(exported(family, attention, exporter, opset).SerializeToString())
+        fresh.replace(kept)
+    return onnx.load(kept)
+
+
+def exported(family: str, attention: str, exporter: str, opset: int | None) -> onnx.ModelProto:
     model = hf_models.build(family, attention)
     named = hf_models.inputs(family)
     tensors = {name: x for name, x in named.items() if isinstance(x, torch.Tensor)}

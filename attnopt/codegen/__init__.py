@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from attnopt.codegen.library.flex import Flex
 from attnopt.codegen.library.group_query_attention import GroupQueryAttention
+from attnopt.codegen.library.local_attention import LocalAttention
+from attnopt.codegen.library.local_sdpa import LocalSdpa
 from attnopt.codegen.library.multi_head_attention import MultiHeadAttention
 from attnopt.codegen.library.onnx_attention import OnnxAttention
 from attnopt.codegen.library.sdpa import Sdpa
@@ -13,7 +15,9 @@ LOWERINGS: tuple[Lowering, ...] = (
     Sdpa(),
     Sdpa(grouped=False),
     Flex(),
+    LocalSdpa(),
     GroupQueryAttention(),
+    LocalAttention(),
     MultiHeadAttention(),
     OnnxAttention(),
 )

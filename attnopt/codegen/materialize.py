@@ -17,20 +17,28 @@ from attnopt.ir.site import Builder, Refusal, Site, arrange
 
 LOGICAL = {"and", "or", "not", "lt", "le", "gt", "ge", "eq", "ne"}
 CANONICAL = {"min": "minimum", "max": "maximum"}
-UNARY = {"neg", "not", "abs", "exp", "log", "tanh", "sqrt", "sigmoid", "floor"}
+REAL = {"div", "pow", "exp", "log", "tanh", "sqrt", "sin", "cos", "sigmoid"}  # real numbers, also of whole ones
 
 
 def writable(expr: Expr | None, site: Site) -> Refusal | None:
     """None where `Materializer` can write the expression at this site."""
-    if expr is None or isinstance(expr, (Const, Index)):
+    if expr is None or isinstance(expr, Const) or (isinstance(expr, Index) and expr.name != "q"):
         return None
     if isinstance(expr, Term):
         return writable(expand_term(expr), site)
+    if isinstance(expr, Index) and expr.name == "q" and site.spec.offset is not None:
+        return Refusal("the position of the first query has no node in this graph", expr)
     if isinstance(expr, Size):
         return Refusal(f"size({expr.name}) has no node in this graph", expr)
     if isinstance(expr, Load):
-        whole = expr.operand in site.operands and len(expr.indices) == 4
-        return None if whole else Refusal(f"'{expr.operand}' is not an operand of this site", expr)
+        if site.tensor_form is not None and expr.operand in site.tensor_form.operands and expr.operand not in site.operands:
+            return None
+        if expr.operand not in site.operands:
+            return Refusal(f"'{expr.operand}' is not an operand of this site", expr)
+        plain = all(isinstance(i, (Index, Const)) for i in expr.indices)
+        return None if plain else Refusal(f"'{expr.operand}' is read at computed places", expr)
+    if isinstance(expr, Index):
+        return None
     return next((r for a in expr.args if (r := writable(a, site))), None)
 
 
@@ -60,26 +68,28 @@ class Materializer:
         if isinstance(expr, Load):
             return self.operand(expr.operand)
         assert isinstance(expr, Apply)
-        if expr.op in ("int", "float"):
+        if expr.op in ("int", "float", "float32"):
             inner = self.write(expr.args[0])
-            to = "int64" if expr.op == "int" else self.dtype
+            to = {"int": "int64", "float": self.dtype, "float32": "float32"}[expr.op]
             return self.builder.emit("cast", inner, shape=shape_of(inner), dtype=to)
-        inputs = [self.write(a) for a in expr.args]
-        if expr.op not in UNARY and expr.op not in ("and", "or"):
-            inputs = [*inputs[:-2], *self.same_type(inputs[-2], inputs[-1])]
+        inputs = self.typed(expr.op, [self.write(a) for a in expr.args])
+        if expr.op == "floor" and inputs[0].dtype == "int64":
+            return inputs[0]
         shape = broadcast(*(shape_of(i) for i in inputs))
         dtype = "bool" if expr.op in LOGICAL else inputs[-1].dtype
         return self.builder.emit(CANONICAL.get(expr.op, expr.op), *inputs, shape=shape, dtype=dtype)
 
-    def same_type(self, a: Value, b: Value) -> tuple[Value, Value]:
-        """Indices meet data in the data's dtype."""
-        if a.dtype == b.dtype:
-            return a, b
-        wanted = next(v.dtype for v in (a, b) if v.dtype != "int64") if "int64" in (a.dtype, b.dtype) else self.dtype
-        first, second = (
-            v if v.dtype == wanted else self.builder.emit("cast", v, shape=shape_of(v), dtype=wanted) for v in (a, b)
-        )
-        return first, second
+    def typed(self, op: str, inputs: list[Value]) -> list[Value]:
+        """The inputs in types that meet: truth values count as 0 and 1, indices take the dtype of data."""
+        if op in ("and", "or", "not"):
+            return [as_dtype(v, "bool", self.builder) for v in inputs]
+        if op == "where":
+            branches = inputs[1:] if inputs[1].dtype == inputs[2].dtype else self.typed("add", inputs[1:])
+            return [as_dtype(inputs[0], "bool", self.builder), *branches]
+        numbers = [as_dtype(v, "int64", self.builder) if v.dtype == "bool" else v for v in inputs]
+        data = {v.dtype for v in numbers} - {"int64"}
+        wanted = self.dtype if len(data) > 1 or (not data and op in REAL) else next(iter(data), "int64")
+        return [as_dtype(v, wanted, self.builder) for v in numbers]
 
     def index(self, name: str) -> Value:
         axis = {"b": "b", "h": "h", "row": "q", "q": "q", "k": "k"}[name]
@@ -89,12 +99,18 @@ class Materializer:
         return self.builder.emit("reshape", flat, shape=tuple(size if i == position else 1 for i in range(4)), dtype="int64")
 
     def operand(self, name: str) -> Value:
-        value = arrange(self.builder, self.site.operands[name], self.groups())
-        return value
+        form = self.site.tensor_form
+        held = form is not None and form.says(self.site.spec) and name in form.operands
+        found = form.operands[name] if held and form is not None else self.site.operands[name]
+        return arrange(self.builder, found, self.groups())
 
     def groups(self) -> list[Group]:
         axes = self.site.axes
         return [axes["b"], (*axes["g"], *axes["r"]), axes["q"], axes["k"]]
+
+
+def as_dtype(value: Value, dtype: str, builder: Builder) -> Value:
+    return value if value.dtype == dtype else builder.emit("cast", value, shape=shape_of(value), dtype=dtype)
 
 
 def shape_of(value: Value) -> Shape:

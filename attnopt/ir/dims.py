@@ -2,7 +2,7 @@
 
     product([Dim(1, ("batch",)), 12])  ->  12*batch         divide(12*batch, batch)  ->  12
 
-Products are all that layouts need; a sum (past + 1) is one opaque symbol named by its text.
+Products are all that layouts need; a sum (past + 1) is one opaque symbol named by its text, which `terms_of` takes apart.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Symbol:
         text = "*".join(self.names)
         return text if self.coefficient == 1 else f"{self.coefficient}*{text}"
 
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
 Dim = Union[int, Symbol]
 Shape = tuple[Dim, ...]
@@ -95,3 +98,52 @@ def computed(name: str, size: Callable[[str], int]) -> int:
         return value(tree)
     except (SyntaxError, ZeroDivisionError):
         raise KeyError(name) from None
+
+
+def terms_of(dim: Dim) -> dict[tuple[str, ...], int] | None:
+    """A size as a sum of products: {("past",): 1, ("sequence",): 1, (): 3} for past + sequence + 3; None for other text."""
+    coefficient, names = parts(dim)
+    total: dict[tuple[str, ...], int] = {(): coefficient}
+    for name in names:
+        if name.isidentifier() or NAME.fullmatch(name):
+            factor: dict[tuple[str, ...], int] | None = {(name,): 1}
+        else:
+            factor = sum_of(name)
+        if factor is None:
+            return None
+        total = multiplied(total, factor)
+    return {key: c for key, c in total.items() if c}
+
+
+def sum_of(text: str) -> dict[tuple[str, ...], int] | None:
+    """The sum that the text of a symbol spells, products included; None where it is none."""
+
+    def value(node: ast.expr) -> dict[tuple[str, ...], int]:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return {(): node.value}
+        if isinstance(node, ast.Name):
+            return {(node.id,): 1}
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return {key: -c for key, c in value(node.operand).items()}
+        if isinstance(node, ast.BinOp):
+            left, right = value(node.left), value(node.right)
+            if isinstance(node.op, ast.Mult):
+                return multiplied(left, right)
+            sign = {ast.Add: 1, ast.Sub: -1}.get(type(node.op))
+            if sign is not None:
+                return {key: left.get(key, 0) + sign * right.get(key, 0) for key in {**left, **right}}
+        raise ValueError(text)
+
+    try:
+        return value(ast.parse(text.replace("·", "*"), mode="eval").body)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def multiplied(a: dict[tuple[str, ...], int], b: dict[tuple[str, ...], int]) -> dict[tuple[str, ...], int]:
+    result: dict[tuple[str, ...], int] = {}
+    for left, x in a.items():
+        for right, y in b.items():
+            key = tuple(sorted((*left, *right)))
+            result[key] = result.get(key, 0) + x * y
+    return result

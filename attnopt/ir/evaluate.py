@@ -94,6 +94,7 @@ FUNCTIONS: dict[str, Function] = {
     "floor": lambda a: torch.floor(a) if a.is_floating_point() else _number(a),
     "int": lambda a: a.trunc().long() if a.is_floating_point() else a.long(),
     "float": lambda a: a if a.is_floating_point() else a.double(),
+    "float32": lambda a: a.float(),
     "where": lambda c, a, b: torch.where(c.bool(), a, b),
 }
 

@@ -134,7 +134,7 @@ OPERATORS: dict[str, Operator] = {
     "neg": Operator(1, "-", 6),
     "not": Operator(1, "~", 6),
     **{name: Operator(1) for name in ("abs", "exp", "log", "tanh", "sqrt", "sin", "cos")},
-    **{name: Operator(1) for name in ("floor", "int", "float", "sigmoid")},
+    **{name: Operator(1) for name in ("floor", "int", "float", "float32", "sigmoid")},
     **{name: Operator(2) for name in ("min", "max", "pow")},
     "where": Operator(3),
 }
@@ -173,6 +173,17 @@ TERMS: dict[str, tuple[tuple[str, ...], str]] = {
         _NEIGHBOURHOOD,
         f"{_I} % dilation == {_J} % dilation & {_J} // dilation <= {_I} // dilation"
         f" & {_CAUSAL_LEAD} - {_J} // dilation >= 0 & {_CAUSAL_LEAD} - {_J} // dilation < w",
+    ),
+    # Buckets of distances: exact ones up to n, then logarithmic ones (T5); `ratio` is the logarithm of the largest distance over n.
+    "bucket": (
+        ("n", "ratio"),
+        "where(abs(k - q) < n, abs(k - q), min(int(log(float32(abs(k - q)) / float(n)) / ratio * float(n)) + n, 2 * n - 1))"
+        " + where(k > q, 2 * n, 0)",
+    ),
+    "causal_bucket": (
+        ("n", "ratio"),
+        "where(-min(k - q, 0) < n, -min(k - q, 0),"
+        " min(int(log(float32(-min(k - q, 0)) / float(n)) / ratio * float(n)) + n, 2 * n - 1))",
     ),
     "padding": ((), "load(padding, b, k)"),
     "document": ((), "load(document, b, q) == load(document, b, k)"),

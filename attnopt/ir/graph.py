@@ -39,10 +39,11 @@ CONTRACTION = {
     "linear": "(x, weight [out, in], bias | None)",
 }
 ACCESS = {
-    "slice": "(x) axis: int, start: int | None, stop: int | None, step: int | None; None where not constant",
+    "slice": "(x) axis: int, start: Dim | None, stop: Dim | None, step: int | None; None where neither a number nor a size",
     "concat": "(x, …) axis: int",
-    "gather": "(x, indices) axis: int; also embedding and index_select",
-    "iota": "() start, step: int; values along the only axis",
+    "gather": "(x, indices) axis: int; also embedding (unsigned=True: no negative indices) and index_select",
+    "index": "(x, indices, …) axes: tuple[int]; neighbouring axes, replaced by what the indices broadcast to",
+    "iota": "() start: Dim, step: int; values along the only axis",
     "full": "() value: the scalar",
     "triangle": "(x) diagonal: int, upper: bool; others become zero",
     "scatter": "(x, indices [n], updates) axis: int; the rows at these indices along the axis become those of updates",
@@ -53,12 +54,16 @@ BLOCK = {
     "attention": "(q, k, v, mask | None) causal: bool (top-left aligned), scale: float, softcap: float; q, k, v are [B, H, L, D]"
     " or [H, L, D]; the heads of q are a multiple of those of k and v",
 }
-VOCABULARY: dict[str, str] = {**LAYOUT, **ELEMENTWISE, **REDUCTION, **CONTRACTION, **ACCESS, **BLOCK, "opaque": "operator: str"}
+OPAQUE = {"opaque": "operator: str, reason: str where it is an attention that was not read"}
+VOCABULARY: dict[str, str] = {**LAYOUT, **ELEMENTWISE, **REDUCTION, **CONTRACTION, **ACCESS, **BLOCK, **OPAQUE}
 
 
 @dataclass(eq=False)
 class Value:
-    """One tensor. `shape` is None where the rank is unknown; `dtype` is a torch name ("float32"), "" where unknown."""
+    """One tensor. `shape` is None where the rank is unknown; `dtype` is a torch name ("float32"), "" where unknown.
+
+    A value with `sizes` but without producer and handle is just these numbers, to be computed where they are needed.
+    """
 
     name: str
     shape: Shape | None
@@ -67,6 +72,7 @@ class Value:
     users: list[Node] = field(default_factory=list)
     handle: Any = None
     load: Callable[[], Tensor] | None = None  # the data of a constant or parameter, read when asked
+    sizes: Shape | None = None  # the elements, where this is a small integer tensor made of sizes
 
     @property
     def is_constant(self) -> bool:

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from attnopt.ir.clause import Clause
 from attnopt.ir.dims import Dim, Shape
+from attnopt.ir.expr import Expr
 from attnopt.ir.graph import Graph, Node, Source, Value
 from attnopt.ir.layout import Group, Layout, Operand, size_of
 from attnopt.ir.spec import AttentionSpec
@@ -16,10 +18,15 @@ from attnopt.ir.spec import AttentionSpec
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why something was not done, as a value: the reason, and the node (or spec, or name) at fault."""
+    """Why something was not done, as a value: the reason, and the node (or spec, or name) at fault.
+
+    reached: the furthest point of the grammar that was passed. remedy: what would make it match.
+    """
 
     reason: str
     at: Any = None
+    reached: str = ""
+    remedy: str = ""
 
     @property
     def node(self) -> str:
@@ -35,11 +42,29 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class TensorForm:
+    """How the graph itself holds biases and mask: as tensors, which a kernel may read while the spec still says the same.
+
+    biases and mask load `operands` as [B|1, H|1, Q|1, K|1]; `stands_for` are the spec's own score terms, mask and empty rows.
+    """
+
+    biases: tuple[Expr, ...]
+    mask: Expr | None
+    empty_row: str
+    operands: Mapping[str, Operand]
+    stands_for: tuple[tuple[Clause, ...], Expr | None, str]
+
+    def says(self, spec: AttentionSpec) -> bool:
+        return self.stands_for == (spec.score, spec.mask, spec.empty_row)
+
+
+@dataclass(frozen=True)
 class Site:
     """One attention found in a graph.
 
     axes: the logical axes: b, g (key/value head), r (query heads per key head), q, k, d, e (value width); h is g then r.
-    q, k, v, output: operands with their layouts over those axes; `operands` are the others that the spec loads, by name.
+    q, k, v, output: operands with their layouts over those axes; `operands` are the others that the spec loads, by name, one index
+    for each dimension.
     weights_used: the attention weights themselves are read elsewhere, so no fused kernel can stand in.
     nodes: canonical nodes that a replacement makes useless. steps: names of the rewrites that made this site.
     """
@@ -52,6 +77,7 @@ class Site:
     v: Operand
     output: Operand
     operands: Mapping[str, Operand] = field(default_factory=dict)
+    tensor_form: TensorForm | None = None
     nodes: tuple[Node, ...] = ()
     source: Source = Source()
     weights_used: Node | None = None
@@ -65,6 +91,12 @@ class Site:
     @property
     def shape(self) -> dict[str, Dim]:
         return {axis: self.size(axis) for axis in "bhgqkde"}
+
+    @property
+    def reads(self) -> tuple[Operand, ...]:
+        """Every tensor that a kernel for this site may read."""
+        held = () if self.tensor_form is None else self.tensor_form.operands.values()
+        return (self.q, self.k, self.v, *self.operands.values(), *held)
 
     def with_step(self, step: str, spec: AttentionSpec | None = None) -> Site:
         return replace(self, spec=spec or self.spec, steps=(*self.steps, step))

@@ -12,6 +12,7 @@ from attnopt.ir.graph import Graph
 from attnopt.ir.site import Refusal, Site
 from attnopt.patterns.activations import Activations
 from attnopt.patterns.fused_attention import FusedAttention
+from attnopt.patterns.lifting import Lifters
 from attnopt.patterns.normalizer import anchors
 from attnopt.patterns.score import NotAttention
 from attnopt.patterns.softmax_attention import SoftmaxAttention
@@ -27,24 +28,33 @@ class Recognition:
 
 def spelled_out(graph: Graph) -> Iterator[Site | Refusal]:
     """Attention written as products around a softmax."""
-    activations = Activations(graph)
+    activations, lifters = Activations(graph), Lifters(graph)
     for anchor in anchors(graph):
+        attempt = SoftmaxAttention(graph=graph, lifters=lifters, activations=activations)
         try:
-            yield SoftmaxAttention(graph=graph, activations=activations).from_anchor(anchor)
+            yield attempt.from_anchor(anchor)
         except NotAttention as failure:
-            yield failure.refusal
+            yield replace(failure.refusal, reached=attempt.reached)
 
 
 def fused(graph: Graph) -> Iterator[Site | Refusal]:
     """Attention that is one node already."""
+    lifters = Lifters(graph)
     for node in graph.of("attention"):
         try:
-            yield FusedAttention(graph=graph).from_node(node)
+            yield FusedAttention(graph=graph, lifters=lifters).from_node(node)
         except NotAttention as failure:
             yield failure.refusal
 
 
-FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused)
+def unread(graph: Graph) -> Iterator[Site | Refusal]:
+    """Attention that is one node of the host, which could not be read: the host says why."""
+    for node in graph.of("opaque"):
+        if node.attrs.get("reason"):
+            yield Refusal(f"{node.attrs['operator']}: {node.attrs['reason']}", node)
+
+
+FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, unread)
 
 
 def recognise(graph: Graph) -> Recognition:

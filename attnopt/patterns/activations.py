@@ -12,19 +12,31 @@ SCORE_OPS = {*LAYOUT, "cast", "add", "sub", "mul", "div", "where", "neg", "tanh"
 
 
 class Activations:
-    """`value in data`: it depends on a float computed from the inputs. `is_score`: a product of two such reaches it."""
+    """`value in data`: it depends on the inputs. `strength`: how surely scores are what it holds.
+
+    Learned queries (latents, object queries) are computed from constants alone; they are operands, but a product with them
+    is the main score of an attention only where no product of two values of the inputs is added to it.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.data: set[Value] = {v for v in graph.inputs}
-        self.scores: set[Value] = set()
+        self.computed: set[Value] = set()
+        self.scores: dict[Value, int] = {}
         for node in graph.nodes:
             inputs = [i for i in node.inputs if i is not None]
             if any(i in self.data for i in inputs):
                 self.data.update(node.outputs)
-            if node.op == "matmul" and all(i in self.data for i in inputs):
-                self.scores.add(node.output)
-            elif node.op in SCORE_OPS and any(i in self.scores for i in inputs):
-                self.scores.update(node.outputs)
+            elif node.op in ("linear", "matmul", "layer_norm", "rms_norm") or any(i in self.computed for i in inputs):
+                self.computed.update(node.outputs)
+            if node.op == "matmul" and len(inputs) == 2 and all(map(self.is_operand, inputs)):
+                self.scores[node.output] = 2 if all(i in self.data for i in inputs) else 1
+            elif node.op in SCORE_OPS and (known := max((self.scores.get(i, 0) for i in inputs), default=0)):
+                self.scores.update(dict.fromkeys(node.outputs, known))
 
-    def is_score(self, value: Value) -> bool:
-        return value in self.scores
+    def is_operand(self, value: Value) -> bool:
+        """Whether it can be a query, key or value: it comes from the inputs, or from a layer applied to learned constants."""
+        return value in self.data or value in self.computed
+
+    def strength(self, value: Value) -> int:
+        """2: a product of two values of the inputs reaches it; 1: a product with learned ones; 0: none."""
+        return self.scores.get(value, 0)

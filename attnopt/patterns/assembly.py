@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from attnopt.ir.clause import EXPRESSIONS, Clause
+from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Apply, Const, Expr, Index, Load
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.layout import Axis, AxisSpace, Group, Layout, LayoutMismatch, Operand
-from attnopt.ir.site import Site
+from attnopt.ir.site import Site, TensorForm
 from attnopt.ir.spec import AttentionSpec
+from attnopt.patterns.conditions import Reading
+from attnopt.patterns.lifting import Lifters
 from attnopt.patterns.operands import Candidate, candidates
 from attnopt.patterns.score import Score
 
@@ -26,6 +28,7 @@ class Assembly:
     """The axes and operands gathered so far; `site` puts them together."""
 
     graph: Graph
+    lifters: Lifters
     space: AxisSpace = field(default_factory=AxisSpace)
     lead: tuple[Axis, ...] = ()
     q: Axis = Axis("q", 0)
@@ -65,7 +68,6 @@ class Assembly:
             k=self.resolved(picked["k"].operand),
             v=self.resolved(picked["v"].operand),
             output=self.resolved(written),
-            operands=operands,
             nodes=interior(written.value, read),
             source=node.source,
             weights_used=self.weights_used,
@@ -73,14 +75,27 @@ class Assembly:
         factor = picked["q"].factor * picked["k"].factor
         terms = [Clause("scale", (Const(factor),)), *score.terms] if factor != 1.0 else score.terms
         held = {name: held_indices(operand, axes) for name, operand in operands.items()}
+        sizes = {"b": site.size("b"), "h": site.size("h"), "row": site.size("q"), "k": site.size("k")}
+        raw = {name: (operand.value, operand.layout) for name, operand in operands.items()}
+        reading = Reading(self.lifters.of(sizes), axes, raw, node.output.dtype)
+        said = reading.read(terms, score.masks, score.empty_row, score.sink)
         spec = AttentionSpec(
             heads=shortest("heads", site.size("h"), site.size("g"), site.size("g")),
             width=shortest("width", site.size("d"), site.size("e")),
-            score=merge_scales([narrow_clause(t, held) for t in terms]),
+            offset=None if said.offset is None else Clause("offset", (said.offset,)),
+            score=merge_scales(said.score),
+            mask=said.mask,
+            sink=said.sink,
+            empty_row=said.empty_row,
+        )
+        form = TensorForm(
+            biases=tuple(narrow(t.expr(0), held) for t in score.terms if t.name == "add"),
             mask=score.mask and narrow(score.mask, held),
             empty_row=score.empty_row,
+            operands=operands,
+            stands_for=(spec.score, spec.mask, spec.empty_row),
         )
-        return replace(site, spec=spec)
+        return replace(site, spec=spec, operands=said.operands, tensor_form=form if operands else None)
 
     def resolved(self, operand: Operand) -> Operand:
         return Operand(operand.value, self.space.resolve(operand.layout))
@@ -185,10 +200,6 @@ def narrow(expr: Expr, held: Mapping[str, set[str]]) -> Expr:
     if isinstance(expr, Load) and expr.operand in held and expr.indices == LOADED_INDICES:
         return Load(expr.operand, tuple(i if i.name in held[expr.operand] else Const(0) for i in LOADED_INDICES))
     return expr
-
-
-def narrow_clause(term: Clause, held: Mapping[str, set[str]]) -> Clause:
-    return Clause(term.name, tuple(narrow(a, held) if isinstance(a, EXPRESSIONS) else a for a in term.args))
 
 
 def held_indices(operand: Operand, axes: Mapping[str, Group]) -> set[str]:

@@ -24,12 +24,16 @@ MASK_FILL = -1e4  # a fill this low underflows to weight zero beside any other s
 ELEMENTWISE_SCORE = ("add", "sub", "mul", "div", "where", "cast", "tanh", "neg", "maximum", "minimum", "softmax")
 
 
+PRODUCT = "scores that are a matmul of queries and keys, both computed from the inputs"
+SCORES = "only scale, soft cap, biases, masks, casts and layout operations on the scores"
+
+
 class NotAttention(Exception):
     """Internal: the grammar cannot go on. Carries the refusal."""
 
-    def __init__(self, reason: str, at: Node) -> None:
+    def __init__(self, reason: str, at: Node, remedy: str = "") -> None:
         super().__init__(reason)
-        self.refusal = Refusal(reason, at)
+        self.refusal = Refusal(reason, at, remedy=remedy)
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Score:
 
     terms: list[Clause] = field(default_factory=list)
     masks: list[Expr] = field(default_factory=list)
-    operands: dict[str, tuple[Value, Layout]] = field(default_factory=dict)
+    sink: Expr | None = None
     empty_row: str = "mean"
     product: Node | None = None
     layout: Layout = ()
@@ -57,7 +61,7 @@ class ScoreWalk:
 
     space: AxisSpace
     load: Loader
-    is_score: Callable[[Value], bool]
+    strength: Callable[[Value], int]  # how surely a value holds scores, 0 for not at all
     score: Score = field(default_factory=Score)
 
     def up(self, value: Value, layout: Layout) -> Score:
@@ -66,7 +70,9 @@ class ScoreWalk:
         while True:
             node = value.producer
             if node is None:
-                raise NotAttention("the scores are an input of the graph, not a product of queries and keys", _pseudo(value))
+                raise NotAttention(
+                    "the scores are an input of the graph, not a product of queries and keys", _pseudo(value), PRODUCT
+                )
             if node.op == "matmul":
                 break
             try:
@@ -94,21 +100,23 @@ class ScoreWalk:
             for side, other in (node.inputs, node.inputs[::-1]):
                 if side is not None and other is not None and (floor := other.scalar()) is not None and floor <= -1e30:
                     return side, layout
-        raise NotAttention(f"'{node.op}' stands between the product of queries and keys and the softmax", node)
+        named = node.attrs.get("operator", node.op)
+        raise NotAttention(f"'{named}' stands between the product of queries and keys and the softmax", node, SCORES)
 
     def side(self, node: Node, layout: Layout) -> tuple[Value, Value, bool]:
         """(score, other, score is the first input) of a binary node."""
         first, second = node.inputs[:2]
         assert first is not None and second is not None
-        left, right = self.is_score(first), self.is_score(second)
-        if not left and not right:
-            raise NotAttention("neither side comes from a product of two activations", node)
-        if left and right:
+        one, other = self.strength(first), self.strength(second)
+        if not one and not other:
+            raise NotAttention("neither side comes from a product of two activations", node, PRODUCT)
+        left = one > other
+        if one == other:
             left = first.shape is not None and second.shape is not None and len(first.shape) >= len(second.shape)
-        score, other = (first, second) if left else (second, first)
+        score, beside = (first, second) if left else (second, first)
         if score.shape is None or len(score.shape) != len(layout) or broadcast_layout(score, layout) != layout:
-            raise NotAttention("the scores themselves are broadcast here", node)
-        return score, other, left
+            raise NotAttention("the scores themselves are broadcast here", node, "one score for each pair of query and key")
+        return score, beside, left
 
     def cross_factor(self, node: Node, layout: Layout, outer: list[Clause]) -> tuple[Value, Layout]:
         capped = softcap(node)
@@ -122,7 +130,7 @@ class ScoreWalk:
             return scaled[0], layout
         score, other, first = self.side(node, layout)
         if node.op == "div" and not first:
-            raise NotAttention("a tensor is divided by the scores", node)
+            raise NotAttention("a tensor is divided by the scores", node, "scores divided by a scale")
         factor = self.load(other, broadcast_layout(other, layout), "scale")
         outer.append(Clause("scale", (apply("div", 1.0, factor) if node.op == "div" else factor,)))
         return score, layout
@@ -133,7 +141,7 @@ class ScoreWalk:
         bias: Expr = Const(float(number)) if number is not None else self.load(other, broadcast_layout(other, layout), "bias")
         if node.op == "sub":
             if not first:
-                raise NotAttention("the scores are subtracted, not added", node)
+                raise NotAttention("the scores are subtracted, not added", node, "a bias added to the scores")
             bias = apply("neg", bias)
         outer.append(Clause("add", (bias,)))
         return score, layout
@@ -141,14 +149,15 @@ class ScoreWalk:
     def cross_mask(self, node: Node, layout: Layout) -> tuple[Value, Layout]:
         condition, kept, filled = node.inputs
         assert condition is not None and kept is not None and filled is not None
-        negated = not self.is_score(kept)
+        negated = not self.strength(kept)
         score, fill = (filled, kept) if negated else (kept, filled)
         value = fill.scalar()
-        if not self.is_score(score):
-            raise NotAttention("neither branch comes from a product of two activations", node)
+        if not self.strength(score):
+            raise NotAttention("neither branch comes from a product of two activations", node, PRODUCT)
         if value is None or not value <= MASK_FILL:
             shown = "a tensor" if value is None else f"{value:g}"
-            raise NotAttention(f"masked scores become {shown}; a mask fills with {MASK_FILL:g} or less", node)
+            reason = f"masked scores become {shown}; a mask fills with {MASK_FILL:g} or less"
+            raise NotAttention(reason, node, "a fill with minus infinity or the smallest finite number")
         visible = self.load(condition, broadcast_layout(condition, layout), "mask")
         self.score.masks.append(negation(visible) if negated else visible)
         if math.isinf(value):

@@ -20,30 +20,49 @@ from attnopt.patterns.activations import Activations
 from attnopt.patterns.assembly import Assembly, Placed
 from attnopt.patterns.normalizer import Anchor
 from attnopt.patterns.operands import broadcast_layout
-from attnopt.patterns.score import NotAttention, Score, ScoreWalk
+from attnopt.patterns.score import PRODUCT, NotAttention, Score, ScoreWalk
+from attnopt.patterns.sink import drops_sink, split_sink
+
+
+VALUES = "weights that go through casts and layout operations only into a matmul with values computed from the inputs"
 
 
 @dataclass
 class SoftmaxAttention(Assembly):
-    """One attempt to read an anchor as attention."""
+    """One attempt to read an anchor as attention. `reached` is how far it came."""
 
     activations: Activations
+    dropped: Node | None = None
+    reached: str = "softmax"
 
     def from_anchor(self, anchor: Anchor) -> Site:
         """Raises NotAttention (with a refusal) where the grammar does not fit."""
         product, weights, guarded = self.value_product(anchor)
+        self.reached = "value product"
         layout = self.name_axes(product, weights)
         try:
             layout = self.up_to_anchor(weights, anchor.weights, layout)
         except LayoutMismatch as mismatch:
             raise NotAttention(
-                f"the weights do not keep their axes on the way to the value product: {mismatch}", product
+                f"the weights do not keep their axes on the way to the value product: {mismatch}",
+                product,
+                "reshapes of the weights that only regroup batch and heads",
             ) from None
         if layout[anchor.axis] != self.space.resolve_group((self.k,)):
             over = " ".join(map(str, layout[anchor.axis])) or "a dimension of one"
-            raise NotAttention(f"the softmax runs over {over}, not over the keys", anchor.node)
-        walk = ScoreWalk(self.space, self.load, self.activations.is_score)
-        score = walk.up(anchor.scores, layout)
+            reason = f"the softmax runs over {over}, not over the keys"
+            raise NotAttention(reason, anchor.node, "a softmax along the axis that the value product sums over")
+        self.reached = "softmax over the keys"
+        scores = anchor.scores
+        sink: tuple[Value, Layout] | None = None
+        if self.dropped is not None:
+            scores, column = split_sink(anchor, self.dropped)
+            sink = (column, tuple(() if i == anchor.axis else g for i, g in enumerate(layout)))
+        walk = ScoreWalk(self.space, self.load, self.activations.strength)
+        score = walk.up(scores, layout)
+        self.reached = "product of queries and keys"
+        if sink is not None:
+            score.sink = self.load(*(sink[0], broadcast_layout(*sink)), "sink")
         if guarded:
             score.empty_row = "zero"
         try:
@@ -57,6 +76,8 @@ class SoftmaxAttention(Assembly):
         value, guarded = anchor.weights, False
         while True:
             onward = [n for n in value.users if n.op in ("matmul", "cast") or n.op in LAYOUT or nan_guard(n, value)]
+            if self.dropped is None and value is anchor.weights:
+                onward += [n for n in value.users if drops_sink(n, anchor.axis)]
             others = [n for n in value.users if n not in onward and n.op != "isnan"]
             if len(onward) > 1:
                 products = [n for n in onward if n.op == "matmul"]
@@ -67,14 +88,15 @@ class SoftmaxAttention(Assembly):
             if not onward:
                 culprit = others[0] if others else anchor.node
                 reason = f"the weights enter '{culprit.op}'" if others else "nothing follows the softmax"
-                raise NotAttention(f"{reason}: no product with values follows", culprit)
+                raise NotAttention(f"{reason}: no product with values follows", culprit, VALUES)
             node = onward[0]
             if node.op == "matmul":
                 inputs = [i for i in node.inputs if i is not None]
-                if not all(i in self.activations.data for i in inputs):
-                    raise NotAttention("the weights are multiplied by a constant, not by values", node)
+                if not all(self.activations.is_operand(i) for i in inputs):
+                    raise NotAttention("the weights are multiplied by a constant, not by values", node, VALUES)
                 return node, value, guarded
             guarded |= node.op == "where"
+            self.dropped = node if node.op == "slice" else self.dropped
             value = node.output
 
     def name_axes(self, product: Node, weights: Value) -> Layout:
@@ -119,8 +141,8 @@ class SoftmaxAttention(Assembly):
         assert node is not None
         left, right = node.inputs
         assert left is not None and right is not None and left.shape is not None
-        if left not in self.activations.data or right not in self.activations.data:
-            raise NotAttention("one side of the score product is a constant", node)
+        if not self.activations.is_operand(left) or not self.activations.is_operand(right):
+            raise NotAttention("one side of the score product is a constant", node, PRODUCT)
         *lead, rows, columns = score.layout
         self.d = Axis("d", left.shape[-1])
         queries, keys = self.space.resolve_group((self.q,)), self.space.resolve_group((self.k,))
@@ -130,7 +152,9 @@ class SoftmaxAttention(Assembly):
             return (left, layout_left), (right, layout_right)
         if rows == keys and columns == queries:
             return (right, layout_right), (left, layout_left)
-        raise NotAttention("the last two dimensions of the scores are not queries and keys", node)
+        raise NotAttention(
+            "the last two dimensions of the scores are not queries and keys", node, "a product q k' over the head width"
+        )
 
 
 def nan_guard(node: Node, value: Value) -> bool:

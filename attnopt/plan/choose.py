@@ -138,8 +138,7 @@ def site_calls(
 
 def boundary(site: Site) -> list[Value]:
     """The values of the host that a site reads, each once; for a value that the host does not hold, what it is made of."""
-    operands = [site.q, site.k, site.v, *site.operands.values()]
-    return list(dict.fromkeys(v for o in operands for v in held(o.value)))
+    return list(dict.fromkeys(v for o in site.reads for v in held(o.value)))
 
 
 def held(value: Value) -> list[Value]:
@@ -185,7 +184,10 @@ def reread(site: Site, replaced: Mapping[Value, Value]) -> Site:
         return Operand(replaced.get(operand.value, operand.value), operand.layout)
 
     loads = {name: current(operand) for name, operand in site.operands.items()}
-    return replace(site, q=current(site.q), k=current(site.k), v=current(site.v), operands=loads)
+    form = site.tensor_form
+    if form is not None:
+        form = replace(form, operands={name: current(operand) for name, operand in form.operands.items()})
+    return replace(site, q=current(site.q), k=current(site.k), v=current(site.v), operands=loads, tensor_form=form)
 
 
 def is_fused(site: Site) -> bool:

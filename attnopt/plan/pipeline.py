@@ -87,8 +87,9 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
                     f"rolled back: the whole model measured {seconds_after * 1e3:.3g} ms against {seconds_before * 1e3:.3g} ms before"
                 )
                 result, exact, seconds_after = host, difference(original, original), seconds_before
-                chosen = [replace(c, lowering=None, why="rolled back with the whole model") for c in chosen]
-                rewrites = [replace(r, kept=False) for r in rewrites]
+                undone = "rolled back with the whole model"
+                chosen = [replace(c, lowering=None, why=undone) for c in chosen]
+                rewrites = [replace(r, kept=False, why=f"{r.why}; {undone}") if r.kept else r for r in rewrites]
     report = Report(
         target=request.target,
         runtime=request.runtime,
@@ -132,7 +133,10 @@ def under_budget(host: Host, current: Host, request: Request) -> tuple[Host, lis
     inputs = request.calibration or ([request.inputs] if request.inputs is not None else [])
     run_original = host.runner()
     outputs = [run_original(i) for i in inputs]
-    first = next(t for t in outputs[0] if t.is_floating_point())
+    first = next((t for t in outputs[0] if t.is_floating_point()), None)
+    if first is None:
+        why = "the model returns no real numbers, on which a loss is measured"
+        return current, [RewriteReport(p.name, "not tried", False, why) for p in request.passes if not p.exact]
     assert request.inputs is not None
     evidence = Evidence(inputs, outputs, request.inputs, natural_metric(request.output_name, first), request.budget)
     tries: list[RewriteReport] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from attnopt.ir.site import Refusal
@@ -87,7 +87,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary with the same content as the table."""
-        record = asdict(self)
+        record = asdict(replace(self, refusals=()))  # a refusal holds its node, and with it the whole graph
         record["refusals"] = [refusal_json(r) for r in self.refusals]
         record["fused"], record["speedup"] = self.fused, self.speedup
         return record
@@ -104,4 +104,11 @@ class Report:
 
 
 def refusal_json(refusal: Refusal) -> dict[str, str]:
-    return {"reason": refusal.reason, "node": refusal.node, "module": refusal.source.module, "line": refusal.source.line}
+    return {
+        "reason": refusal.reason,
+        "node": refusal.node,
+        "module": refusal.source.module,
+        "line": refusal.source.line,
+        "reached": refusal.reached,
+        "remedy": refusal.remedy,
+    }

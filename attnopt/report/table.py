@@ -92,9 +92,10 @@ def explanation(inspection: Inspection) -> Any:
 def refusal_table(refusals: Sequence[Refusal]) -> Any:
     if not refusals:
         return Text("no near misses")
-    body = table("node", "why it is not taken for attention", "module", "line")
+    body = table("node", "reached", "why it is not taken for attention", "what would match", "module", "line")
     for refusal in refusals:
-        body.add_row(*map(Text, (refusal.node, refusal.reason, refusal.source.module, refusal.source.line)))
+        where = (refusal.source.module, refusal.source.line)
+        body.add_row(*map(Text, (refusal.node, refusal.reached, refusal.reason, refusal.remedy, *where)))
     return body
 
 

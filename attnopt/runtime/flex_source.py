@@ -26,7 +26,7 @@ INFIX = {
 NARROWEST = 16  # channels per head that FlexAttention's products need
 SCORE_TERMS = ("scale", "softcap", "add", "mod")
 PREFIX = {"not": "~", "neg": "-"}
-METHODS = {"int": "long", "float": "float"}
+METHODS = {"int": "long", "float": "float", "float32": "float"}
 CALLS = {
     name: f"torch.{name}" for name in ("abs", "exp", "log", "tanh", "sqrt", "sin", "cos", "sigmoid", "floor", "pow", "where")
 }

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from attnopt.codegen.additive_mask import plain_softmax
 from attnopt.codegen.lowering import first_refusal
-from attnopt.codegen.materialize import Materializer, writable
-from attnopt.ir.clause import EXPRESSIONS
 from attnopt.ir.expr import Const, Expr, Term, conjuncts, operands
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand, size_of
@@ -28,8 +26,6 @@ class Flex:
 
     def supports(self, site: Site, runtime: str) -> Refusal | None:
         spec = site.spec
-        exprs: list[Expr | None] = [a for c in spec.score for a in c.args if isinstance(a, EXPRESSIONS)]
-        exprs.append(spec.mask)
         return (
             first_refusal(
                 (runtime == "torch", f"runtime {runtime} has no FlexAttention"),
@@ -37,12 +33,12 @@ class Flex:
                 (spec.empty_row != "mean" or never_empty(site), "empty rows must average the values; FlexAttention returns zero"),
                 (compiler_at_hand(), "FlexAttention needs a C++ compiler (install g++), and none was found"),
                 (narrowest(site) >= NARROWEST, f"FlexAttention needs heads of at least {NARROWEST} channels"),
+                (spec.offset is None, "queries do not start at position 0"),
                 (sayable(spec), "a score term or a length that FlexAttention cannot say"),
                 (structured(site), "nothing here that FlexAttention does better than scaled_dot_product_attention"),
                 at=site.name,
             )
             or plain_softmax(site)
-            or next((r for e in exprs if (r := writable(e, site)) is not None), None)
         )
 
     def emit(self, site: Site, builder: Builder) -> Value:
@@ -54,14 +50,13 @@ class Flex:
         q = arrange(builder, site.q, [a["b"], heads, a["q"], a["d"]], broadcast=True)
         k = arrange(builder, site.k, [a["b"], a["g"], a["k"], a["d"]], broadcast=True)
         v = arrange(builder, site.v, [a["b"], a["g"], a["k"], a["e"]], broadcast=True)
-        writer = Materializer(site, builder, site.q.value.dtype)
         layout = (a["b"], heads, a["q"], a["e"])
         out = builder.call(
             torch.ops.attnopt.flex_attention.default,
             q,
             k,
             v,
-            [writer.operand(name) for name in site.spec.operands],
+            [site.operands[name].value for name in site.spec.operands],
             str(site.spec),
             shape=tuple(size_of(group) for group in layout),
             dtype=site.q.value.dtype,
@@ -92,4 +87,5 @@ def never_empty(site: Site) -> bool:
     """Whether every query is proved to see a key: the mask is of named terms that admit k == q, and q < number of keys."""
     allowed = {"causal", "window", "lookahead", "chunk", "diagonal", "dilated"}
     parts = conjuncts(site.spec.mask)
-    return all(isinstance(p, Term) and p.name in allowed for p in parts) and (not parts or site.size("q") == site.size("k"))
+    named = all(isinstance(p, Term) and p.name in allowed and all(a >= 1 for a in p.args) for p in parts)
+    return named and (not parts or site.size("q") == site.size("k"))

@@ -31,6 +31,7 @@ class GroupQueryAttention:
             (site.q.value.dtype in ("float32", "float16"), f"dtype {site.q.value.dtype}"),
             (causal_window(site.spec.mask) is not None, f"mask '{site.spec.mask}' is not causal with at most a window"),
             (not site.spec.biases, "biases"),
+            (site.spec.offset is None, "queries do not start at position 0"),
             (site.size("q") == site.size("k"), "queries and keys differ in number"),
             (site.size("d") == site.size("e"), "values have another width than keys"),
             (isinstance(site.size("d"), int) and int(site.size("d")) % 8 == 0, "the head width is no multiple of 8"),  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ class Sdpa:
         q = arrange(builder, site.q, [a["b"], heads, a["q"], a["d"]], broadcast=True)
         k = arrange(builder, site.k, [a["b"], keys, a["k"], a["d"]], broadcast=True)
         v = arrange(builder, site.v, [a["b"], keys, a["k"], a["e"]], broadcast=True)
-        causal = site.spec.mask == Term("causal") and not site.spec.biases
+        causal = site.spec.mask == Term("causal") and site.spec.offset is None and not site.spec.biases
         mask = None if causal else additive_mask(site, builder, boolean=True)
         layout = (a["b"], heads, a["q"], a["e"])
         out = builder.call(

@@ -38,12 +38,16 @@ NAMED: dict[str, Any] = {
 
 @dataclass
 class FxBuilder:
-    """Inserts before `before`. One builder writes one replacement; sizes are read once and shared."""
+    """Inserts before `before`. One builder writes one replacement; sizes are read once and shared.
+
+    `written` says which new value first has a size that the model had not: how many chunks a length makes.
+    """
 
     module: fx.GraphModule
     symbols: Symbols
     before: fx.Node
     sizes: dict[Dim, fx.Node] = field(default_factory=dict)
+    written: dict[Dim, tuple[fx.Node, int]] = field(default_factory=dict)
 
     def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
         handles = [None if i is None else self.handle(i) for i in inputs]
@@ -97,6 +101,9 @@ class FxBuilder:
             if key in self.before.meta:
                 node.meta[key] = self.before.meta[key]
         known = dtype or str(made.dtype).removeprefix("torch.")
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, Symbol):
+                self.written.setdefault(dim, (node, axis))
         return Value(node.name, shape, known, handle=node)
 
     def evaluate(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -134,6 +141,8 @@ class FxBuilder:
             return dim
         if dim not in self.sizes:
             found = self.read_size(dim)
+            if found is None and dim in self.written:
+                found = self.compute(aten.sym_size.int, *self.written[dim])
             if found is None:
                 coefficient, names = parts(dim)
                 if len(names) == 1 and coefficient == 1:
@@ -213,7 +222,8 @@ def write_softmax(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: d
 def write_slice(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
     if attrs["start"] is None or attrs["step"] is None:
         raise NotImplementedError("a slice whose bounds are computed")
-    return aten.slice.Tensor, (x[0], attrs["axis"], attrs["start"], attrs["stop"], attrs["step"]), {}
+    stop = None if attrs["stop"] is None else b.size(attrs["stop"])
+    return aten.slice.Tensor, (x[0], attrs["axis"], b.size(attrs["start"]), stop, attrs["step"]), {}
 
 
 def write_concat(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
@@ -224,12 +234,16 @@ def write_gather(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: di
     return aten.index.Tensor, (x[0], [*([None] * attrs["axis"]), x[1]]), {}
 
 
+def write_index(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
+    return aten.index.Tensor, (x[0], [*([None] * attrs["axes"][0]), *x[1:]]), {}
+
+
 def write_iota(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
     start, step = attrs.get("start", 0), attrs.get("step", 1)
-    length = b.size(shape[0])
+    length, start = b.size(shape[0]), b.size(start) if isinstance(start, Symbol) else start
     if (start, step) == (0, 1):
         return aten.arange.default, (length,), {"dtype": torch_dtype(dtype or "int64")}
-    if isinstance(length, int):
+    if isinstance(length, int) and not isinstance(start, fx.Node):
         return aten.arange.start_step, (start, start + step * length, step), {"dtype": torch_dtype(dtype or "int64")}
     raise NotImplementedError("an arange of unknown length that does not count from 0")
 
@@ -252,6 +266,7 @@ WRITERS: dict[str, Callable[..., Written]] = {
     "slice": write_slice,
     "concat": write_concat,
     "gather": write_gather,
+    "index": write_index,
     "iota": write_iota,
     "full": write_full,
     "triangle": write_triangle,

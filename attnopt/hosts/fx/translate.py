@@ -92,7 +92,9 @@ class Translation:
             known = self.values.get(argument)
             if isinstance(known, Value):
                 return known
-            return Value(argument.name, (), "int64", handle=argument)  # a size as a number: known only when the model runs
+            held = argument.meta.get("val")
+            sizes = (self.symbols.dim(held),) if isinstance(held, torch.SymInt) else None
+            return Value(argument.name, (), "int64", handle=argument, sizes=sizes)  # a size as a number
         if isinstance(argument, (bool, int, float)):
             data = torch.tensor(argument)
             return Value(self.virtual_name(), (), dtype_name(data.dtype), load=lambda: data)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from attnopt.hosts.onnx.element_types import TYPES, as_onnx
+from attnopt.hosts.onnx.lengths import summands
 from attnopt.hosts.onnx.writers import NAMED, WRITERS
-from attnopt.ir.dims import Dim, Shape, Symbol, parts
+from attnopt.ir.dims import Dim, Shape, Symbol
 from attnopt.ir.graph import Graph, Value
 
 
@@ -30,6 +31,7 @@ class OnnxBuilder:
     names: set[str]
     written: list[ir.Node] = field(default_factory=list)
     sizes: dict[Dim, Value] = field(default_factory=dict)
+    made: dict[Value, Value] = field(default_factory=dict)
 
     def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
         known = dtype or next((i.dtype for i in inputs if i is not None), "")
@@ -77,12 +79,26 @@ class OnnxBuilder:
         if value.handle is None:
             if value.load is not None:
                 value.handle = self.initializer(value.load())
-            elif value.producer is None:
-                raise NotImplementedError(f"{value!r} has no node to read")
             else:
-                node = value.producer
-                return self.emit(node.op, *node.inputs, shape=value.shape or (), dtype=value.dtype, **node.attrs).handle  # type: ignore[no-any-return]
+                if value not in self.made:
+                    self.made[value] = self.anew(value)
+                return self.made[value].handle  # type: ignore[no-any-return]
         return value.handle  # type: ignore[no-any-return]
+
+    def anew(self, value: Value) -> Value:
+        """Write what exists only in the canonical graph: a size, or a node with all it needs."""
+        node = value.producer
+        if node is not None:
+            attrs = {name: a for name, a in node.attrs.items() if name != "dtype"}
+            return self.emit(node.op, *node.inputs, shape=value.shape or (), dtype=value.dtype, **attrs)
+        if value.sizes is None:
+            raise NotImplementedError(f"{value!r} has no node to read")
+        held = self.joined(value.sizes)
+        return held if value.shape else self.number(held)
+
+    def number(self, vector: Value) -> Value:
+        """The only element of a vector of sizes, without its dimension."""
+        return self.node("Squeeze", [vector, self.vector(0)], (), "int64")
 
     def initializer(self, tensor: Tensor) -> ir.Value:
         name = unique("attnopt_constant", self.names)
@@ -120,18 +136,28 @@ class OnnxBuilder:
         if isinstance(dim, int):
             return self.vector(dim)
         if dim not in self.sizes:
-            found = self.read_size(dim)
-            if found is None:
-                coefficient, names = parts(dim)
-                if len(names) == 1 and coefficient == 1:
-                    raise NotImplementedError(f"no value has a dimension of size {dim}")
-                found = self.size(Symbol(1, names[:1]))
-                for name in names[1:]:
-                    found = self.node("Mul", [found, self.size(Symbol(1, (name,)))], (1,), "int64")
-                if coefficient != 1:
-                    found = self.node("Mul", [found, self.vector(coefficient)], (1,), "int64")
-            self.sizes[dim] = found
+            self.sizes[dim] = self.read_size(dim) or self.computed(dim)
         return self.sizes[dim]
+
+    def computed(self, dim: Dim) -> Value:
+        """A size that no value has, as a sum of products of sizes that some value has."""
+        sums = summands(dim)
+        found: Value | None = None
+        for names, count in sums.items():
+            if sums == {names: 1} and len(names) == 1:
+                raise NotImplementedError(f"no value has a dimension of size {dim}")
+            factors = [self.size(Symbol(1, (name,))) for name in names]
+            if abs(count) != 1 or not names:
+                factors.append(self.vector(abs(count)))
+            term = factors[0]
+            for factor in factors[1:]:
+                term = self.node("Mul", [term, factor], (1,), "int64")
+            if found is None:
+                found = term if count > 0 else self.node("Neg", [term], (1,), "int64")
+            else:
+                found = self.node("Add" if count > 0 else "Sub", [found, term], (1,), "int64")
+        assert found is not None
+        return found
 
     def read_size(self, dim: Dim) -> Value | None:
         for value in self.readable():

@@ -22,6 +22,7 @@ from attnopt.hosts.onnx.execution import runner
 from attnopt.hosts.onnx.inference import infer, needs_inference
 from attnopt.hosts.onnx.inputs import InputSpec, as_array, call_inputs, named_inputs
 from attnopt.hosts.onnx.int8 import quantize
+from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
 from attnopt.hosts.onnx.shape_reads import reroute
@@ -90,6 +91,7 @@ class OnnxHost:
             made.name, made.shape, made.type = name, held.shape, held.type
 
     def finish(self) -> None:
+        make_presents(self.model, self.graph, self.names, self._written, self.replace)
         reroute(self.model, self.graph, self.names)
         RemoveUnusedNodesPass()(self.model)
         RemoveUnusedOpsetsPass()(self.model)

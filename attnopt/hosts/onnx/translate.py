@@ -16,8 +16,8 @@ import onnx_ir as ir
 import torch
 
 from attnopt.hosts.onnx.element_types import as_torch, dtype_name
-from attnopt.hosts.onnx.lengths import Vector, broadcast, read_dim
-from attnopt.hosts.onnx.rules import RULES
+from attnopt.hosts.onnx.lengths import Vector, broadcast, read_dim, root
+from attnopt.hosts.onnx.rules import RULES, UNREAD
 from attnopt.ir.dims import Dim, Shape, make, symbol
 from attnopt.ir.graph import Graph, Source, Value
 
@@ -33,24 +33,25 @@ def translate(model: ir.Model) -> Graph:
     while True:
         translation = Translation(model, dict(names))
         graph = translation.run()
-        if not translation.found_equal:
+        found = translation.found_equal
+        if found.keys() <= names.keys():
             return graph
-        names = {old: translation.found_equal.get(new, new) for old, new in names.items()} | translation.found_equal
+        names = {old: root(new, found) for old, new in (names | found).items()}
 
 
 @dataclass
 class Translation:
-    """The work in progress. `vectors` are the small integer tensors whose content is known symbolically."""
+    """The work in progress. `reason` is why the rule of this node left an attention opaque."""
 
     model: ir.Model
     names: dict[str, str]
     graph: Graph = field(default_factory=Graph)
     values: dict[ir.Value, Value] = field(default_factory=dict)
-    vectors: dict[Value, Vector] = field(default_factory=dict)
     found_equal: dict[str, str] = field(default_factory=dict)
     node: ir.Node = None  # type: ignore[assignment]
     source: Source = Source()
     made: int = 0
+    reason: str = ""
 
     def run(self) -> Graph:
         for value in self.model.graph.inputs:
@@ -62,7 +63,7 @@ class Translation:
         return self.graph
 
     def visit(self, node: ir.Node) -> None:
-        self.node, self.made, self.source = node, 0, source_of(node)
+        self.node, self.made, self.source, self.reason = node, 0, source_of(node), ""
         if node.op_type == "Constant" and node.domain == "":
             tensor = constant_of(node)
             if tensor is not None:
@@ -70,8 +71,17 @@ class Translation:
                 return
         rule = RULES.get(operator_name(node))
         inputs = [None if i is None else self.value(i) for i in node.inputs]
+        before = len(self.graph.nodes)
         if rule is None or not rule(self, inputs):
+            self.undo(before)
             self.opaque(inputs)
+
+    def undo(self, count: int) -> None:
+        """Take back all nodes but so many: what a rule made before it gave up."""
+        for node in self.graph.nodes[count:]:
+            for value in dict.fromkeys(i for i in node.inputs if i is not None):
+                value.users.remove(node)
+        del self.graph.nodes[count:]
 
     # Values.
 
@@ -88,13 +98,17 @@ class Translation:
         value = Value(held.name or "", tuple(int(d) for d in tensor.shape), dtype_name(tensor.dtype), handle=held)
         value.load = lambda: as_torch(tensor)
         if tensor.size <= SMALL and len(tensor.shape) <= 1 and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32):
-            self.vectors[value] = tuple(int(x) for x in np.atleast_1d(tensor.numpy()))
+            value.sizes = tuple(int(x) for x in np.atleast_1d(tensor.numpy()))
         return value
 
     def number(self, number: float | int | bool, dtype: str) -> Value:
         """A constant of one element that exists only here."""
         data = torch.tensor(number, dtype=getattr(torch, dtype))
         return Value(self.virtual_name(), (), dtype, load=lambda: data)
+
+    def size(self, dim: Dim) -> Value:
+        """A size of the graph as a number that exists only here."""
+        return Value(self.virtual_name(), (), "int64", sizes=(dim,))
 
     def declared(self, held: ir.Value) -> Shape | None:
         """The shape that the model states, names unified."""
@@ -106,7 +120,7 @@ class Translation:
         if isinstance(dim, int):
             return dim
         if dim.value is None:
-            return symbol(f"{held.name}.{axis}")
+            return self.renamed(symbol(f"{held.name}.{axis}"))
         return self.renamed(read_dim(str(dim.value)))
 
     def renamed(self, dim: Dim) -> Dim:
@@ -129,7 +143,12 @@ class Translation:
         return None if value is None or value.load is None else value.load().reshape(-1).tolist()
 
     def vector(self, value: Value | None) -> Vector | None:
-        return None if value is None else self.vectors.get(value)
+        return None if value is None else value.sizes
+
+    def refuse(self, reason: str) -> bool:
+        """Leave this node opaque and say why; for attentions, which recognition then reports."""
+        self.reason = reason
+        return False
 
     def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
         """A node that exists only in the canonical graph; its value has no handle."""
@@ -167,9 +186,10 @@ class Translation:
             outputs.append(Value(held.name or "", self.declared(held), dtype_name(held.dtype), handle=held))
             self.values[held] = outputs[-1]
         given = (*(i for i in inputs if i is not None), *captured)
-        self.graph.add(
-            "opaque", given, tuple(outputs), name=self.node.name or "", source=self.source, operator=operator_name(self.node)
-        )
+        operator = operator_name(self.node)
+        reason = self.reason or UNREAD.get(operator, "")
+        told = {"reason": reason} if reason else {}
+        self.graph.add("opaque", given, tuple(outputs), name=self.node.name or "", source=self.source, operator=operator, **told)
 
     def broadcast(self, *values: Value | None) -> Shape | None:
         shapes = [v.shape for v in values if v is not None]

@@ -20,7 +20,7 @@ NAMED = {
     "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual", "and": "And", "or": "Or", "xor": "Xor", "not": "Not",
     "neg": "Neg", "abs": "Abs", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "tanh": "Tanh",
     "sigmoid": "Sigmoid", "relu": "Relu", "erf": "Erf", "sin": "Sin", "cos": "Cos", "floor": "Floor", "isnan": "IsNaN",
-    "where": "Where", "matmul": "MatMul", "mod": "Mod",
+    "matmul": "MatMul",
 }  # fmt: skip
 Writer = Callable[["OnnxBuilder", list[Any], Shape, str, dict[str, Any]], Value]
 
@@ -60,7 +60,7 @@ def slice_(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, 
     if a["start"] is None or a["step"] is None:
         raise NotImplementedError("a slice whose bounds are computed")
     stop = a["stop"] if a["stop"] is not None else 1 << 62
-    return b.node("Slice", [x[0], b.vector(a["start"]), b.vector(stop), b.vector(a["axis"]), b.vector(a["step"])], shape, dtype)
+    return b.node("Slice", [x[0], b.size(a["start"]), b.size(stop), b.vector(a["axis"]), b.vector(a["step"])], shape, dtype)
 
 
 def concat(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
@@ -71,19 +71,44 @@ def gather(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, 
     return b.node("Gather", x, shape, dtype, axis=a["axis"])
 
 
+def index(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    """GatherND indexes leading axes: those that are indexed go in front, and what stood before them back afterwards."""
+    data, *chosen = x
+    axes, before = tuple(a["axes"]), a["axes"][0]
+    lead = shape[before : len(shape) - (len(data.shape) - axes[-1] - 1)]
+    columns = []
+    for value in chosen:
+        wide = value if value.dtype == "int64" else cast(b, [value], value.shape, "int64", {})
+        wide = wide if wide.shape == lead else expand(b, [wide], lead, "int64", {})
+        columns.append(reshape(b, [wide], (*lead, 1), "int64", {}))
+    stacked = b.node("Concat", columns, (*lead, len(columns)), "int64", axis=len(lead)) if len(columns) > 1 else columns[0]
+    if before:
+        front = (*axes, *(i for i in range(len(data.shape)) if i not in axes))
+        data = permute(b, [data], tuple(data.shape[i] for i in front), dtype, {"perm": front})
+    held = (*lead, *(d for i, d in enumerate(data.shape) if i >= len(axes)))
+    made = b.node("GatherND", [data, stacked], held, dtype)
+    if not before:
+        return made
+    count = len(lead)
+    back = (*range(count, count + before), *range(count), *range(count + before, len(held)))
+    return permute(b, [made], shape, dtype, {"perm": back})
+
+
 def iota(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
     """0, 1, 2, … in int64, then cast, stretched and moved: Range itself lacks most types."""
     (length,) = shape
-    limit = (
-        b.constant(length, "int64") if isinstance(length, int) else b.node("Squeeze", [b.size(length), b.vector(0)], (), "int64")
-    )
+    limit = b.constant(length, "int64") if isinstance(length, int) else b.number(b.size(length))
     made = b.node("Range", [b.constant(0, "int64"), limit, b.constant(1, "int64")], shape, "int64")
     dtype = dtype or "int64"
     if dtype != "int64":
         made = cast(b, [made], shape, dtype, {})
     if a.get("step", 1) != 1:
         made = b.node("Mul", [made, b.constant(a["step"], dtype)], shape, dtype)
-    return b.node("Add", [made, b.constant(a["start"], dtype)], shape, dtype) if a.get("start", 0) else made
+    start = a.get("start", 0)
+    if not start:
+        return made
+    first = b.constant(start, dtype) if isinstance(start, (int, float)) else cast(b, [b.size(start)], (1,), dtype, {})
+    return b.node("Add", [made, first], shape, dtype)
 
 
 def full(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
@@ -109,8 +134,32 @@ def not_equal(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[st
 
 
 def floor_division(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
-    """Of integers that are never negative, where dividing towards zero is the same."""
-    return b.node("Div", x, shape, dtype)
+    """ONNX divides whole numbers towards zero: what its Mod leaves (of the divisor's sign) is taken off first."""
+    if is_real(dtype):
+        return b.node("Floor", [b.node("Div", x, shape, dtype)], shape, dtype)
+    left = b.node("Mod", x, shape, dtype)
+    return b.node("Div", [b.node("Sub", [x[0], left], shape, dtype), x[1]], shape, dtype)
+
+
+def modulus(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    """Of the divisor's sign; for real numbers ONNX only has the remainder of the other sign."""
+    if not is_real(dtype):
+        return b.node("Mod", x, shape, dtype)
+    whole = floor_division(b, x, shape, dtype, a)
+    return b.node("Sub", [x[0], b.node("Mul", [whole, x[1]], shape, dtype)], shape, dtype)
+
+
+def where(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    """onnxruntime has no Where for truth values: (c & x) | (~c & y)."""
+    if dtype != "bool":
+        return b.node("Where", x, shape, dtype)
+    condition, yes, no = x
+    other = b.node("And", [b.node("Not", [condition], condition.shape, "bool"), no], shape, "bool")
+    return b.node("Or", [b.node("And", [condition, yes], shape, "bool"), other], shape, "bool")
+
+
+def is_real(dtype: str) -> bool:
+    return "float" in dtype
 
 
 WRITERS: dict[str, Writer] = {
@@ -126,10 +175,13 @@ WRITERS: dict[str, Writer] = {
     "slice": slice_,
     "concat": concat,
     "gather": gather,
+    "index": index,
     "iota": iota,
     "full": full,
     "triangle": triangle,
     "attention": attention,
     "ne": not_equal,
     "floordiv": floor_division,
+    "mod": modulus,
+    "where": where,
 }

@@ -52,8 +52,6 @@ def test_an_attention_that_is_the_output(name, select):
 
 NOT_READ = {
     "other_precision": small_models.attention(23, APART, softmax_precision=11),
-    "window_to_the_left": small_models.attention(25, APART, left_window_size=2),
-    "window_to_the_right": small_models.attention(25, APART, right_window_size=0),
     "mask_over_the_first_keys": small_models.attention(24, (2, 4, 6, 8), mask=(2, 1, 6, 4)),
     "mask_over_perhaps_the_first_keys": small_models.attention(24, APART, mask=("batch", 1, "length", "first")),
 }

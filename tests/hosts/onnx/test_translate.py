@@ -8,12 +8,13 @@ import onnx
 import pytest
 import torch
 from canonical import check, values_in_host
+from hosts.onnx import small_models
 from onnx import TensorProto, helper
 from onnx_exports import CASES, export, tensors
 
 from attnopt.hosts.onnx import OnnxHost
 
-UNREAD = {"GatherND", "GatherElements", "Div", "Sign", "NonZero", "ScatterND", "ReduceProd", "If", "Size"}
+UNREAD = {"Div", "NonZero", "ScatterND", "ReduceProd", "If", "Size"}
 
 
 @pytest.mark.parametrize(("family", "attention", "exporter"), CASES)
@@ -74,9 +75,34 @@ OPERATORS = {
     "slice_from_the_end": ("Slice", [f(2, 6)], {1: i(-2), 2: i(1 << 40), 3: i(1)}, {}),
     "gather": ("Gather", [f(5, 3)], {1: np.array([[0, 4], [2, 1]])}, {}),
     "gather_one": ("Gather", [f(5, 3)], {1: np.array(-1)}, {"axis": 1}),
-    "gather_rows": ("GatherND", [f(5, 3)], {1: np.array([[0], [4]])}, {}),
     "scatter_rows": ("ScatterND", [f(5, 3), f(2, 3)], {1: np.array([[1], [4]])}, {}),
-    "reduce_l2": ("ReduceL2", [f(2, 3, 4)], {1: i(-1)}, {}),
+    "slice_two_axes": ("Slice", [f(4, 6, 5)], {1: i(1, -3), 2: i(4, -1), 3: i(0, 2), 4: i(2, 1)}, {}),
+    "slice_first_axes": ("Slice", [f(4, 6)], {1: i(1, 0), 2: i(3, 9)}, {}),
+    "gather_nd": ("GatherND", [f(4, 5, 3)], {1: np.array([[[0, 4], [3, -1]], [[1, 2], [0, 0]]])}, {}),
+    "gather_nd_one_axis": ("GatherND", [f(4, 5)], {1: i(3, 0)[:, None]}, {}),
+    "gather_nd_batch": ("GatherND", [f(2, 5, 3)], {1: np.array([[[4], [0]], [[2], [2]]])}, {"batch_dims": 1}),
+    "gather_elements": ("GatherElements", [f(3, 4)], {1: np.array([[0, 3, 1], [2, 2, 0], [1, -1, 3]])}, {"axis": 1}),
+    "reduce_l2": ("ReduceL2", [f(2, 3)], {1: i(1)}, {}),
+    "reduce_l1": ("ReduceL1", [f(2, 3)], {}, {"keepdims": 0}),
+    "reduce_sum_square": ("ReduceSumSquare", [f(2, 3)], {1: i(0)}, {}),
+    "reduce_log_sum_exp": ("ReduceLogSumExp", [f(2, 3)], {1: i(-1)}, {}),
+    "softplus": ("Softplus", [f(2, 5) * 40], {}, {}),
+    "sign": ("Sign", [np.array([[-2.0, 0.0, 3.0]], np.float32)], {}, {}),
+    "ceil": ("Ceil", [f(2, 5)], {}, {}),
+    "log_softmax": ("LogSoftmax", [f(2, 5)], {}, {}),
+    "max_of_three": ("Max", [f(2, 3), f(1, 3), f(3)], {}, {}),
+    "sum_of_three": ("Sum", [f(2, 3), f(2, 3), f(3)], {}, {}),
+    "mean": ("Mean", [f(2, 3), f(2, 1)], {}, {}),
+    "pad": ("Pad", [f(2, 3)], {1: i(0, 1, 2, 0), 2: np.float32(7.0)}, {}),
+    "pad_one_axis": ("Pad", [f(2, 3)], {1: i(1, 2), 2: np.float32(0.0), 3: i(-1)}, {}),
+    "depth_to_space": ("DepthToSpace", [f(2, 8, 3, 5)], {}, {"blocksize": 2}),
+    "depth_to_space_columns": ("DepthToSpace", [f(2, 8, 3, 5)], {}, {"blocksize": 2, "mode": "CRD"}),
+    "space_to_depth": ("SpaceToDepth", [f(2, 3, 4, 6)], {}, {"blocksize": 2}),
+    "einsum_outer": ("Einsum", [f(2, 3), f(4)], {}, {"equation": "bq,k->bqk"}),
+    "einsum_summed_alone": ("Einsum", [f(2, 3, 4), f(2, 5, 4)], {}, {"equation": "bqd,bkd->bq"}),
+    "einsum_ellipsis": ("Einsum", [f(2, 3, 4, 5), f(2, 3, 6, 5)], {}, {"equation": "...qd,...kd->...qk"}),
+    "einsum_implicit": ("Einsum", [f(3, 4), f(4, 5)], {}, {"equation": "ab,bc"}),
+    "einsum_one": ("Einsum", [f(2, 3, 4)], {}, {"equation": "bqd->dq"}),
     "reduce_mean": ("ReduceMean", [f(2, 3, 4)], {1: i(-1)}, {}),
     "reduce_all": ("ReduceMax", [f(2, 3)], {}, {"keepdims": 0}),
     "clip": ("Clip", [f(2, 3)], {1: np.float32(-0.5), 2: np.float32(0.5)}, {}),
@@ -142,3 +168,15 @@ def test_module_and_line():
     assert node.source.line.startswith("modeling_bert.py:")
     host = OnnxHost.from_model(export("bert", "eager", "torchscript"))
     assert next(host.graph.of("softmax")).source.module == "model.encoder.layer.0.attention.self"
+
+
+@pytest.mark.parametrize("mask_first", [False, True])
+def test_a_sum_names_what_must_be_equal_to_it(mask_first):
+    """past + new keys meet a mask of `total` columns, in either order, and translation ends."""
+    nodes = [
+        helper.make_node("Concat", ["past", "x"], ["all"], name="all", axis=1),
+        helper.make_node("Add", ["mask", "all"] if mask_first else ["all", "mask"], ["y"], name="add"),
+    ]
+    shapes = {"past": ["batch", "past"], "x": ["batch", "new"], "mask": ["batch", "total"]}
+    graph = OnnxHost.from_model(small_models.model(nodes, [small_models.value(n, s) for n, s in shapes.items()])).graph
+    assert str(graph.inputs[2].shape[1]) == str(graph.nodes[-1].output.shape[1]) == "new + past"

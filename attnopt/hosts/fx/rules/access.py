@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from attnopt.hosts.fx.rules.layout import Arguments, Rule
 from attnopt.ir.dims import Dim
 from attnopt.ir.graph import Value
@@ -24,6 +26,14 @@ def number(x: Any) -> int | None:
     return x if isinstance(x, int) else None
 
 
+def bound(t: Translation, x: Any) -> Dim | None:
+    """A bound of a slice: a number, or a size of the graph."""
+    if isinstance(x, int):
+        return x
+    held = getattr(x, "meta", {}).get("val")
+    return t.symbols.dim(held) if isinstance(held, torch.SymInt) else None
+
+
 def slice_(t: Translation, a: Arguments) -> bool:
     value = t.value(a["self"])
     if value is None or value.shape is None:
@@ -37,15 +47,15 @@ def slice_(t: Translation, a: Arguments) -> bool:
         whole = start == 0 and a["step"] == 1 and value.shape == t.shape
     if whole:
         return t.same(value)
-    return t.result("slice", value, axis=axis, start=number(start), stop=number(stop), step=number(a["step"]))
+    return t.result("slice", value, axis=axis, start=bound(t, start), stop=bound(t, stop), step=number(a["step"]))
 
 
 def narrow(t: Translation, a: Arguments) -> bool:
     value = t.value(a["self"])
     if value is None or value.shape is None:
         return False
-    start, length = number(a["start"]), number(a["length"])
-    stop = start + length if start is not None and length is not None else None
+    start, length = bound(t, a["start"]), number(a["length"])
+    stop = start + length if isinstance(start, int) and length is not None else None
     return t.result("slice", value, axis=a["dim"] % len(value.shape), start=start, stop=stop, step=1)
 
 
@@ -109,17 +119,19 @@ def gather(t: Translation, a: Arguments) -> bool:
 
 
 def embedding(t: Translation, a: Arguments) -> bool:
-    return t.result("gather", t.value(a["weight"]), t.value(a["indices"]), axis=0)
+    return t.result("gather", t.value(a["weight"]), t.value(a["indices"]), axis=0, unsigned=True)
 
 
 def index(t: Translation, a: Arguments) -> bool:
-    """x[:, i]: one index tensor is a gather along its axis; several stay opaque."""
-    given = [(axis, x) for axis, x in enumerate(a["indices"]) if x is not None]
-    if len(given) != 1:
+    """x[:, i]: one index tensor is a gather along its axis; x[i, j]: several must stand at neighbouring axes."""
+    given = [(axis, t.value(x)) for axis, x in enumerate(a["indices"]) if x is not None]
+    if any(value is None or value.dtype not in ("int64", "int32") for _, value in given) or not given:
         return False
-    axis, chosen = given[0]
-    value = t.value(chosen)
-    return value is not None and value.dtype in ("int64", "int32") and t.result("gather", t.value(a["self"]), value, axis=axis)
+    axes = tuple(axis for axis, _ in given)
+    if len(given) == 1:
+        return t.result("gather", t.value(a["self"]), given[0][1], axis=axes[0])
+    together = axes == tuple(range(axes[0], axes[-1] + 1))
+    return together and t.result("index", t.value(a["self"]), *(value for _, value in given), axes=axes)
 
 
 def gather_rows(t: Translation, a: Arguments) -> bool:
@@ -191,7 +203,8 @@ def copy(t: Translation, a: Arguments) -> bool:
 
 def arange(t: Translation, a: Arguments) -> bool:
     start, step = a.get("start", 0) or 0, a.get("step", 1) or 1
-    return isinstance(start, (int, float)) and isinstance(step, (int, float)) and t.result("iota", start=start, step=step)
+    first = start if isinstance(start, float) else bound(t, start)
+    return first is not None and isinstance(step, (int, float)) and t.result("iota", start=first, step=step)
 
 
 def full(value: str | float) -> Rule:

@@ -20,39 +20,62 @@ def replaced(value: Value, axis: int, *sizes: Dim) -> tuple[Dim, ...]:
     return (*shape[:axis], *sizes, *shape[axis + 1 :])
 
 
+Bound = Dim | None
+
+
 def slice_(t: Translation, x: Inputs) -> bool:
-    """One axis; bounds that are not constant stay unknown and the declared shape holds."""
+    """Axis by axis; bounds that are neither numbers nor sizes stay unknown, and the declared shape holds."""
     value = x[0]
     if value is None or value.shape is None:
         return False
-    axes = t.held(x[3]) if len(x) > 3 and x[3] is not None else None
     starts, stops = t.vector(x[1]), t.vector(x[2])
-    steps = t.vector(x[4]) if len(x) > 4 and x[4] is not None else (1,)
-    if (len(x) > 3 and x[3] is not None and axes is None) or steps is None or len(steps) != 1:
+    axes = t.held(x[3]) if len(x) > 3 and x[3] is not None else list(range(len(starts or (0,))))
+    if axes is None or not axes:
         return False
-    axis = int(axes[0]) % len(value.shape) if axes else 0
-    if (axes is not None and len(axes) != 1) or any(v is not None and len(v) != 1 for v in (starts, stops)):
+    steps = t.vector(x[4]) if len(x) > 4 and x[4] is not None else (1,) * len(axes)
+    given = [v for v in (starts, stops, steps) if v is not None]
+    if steps is None or any(len(v) != len(axes) for v in given) or (len(axes) > 1 and len(given) < 3):
         return False
-    start = starts[0] if starts is not None else None
-    stop = stops[0] if stops is not None else None
-    size = value.shape[axis]
-    to_end = (isinstance(stop, int) and stop >= END) or stop == size
-    if start == 0 and to_end and steps == (1,):
+    last: tuple[Value, int, Bound, Bound, Bound, Dim | None] | None = None
+    for i, axis in enumerate(int(a) % len(value.shape) for a in axes):
+        if last is not None:
+            value = one_axis(t, *last)
+            if value is None:
+                return False
+        assert value.shape is not None
+        size = value.shape[axis]
+        start, stop, length = bounds(size, starts[i] if starts else None, stops[i] if stops else None, steps[i])
+        if start == 0 and length is not None and length == size and steps[i] == 1:
+            continue
+        last = (value, axis, start, stop, steps[i] if isinstance(steps[i], int) else None, length)
+    if last is None:
         return t.same(value)
+    source, axis, start, stop, step, length = last
+    shape = replaced(source, axis, length) if length is not None else None
+    return t.result("slice", source, shape=shape, axis=axis, start=start, stop=stop, step=step)
+
+
+def one_axis(t: Translation, value: Value, axis: int, start: Bound, stop: Bound, step: Bound, length: Dim | None) -> Value | None:
+    if length is None:
+        return None
+    return t.emit("slice", value, shape=replaced(value, axis, length), axis=axis, start=start, stop=stop, step=step)
+
+
+def bounds(size: Dim, start: Bound, stop: Bound, step: Dim) -> tuple[Bound, Bound, Dim | None]:
+    """Start and stop with numbers inside of the axis, and the length that is left, where it is known."""
+    to_end = (isinstance(stop, int) and stop >= END) or stop == size
     length: Dim | None = None
-    if steps == (1,) and start is not None and stop is not None:
+    if isinstance(step, int) and step > 0 and start is not None and stop is not None:
         begin = add(size, start) if isinstance(start, int) and start < 0 else start
         end = size if to_end else add(size, stop) if isinstance(stop, int) and stop < 0 else stop
         if isinstance(size, int) and isinstance(begin, int) and isinstance(end, int):
-            length = max(0, min(end, size) - max(begin, 0))
             start, stop = max(begin, 0), min(end, size)
-        elif to_end or (isinstance(begin, int) and begin == 0 and not isinstance(end, int)):
+            length = max(0, -(-(stop - start) // step))
+        elif step == 1 and (to_end or (isinstance(begin, int) and begin == 0 and not isinstance(end, int))):
             length = add(end, begin, -1)
-    shape = replaced(value, axis, length) if length is not None else None
     if to_end and not isinstance(size, int):
         stop = None
-    known = [b if isinstance(b, int) else None for b in (start, stop, steps[0])]
-    return t.result("slice", value, shape=shape, axis=axis, start=known[0], stop=known[1], step=known[2])
+    return start, stop, length
 
 
 def split(t: Translation, x: Inputs) -> bool:
@@ -114,18 +137,6 @@ def gather_rows(t: Translation, x: Inputs) -> bool:
     return t.result("gather", table, t.emit("reshape", core, shape=core.shape[: axis + 1]), shape=made, axis=0)
 
 
-def gather_nd(t: Translation, x: Inputs) -> bool:
-    """GatherND with one index per row: whole rows along the first axis."""
-    value, indices = x
-    if value is None or indices is None or value.shape is None or not indices.shape or indices.shape[-1] != 1:
-        return False
-    if t.attr("batch_dims", 0):
-        return False
-    lead = indices.shape[:-1]
-    chosen = t.emit("reshape", indices, shape=lead)
-    return t.result("gather", value, chosen, shape=(*lead, *value.shape[1:]), axis=0)
-
-
 def scatter_nd(t: Translation, x: Inputs) -> bool:
     """ScatterND with one index per row: whole rows along the first axis replaced."""
     value, indices, new = x
@@ -150,12 +161,13 @@ def concat(t: Translation, x: Inputs) -> bool:
 
 
 def range_(t: Translation, x: Inputs) -> bool:
-    start, delta = (v.scalar() if v is not None else None for v in (x[0], x[2]))
-    limit = t.vector(x[1])
-    if not isinstance(start, (int, float)) or not isinstance(delta, (int, float)):
+    first, limit = t.vector(x[0]), t.vector(x[1])
+    delta = x[2].scalar() if x[2] is not None else None
+    start = first[0] if first is not None and len(first) == 1 else x[0].scalar() if x[0] is not None else None
+    if start is None or not isinstance(delta, (int, float)):
         return False
     shape = None
-    if limit is not None and len(limit) == 1 and delta == 1 and isinstance(start, int):
+    if limit is not None and len(limit) == 1 and delta == 1 and not isinstance(start, float):
         shape = (add(limit[0], start, -1),)
     return t.result("iota", shape=shape, start=start, step=delta)
 
@@ -177,8 +189,6 @@ RULES: dict[str, Rule] = {
     "Slice": slice_,
     "Split": split,
     "Gather": gather,
-    "GatherElements": gather_rows,
-    "GatherND": gather_nd,
     "ScatterND": scatter_nd,
     "Concat": concat,
     "Range": range_,

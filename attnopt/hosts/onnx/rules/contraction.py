@@ -46,24 +46,68 @@ def gemm(t: Translation, x: Inputs) -> bool:
 
 
 def einsum(t: Translation, x: Inputs) -> bool:
-    """Two operands without repeated or summed-out labels: permute, merge, matmul, split, permute."""
-    equation = str(t.attr("equation")).replace(" ", "")
-    if len(x) != 2 or "->" not in equation or "." in equation:
+    """One or two operands without repeated labels: permute, sum what is alone, merge, matmul (or mul), split, permute."""
+    if any(v is None or v.shape is None for v in x) or len(x) not in (1, 2):
         return False
-    left, right = x
-    inputs, out = equation.split("->")
-    first, second = inputs.split(",")
-    if left is None or right is None or left.shape is None or right.shape is None:
+    found = written_out(str(t.attr("equation")), [len(v.shape or ()) for v in x if v is not None])
+    if found is None:
         return False
-    if any(len(set(labels)) != len(labels) for labels in (first, second, out)):
-        return False
-    size: dict[str, Dim] = {**dict(zip(second, right.shape, strict=True)), **dict(zip(first, left.shape, strict=True))}
+    sides, out = found
+    size: dict[str, Dim] = {}
+    for labels, value in zip(sides[::-1], x[::-1], strict=True):
+        assert value is not None and value.shape is not None
+        size.update(zip(labels, value.shape, strict=True))
+    alone = [[c for c in labels if c not in out and all(c not in o for o in sides if o is not labels)] for labels in sides]
+    operands = [summed_over(t, v, labels, gone) for v, labels, gone in zip(x, sides, alone, strict=True)]  # type: ignore[arg-type]
+    sides = [[c for c in labels if c not in gone] for labels, gone in zip(sides, alone, strict=True)]
+    if len(operands) == 1:
+        return arranged_last(t, operands[0], sides[0], out, size)
+    return product_of(t, operands, sides, out, size)
+
+
+def written_out(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]] | None:
+    """Labels of each operand and of the result, "..." as numbers; None where a label repeats or operands broadcast."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(ranks):
+        return None
+    free = {rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True) if "..." in term}
+    if len(free) > 1 or any(n < 0 for n in free):
+        return None
+    dots = [str(i) for i in range(*free)] if free else []
+
+    def labels(term: str) -> list[str]:
+        before, found, after = term.partition("...")
+        return [*before, *(dots if found else []), *after]
+
+    sides = [labels(term) for term in terms]
+    every = [c for side in sides for c in side]
+    out = labels(right) if arrow else [*dots, *sorted(c for c in set(every) - set(dots) if every.count(c) == 1)]
+    sound = all(len(set(side)) == len(side) for side in (*sides, out)) and set(out) <= set(every)
+    return (sides, out) if sound and all(len(s) == r for s, r in zip(sides, ranks, strict=True)) else None
+
+
+def summed_over(t: Translation, value: Value, labels: list[str], gone: list[str]) -> Value:
+    if not gone:
+        return value
+    shape = tuple(d for c, d in zip(labels, value.shape or (), strict=True) if c not in gone)
+    return t.emit("reduce_sum", value, shape=shape, axes=tuple(labels.index(c) for c in gone), keepdims=False)
+
+
+def arranged_last(t: Translation, value: Value, labels: list[str], out: list[str], size: dict[str, Dim]) -> bool:
+    perm = tuple(labels.index(c) for c in out)
+    if perm == tuple(range(len(perm))):
+        return t.same(value)
+    return t.result("permute", value, shape=tuple(size[c] for c in out), perm=perm)
+
+
+def product_of(t: Translation, x: list[Value], sides: list[list[str]], out: list[str], size: dict[str, Dim]) -> bool:
+    (left, right), (first, second) = x, sides
+    assert left.shape is not None and right.shape is not None
     batch = [c for c in out if c in first and c in second]
     rows = [c for c in first if c in out and c not in second]
     columns = [c for c in second if c in out and c not in first]
     summed = [c for c in first if c in second and c not in out]
-    if {*first, *second} != {*batch, *rows, *columns, *summed} or not summed:
-        return False
     for label in (*batch, *summed):
         one, other = left.shape[first.index(label)], right.shape[second.index(label)]
         if one != other:
@@ -71,7 +115,7 @@ def einsum(t: Translation, x: Inputs) -> bool:
             if isinstance(one, int) or isinstance(other, int):
                 return False
 
-    def arranged(value: Value, labels: str, groups: list[list[str]]) -> Value:
+    def arranged(value: Value, labels: list[str], groups: list[list[str]]) -> Value:
         order = [*batch, *(c for group in groups for c in group)]
         perm = tuple(labels.index(c) for c in order)
         if perm != tuple(range(len(perm))):
@@ -85,9 +129,10 @@ def einsum(t: Translation, x: Inputs) -> bool:
     apart = tuple(size[c] for c in made)
     perm = tuple(made.index(c) for c in out)
     straight = perm == tuple(range(len(perm)))
+    op = "matmul" if summed else "mul"  # nothing summed: columns of one and rows of one, spread over each other
     if straight and flat == apart:
-        return t.result("matmul", a, b, shape=flat)
-    whole = t.emit("matmul", a, b, shape=flat)
+        return t.result(op, a, b, shape=flat)
+    whole = t.emit(op, a, b, shape=flat)
     if straight:
         return t.result("reshape", whole, shape=apart)
     split = whole if flat == apart else t.emit("reshape", whole, shape=apart)

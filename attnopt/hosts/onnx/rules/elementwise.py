@@ -36,10 +36,6 @@ def modulo(t: Translation, x: Inputs) -> bool:
     return not t.attr("fmod", 0) and t.result("mod", *x, shape=t.broadcast(*x))
 
 
-def extreme(op: str) -> Rule:
-    return lambda t, x: len(x) == 2 and t.result(op, *x, shape=t.broadcast(*x))
-
-
 def unary(op: str, dtype: str = "") -> Rule:
     return lambda t, x: x[0] is not None and t.result(op, x[0], shape=x[0].shape, dtype=dtype)
 
@@ -97,8 +93,6 @@ RULES: dict[str, Rule] = {
     **{name: unary(op) for name, op in UNARY.items()},
     "Div": division,
     "Mod": modulo,
-    "Max": extreme("maximum"),
-    "Min": extreme("minimum"),
     "Not": unary("not", "bool"),
     "IsNaN": unary("isnan", "bool"),
     "IsInf": infinite,

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attnopt.hosts.onnx.rules.layout import Inputs, Rule
-from attnopt.ir.dims import Dim
+from attnopt.ir.dims import Dim, Shape
 
 if TYPE_CHECKING:
     from attnopt.hosts.onnx.translate import Translation
 
 
+def reduced(t: Translation, x: Inputs) -> tuple[Shape, dict[str, Any]] | None:
+    """The shape of a reduction and what it runs over; None where that is not known."""
+    value = x[0]
+    if value is None or value.shape is None:
+        return None
+    given = t.held(x[1]) if len(x) > 1 and x[1] is not None else t.attr("axes")
+    if len(x) > 1 and x[1] is not None and given is None:
+        return None
+    rank = len(value.shape)
+    if not given and t.attr("noop_with_empty_axes", 0):
+        axes: tuple[int, ...] = ()
+    else:
+        axes = tuple(sorted(a % rank for a in given)) if given else tuple(range(rank))
+    keep = bool(t.attr("keepdims", 1))
+    shape: list[Dim] = [1 if i in axes else d for i, d in enumerate(value.shape) if keep or i not in axes]
+    return tuple(shape), {"axes": axes, "keepdims": keep}
+
+
 def reduction(op: str) -> Rule:
     def rule(t: Translation, x: Inputs) -> bool:
-        value = x[0]
-        if value is None or value.shape is None:
+        found = reduced(t, x)
+        if found is None:
             return False
-        given = t.held(x[1]) if len(x) > 1 and x[1] is not None else t.attr("axes")
-        if len(x) > 1 and x[1] is not None and given is None:
-            return False
-        if not given and t.attr("noop_with_empty_axes", 0):
-            return t.same(value)
-        rank = len(value.shape)
-        axes = tuple(sorted(a % rank for a in given)) if given else tuple(range(rank))
-        keep = bool(t.attr("keepdims", 1))
-        shape: list[Dim] = [1 if i in axes else d for i, d in enumerate(value.shape) if keep or i not in axes]
-        return t.result(op, value, shape=tuple(shape), axes=axes, keepdims=keep)
+        shape, attrs = found
+        return t.result(op, x[0], shape=shape, **attrs) if attrs["axes"] else t.same(x[0])
 
     return rule
 

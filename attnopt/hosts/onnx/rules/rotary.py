@@ -1,14 +1,15 @@
-"""RotaryEmbedding (ai.onnx and com.microsoft)  ->  slices, products with cosines and sines, concat.
+"""RotaryEmbedding, standard (opset 23) and of com.microsoft  ->  the products and sums that it stands for.
 
-x1, x2 = halves (or even and odd channels) of x     ->     concat(x1 * cos - x2 * sin, x2 * cos + x1 * sin)
+y1 = x1 * cos - x2 * sin,   y2 = x2 * cos + x1 * sin       x1, x2: the halves of a head, or its even and odd elements
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from attnopt.hosts.onnx.rules.heads import part
 from attnopt.hosts.onnx.rules.layout import Inputs, Rule
-from attnopt.ir.dims import Dim, divide, product
+from attnopt.ir.dims import divide
 from attnopt.ir.graph import Value
 
 if TYPE_CHECKING:
@@ -16,79 +17,98 @@ if TYPE_CHECKING:
 
 
 def standard(t: Translation, x: Inputs) -> bool:
+    """RotaryEmbedding(x, cos, sin, positions | None): tables [rows, R/2] with positions, else [B, L, R/2]."""
     value, cos, sin, positions = (*x, None)[:4]
-    return rotated(t, value, cos, sin, positions)
+    heads = int(t.attr("num_heads", 0)) or None
+    dims = int(t.attr("rotary_embedding_dim", 0)) or None
+    return embedding(t, value, cos, sin, positions, heads=heads, dims=dims)
 
 
 def contrib(t: Translation, x: Inputs) -> bool:
-    """com.microsoft: positions come second, and are [B, L] (one offset for the whole batch is left alone)."""
-    value, positions, cos, sin = x[:4]
-    scaled = t.attr("scale", 1.0) != 1.0 or t.attr("is_packed_batching", 0)
-    if scaled or positions is None or positions.shape is None or len(positions.shape) != 2:
+    """com.microsoft::RotaryEmbedding(x, positions [B, L], cos, sin)."""
+    value, positions, cos, sin = x
+    if t.attr("scale", 1.0) != 1.0 or t.attr("is_packed_batching", 0) or positions is None or len(positions.shape or ()) != 2:
         return False
-    return rotated(t, value, cos, sin, positions)
+    heads = int(t.attr("num_heads", 0)) or None
+    dims = int(t.attr("rotary_embedding_dim", 0)) or None
+    return embedding(t, value, cos, sin, positions, heads=heads, dims=dims)
 
 
-def rotated(t: Translation, x: Value | None, cos: Value | None, sin: Value | None, positions: Value | None) -> bool:
-    if x is None or cos is None or sin is None or x.shape is None or cos.shape is None or sin.shape is None:
+def embedding(
+    t: Translation,
+    x: Value | None,
+    cos: Value | None,
+    sin: Value | None,
+    positions: Value | None,
+    *,
+    heads: int | None,
+    dims: int | None,
+) -> bool:
+    """Of heads apart [B, H, L, D] or in a row [B, L, H*D]."""
+    if x is None or x.shape is None or cos is None or sin is None or cos.shape is None:
         return False
-    shape, heads = x.shape, int(t.attr("num_heads", 0))
-    flat = len(shape) == 3
-    if flat:  # [B, L, H * D] as [B, L, H, D]: heads are the third dimension, so that nothing has to be moved
-        width = divide(shape[2], heads) if heads else None
-        if width is None:
-            return False
-        x = t.emit("reshape", x, shape=(shape[0], shape[1], heads, width))
-    elif len(shape) != 4:
-        return False
-    whole = x.shape[-1]  # type: ignore[index]
-    dims = int(t.attr("rotary_embedding_dim", 0)) or whole
     half = cos.shape[-1]
-    if not isinstance(dims, int) or half != dims // 2 or dims % 2:
+    if not isinstance(half, int) or (dims is not None and dims != 2 * half):
         return False
-    tables = [at_rows(t, table, positions, 2 if flat else 1) for table in (cos, sin)]
-    if any(table is None for table in tables):
+    interleaved = bool(t.attr("interleaved", 0))
+    if len(x.shape) == 4:
+        tables = [looked_up(t, table, positions, heads_at=1) for table in (cos, sin)]
+        if None in tables or not isinstance(x.shape[3], int):
+            return False
+        op, inputs, attrs = turned(t, x, tables[0], tables[1], interleaved)  # type: ignore[arg-type]
+        return t.result(op, *inputs, shape=x.shape, **attrs)
+    width = 2 * half if heads is None else divide(x.shape[2], heads)
+    count = divide(x.shape[2], width) if width is not None else None
+    tables = [looked_up(t, table, positions, heads_at=2) for table in (cos, sin)]
+    if count is None or not isinstance(width, int) or None in tables:
         return False
-    turned = turn(t, part(t, x, 0, dims), *tables, interleaved=bool(t.attr("interleaved", 0)))  # type: ignore[arg-type]
-    if not flat and dims == whole:
-        return t.result("reshape", turned, shape=shape)
-    if dims != whole:
-        rest = part(t, x, dims, whole)  # type: ignore[arg-type]
-        turned = t.emit("concat", turned, rest, shape=x.shape, axis=3)  # type: ignore[arg-type]
-    return t.result("reshape", turned, shape=shape)
+    apart = t.emit("reshape", x, shape=(*x.shape[:2], count, width))
+    made = rotated(t, apart, tables[0], tables[1], interleaved)  # type: ignore[arg-type]
+    return t.result("reshape", made, shape=x.shape)
 
 
-def at_rows(t: Translation, table: Value, positions: Value | None, axis: int) -> Value | None:
-    """[B, L, dims / 2] from the cache at the positions, with a dimension for the heads."""
-    shape = table.shape or ()
-    if positions is not None:
-        if len(shape) != 2 or positions.shape is None:
-            return None
-        shape = (*positions.shape, shape[1])
-        table = t.emit("gather", table, positions, shape=shape, axis=0)
-    return t.emit("reshape", table, shape=(*shape[:axis], 1, *shape[axis:])) if len(shape) == 3 else None
+def looked_up(t: Translation, table: Value, positions: Value | None, *, heads_at: int) -> Value | None:
+    """The rows of a table [rows, R/2] at positions [B, L], or a table [B, L, R/2], with an axis for the heads."""
+    if positions is not None and positions.shape is not None and len(table.shape or ()) == 2 and len(positions.shape) == 2:
+        table = t.emit("gather", table, positions, shape=(*positions.shape, (table.shape or ())[1]), dtype=table.dtype, axis=0)
+    if table.shape is None or len(table.shape) != 3:
+        return None
+    return t.emit("reshape", table, shape=(*table.shape[:heads_at], 1, *table.shape[heads_at:]))
 
 
-def part(t: Translation, x: Value, start: int, stop: int, step: int = 1) -> Value:
-    shape: tuple[Dim, ...] = x.shape or ()
-    if (start, stop, step) == (0, shape[-1], 1):
-        return x
-    size = -(-(stop - start) // step)
-    return t.emit("slice", x, shape=(*shape[:-1], size), axis=len(shape) - 1, start=start, stop=stop, step=step)
+def rotated(t: Translation, x: Value, cos: Value, sin: Value, interleaved: bool) -> Value:
+    """The last dimension of x turned by angles whose tables broadcast over it; what lies beyond the tables stays."""
+    op, inputs, attrs = turned(t, x, cos, sin, interleaved)
+    return t.emit(op, *inputs, shape=x.shape or (), **attrs)
 
 
-def turn(t: Translation, x: Value, cos: Value, sin: Value, *, interleaved: bool) -> Value:
-    shape = x.shape or ()
-    dims = int(product(shape[-1:]))  # type: ignore[arg-type]
-    first = part(t, x, 0, dims, 2) if interleaved else part(t, x, 0, dims // 2)
-    second = part(t, x, 1, dims, 2) if interleaved else part(t, x, dims // 2, dims)
-    half = first.shape or ()
-    terms = [t.emit("mul", a, b, shape=half) for a, b in ((first, cos), (second, sin), (second, cos), (first, sin))]
-    made = (t.emit("sub", *terms[:2], shape=half), t.emit("add", *terms[2:], shape=half))
+def turned(t: Translation, x: Value, cos: Value, sin: Value, interleaved: bool) -> tuple[str, list[Value], dict[str, Any]]:
+    """The last node of a rotation, its inputs made."""
+    shape, half = x.shape or (), (cos.shape or (0,))[-1]
+    axis, width = len(shape) - 1, shape[-1]
+    assert isinstance(half, int) and isinstance(width, int)
+    both = 2 * half
+    if interleaved:
+        first, second = part(t, x, axis, 0, both, 2), part(t, x, axis, 1, both, 2)
+    else:
+        first, second = part(t, x, axis, 0, half), part(t, x, axis, half, both)
+    small = (*shape[:-1], half)
+
+    def product(a: Value, b: Value) -> Value:
+        return t.emit("mul", a, b, shape=small)
+
+    pieces = [
+        t.emit("sub", product(first, cos), product(second, sin), shape=small),
+        t.emit("add", product(second, cos), product(first, sin), shape=small),
+    ]
+    rest = [part(t, x, axis, both, width)] if width > both else []
     if not interleaved:
-        return t.emit("concat", *made, shape=shape, axis=len(shape) - 1)
-    apart = [t.emit("reshape", m, shape=(*half, 1)) for m in made]
-    return t.emit("reshape", t.emit("concat", *apart, shape=(*half, 2), axis=len(half)), shape=shape)
+        return "concat", [*pieces, *rest], {"axis": axis}
+    apart = [t.emit("reshape", p, shape=(*small, 1)) for p in pieces]
+    pairs = t.emit("concat", *apart, shape=(*small, 2), axis=axis + 1)
+    if not rest:
+        return "reshape", [pairs], {}
+    return "concat", [t.emit("reshape", pairs, shape=(*shape[:-1], both)), *rest], {"axis": axis}
 
 
 RULES: dict[str, Rule] = {"RotaryEmbedding": standard, "com.microsoft::RotaryEmbedding": contrib}

@@ -102,14 +102,14 @@ def following(name: str, rule: Rule | None) -> Rule:
     def both(t: Translation, x: Inputs) -> bool:
         held = FOLLOWED[name](t, x)  # type: ignore[operator]
         if held is not None and name in ("Shape", "Size"):  # reads no data, so it is no user of its input
-            t.vectors[t.outside()] = held
+            t.outside().sizes = held
             return True
         if rule is None or not rule(t, x):
             t.opaque(x)
         made = t.values[t.node.outputs[0]]
         integer = made.dtype in INTEGERS and made.shape is not None and len(made.shape) <= 1
-        if held is not None and integer and made not in t.vectors and (not made.shape or made.shape == (len(held),)):
-            t.vectors[made] = held
+        if held is not None and integer and made.sizes is None and (not made.shape or made.shape == (len(held),)):
+            made.sizes = held
         return True
 
     return both

@@ -1,0 +1,143 @@
+"""The whole story: what is applied, verified, approximated, rolled back, and recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hosts.onnx import small_models
+from onnx import helper
+from plan_fakes import Kernel, Off, clock
+
+from attnopt.errors import AccuracyError
+from attnopt.hosts.onnx import OnnxHost
+from attnopt.ir.site import Refusal
+from attnopt.passes import Candidate, FuseAttention, Group
+from attnopt.plan.pipeline import Request, run
+
+
+@pytest.fixture
+def host():
+    return OnnxHost.from_model(small_models.spelled_out())
+
+
+def request_for(host, **options):
+    given = {"select": "always", "budget": 0.0, "inputs": host.example_inputs()} | options
+    return Request("cpu", "onnxruntime", host.opset, **given)
+
+
+def kernels(monkeypatch, *fakes):
+    monkeypatch.setattr("attnopt.plan.choose.LOWERINGS", fakes)
+
+
+def test_everything_is_recorded(host):
+    result, report = run(host, request_for(host))
+    (site,) = report.sites
+    assert (report.target, report.runtime, report.select, report.budget) == ("cpu", "onnxruntime", "always", 0.0)
+    assert (site.kernel, site.steps, report.fused, report.notes) == ("ort-mha", ("fuse-attention",), 1, ())
+    assert site.before == site.after == "softmax heads(4) width(8) scale(0.3535534)"
+    assert report.difference is not None
+    assert report.difference.max_rel <= report.difference.tolerance == 1e-4
+    assert {"recognise", "choose", "apply", "verify"} <= set(report.seconds_spent)
+    assert "Softmax" in [n.op_type for n in host.model.graph]
+    assert "Softmax" not in [n.op_type for n in result.model.graph]
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(0.5, True), (1.04, True), (1.06, False)])
+def test_a_slower_model_is_rolled_back(monkeypatch, host, seconds, kept):
+    monkeypatch.setattr("attnopt.plan.pipeline.in_turn", clock({"before": 1.0, "after": seconds}))
+    monkeypatch.setattr("attnopt.plan.choose.in_turn", clock({}))
+    monkeypatch.setattr("attnopt.plan.approximate.in_turn", clock({"after": 0.5}))
+    asked = request_for(host, select="measure", budget=0.1, passes=(FuseAttention(), Off((0.01,))))
+    result, report = run(host, asked)
+    (site,), (rewrite,) = report.sites, report.rewrites
+    assert (result is not host, report.fused == 1, rewrite.kept, report.seconds_before) == (kept, kept, kept, 1.0)
+    if kept:
+        assert (report.notes, report.seconds_after) == ((), seconds)
+    else:
+        assert report.notes == ("rolled back: the whole model measured 1.06e+03 ms against 1e+03 ms before",)
+        assert (site.kernel, site.why, site.steps) == ("original", "rolled back with the whole model", ())
+        assert rewrite.why.endswith("2.00x the speed; rolled back with the whole model")
+        assert report.seconds_after == 1.0
+        assert report.difference is not None
+        assert report.difference.max_abs == 0.0
+
+
+@pytest.mark.parametrize("factor", [1.01, -1.0, float("nan")])
+def test_a_kernel_that_computes_something_else_is_not_handed_over(monkeypatch, host, factor):
+    kernels(monkeypatch, Kernel("wrong", factor=factor))
+    with pytest.raises(AccuracyError) as raised:
+        run(host, request_for(host))
+    assert raised.value.tolerance == 1e-4
+    assert not raised.value.max_rel < 1e-3
+
+
+def test_a_difference_inside_the_tolerance_is_reported(monkeypatch, host):
+    kernels(monkeypatch, Kernel("near", factor=1.00001))
+    _, report = run(host, request_for(host))
+    assert report.difference is not None
+    assert 1e-6 < report.difference.max_abs < 1e-4
+
+
+@dataclass(frozen=True)
+class Forbidden:
+    """A pass that must not be asked."""
+
+    name: str = "forbidden"
+    exact: bool = False
+
+    def propose(self, group: Group) -> list[Candidate] | Refusal:
+        raise AssertionError("asked for an approximation")
+
+    def apply(self, candidate: Candidate, group: Group) -> Group:
+        raise AssertionError("approximated")
+
+
+def test_without_a_budget_nothing_is_approximated(host):
+    _, report = run(host, request_for(host, passes=(FuseAttention(), Forbidden())))
+    assert (report.rewrites, report.fused) == ((), 1)
+    with pytest.raises(AssertionError, match="asked"):
+        run(host, request_for(host, passes=(Forbidden(),), budget=0.1))
+
+
+def test_losses_are_measured_on_the_calibration_inputs_against_the_original(host):
+    """The second pass starts from what the first left; its loss counts from the untouched model."""
+    batch = {name: torch.randn(1, 4, 3, 8) for name in "qkv"}
+    asked = request_for(host, budget=0.1, passes=(FuseAttention(), Off((0.08,)), Off((0.05,), name="more")), calibration=[batch])
+    result, report = run(host, asked)
+    assert [(r.name, r.kept) for r in report.rewrites] == [("off", True), ("more", False)]
+    assert [r.loss for r in report.rewrites] == pytest.approx([0.08, 1.08 * 1.05 - 1], rel=1e-3)
+    assert report.difference is not None
+    assert not report.difference.exact
+    torch.testing.assert_close(result.runner()(batch)[0], host.runner()(batch)[0] * 1.08, atol=1e-4, rtol=1e-4)
+
+
+def test_an_output_without_real_numbers_has_no_loss():
+    nodes = [helper.make_node("ArgMax", ["x"], ["y"], name="best", axis=-1, keepdims=0)]
+    proto = small_models.model(nodes, [small_models.value("x", ["n", 64])])
+    proto.graph.output[0].type.tensor_type.elem_type = small_models.INT64
+    host = OnnxHost.from_model(proto)
+    result, report = run(host, request_for(host, budget=0.1))
+    assert result is host
+    assert [(r.name, r.kept, r.why) for r in report.rewrites] == [
+        ("dynamic-int8", False, "the model returns no real numbers, on which a loss is measured")
+    ]
+
+
+def test_without_inputs_nothing_is_run(host):
+    result, report = run(host, request_for(host, inputs=None))
+    assert (report.fused, report.difference, report.seconds_before) == (1, None, None)
+    assert result is not host
+
+
+def test_sites_that_stay_have_a_reason():
+    read = OnnxHost.from_model(small_models.spelled_out())
+    read.model.graph.outputs.append(next(n for n in read.model.graph if n.op_type == "Softmax").outputs[0])
+    result, report = run(read, request_for(read))
+    assert result is read
+    assert report.sites[0].kernel == "original"
+    assert report.sites[0].why.startswith("the attention weights themselves are read")
+    whole = OnnxHost.from_model(small_models.spelled_out())
+    _, report = run(whole, request_for(whole, passes=()))
+    assert (report.sites[0].kernel, report.sites[0].why) == ("original", "no exact pass was asked for")

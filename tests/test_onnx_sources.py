@@ -1,0 +1,66 @@
+"""ONNX from everywhere: each exporter's graph of each kind of model, all attentions found, outputs equal after rewriting."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx_sources import EAGER_ONLY, EXPORTERS, FAMILIES, export, export_with_past, inputs, past_inputs
+
+import attnopt
+
+# What an exporter cannot export, with its own words.
+NOT_EXPORTED = {
+    ("whisper", "torchscript"): "Exporting the operator 'aten::diff' to ONNX opset version 17 is not supported",
+}
+CASES = [
+    (family, "eager" if family in EAGER_ONLY or exporter in ("torchscript", "transformers") else "sdpa", exporter)
+    for family in FAMILIES
+    for exporter in EXPORTERS
+]
+
+
+def run(proto, named):
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {name: x.numpy() for name, x in named.items()})
+
+
+def equal(wanted, got):
+    assert len(wanted) == len(got)
+    for a, b in zip(wanted, got, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "attention", "exporter"), CASES)
+def test_all_found_and_equal(family, attention, exporter):
+    if (family, exporter) in NOT_EXPORTED:
+        with pytest.raises(Exception, match=NOT_EXPORTED[family, exporter]):
+            export(family, attention, exporter)
+        return
+    proto = export(family, attention, exporter)
+    fast = attnopt.optimize(proto, inputs(family), select="always")
+    assert len(fast.report.sites) == FAMILIES[family][3]
+    assert fast.report.refusals == ()
+    assert fast.report.fused == (0 if family == "gemma2" else len(fast.report.sites))  # no kernel has a soft cap and padding
+    other = inputs(family, batch=3, length=9)
+    equal(run(proto, other), fast(other))
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo", "transformers", "transformers-fused"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_steps_on_a_cache(family, exporter):
+    """Another past, another number of new tokens; what is handed to the next step is equal as well."""
+    proto = export_with_past(family, exporter)
+    fast = attnopt.optimize(proto, named(proto, past_inputs(family)), select="always")
+    assert len(fast.report.sites) == FAMILIES[family][3]
+    assert "padding" in fast.report.sites[0].before or exporter == "torchscript"
+    for past, new, batch in ((9, 1, 2), (2, 4, 1)):
+        given = named(proto, past_inputs(family, past, new, batch))
+        wanted, got = run(proto, given), fast(given)
+        assert len(wanted) > 2 * FAMILIES[family][3]
+        equal(wanted, got)
+
+
+def named(proto, given):
+    """The tensors under the names that an exporter chose; keys and values of all layers are alike."""
+    return dict(zip([i.name for i in proto.graph.input], given.values(), strict=True))

@@ -1,0 +1,170 @@
+"""The zoo's ground truth on small graphs, its counting, and recall and precision on a few real model types."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from zoo.lifted import counts
+from zoo.measure import measured
+from zoo.truth import Truth
+
+from attnopt.hosts.fx import FxHost, capture
+from attnopt.ir.spec import parse
+
+X = torch.randn(2, 5, 16)
+SMALL_TYPES = ("bert", "gpt_oss", "llama", "perceiver", "swin", "vit")
+
+
+class Projected(nn.Module):
+    """q, k, v of x, and what a subclass makes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(16, 16) for _ in range(3))
+        self.weight = nn.Parameter(torch.randn(16, 16))
+        self.experts = nn.Parameter(torch.randn(4, 16, 16))
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self.q(x) @ self.k(x).transpose(1, 2)
+
+
+class Attention(Projected):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.scores(x) * 0.25 + torch.ones(5, 5).triu(1) * -1e9, -1) @ self.v(x)
+
+
+class ByHand(Projected):
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.scores(x) / 4
+        exponential = torch.exp(scores - scores.amax(-1, keepdim=True))
+        return (exponential / exponential.sum(-1, keepdim=True)) @ self.v(x)
+
+
+class ByLogarithm(Projected):
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.scores(x)
+        return torch.exp(scores - scores.logsumexp(-1, keepdim=True)) @ self.v(x)
+
+
+class Einsum(Projected):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (4, 4)) for layer in (self.q, self.k, self.v))
+        weights = torch.einsum("bqhd,bkhd->bhqk", q, k).tanh().mul(30.0).softmax(-1)
+        return torch.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+class LatentQueries(Projected):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.q(self.weight) @ self.k(x).transpose(1, 2), -1) @ self.v(x)
+
+
+class Fused(Projected):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))
+
+
+class Cut(Projected):
+    """The scores in two halves that are put together again, the weights cut apart again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        scores = torch.cat([q @ k[:, :2].transpose(1, 2), q @ k[:, 2:].transpose(1, 2)], -1)
+        weights = scores.softmax(-1)
+        return weights[..., :2] @ v[:, :2] + weights[..., 2:] @ v[:, 2:]
+
+
+class Router(Projected):
+    """Which expert a token takes: a softmax over a projection, then a product with what the experts computed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = torch.softmax(x @ self.weight[:, :4], -1)
+        made = torch.einsum("bld,edf->blef", x, self.experts)
+        return torch.einsum("ble,blef->blf", share, made)
+
+
+class WeightSide(Projected):
+    """A softmax of a weight mixes activations, but no activation chose the mixture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.softmax(self.weight @ self.weight.T, -1)
+
+
+class ConstantValues(Projected):
+    """A codebook is read, not attended to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.scores(x), -1) @ self.weight[:5]
+
+
+class NoValues(Projected):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.scores(x), -1).sum(-1)
+
+
+class NormBetween(Projected):
+    """A layer between the product and the softmax: these are logits, not scores."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = nn.functional.layer_norm(self.scores(x), (5,))
+        return torch.softmax(scores, -1) @ self.v(x)
+
+
+def truth_of(model: nn.Module) -> Truth:
+    torch.manual_seed(0)
+    return Truth(FxHost.from_captured(capture(model, (X,))).module.graph)
+
+
+@pytest.mark.parametrize("model", [Attention, ByHand, ByLogarithm, Einsum, LatentQueries, Fused, Cut])
+def test_attention_is_true(model):
+    truth = truth_of(model())
+    assert len(truth.softmaxes) == 1
+    assert truth.all == truth.softmaxes
+
+
+@pytest.mark.parametrize("model", [Router, WeightSide, ConstantValues, NoValues, NormBetween])
+def test_what_only_looks_like_attention_is_not(model):
+    truth = truth_of(model())
+    assert truth.softmaxes == ()
+    assert len(truth.all) == 1
+
+
+def test_the_softmax_by_hand_is_named_after_its_division():
+    assert truth_of(ByHand()).softmaxes == ("div_1",)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("softmax scale(0.125)", (0, 0)),
+        ("softmax scale(0.125) add(load(bias0, b, 0, row, k))", (0, 1)),
+        ("softmax causal & window(6) & padding", (3, 0)),
+        ("softmax causal & load(mask0, b, 0, row, k)", (1, 1)),
+        ("softmax add(load(table, h, min(max(k - q, 0), 7)))", (1, 0)),
+        ("softmax scale(load(scale0, b, h, 0, k)) document", (2, 0)),
+        ("softmax add(load(bias0, 0, h, q // 2, k // 2) + 1.0) add(-1.0)", (0, 1)),
+    ],
+)
+def test_lifted_terms_are_told_from_tensors(line, expected):
+    assert counts(parse(line)) == expected
+
+
+@pytest.mark.parametrize("model_type", SMALL_TYPES)
+def test_every_attention_of_a_type_is_found_and_nothing_else(model_type):
+    record = measured(model_type, "eager")
+    assert record.error == ""
+    assert record.truth > 0
+    assert (record.covered, record.false) == (record.truth, 0)
+    assert record.difference is not None and record.difference < 1e-4
+
+
+def test_a_type_that_cannot_be_made_is_listed_with_its_error():
+    record = measured("timm_wrapper", "eager")
+    assert record.error.startswith("ImportError: ")
+    assert (record.truth, record.covered) == (0, 0)
