@@ -161,7 +161,9 @@ def test_latent_attention_says_what_it_is_and_what_is_not_found():
     (refusal,) = block.missing
     assert refusal.reason.startswith("projection of keys not found: its channels come from 2 values")
     attention = model.model.layers[0].self_attn
-    assert torch.equal(block.q.rows().flatten(0, 1), attention.q_b_proj.weight)
+    # What turns is read as neighbours and written as halves: the projection tells in which order.
+    order = [*range(8), 8, 10, 9, 11]
+    assert torch.equal(block.q.rows(), attention.q_b_proj.weight.view(4, 12, 12)[:, order])
     assert torch.equal(block.q.down.rows().flatten(0, 1), attention.q_a_proj.weight)
     assert torch.equal(block.v.rows(), attention.kv_b_proj.weight.view(4, 16, 8)[:, 8:])
     assert torch.equal(block.v.down.rows().flatten(0, 1), attention.kv_a_proj_with_mqa.weight[:8])
