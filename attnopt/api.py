@@ -41,9 +41,9 @@ def inspected(site: Site, block: Block, opened: Opened) -> InspectedSite:
     try:
         shape = {axis: evaluate_dim(dim, sizes) for axis, dim in site.shape.items()}
     except KeyError:  # a length that only running the model would tell
-        return InspectedSite(site, block)
+        return InspectedSite(site, block=block)
     priced = cost(site.spec, shape, site.q.value.dtype or "float32")
-    return InspectedSite(site, block, priced.flops, priced.bytes)
+    return InspectedSite(site, priced.flops, priced.bytes, block)
 
 
 def optimize(

@@ -39,7 +39,7 @@ def show(thing: Any) -> None:
 def inspect(
     model: ModelPath,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say what stands around each attention, and why each near miss is none.")
+        bool, typer.Option("--explain", help="Say what stands around each attention, and what near misses lack.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -1,7 +1,7 @@
 """Tiny random models whose blocks differ, what their first block is called, and its weights as the model's own modules hold them.
 
-    FAMILIES["phi3"].text      the line that the block prints
-    FAMILIES["phi3"].weights   attention module -> {"q": [out, in], …}, cut by the rules of the model's own code
+FAMILIES["phi3"].text      the line that the block prints
+FAMILIES["phi3"].weights   attention module -> {"q": [out, in], …}, cut by the rules of the model's own code
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ FAMILIES: dict[str, Family] = {
         "layer_norm -> q 32x32, k 32x32, v 32x32 bias; o 32x32 bias; residual",
     ),
     "clip": Family(
-        text_model("CLIPTextModel", "CLIPTextConfig", PLAIN, max_position_embeddings=64), "text_model.encoder.layers.0.self_attn",
+        text_model("CLIPTextModel", "CLIPTextConfig", PLAIN, max_position_embeddings=64), "encoder.layers.0.self_attn",
         "layer_norm -> q 32x32, k 32x32, v 32x32 bias; o 32x32 bias; residual", o="out_proj",
     ),
     "whisper": Family(

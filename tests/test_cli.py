@@ -102,12 +102,14 @@ def test_inspect_prints_a_table_or_json_alone(attnopt, model):
     shown = attnopt("inspect", model, "--explain")
     assert (shown.code, shown.err) == (0, "")
     assert "softmax heads(4) width(16) scale(0.25)" in shown.out
+    assert "missing: projection of queries not found: they are an input of the model, 'q'" in " ".join(shown.out.split())
     assert "no near misses" in shown.out
     record = json.loads(attnopt("inspect", model, "--json").out)
     assert set(record) == {"sites", "refusals"}
     (site,) = record["sites"]
     assert site["spec"] == "softmax heads(4) width(16) scale(0.25)"
     assert (site["shape"]["b"], site["shape"]["h"], site["flops"] > 0) == ("batch", "4", True)
+    assert site["block"]["q"] is None and len(site["block"]["missing"]) == 4
 
 
 def test_optimize_writes_a_model_that_computes_the_same(attnopt, model, tmp_path):

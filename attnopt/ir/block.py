@@ -158,8 +158,7 @@ class Rotary:
         base = f"base {self.base:g}" if self.base is not None else "own inv_freq"
         start = f" from {self.first}" if self.first else ""
         scaled = f" scaling {self.scaling:.7g}" if self.scaling != 1.0 else ""
-        only = f" on {self.on[0]} only" if len(self.on) == 1 else ""
-        return f"rotary {self.dims}{start} {'interleaved' if self.interleaved else 'half'} {base}{scaled}{only}"
+        return f"rotary {self.dims}{start} {'interleaved' if self.interleaved else 'half'} {base}{scaled}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,19 +108,21 @@ def cached(step: CacheUpdate, x: Tensor, past: Tensor | None, indices: Tensor | 
     return past.index_copy(1, indices, x)
 
 
-def as_rows(operand: Operand, tensor: Tensor, axes: Mapping[str, Group]) -> Tensor:
+def as_rows(operand: Operand, tensor: Tensor, axes: Mapping[str, Group], *, batch: int | None = None) -> Tensor:
     """What an operand q, k, v, a cache or positions holds, as [B, L, H, D]: batch, all other positions, heads, width.
 
-    `axes` are those of the site. Axes that the operand lacks become size 1; positions have no heads and width: [B, L].
+    `axes` are those of the site. Axes that the operand lacks become size 1, heads and width of positions too. `batch` is needed
+    only where one dimension holds batch and positions.
     """
-    batch, heads = set(axes["b"]), [*axes["g"], *axes["r"]]
+    several, heads = set(axes["b"]), [*axes["g"], *axes["r"]]
     width = set(axes["d"]) | set(axes["e"])
     order = [axis for group in operand.layout for axis in group]
-    sizes = split_sizes(operand, tensor)
+    known = {} if batch is None or len(axes["b"]) != 1 else {axes["b"][0]: batch}
+    sizes = split_sizes(operand, tensor, known)
     apart = tensor.reshape([sizes[axis] for axis in order])
 
     def role(axis: Axis) -> int:
-        return 0 if within(axis, batch) else 2 if within(axis, heads) else 3 if within(axis, width) else 1
+        return 0 if within(axis, several) else 2 if within(axis, heads) else 3 if within(axis, width) else 1
 
     moved = apart.permute(sorted(range(len(order)), key=lambda i: role(order[i])))
     merged = [1, 1, 1, 1]
@@ -134,15 +136,16 @@ def within(axis: Axis, axes: set[Axis] | list[Axis]) -> bool:
     return any(axis == whole or axis.name.startswith(f"{whole.name}.") for whole in axes)
 
 
-def split_sizes(operand: Operand, tensor: Tensor) -> dict[Axis, int]:
-    """The size of every axis; of several axes in one dimension at most one may be symbolic."""
+def split_sizes(operand: Operand, tensor: Tensor, given: Mapping[Axis, int]) -> dict[Axis, int]:
+    """The size of every axis; of several axes in one dimension at most one may be neither a number nor given."""
     sizes: dict[Axis, int] = {}
     for group, whole in zip(operand.layout, tensor.shape, strict=True):
         known = 1
         for axis in group:
-            if isinstance(axis.size, int):
-                sizes[axis] = axis.size
-                known *= axis.size
+            size = given.get(axis, axis.size)
+            if isinstance(size, int):
+                sizes[axis] = size
+                known *= size
         for axis in group:
             if axis not in sizes:
                 sizes[axis] = whole // known

@@ -13,7 +13,8 @@ def text(block: Block) -> str:
     parts = [before(block) + projections(block), *head_norms(block)]
     turn = block.rotary
     if turn is not None:
-        parts.append(f"{turn}{', then norm' if block.rotary_first else ''}")
+        only = f" on {turn.on[0]}" if len(turn.on) == 1 else ""
+        parts.append(f"{turn}{only}{', then norm' if block.rotary_first else ''}")
     kinds = {c.kind for c in (block.cache_k, block.cache_v) if c is not None}
     parts += [f"cache {kind}" for kind in sorted(kinds)]
     if block.o is not None:

@@ -16,9 +16,9 @@ class InspectedSite:
     """A site with the block around it, and its cost at the example shapes (FLOPs, bytes), where there are any."""
 
     site: Site
-    block: Block
     flops: float | None = None
     bytes: float | None = None
+    block: Block = Block()
 
     @property
     def name(self) -> str:

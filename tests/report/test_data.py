@@ -48,8 +48,11 @@ def report(**changes) -> Report:
 def test_json():
     record = json.loads(json.dumps(report().to_json()))
     assert record["refusals"] == [
-        {"reason": "no product with values follows", "node": "router", "module": "layer.0", "line": "model.py:7 in forward"}
-    ]
+        {
+            "reason": "no product with values follows", "node": "router", "module": "layer.0", "line": "model.py:7 in forward",
+            "reached": "", "remedy": "",
+        }
+    ]  # fmt: skip
     assert (record["fused"], record["speedup"], record["notes"], record["budget"]) == (1, 2.0, ["one note"], 0.01)
     assert record["sites"][0] == {
         "name": "layer.0", "before": "softmax causal", "after": "softmax causal", "shape": {"b": "batch", "q": "length"},

@@ -42,6 +42,7 @@ def test_a_site():
 def test_json():
     record = json.loads(json.dumps(inspection().to_json()))
     assert list(record) == ["sites", "refusals"]
+    assert record["sites"][0].pop("block")["text"] == ""  # nothing was looked for around these sites
     assert record["sites"][0] == {
         "name": "layer.0.attention",
         "spec": SPEC,
@@ -53,7 +54,7 @@ def test_json():
         "bytes": 5e6,
     }
     (refusal,) = record["refusals"]
-    assert set(refusal) == {"reason", "node", "module", "line"}
+    assert set(refusal) == {"reason", "node", "module", "line", "reached", "remedy"}
     assert refusal["node"].startswith("softmax")
 
 

@@ -28,7 +28,7 @@ def norm_at(value: Value) -> Norm | None:
         return None
     if node.op in ("layer_norm", "rms_norm"):
         x, weight, bias, *_ = (*node.inputs, None, None)
-        return None if x is None else Norm(node.op.removesuffix("_norm"), x, value, node.attrs["eps"], weight, bias)
+        return None if x is None else Norm(node.op.removesuffix("_norm"), x, value, short(node.attrs["eps"]), weight, bias)
     if (bare := core(node)) is not None:
         return replace(bare, output=value)
     if node.op == "mul":
@@ -124,7 +124,7 @@ def root(value: Value) -> Spread | None:
             eps, inner = other.scalar(), peeled(main).producer
             if eps is not None and inner is not None and inner.op == "sqrt" and inner.inputs[0] is not None:
                 found = spread_below(inner.inputs[0])
-                return replace(found, eps=float(eps), floor=True) if found is not None and found.reduced == "reduce_sum" else None
+                return replace(found, eps=short(float(eps)), floor=True) if found is not None and found.reduced == "reduce_sum" else None
     return None
 
 
@@ -135,7 +135,7 @@ def spread_below(value: Value) -> Spread | None:
     if node is not None and node.op == "add":
         for main, other in sides(node):
             if (number := other.scalar()) is not None:
-                eps, node = float(number), peeled(main).producer
+                eps, node = short(float(number)), peeled(main).producer
                 break
     if node is None or node.op not in ("reduce_mean", "reduce_sum") or not over_last(node) or node.inputs[0] is None:
         return None
@@ -162,6 +162,11 @@ def without_mean(value: Value) -> Value | None:
 def over_last(node: Node) -> bool:
     x = node.inputs[0]
     return x is not None and x.shape is not None and node.attrs["axes"] == (len(x.shape) - 1,) and bool(node.attrs["keepdims"])
+
+
+def short(number: float) -> float:
+    """The number as it was written: float32 holds 7 digits."""
+    return float(f"{number:.7g}")
 
 
 def same(a: Value, b: Value) -> bool:

@@ -157,7 +157,7 @@ def gathered(walk: Walk, holders: list[Term], source: Numbers) -> Term:
             numbers[fits] = own[fits]  # type: ignore[index]
         by_dim.append(numbers)
     result = Term(first.value, first.layout, first.index, np.ones(len(source), dtype=bool))
-    for dim, numbers in enumerate(by_dim):
-        if numbers is not None and walk.space.resolve_group(first.layout[dim]):
-            result = walk.placed(result, first.value, dim, numbers)
+    for dim, found in enumerate(by_dim):
+        if found is not None and walk.space.resolve_group(first.layout[dim]):
+            result = walk.placed(result, first.value, dim, found)
     return result

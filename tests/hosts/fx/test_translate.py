@@ -28,6 +28,19 @@ def test_models_mean_the_same_node_by_node(family, attention):
     assert opaque <= {"aten.index.Tensor", "aten.gather.default", "aten.all.default"}, opaque
 
 
+def rows_assigned(x, y):
+    made = x.clone()
+    made[:, :, torch.tensor([3, 1])] = x[:, :, :2] * 2
+    return made
+
+
+def assigned(x, y):
+    made = torch.zeros_like(x)
+    made[..., :2] = y[:, :, :4, :2]
+    made[..., 2:] = x[..., :4]
+    return made
+
+
 class Spellings(nn.Module):
     """One module per line: (name, function of x [2, 3, 4, 6] and y [2, 3, 6, 4])."""
 
@@ -60,6 +73,12 @@ class Spellings(nn.Module):
         "sdpa_grouped": lambda x, y: nn.functional.scaled_dot_product_attention(
             x, x[:, :1], x[:, :1], scale=0.3, enable_gqa=True
         ),
+        "rows_of_a_table": lambda x, y: x[:1, 0].gather(1, torch.tensor([[[3], [0]]]).expand(1, 2, 6)),
+        "index_copy": lambda x, y: x.index_copy(2, torch.tensor([3, 1]), y[:, :, :2].repeat(1, 1, 1, 2)[..., :6]),
+        "rows_assigned": rows_assigned,
+        "slice_scatter": lambda x, y: x.slice_scatter(x[..., :2] * 3, dim=3, start=1, end=3),
+        "slice_assigned": assigned,
+        "length": lambda x, y: nn.functional.normalize(x, dim=-1) + torch.linalg.vector_norm(x, dim=1, keepdim=True),
         "logic": lambda x, y: ((x > 0) & ~(x > 1) | (x < -1)).float().cumsum(-1),
         "in_place": lambda x, y: x.clone().add_(1.0).mul_(2.0),
     }

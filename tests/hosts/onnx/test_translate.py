@@ -75,6 +75,7 @@ OPERATORS = {
     "slice_from_the_end": ("Slice", [f(2, 6)], {1: i(-2), 2: i(1 << 40), 3: i(1)}, {}),
     "gather": ("Gather", [f(5, 3)], {1: np.array([[0, 4], [2, 1]])}, {}),
     "gather_one": ("Gather", [f(5, 3)], {1: np.array(-1)}, {"axis": 1}),
+    "scatter_rows": ("ScatterND", [f(5, 3), f(2, 3)], {1: np.array([[1], [4]])}, {}),
     "slice_two_axes": ("Slice", [f(4, 6, 5)], {1: i(1, -3), 2: i(4, -1), 3: i(0, 2), 4: i(2, 1)}, {}),
     "slice_first_axes": ("Slice", [f(4, 6)], {1: i(1, 0), 2: i(3, 9)}, {}),
     "gather_nd": ("GatherND", [f(4, 5, 3)], {1: np.array([[[0, 4], [3, -1]], [[1, 2], [0, 0]]])}, {}),

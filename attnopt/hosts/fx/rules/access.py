@@ -160,6 +160,8 @@ def slice_scatter(t: Translation, a: Arguments) -> bool:
         return False
     axis = a["dim"] % len(value.shape)
     size, start, stop = value.shape[axis], a["start"] or 0, a["end"]
+    if a["step"] == 1 and new.shape == value.shape:
+        return t.same(new)
     stop = size if stop is None or (isinstance(stop, int) and isinstance(size, int) and stop > size) else stop
     if not all(isinstance(n, int) and n >= 0 for n in (size, start, stop)) or a["step"] != 1:
         return False
@@ -167,7 +169,7 @@ def slice_scatter(t: Translation, a: Arguments) -> bool:
     parts.append(new)
     if stop < size:
         parts.append(piece(t, value, axis, stop, size - stop))  # type: ignore[operator]
-    return t.same(new) if len(parts) == 1 else t.result("concat", *parts, axis=axis)
+    return t.result("concat", *parts, axis=axis)
 
 
 def scatter(t: Translation, a: Arguments) -> bool:

@@ -138,18 +138,6 @@ def gather_rows(t: Translation, x: Inputs) -> bool:
     return t.result("gather", table, t.emit("reshape", core, shape=core.shape[: axis + 1]), shape=made, axis=0)
 
 
-def gather_nd(t: Translation, x: Inputs) -> bool:
-    """GatherND with one index per row: whole rows along the first axis."""
-    value, indices = x
-    if value is None or indices is None or value.shape is None or not indices.shape or indices.shape[-1] != 1:
-        return False
-    if t.attr("batch_dims", 0):
-        return False
-    lead = indices.shape[:-1]
-    chosen = t.emit("reshape", indices, shape=lead)
-    return t.result("gather", value, chosen, shape=(*lead, *value.shape[1:]), axis=0)
-
-
 def scatter_nd(t: Translation, x: Inputs) -> bool:
     """ScatterND with one index per row: whole rows along the first axis replaced."""
     value, indices, new = x
@@ -202,8 +190,6 @@ RULES: dict[str, Rule] = {
     "Slice": slice_,
     "Split": split,
     "Gather": gather,
-    "GatherElements": gather_rows,
-    "GatherND": gather_nd,
     "ScatterND": scatter_nd,
     "Concat": concat,
     "Range": range_,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attnopt.hosts.onnx.rules.access import gather_rows
 from attnopt.hosts.onnx.rules.heads import part
 from attnopt.hosts.onnx.rules.layout import Inputs, Rule
 from attnopt.ir.dims import Shape
@@ -37,7 +38,9 @@ def columns(t: Translation, indices: Value, count: int) -> list[Value]:
     """The indices of each axis [...]: what was concatenated, where it was, else slices."""
     shape = indices.shape or ()
     node, last = indices.producer, len(shape) - 1
-    if node is not None and node.op == "concat" and node.attrs["axis"] == last and len(node.inputs) == count:
+    if count == 1:
+        parts = [indices]
+    elif node is not None and node.op == "concat" and node.attrs["axis"] == last and len(node.inputs) == count:
         parts = [i for i in node.inputs if i is not None and i.shape is not None and i.shape[-1] == 1]
     else:
         parts = []
@@ -56,6 +59,8 @@ def gather_elements(t: Translation, x: Inputs) -> bool:
     value, indices = x
     if value is None or indices is None or value.shape is None or indices.shape is None or not value.shape:
         return False
+    if gather_rows(t, x):
+        return True
     axis = int(t.attr("axis", 0)) % len(value.shape)
     chosen = [indices if i == axis else along(t, indices.shape, i) for i in range(len(value.shape))]
     if len(chosen) == 1:
