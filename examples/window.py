@@ -74,7 +74,9 @@ def main() -> None:
     table = Table("tokens", "original", "exact", "speed", box=None, pad_edge=False)
     for length in (given.tokens // 8, given.tokens // 4, given.tokens // 2):
         arrays = {name: tensor.numpy() for name, tensor in tokens(length).items()}
-        times = in_turn({name: (lambda call=call, arrays=arrays: call(arrays)) for name, call in calls.items()}, seconds=0.5, least=3)
+        times = in_turn(
+            {name: (lambda call=call, arrays=arrays: call(arrays)) for name, call in calls.items()}, seconds=0.5, least=3
+        )
         before, after = (times[name].median for name in calls)
         table.add_row(str(length), f"{before:.2f} s", f"{after:.2f} s", f"{1 / times['exact'].ratio(times['original']):.2f}x")
     if fast.report.speedup:  # measured by optimize itself, on this length

@@ -78,7 +78,9 @@ def test_example_inputs_and_calls(given):
     inputs = {"tuple": (x, seen), "dict": named, "tensor": x, "mixed calls": named}[given]
     fast = attnopt.optimize(model, inputs, select="always")
     assert python_inspect.signature(fast.module) == python_inspect.signature(model.forward)
-    calls = [lambda f: f(x)] if given == "tensor" else [lambda f: f(x, seen), lambda f: f(x, seen=seen), lambda f: f(seen=seen, x=x)]
+    calls = (
+        [lambda f: f(x)] if given == "tensor" else [lambda f: f(x, seen), lambda f: f(x, seen=seen), lambda f: f(seen=seen, x=x)]
+    )
     for call in calls:
         got, wanted = call(fast), call(model)
         assert list(got) == list(wanted) == ["hidden", "first"]

@@ -153,6 +153,8 @@ def test_a_linear_layer_that_onnx_does_not_have(monkeypatch, model, tmp_path):
     """int8 layers are matched in order: where their number differs, nothing is guessed."""
     fast = attnopt.optimize(model, example(8, 12), budget=0.05, select="always")
     seen = DynamicInt8.layers
-    monkeypatch.setattr(DynamicInt8, "layers", lambda self, graph: seen(self, graph)[: 4 if graph is fast._opened.host.graph else 3])
+    monkeypatch.setattr(
+        DynamicInt8, "layers", lambda self, graph: seen(self, graph)[: 4 if graph is fast._opened.host.graph else 3]
+    )
     with pytest.raises(UnsupportedFormat, match="has 3 linear layers where the torch model has 4"):
         fast.export(tmp_path / "m.onnx")

@@ -102,7 +102,9 @@ class Materializer:
         form = self.site.tensor_form
         held = form is not None and form.says(self.site.spec) and name in form.operands
         found = form.operands[name] if held and form is not None else self.site.operands[name]
-        return arrange(self.builder, found, self.groups())
+        # A dimension that holds some axes of its group only is repeated along the others; the rest broadcasts as it is.
+        groups = [group if found.axes & set(group) else () for group in self.groups()]
+        return arrange(self.builder, found, groups, broadcast=True)
 
     def groups(self) -> list[Group]:
         axes = self.site.axes

@@ -19,7 +19,7 @@ from attnopt.plan.approximate import Evidence, approximate
 from attnopt.plan.choose import ORIGINAL, Chosen, apply_choices, choose
 from attnopt.plan.quality import natural_metric
 from attnopt.plan.timing import in_turn
-from attnopt.plan.verify import difference, require_equal
+from attnopt.plan.verify import difference, require_equal, seeded
 from attnopt.report.data import Report, RewriteReport, SiteReport
 
 SLOWER = 1.05  # a whole model that measures slower than this share of the original is rolled back
@@ -68,15 +68,17 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
     seconds_before = seconds_after = None
     if request.inputs is not None:
         with clock.step("verify"):
-            original = host.runner()(request.inputs)
+            original = seeded(host.runner(), request.inputs)
             exact = (
-                require_equal(original, result.runner()(request.inputs)) if result is not host else difference(original, original)
+                require_equal(original, seeded(result.runner(), request.inputs))
+                if result is not host
+                else difference(original, original)
             )
         if request.budget > 0:
             with clock.step("approximate"):
                 result, rewrites = under_budget(host, result, request)
             if any(r.kept for r in rewrites):
-                exact = difference(original, result.runner()(request.inputs), exact=False)
+                exact = difference(original, seeded(result.runner(), request.inputs), exact=False)
         if request.select == "measure" and result is not host:
             with clock.step("time"):
                 before, after = host.runner(), result.runner()

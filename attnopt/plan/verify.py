@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from attnopt.errors import AccuracyError
+from attnopt.ir.site import Runner
 from attnopt.report.data import Difference
 
 # Largest |a - b| / max(1, largest |a|) between two exact computations of one model in the given dtype.
@@ -37,6 +38,13 @@ def difference(before: Sequence[Tensor], after: Sequence[Tensor], *, exact: bool
         size = float(kept[kept.isfinite()].abs().max()) if bool(kept.isfinite().any()) else 1.0
         max_abs, max_rel = max(max_abs, worst), max(max_rel, worst / max(size, 1.0))
     return Difference(max_abs, max_rel, tolerance, exact)
+
+
+def seeded(run: Runner, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """One run from a fixed seed, so that a model that draws random numbers (masked autoencoders) draws the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return run(inputs)
 
 
 def require_equal(before: Sequence[Tensor], after: Sequence[Tensor]) -> Difference:

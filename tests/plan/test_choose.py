@@ -93,7 +93,10 @@ def test_always_takes_the_first_that_applies(monkeypatch):
         _, (chosen,) = decided(monkeypatch, kernels, model=model, select="always", asked=asked)
         assert taken(chosen) == "first"
         assert asked == []
-        assert [(c.kernel, c.taken, c.why) for c in chosen.choices] == [("first", True, "exact"), ("refusing", False, "not today")]
+        assert [(c.kernel, c.taken, c.why) for c in chosen.choices] == [
+            ("first", True, "exact"),
+            ("refusing", False, "not today"),
+        ]
 
 
 def test_the_model_keeps_what_is_one_kernel_already(monkeypatch):

@@ -83,6 +83,9 @@ class FxHost:
         old.handle.replace_all_uses_with(new.handle, delete_user_cb=lambda user: user is not new.handle)
 
     def finish(self) -> None:
+        for node in self.module.graph.nodes:  # a view holds for the strides that the model had before
+            if node.target is torch.ops.aten.view.default and not node.kwargs:
+                node.target = torch.ops.aten.reshape.default
         self.module.graph.eliminate_dead_code(has_effect)
         self.module.graph.lint()
         self.module.recompile()
