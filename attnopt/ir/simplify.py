@@ -234,6 +234,8 @@ class Simplifier:
             x, y = a.args[1:]
             inner = a.args[0] if b == y else self.negation(a.args[0])
             return self.choice(self.junction("and", c, inner), x if b == y else y, b)
+        if isinstance(c, Apply) and c.op == "not":
+            return self.choice(c.args[0], b, a)
         return Apply("where", (c, a, b))
 
     def conversion(self, op: str, a: Expr) -> Expr:

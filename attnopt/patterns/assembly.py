@@ -96,7 +96,7 @@ class Assembly:
             operands=operands,
             stands_for=(spec.score, spec.mask, spec.empty_row),
         )
-        return replace(site, spec=spec, operands=said.operands, tensor_form=form if operands else None)
+        return replace(site, spec=spec, operands=said.operands, tensor_form=form if operands and not said.zeroed else None)
 
     def resolved(self, operand: Operand) -> Operand:
         return Operand(operand.value, self.space.resolve(operand.layout))

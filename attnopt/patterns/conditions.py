@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnopt.ir.clause import EXPRESSIONS, Clause
 from attnopt.ir.dims import Dim
@@ -36,6 +36,7 @@ class Conditions:
     empty_row: str
     offset: Expr | None
     operands: Mapping[str, Operand]
+    zeroed: bool = False  # empty rows are zero because of what follows the softmax, not by the mask tensors alone
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,17 @@ class Reading:
         if sink is not None:
             score = [*score, Clause("sink", (self.lifted(sink),))]
         factor: Expr | None = None
+        zeroed = False
         for read, condition in factors:
             part = self.lifted(read)
             if condition and part == mask:  # hidden keys weigh nothing already, so only empty rows change: they become zero
-                empty = "zero"
+                zeroed, empty = True, "zero"
                 continue
             part = self.lifter.build("float32", part) if condition else part
             factor = part if factor is None else self.lifter.build("mul", factor, part)
         if factor is not None and factor != Const(1.0):
             score = [*score, Clause("value_scale", (factor,))]
-        return self.worded(score, mask, empty)
+        return replace(self.worded(score, mask, empty), zeroed=zeroed)
 
     # Lifting.
 

@@ -6,6 +6,7 @@ already loses to it; a spelled-out attention is replaced unless the kernel measu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ from attnopt.report.data import Choice
 
 NOISE = 0.03  # a measured difference below this share is a tie
 WORTH_MOVING = 0.1  # what an attention that is one node already must gain to be written anew
+HOPELESS, LONG = 3.0, 0.2  # a kernel that takes so many times as long as another, and so many seconds, is not timed again
 ORIGINAL = "original"
 
 
@@ -122,6 +124,7 @@ def site_calls(
     data = host.tap(read, inputs)
     calls: dict[str, Callable[[], object]] = {ORIGINAL: bind(host.isolate(read, [site.output.value]), data)}
     failures = []
+    seconds: dict[str, float] = {}
     for lowering in fits:
         trial = host.copy()
         twin = next(s for s in recognise(trial.graph).sites if s.name == site.name)
@@ -129,11 +132,24 @@ def site_calls(
             result = emit(trial, twin, lowering)
             call = bind(trial.isolate(boundary(twin), [result]), data)
             call()
+            started = time.perf_counter()
+            call()
+            seconds[lowering.name] = time.perf_counter() - started
         except Exception as failure:
             failures.append(Choice(lowering.name, False, f"failed to run: {str(failure).splitlines()[0][:120]}"))
             continue
         calls[lowering.name] = call
+        for name in hopeless(seconds):  # now, because each holds the memory of its whole score matrix
+            why = f"{seconds[name] / min(seconds.values()):.1f} times as long as {min(seconds, key=seconds.__getitem__)}"
+            failures.append(Choice(name, False, why, seconds.pop(name)))
+            del calls[name]
     return calls, failures
+
+
+def hopeless(seconds: Mapping[str, float]) -> list[str]:
+    """The kernels that one run each shows to be far behind the best: noise does not explain it."""
+    best = min(seconds.values(), default=0.0)
+    return [name for name, spent in seconds.items() if spent > max(LONG, HOPELESS * best)]
 
 
 def boundary(site: Site) -> list[Value]:

@@ -231,7 +231,7 @@ def test_a_dropped_column_that_is_no_sink():
     r.output(r.matmul(kept, v))
     refused = refusal(r)
     assert "no sink" in refused.reason or "joined with a sink" in refused.reason
-    assert (refused.reached, s.producer.op) == ("value product", "matmul")
+    assert (refused.reached, s.producer.op) == ("softmax over the keys", "matmul")
 
 
 def test_learned_queries_are_queries():

@@ -10,7 +10,7 @@ from plan_fakes import Kernel, clock
 
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.patterns import recognise
-from attnopt.plan.choose import applicable, apply_choices, choose, is_fused
+from attnopt.plan.choose import applicable, apply_choices, choose, hopeless, is_fused
 
 FUSED = small_models.attention(23, ("batch", 4, "length", 8))
 
@@ -129,3 +129,9 @@ def test_nothing_chosen_changes_nothing(monkeypatch):
     host, chosen = decided(monkeypatch, [Kernel("refusing", reason="not today")])
     assert chosen[0].why == "not today"
     assert apply_choices(host, chosen) is host
+
+
+def test_a_kernel_far_behind_is_not_timed_again():
+    assert hopeless({"local-attention": 0.1, "ort-mha": 0.9, "ort-gqa": 0.25}) == ["ort-mha"]
+    assert hopeless({"local-attention": 0.001, "ort-mha": 0.1}) == []  # too short to tell from one run
+    assert hopeless({}) == []

@@ -11,7 +11,7 @@ from attnopt.ir.block import Norm, Projection, Residual
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.layout import LayoutMismatch, Operand, size_of
 from attnopt.ir.site import Refusal, Site
-from attnopt.patterns.block.norms import norm_after, sides
+from attnopt.patterns.block.norms import PARTS, norm_after, sides
 from attnopt.patterns.block.projection import Layer, by_head, is_bias, keeps_channels, product, root
 from attnopt.patterns.block.terms import NotRead, Walk, whole
 
@@ -92,7 +92,8 @@ def residual(made: Value, norm: Norm | None, hidden: Value) -> Residual | Refusa
             other = next((o for main, o in sides(node) if main is value), None)
             if other is not None and root(other) in inputs:
                 pre = norm is not None and root(other) is root(norm.input)
-                after = None if pre else norm_after(node.output)
+                ends = not pre and all(user.op in PARTS and user.op != "add" for user in node.output.users)
+                after = norm_after(node.output) if ends else None
                 return Residual(other, node, o_norm, after, additions > 0, scaled)
             additions += 1
             if other is not None and not other.is_constant and additions < MOST_ADDITIONS:

@@ -5,7 +5,7 @@ concat(past, rotary(rms_norm(linear(x))))   ->   Projection, HeadNorm, Rotary, C
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -60,6 +60,10 @@ class Stream:
         terms = self.walk.expand(start, stops)
         first = terms[0]
         if len(terms) > 1 or first.factors:
+            common = abs(first.coefficient)
+            if common != 1.0 and all(abs(term.coefficient) == common for term in terms):
+                self.steps.append(Scale(common))
+                terms = [replace(term, coefficient=term.coefficient / common) for term in terms]
             turn, inner = rotary(self.walk, terms, self.heads)
             self.steps.append(turn)
             return inner

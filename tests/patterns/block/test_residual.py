@@ -50,6 +50,13 @@ def test_post_norm():
     assert block.norm is None and block.residual.post_norm.kind == "rms"
 
 
+def test_the_norm_of_the_next_branch_is_not_the_end_of_this_one():
+    layer = Layer(normed=False)
+    total = layer.add(layer.r.linear(layer.heads, C), layer.x)
+    block = layer.block(layer.add(layer.r.linear(layer.norm(total), C), total))
+    assert block.norm is None and block.residual.post_norm is None
+
+
 def test_a_residual_of_normed_values_leaves_the_norm_to_the_block_before():
     layer = Layer()
     block = layer.block(layer.norm(layer.add(layer.r.linear(layer.heads, C), layer.hidden)))

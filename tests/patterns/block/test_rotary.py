@@ -6,6 +6,7 @@ import pytest
 import torch
 from spelling import B, L, Recorder
 
+from attnopt.ir.block import Scale
 from attnopt.ir.clause import Clause
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_block
@@ -125,6 +126,15 @@ def test_near_rotations_are_refused(wrong, reason):
     assert block.rotary is None and block.q is None
     assert block.v is not None
     assert [m.reason for m in block.missing if "queries" in m.reason] == [f"projection of queries not found: {reason}"]
+
+
+def test_a_factor_is_a_step_of_its_own():
+    layer = Turning()
+    factors = iter((0.25, 1.0))
+    block = layer.block(lambda x: layer.halves(layer.r.binary("mul", x, next(factors))))
+    assert not block.missing and block.rotary.on == ("q", "k") and block.rotary.scaling == 1.0
+    assert [type(step).__name__ for step in block.streams["q"]] == ["Projection", "Rotary", "Scale"]
+    assert block.part("q", Scale).factor == 0.25
 
 
 def test_queries_that_turn_otherwise_than_keys():
