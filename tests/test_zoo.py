@@ -66,6 +66,15 @@ class LatentQueries(Projected):
         return torch.softmax(self.q(self.weight) @ self.k(x).transpose(1, 2), -1) @ self.v(x)
 
 
+class PackedProbe(Projected):
+    """One learned query pools the rows; its projections are cut from one weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.weight.chunk(2)
+        queries = nn.functional.linear(self.experts[0, :1].expand(2, 1, 16), q)
+        return torch.softmax(queries @ nn.functional.linear(x, k).transpose(1, 2), -1) @ self.v(x)
+
+
 class Fused(Projected):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))
@@ -131,7 +140,7 @@ def truth_of(model: nn.Module) -> Truth:
     return Truth(FxHost.from_captured(capture(model, (X,))).module.graph)
 
 
-@pytest.mark.parametrize("model", [Attention, ByHand, ByLogarithm, Einsum, LatentQueries, Fused, Cut])
+@pytest.mark.parametrize("model", [Attention, ByHand, ByLogarithm, Einsum, LatentQueries, PackedProbe, Fused, Cut])
 def test_attention_is_true(model):
     truth = truth_of(model())
     assert len(truth.softmaxes) == 1

@@ -67,7 +67,11 @@ def measured(model_type: str, attention: str) -> Record:
         return record
     record.export_seconds = time.process_time() - started
     record.dynamic = captured.dynamic
-    compare(record, host)
+    try:
+        compare(record, host)
+    except Exception as failure:
+        record.error = f"recognition fails: {said(failure)}"
+        return record
     rewrite(record, captured.program)
     return record
 

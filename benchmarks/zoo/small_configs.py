@@ -156,6 +156,7 @@ SMALL: dict[str, Small] = {
         lambda c: {"past_values": torch.randn(BATCH, 64), "past_values_padding": torch.zeros(BATCH, 64, dtype=torch.long),
                    "freq": torch.zeros(BATCH, 1, dtype=torch.long)},
     ),
+    "vit_mae": Small({}, lambda c: {"pixel_values": pixels(c), "noise": torch.rand(BATCH, (c.image_size // c.patch_size) ** 2)}),
     "vjepa2": Small({"crop_size": 32, "patch_size": 8, "frames_per_clip": 4}),
     "siglip2_vision_model": Small(
         {"num_patches": 16},

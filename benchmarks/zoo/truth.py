@@ -62,6 +62,7 @@ class Truth:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
+        self.weights: set[fx.Node] = set()
         self.from_inputs: set[fx.Node] = set()
         self.activations: set[fx.Node] = set()
         self.nodes = {node.name: node for node in graph.nodes}
@@ -75,13 +76,19 @@ class Truth:
         self.softmaxes = tuple(node.name for node in sorted([*attention, *fused], key=order.__getitem__))
 
     def mark(self, node: fx.Node) -> None:
-        """Whether inputs reach the node, and whether it is an activation."""
+        """Whether the node is a weight (or a cut of one), whether inputs reach it, and whether it is an activation."""
         read = values(node)
+        if (
+            is_weight(node)
+            if node.op == "get_attr"
+            else operation(node) in LAYOUT and read and all(n in self.weights for n in read)
+        ):
+            self.weights.add(node)
         if node.op == "placeholder" or any(n in self.from_inputs for n in read):
             self.from_inputs.add(node)
         if not is_float(node):
             return
-        weights = any(n.op == "get_attr" and is_weight(n) for n in read)
+        weights = any(n in self.weights for n in read) and node not in self.weights
         if (
             node.op == "placeholder"
             or any(n in self.activations for n in read)
