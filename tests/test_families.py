@@ -51,7 +51,8 @@ def test_through_onnx(family, attention, exporter, tmp_path):
     require_all_replaced(fast.report, family)
     require_equal_outputs(family, build(family, attention), lambda named: torch.from_numpy(fast(tensors(named))[0]))
     written = onnx.load(fast.export(tmp_path / "fast.onnx"))
-    assert "Softmax" not in {node.op_type for node in written.graph.node}
+    windowed = any(site.kernel == "local-attention" for site in fast.report.sites)  # chunk by chunk, in standard operators
+    assert windowed or "Softmax" not in {node.op_type for node in written.graph.node}
     assert [o.name for o in written.graph.output] == [o.name for o in proto.graph.output]
     assert proto.SerializeToString() == before
     onnx.checker.check_model(proto)

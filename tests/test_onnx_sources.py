@@ -48,7 +48,9 @@ def test_all_found_and_equal(family, attention, exporter):
     fast = attnopt.optimize(proto, inputs(family), select="always")
     assert len(fast.report.sites) == FAMILIES[family][3]
     assert fast.report.refusals == ()
-    assert fast.report.fused == (0 if family == "gemma2" else len(fast.report.sites))  # no kernel has a soft cap and padding
+    # No fused kernel has a soft cap and padding; a window is computed chunk by chunk.
+    replaced = sum("window" in site.before for site in fast.report.sites) if family == "gemma2" else len(fast.report.sites)
+    assert fast.report.fused == replaced
     other = inputs(family, batch=3, length=9)
     equal(run(proto, other), fast(other))
 

@@ -124,7 +124,25 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shap
             where=place_of(failure),
             next_move="Rewrite that line without data-dependent Python, pass other example_inputs or dynamic_shapes, or export to ONNX.",
         ) from failure
+    require_that_it_is_whole(program, type(model).__name__)
     return functional(program)
+
+
+def require_that_it_is_whole(program: ExportedProgram, name: str) -> None:
+    """torch.export may record the inside of a vmap, which no program can run."""
+    for node in program.graph.nodes:
+        if "_batch_dim" in str(node.target):
+            raise UntraceableModel(
+                f"torch.export recorded the inside of a vmap of {name}, and that does not run",
+                where=source_line(node),
+                next_move="Leave out the input that makes the model build its mask by vmap, or give a 4-D attention_mask.",
+            )
+
+
+def source_line(node: torch.fx.Node) -> str:
+    """The innermost line of the model's code that made the node."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File")]
+    return lines[-1].rsplit("/", 1)[-1].replace('"', "") if lines else node.name
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:

@@ -79,6 +79,7 @@ def repeat(t: Translation, a: Arguments) -> bool:
     if value is None or value.shape is None:
         return False
     times = [t.dim(r) for r in (a["repeats"] if "repeats" in a else a["dims"])]
+    times = [1] * (len(value.shape) - len(times)) + times
     sizes = (1,) * (len(times) - len(value.shape)) + value.shape
     if all(r == 1 for r in times) and sizes == value.shape:
         return t.same(value)
