@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from attnopt.ir.dims import product
+from attnopt.ir.dims import Dim, product
 
 if TYPE_CHECKING:
     from attnopt.hosts.fx.translate import Translation
@@ -78,8 +78,8 @@ def repeat(t: Translation, a: Arguments) -> bool:
     value = t.value(source(a))
     if value is None or value.shape is None:
         return False
-    times = [t.dim(r) for r in (a["repeats"] if "repeats" in a else a["dims"])]
-    times = [1] * (len(value.shape) - len(times)) + times
+    given = [t.dim(r) for r in (a["repeats"] if "repeats" in a else a["dims"])]
+    times: list[Dim] = [*((1,) * (len(value.shape) - len(given))), *given]
     sizes = (1,) * (len(times) - len(value.shape)) + value.shape
     if all(r == 1 for r in times) and sizes == value.shape:
         return t.same(value)
