@@ -3,7 +3,7 @@
     where(k > q - 8, 0.0, -inf) != 0.0     ->    k - q <= -8          float32(a & true) * 2.0    ->    where(a, 2.0, 0.0)
     (b * 12 + h) // 12  with  0 <= h < 12  ->    b                    k < size(k)                ->    true
 
-Rules hold for every value of the indices inside their bounds and every length of at least one. Floating-point sums and products
+Rules hold for every value of the indices inside their bounds and every length, zero included. Floating-point sums and products
 are folded between literals only, and never reordered.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 from attnopt.ir.buckets import above_once_large
 from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, children, expand_term
 from attnopt.ir.forms import is_choice, is_infinite, is_number, split
+from attnopt.ir.junctions import implies, widened
 from attnopt.ir.linear import Linear, absolute, at_most, divided, linear, sides
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -120,9 +121,9 @@ class Simplifier:
         return number if number is None or upper else -number
 
     def at_most_zero(self, value: Linear) -> bool:
-        """Proved: never above zero, whatever the lengths (each at least one)."""
+        """Proved: never above zero, whatever the lengths. A length may be zero: that of a cache before the first step."""
         bound = self.largest(value)
-        return bound is not None and all(c <= 0 for _, c in bound.terms) and bound.constant + sum(c for _, c in bound.terms) <= 0
+        return bound is not None and all(c <= 0 for _, c in bound.terms) and bound.constant <= 0
 
     def at_least_zero(self, expr: Expr) -> bool:
         value = self.sum(expr)
@@ -177,27 +178,19 @@ class Simplifier:
             if x == absorbing:
                 return absorbing
         parts = list(dict.fromkeys((*split(op, a), *split(op, b))))
+        if op == "or" and (joined := next((j for x in parts for y in parts if (j := widened(self, x, y)) is not None), None)):
+            rest = [p for p in parts if p not in joined[:2]]
+            result = joined[2]
+            for part in rest:
+                result = self.junction("or", result, part)
+            return result
         if any(self.negation(p) in parts for p in parts):
             return absorbing
-        parts = [p for p in parts if not any(p is not other and self.implies(op, other, p) for other in parts)]
+        parts = [p for p in parts if not any(p is not other and implies(self, op, other, p) for other in parts)]
         result = parts[0]
         for part in parts[1:]:
             result = Apply(op, (result, part))
         return result
-
-    def implies(self, op: str, stronger: Expr, part: Expr) -> bool:
-        """Whether `part` adds nothing beside `stronger`: a weaker bound of a conjunction, a stronger one of a disjunction."""
-        a, b = self.bounded(stronger), self.bounded(part)
-        if a is None or b is None or a.terms != b.terms:
-            return False
-        return a.constant > b.constant if op == "and" else a.constant < b.constant
-
-    def bounded(self, expr: Expr) -> Linear | None:
-        """L of a condition L <= 0 on whole numbers."""
-        if not isinstance(expr, Apply) or expr.op not in ("le", "lt", "ge", "gt"):
-            return None
-        a, b = self.sum(expr.args[0]), self.sum(expr.args[1])
-        return None if a is None or b is None else at_most(expr.op, a, b)
 
     def negation(self, a: Expr) -> Expr:
         if isinstance(a, Const):

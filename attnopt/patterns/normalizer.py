@@ -35,6 +35,9 @@ def _softmax(node: Node) -> Anchor | None:
     scores = node.inputs[0]
     if scores is None or scores.shape is None:
         return None
+    scores = _without_maximum(scores)
+    if scores.shape is None:
+        return None
     return Anchor(scores, node.output, node.attrs["axis"] % len(scores.shape), node)
 
 

@@ -118,6 +118,8 @@ def test_naming_keeps_the_value(expr):
         ("~(k > q | ~load(seen, b, k))", "causal & padding"),
         ("where(k <= q, where(load(seen, b, k), 0.0, -1e38), -1e38) == 0.0", "causal & padding"),
         ("k <= q - 1", "k <= q - 1"),
+        ("k < q | k == q", "causal"),
+        ("q == k | load(seen, b, k) | k < q", "causal | padding"),
         ("k < 5 & k < 3", "global(3)"),
     ],
 )
@@ -161,3 +163,9 @@ def test_buckets_are_recognised_and_never_negative(term, args):
 def test_sums():
     assert linear(parse_expr("3 - 2 * k + k + size(q)"), SIMPLIFIER.whole).expr() == parse_expr("size(q) - k + 3")
     assert linear(parse_expr("load(slopes, h) + 1"), SIMPLIFIER.whole) is None
+
+
+def test_a_length_may_be_zero():
+    """The length of a cache is zero before the first step: nothing may be proved from its being at least one."""
+    assert str(SIMPLIFIER.again(parse_expr("size(past) >= 1"))) != "true"
+    assert str(SIMPLIFIER.again(parse_expr("size(past) >= 0"))) == "true"
