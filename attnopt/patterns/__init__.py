@@ -61,7 +61,9 @@ def inside(graph: Graph) -> Iterator[Site | Refusal]:
             where = f"inside the {name.replace('_', ' ')} of {node.attrs['operator']} '{node.name}'"
             found = recognise(body)
             for site in found.sites:
-                yield Refusal(f"{where} is an attention: {site.spec}; it is left as it is", site.nodes[-1] if site.nodes else node)
+                yield Refusal(
+                    f"{where} is an attention: {site.spec}; it is left as it is", site.nodes[-1] if site.nodes else node
+                )
             for refusal in found.refusals:
                 yield replace(refusal, reason=f"{where}: {refusal.reason}")
 

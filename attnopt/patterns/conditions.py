@@ -65,7 +65,7 @@ class Reading:
                 parts.terms.append(self.lifted_clause(term))
         fill = float("-inf") if empty_row == "zero" else -1e4
         parts.fills += [(self.lifted(mask), fill, None) for mask in masks]
-        score, mask, empty = settle(parts, self.dtype)
+        score, mask, empty = settle(parts, self.lifter.simplifier)
         if sink is not None:
             score = [*score, Clause("sink", (self.lifted(sink),))]
         factor: Expr | None = None

@@ -9,10 +9,11 @@ A term hides a key where it adds the smallest finite number of its dtype, or min
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Apply, Const, Expr, conjunction, operands
+from attnopt.ir.expr import Apply, Const, Expr, conjunction, conjuncts, operands
 from attnopt.ir.simplify import Simplifier
 
 LOWEST = {"float16": -65504.0, "bfloat16": -3.3895313892515355e38, "float32": -3.4028234663852886e38}
@@ -50,7 +51,7 @@ def read_bias(expr: Expr, dtype: str, simplifier: Simplifier, parts: Parts) -> N
         parts.terms.append(Clause("add", (expr,)))
 
 
-def settle(parts: Parts, dtype: str) -> tuple[list[Clause], Expr | None, str]:
+def settle(parts: Parts, simplifier: Simplifier) -> tuple[list[Clause], Expr | None, str]:
     """(score terms, mask, empty rows). Finite fills that add up hide a row unevenly, so only one of them can be the mask."""
     finite = [f for f in parts.fills if not math.isinf(f[1])]
     infinite = [f for f in parts.fills if math.isinf(f[1])]
@@ -65,4 +66,22 @@ def settle(parts: Parts, dtype: str) -> tuple[list[Clause], Expr | None, str]:
             known = next((f for f in added if not operands(f[0])), added[0])
             masks, kept = [known], [f for f in added if f is not known]
     terms = [*parts.terms, *(clause for _, _, clause in kept if clause is not None)]
-    return terms, conjunction(*(condition for condition, _, _ in masks)), empty if masks else "mean"
+    mask = conjunction(*(condition for condition, _, _ in masks))
+    shown = conjuncts(mask)
+    return [beside(term, shown, simplifier) for term in terms], mask, empty if masks else "mean"
+
+
+def beside(term: Clause, shown: Sequence[Expr], simplifier: Simplifier) -> Clause:
+    """A bias under a mask: what its condition shares with the mask says nothing, since other keys are hidden anyway.
+
+    add(where(k <= q & load(x, b, k), 0.0, low))  under  k <= q     ->     add(where(load(x, b, k), 0.0, low))
+    """
+    bias = term.args[0] if term.name == "add" else None
+    if not isinstance(bias, Apply) or bias.op != "where":
+        return term
+    parts = conjuncts(bias.args[0])
+    left = [part for part in parts if part not in shown]
+    if len(left) == len(parts):
+        return term
+    condition = conjunction(*left)
+    return Clause("add", (simplifier.build("where", Const(True) if condition is None else condition, *bias.args[1:]),))

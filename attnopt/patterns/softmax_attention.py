@@ -98,7 +98,9 @@ class SoftmaxAttention(Assembly):
             if not onward:
                 culprit = others[0] if others else anchor.node
                 if rounds(culprit):
-                    raise NotAttention(f"the weights are rounded by '{operator(culprit)}' before they meet values", culprit, VALUES)
+                    raise NotAttention(
+                        f"the weights are rounded by '{operator(culprit)}' before they meet values", culprit, VALUES
+                    )
                 reason = f"the weights enter '{operator(culprit)}'" if others else "nothing follows the softmax"
                 raise NotAttention(f"{reason}: no product with values follows", culprit, VALUES)
             node = onward[0]

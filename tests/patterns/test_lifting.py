@@ -178,6 +178,18 @@ def test_chunks_and_both_sided_windows():
     assert attention(r, mask=near) == "window(6) & lookahead(6)"
 
 
+def test_a_condition_that_the_mask_has_already_is_said_once():
+    """GPT-Neo: its own causal buffer fills the scores, and the mask that is added is causal once more."""
+    r = Recorder()
+    seen = r.input("seen", B, 1, 1, L, dtype="bool")
+    rows, columns = rows_and_columns(r)
+    causal = r.binary("le", columns, rows, dtype="bool")
+    both = r.binary("and", r.reshape(causal, 1, 1, L, L), seen, dtype="bool")
+    lowest = -3.4028234663852886e38
+    said = attention(r, mask=r.reshape(causal, 1, 1, L, L), bias=r.where(both, 0.0, lowest))
+    assert said == f"add(where(load(bias0, b, k), 0.0, {lowest!r})) causal"
+
+
 def test_a_large_additive_number_is_no_mask():
     r = Recorder()
     seen = r.input("seen", B, 1, 1, L, dtype="bool")

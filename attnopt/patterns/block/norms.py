@@ -124,7 +124,11 @@ def root(value: Value) -> Spread | None:
             eps, inner = other.scalar(), peeled(main).producer
             if eps is not None and inner is not None and inner.op == "sqrt" and inner.inputs[0] is not None:
                 found = spread_below(inner.inputs[0])
-                return replace(found, eps=short(float(eps)), floor=True) if found is not None and found.reduced == "reduce_sum" else None
+                return (
+                    replace(found, eps=short(float(eps)), floor=True)
+                    if found is not None and found.reduced == "reduce_sum"
+                    else None
+                )
     return None
 
 
