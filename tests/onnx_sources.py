@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -15,7 +16,8 @@ import torch
 import transformers
 from hf_models import VOCABULARY
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
+from torch.utils import _pytree as pytree
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
 from attnopt.hosts.fx.caches import know_caches
@@ -147,8 +149,24 @@ def torchscript(
 
 def by_transformers(model: nn.Module, named: dict[str, Any], exporter: str) -> onnx.ModelProto:
     fused = {"ort_fusions": "cpu"} if exporter == "transformers-fused" else {}
-    made = OnnxExporter().export(model, dict(named), config=OnnxConfig(dynamic=True, **fused))
+    with trees_of_transformers():
+        made = OnnxExporter().export(model, dict(named), config=OnnxConfig(dynamic=True, **fused))
     return onnx_ir.to_proto(made.program)
+
+
+@contextlib.contextmanager
+def trees_of_transformers() -> Iterator[None]:
+    """The exporter of transformers tells torch the caches in its own way, unless somebody has: ours are set aside meanwhile."""
+    ours = [kind for kind in (DynamicCache, EncoderDecoderCache) if kind in pytree.SUPPORTED_NODES]
+    for kind in ours:
+        pytree._deregister_pytree_node(kind)
+    try:
+        yield
+    finally:
+        for kind in ours:
+            if kind in pytree.SUPPORTED_NODES:
+                pytree._deregister_pytree_node(kind)
+        know_caches()
 
 
 # Steps on a cache: keys and values of the past come in, those of past and present go out.
