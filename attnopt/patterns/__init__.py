@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from attnopt.ir.collection import paused_collection
 from attnopt.ir.graph import Graph
 from attnopt.ir.site import Refusal, Site
 from attnopt.patterns.activations import Activations
@@ -71,6 +72,7 @@ def inside(graph: Graph) -> Iterator[Site | Refusal]:
 FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, unread, inside)
 
 
+@paused_collection()
 def recognise(graph: Graph) -> Recognition:
     """All sites and refusals of a graph; site names are unique and stable for equal graphs."""
     found = [item for family in FAMILIES for item in family(graph)]

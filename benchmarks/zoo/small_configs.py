@@ -75,6 +75,17 @@ def wave(channels: int = 1, samples: int = 2000) -> Callable[[Any], Inputs]:
     return lambda config: {"input_values": torch.randn(BATCH, channels, samples)}
 
 
+def wide_image(config: Any) -> Inputs:
+    """Six places where the backbone ends, and padding in one of two images."""
+    mask = torch.ones(BATCH, 64, 96, dtype=torch.long)
+    mask[1, :, 64:] = 0
+    return {"pixel_values": torch.randn(BATCH, 3, 64, 96), "pixel_mask": mask}
+
+
+def text_alone(config: Any) -> Inputs:
+    return {"input_ids": words(LENGTH), "attention_mask": padding_mask(LENGTH), "use_cache": False}
+
+
 def three_axes(*sections: int, key: str = "mrope_section") -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10000.0, key: list(sections)}
 
@@ -94,12 +105,9 @@ MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1}
 MROPE = {"rope_parameters": three_axes(2, 3, 3)}
 
 SMALL: dict[str, Small] = {
-    "conditional_detr": Small(C5),
-    "dab-detr": Small(C5),
+    **dict.fromkeys(("conditional_detr", "dab-detr", "detr", "table-transformer"), Small(C5, wide_image)),
     "dbrx": Small({"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}, part=with_dense_experts),
     "deformable_detr": Small(C345),
-    "detr": Small(C5),
-    "table-transformer": Small(C5),
     "donut-swin": Small(SWIN),
     "maskformer-swin": Small(SWIN),
     "swin": Small(SWIN),
@@ -166,6 +174,7 @@ SMALL: dict[str, Small] = {
     ),
     "xlnet": Small({"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 64}),
     "zamba": Small({"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4}),
+    "gemma3": Small({}, text_alone),  # with token_type_ids torch.export records the inside of a vmap
     "gpt_neo": Small({"attention_types": [[["global", "local"], 1]], "num_layers": 2}),
     "autoformer": Small(SERIES, series),
     "informer": Small(SERIES, series),

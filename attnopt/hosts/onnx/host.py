@@ -16,7 +16,6 @@ from torch import Tensor
 
 from attnopt.hosts.onnx.builder import OnnxBuilder
 from attnopt.hosts.onnx.checking import verify
-from attnopt.hosts.onnx.collection import paused_collection
 from attnopt.hosts.onnx.conversion import convert
 from attnopt.hosts.onnx.element_types import dtype_name
 from attnopt.hosts.onnx.examples import example_inputs
@@ -31,6 +30,7 @@ from attnopt.hosts.onnx.region import isolate
 from attnopt.hosts.onnx.shape_reads import reroute
 from attnopt.hosts.onnx.translate import translate
 from attnopt.hosts.onnx.writing import write
+from attnopt.ir.collection import paused_collection
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Refusal
 
