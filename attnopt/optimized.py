@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,17 @@ class Optimized:
 def as_onnx(opened: Opened, host: FxHost, report: Report) -> OnnxHost:
     """The ONNX form of an optimised torch model: exported as it was, fused and quantised again for onnxruntime, and compared.
 
+    Kernels are chosen as they were for torch (`report.select`), but among onnxruntime's and, where measured, by its times.
+
     Raises AccuracyError where the file would not compute what the torch model does, UnsupportedFormat where it cannot be made.
     """
     original = opened.host
     assert isinstance(original, FxHost)
     exported = OnnxHost.from_model(original.to_onnx())
-    chosen = choose(exported, recognise(exported.graph).sites, None, runtime="onnxruntime", opset=exported.opset, select="always")
+    inputs = original.example_inputs()
+    sites = recognise(exported.graph).sites
+    named = by_position(exported, inputs) if report.select == "measure" else None
+    chosen = choose(exported, sites, named, runtime="onnxruntime", opset=exported.opset, select=report.select)
     result: Any = apply_choices(exported, chosen)
     if host.quantized:
         before, after = (DynamicInt8().layers(h.graph) for h in (original, result))
@@ -81,9 +86,7 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> OnnxHost:
         names = [new.name for old, new in zip(before, after, strict=True) if old.name in host.quantized]
         result.quantize_linears([n for n in DynamicInt8().layers(result.graph) if n.name in names])
         result.finish()
-    inputs = original.example_inputs()
-    names = [spec.name for spec in result.input_specs]  # torch calls `input` input_1, because Python has an `input` of its own
-    wanted, got = original.runner()(inputs), result.runner()(dict(zip(names, inputs.values(), strict=True)))
+    wanted, got = original.runner()(inputs), result.runner()(by_position(result, inputs))
     if host.quantized:
         metric = natural_metric(opened.output_name, first_floating(wanted))
         loss = measured_loss(metric, [wanted], [got])
@@ -92,6 +95,11 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> OnnxHost:
     else:
         require_equal(wanted, got)
     return result  # type: ignore[no-any-return]
+
+
+def by_position(host: OnnxHost, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs under the names of the ONNX model: torch calls `input` input_1, because Python has an `input` of its own."""
+    return dict(zip((spec.name for spec in host.input_specs), inputs.values(), strict=True))
 
 
 def worst(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[float, float]:

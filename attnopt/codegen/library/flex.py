@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from attnopt.codegen.additive_mask import plain_softmax
 from attnopt.codegen.lowering import first_refusal
+from attnopt.codegen.operator_call import call_operator
 from attnopt.ir.expr import Const, Expr, Term, conjuncts, operands
 from attnopt.ir.graph import Value
-from attnopt.ir.layout import Operand, size_of
-from attnopt.ir.site import Builder, Refusal, Site, arrange
+from attnopt.ir.site import Builder, Refusal, Site
 from attnopt.runtime.flex_source import NARROWEST, compiler_at_hand, sayable
 
 
@@ -45,23 +45,7 @@ class Flex:
         import attnopt.runtime.flex  # noqa: F401  (registers the operator)
         import torch
 
-        a = site.axes
-        heads = (*a["g"], *a["r"])
-        q = arrange(builder, site.q, [a["b"], heads, a["q"], a["d"]], broadcast=True)
-        k = arrange(builder, site.k, [a["b"], a["g"], a["k"], a["d"]], broadcast=True)
-        v = arrange(builder, site.v, [a["b"], a["g"], a["k"], a["e"]], broadcast=True)
-        layout = (a["b"], heads, a["q"], a["e"])
-        out = builder.call(
-            torch.ops.attnopt.flex_attention.default,
-            q,
-            k,
-            v,
-            [site.operands[name].value for name in site.spec.operands],
-            str(site.spec),
-            shape=tuple(size_of(group) for group in layout),
-            dtype=site.q.value.dtype,
-        )
-        return arrange(builder, Operand(out, layout), site.output.layout)
+        return call_operator(torch.ops.attnopt.flex_attention.default, site, builder)
 
 
 def narrowest(site: Site) -> int:

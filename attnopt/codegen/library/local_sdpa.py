@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from attnopt.codegen.additive_mask import scaled_then_biased
 from attnopt.codegen.local_writer import worth_chunks
 from attnopt.codegen.lowering import first_refusal
+from attnopt.codegen.operator_call import call_operator
 from attnopt.ir.expr import Load, Size, walk
 from attnopt.ir.graph import Value
-from attnopt.ir.layout import Operand, size_of
-from attnopt.ir.site import Builder, Refusal, Site, arrange
+from attnopt.ir.site import Builder, Refusal, Site
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,4 @@ class LocalSdpa:
         import attnopt.runtime.local  # noqa: F401  (registers the operator)
         import torch
 
-        a = site.axes
-        heads = (*a["g"], *a["r"])
-        q = arrange(builder, site.q, [a["b"], heads, a["q"], a["d"]], broadcast=True)
-        k = arrange(builder, site.k, [a["b"], a["g"], a["k"], a["d"]], broadcast=True)
-        v = arrange(builder, site.v, [a["b"], a["g"], a["k"], a["e"]], broadcast=True)
-        layout = (a["b"], heads, a["q"], a["e"])
-        out = builder.call(
-            torch.ops.attnopt.local_attention.default,
-            q,
-            k,
-            v,
-            [site.operands[name].value for name in site.spec.operands],
-            str(site.spec),
-            shape=tuple(size_of(group) for group in layout),
-            dtype=site.q.value.dtype,
-        )
-        return arrange(builder, Operand(out, layout), site.output.layout)
+        return call_operator(torch.ops.attnopt.local_attention.default, site, builder)
