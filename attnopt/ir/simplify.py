@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnopt.ir.buckets import above_once_large
-from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, children, expand_term
+from attnopt.ir.choices import choice, pushed
+from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, expand_term
+from attnopt.ir.floats import compared_as_whole
 from attnopt.ir.forms import is_choice, is_infinite, is_number, split
 from attnopt.ir.junctions import implies, widened
 from attnopt.ir.linear import Linear, absolute, at_most, divided, linear, sides
@@ -85,8 +87,8 @@ class Simplifier:
             return self.limits.get(atom.name) if upper else Linear() if atom.name != "q" else None
         if isinstance(atom, Apply) and atom.op == "mod" and isinstance(atom.args[1], Const):
             return Linear(constant=int(atom.args[1].value) - 1) if upper else Linear()
-        if isinstance(atom, Apply) and atom.op == "floordiv" and not upper:
-            return Linear() if self.at_least_zero(atom.args[0]) and self.at_least_zero(atom.args[1]) else None
+        if isinstance(atom, Apply) and atom.op == "floordiv":
+            return self.bound_of_quotient(*atom.args, upper=upper)
         if isinstance(atom, Apply) and atom.op == "mul":
             if all(isinstance(a, Size) for a in atom.args):
                 return Linear(((atom, 1),))
@@ -112,6 +114,14 @@ class Simplifier:
         if found[0] is None or found[1] is None:
             return None
         return Linear(constant=(max if upper else min)(found[0], found[1]))
+
+    def bound_of_quotient(self, a: Expr, b: Expr, *, upper: bool) -> Linear | None:
+        """Of a // b, where b is a number above zero, or both are lengths or indices."""
+        number = b.value if isinstance(b, Const) and isinstance(b.value, int) and b.value > 0 else None
+        bound = None if number is None else self.extent(a, upper=upper)
+        if number is not None and bound is not None:
+            return Linear(constant=bound // number)
+        return Linear() if not upper and self.at_least_zero(a) and self.at_least_zero(b) else None
 
     def extent(self, expr: Expr, *, upper: bool) -> int | None:
         """The largest or smallest value as a number, where there is one."""
@@ -153,11 +163,11 @@ class Simplifier:
         if op == "not":
             return self.negation(args[0])
         if op == "where":
-            return self.choice(args[0], args[1], args[2])
+            return choice(self, args[0], args[1], args[2])
         if op in ("int", "float", "float32"):
             return self.conversion(op, args[0])
-        if (pushed := self.pushed(op, args)) is not None:
-            return pushed
+        if (of_choices := pushed(self, op, args)) is not None:
+            return of_choices
         if op in COMPARISONS:
             return self.comparison(op, args[0], args[1])
         if op in ("floordiv", "mod"):
@@ -205,73 +215,17 @@ class Simplifier:
                 return self.junction("or" if a.op == "and" else "and", self.negation(a.args[0]), self.negation(a.args[1]))
         return Apply("not", (a,))
 
-    def choice(self, c: Expr, a: Expr, b: Expr) -> Expr:
-        if isinstance(c, Const):
-            return a if c.value else b
-        if a == b:
-            return a
-        if self.kind(a) == self.kind(b) == "bool":
-            if a == TRUE:
-                return self.junction("or", c, b)
-            if a == FALSE:
-                return self.junction("and", self.negation(c), b)
-            if b == TRUE:
-                return self.junction("or", self.negation(c), a)
-            if b == FALSE:
-                return self.junction("and", c, a)
-        if is_choice(b) and a in b.args[1:]:  # where(c, x, where(d, x, y)), and with x and y exchanged
-            x, y = b.args[1:]
-            inner = b.args[0] if a == x else self.negation(b.args[0])
-            return self.choice(self.junction("or", c, inner), a, y if a == x else x)
-        if is_choice(a) and b in a.args[1:]:
-            x, y = a.args[1:]
-            inner = a.args[0] if b == y else self.negation(a.args[0])
-            return self.choice(self.junction("and", c, inner), x if b == y else y, b)
-        if isinstance(c, Apply) and c.op == "not":
-            return self.choice(c.args[0], b, a)
-        return Apply("where", (c, a, b))
-
     def conversion(self, op: str, a: Expr) -> Expr:
         kind = self.kind(a)
         if isinstance(a, Const):
             return Const(int(a.value)) if op == "int" else Const(float(a.value))
         if kind == "bool":
-            return self.choice(a, Const(1), Const(0)) if op == "int" else self.choice(a, Const(1.0), Const(0.0))
+            return choice(self, a, Const(1), Const(0)) if op == "int" else choice(self, a, Const(1.0), Const(0.0))
         if is_choice(a) and all(isinstance(x, Const) for x in a.args[1:]):
-            return self.choice(a.args[0], self.conversion(op, a.args[1]), self.conversion(op, a.args[2]))
+            return choice(self, a.args[0], self.conversion(op, a.args[1]), self.conversion(op, a.args[2]))
         if (op == "int" and kind == "int") or (isinstance(a, Apply) and a.op == op):
             return a
         return Apply(op, (a,))
-
-    def pushed(self, op: str, args: tuple[Expr, ...]) -> Expr | None:
-        """An operator on choices between constants is a choice between results."""
-        if not args or not any(is_choice(a) for a in args) or not all(is_choice(a) or isinstance(a, Const) for a in args):
-            return None
-        if any(is_choice(a) and not all(isinstance(x, Const) for x in a.args[1:]) for a in args) or len(args) > 2:
-            return None
-        if op not in FOLDED and op != "neg":
-            return None
-        if len(args) == 1 or isinstance(args[1], Const):
-            c, *branches = children(args[0])
-            results = [self.build(op, x, *args[1:]) for x in branches]
-        elif isinstance(args[0], Const):
-            c, *branches = children(args[1])
-            results = [self.build(op, args[0], x) for x in branches]
-        else:
-            return self.combined(op, args[0], args[1])
-        return self.choice(c, *results) if all(isinstance(r, Const) for r in results) else None
-
-    def combined(self, op: str, a: Expr, b: Expr) -> Expr | None:
-        """min(where(c, 0, m), where(d, 0, m)): two choices whose four results are two numbers."""
-        (c, x, y), (d, u, v) = children(a), children(b)
-        both, first, second, none = (self.build(op, p, r) for p, r in ((x, u), (x, v), (y, u), (y, v)))
-        if not all(isinstance(r, Const) for r in (both, first, second, none)):
-            return None
-        if first == second == none:
-            return self.choice(self.junction("and", c, d), both, none)
-        if both == first == second:
-            return self.choice(self.junction("or", c, d), both, none)
-        return None
 
     def comparison(self, op: str, a: Expr, b: Expr) -> Expr:
         if isinstance(a, Const) and isinstance(b, Const):
@@ -283,7 +237,8 @@ class Simplifier:
             return FALSE
         left, right = self.sum(a), self.sum(b)
         if left is None or right is None:
-            return Apply(op, (a, b))
+            whole = compared_as_whole(self, a, b) if op in ("eq", "ne") else None
+            return Apply(op, (a, b)) if whole is None else self.equality(op, whole)
         if op in ("eq", "ne"):
             return self.equality(op, left - right)
         return self.inequality(at_most(op, left, right))
@@ -312,7 +267,7 @@ class Simplifier:
                 return self.junction("and", self.inequality(near + rest), self.inequality(near * -1 + rest))
         left, right = sides(value)
         if not left.terms:
-            return Apply("ge", (right.expr(), left.expr()))
+            return Apply("ge", (Linear(right.terms).expr(), Const(value.constant)))
         return Apply("le", (left.expr(), right.expr()))
 
     def arithmetic(self, op: str, args: tuple[Expr, ...]) -> Expr:

@@ -36,6 +36,11 @@ def value(expr: Expr) -> torch.Tensor:
     return evaluate(expr, GRID, OPERANDS).expand(B, H, Q, K)
 
 
+def zero_apart(op: str, a: Expr, b: Expr) -> Expr:
+    """As Swin compares regions: float32(a) - float32(b) == 0.0."""
+    return Apply(op, (Apply("sub", (Apply("float32", (a,)), Apply("float32", (b,)))), Const(0.0)))
+
+
 whole = st.deferred(
     lambda: st.one_of(
         st.sampled_from([Index(n) for n in ("b", "h", "q", "k", "row")]),
@@ -61,6 +66,7 @@ condition = st.deferred(
         condition.map(lambda c: Apply("not", (c,))),
         st.tuples(real, st.sampled_from([0.0, -1e38])).map(lambda t: Apply("ne", (t[0], Const(t[1])))),
         st.tuples(condition, condition, condition).map(lambda t: Apply("where", t)),
+        st.tuples(st.sampled_from(["eq", "ne"]), whole, whole).map(lambda t: zero_apart(*t)),
     )
 )
 real = st.deferred(
@@ -140,6 +146,13 @@ def test_spellings_reach_their_names(written, named):
         ("2 * (k + 1) - k - q", "k - q + 2"),
         ("max(k, 0)", "k"),
         ("h % 2 + h // 2 * 2", "h"),
+        ("h // 2 - row // 2 <= 1 + 2 * h", "true"),
+        ("where(h // 2 > 1, 1.0, 2.0)", "2.0"),
+        ("float32(h) - float32(h % 2) == 0.0", "h == h % 2"),
+        ("float32(h) == 2.0", "h == 2"),
+        ("float32(k) - float32(row) != 0.0", "float32(k) - float32(row) != 0.0"),
+        ("where(k < q, 1.0, where(k >= q, 2.0, 3.0))", "where(k <= q - 1, 1.0, 2.0)"),
+        ("where(k < q, where(k < q, 1.0, 2.0), 3.0)", "where(k <= q - 1, 1.0, 3.0)"),
         ("(q + 3) // size(k) * size(k) * 5 + (q + 3) % size(k) * 5", "q * 5 + 15"),
     ],
 )
