@@ -22,6 +22,7 @@ from attnopt.patterns.normalizer import Anchor
 from attnopt.patterns.operands import broadcast_layout
 from attnopt.patterns.reweighing import Reweighing, nan_guard, reweighing, weights_of
 from attnopt.patterns.rounding import operator, rounds
+from attnopt.patterns.sampling import REASON, sampler
 from attnopt.patterns.score import PRODUCT, NotAttention, Score, ScoreWalk, negation
 from attnopt.patterns.sink import drops_sink, split_sink
 
@@ -101,6 +102,8 @@ class SoftmaxAttention(Assembly):
                     raise NotAttention(
                         f"the weights are rounded by '{operator(culprit)}' before they meet values", culprit, VALUES
                     )
+                if (source := sampler(culprit, value)) is not None:
+                    raise NotAttention(REASON.format(operator=operator(source)), culprit)
                 reason = f"the weights enter '{operator(culprit)}'" if others else "nothing follows the softmax"
                 raise NotAttention(f"{reason}: no product with values follows", culprit, VALUES)
             node = onward[0]
