@@ -1,7 +1,8 @@
 """How many attentions other optimisers fuse, on a fixed sample of model types, beside what attnopt finds.
 
 torch's `fuse_attention` patterns (the joint graph passes of torch.compile, without code generation), onnxruntime's transformers
-optimizer and onnxscript's `ort_fusions` on torch's ONNX export, and transformers' OnnxExporter with `ort_fusions="cpu"`: the model as it
+optimizer and onnxscript's `ort_fusions` on torch's ONNX export, onnxruntime's also on the TorchScript export that it was written for,
+and transformers' OnnxExporter with `ort_fusions="cpu"`: the model as it
 is, the prefill of a generating model (with a cache as output) and its decode step (with a cache as input). A type counts as wholly fused
 where as many attention operators come out as it has attentions.
 
@@ -103,6 +104,37 @@ def onnxruntime_optimizer(path: Path, made: Subject) -> int:
     return fused_count(found.model)
 
 
+class FirstOutput(torch.nn.Module):
+    """What the TorchScript exporter can take: tensors by position in, one tensor out."""
+
+    def __init__(self, made: Subject) -> None:
+        super().__init__()
+        self.model = made.model
+        self.names = [name for name, x in made.inputs.items() if isinstance(x, torch.Tensor)]
+        self.options = {name: x for name, x in made.inputs.items() if name not in self.names}
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return self.model(**dict(zip(self.names, tensors, strict=True)), **self.options)[0]
+
+
+def on_torchscript(path: Path, made: Subject) -> int:
+    module = FirstOutput(made).eval()
+    tensors = tuple(made.inputs[name] for name in module.names)
+    axes = {name: {0: "batch", 1: "sequence"} for name in module.names}
+    with torch.no_grad():
+        torch.onnx.export(
+            module,
+            tensors,
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=module.names,
+            output_names=["out"],
+            dynamic_axes=axes,
+        )
+    return onnxruntime_optimizer(path, made)
+
+
 def ort_fusions(path: Path) -> int:
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
@@ -152,6 +184,7 @@ def counted(model_type: str, attention: str) -> Counts:
         else:
             counts.add("attnopt, ONNX", lambda: len(recognise(OnnxHost.from_model(path).graph).sites))
             counts.add("onnxruntime optimizer", lambda: onnxruntime_optimizer(path, made))
+            counts.add("onnxruntime optimizer, TorchScript", lambda: on_torchscript(path.with_name("script.onnx"), made))
             counts.add("onnxscript ort_fusions", lambda: ort_fusions(path))
     counts.add("transformers OnnxExporter", lambda: onnx_exporter(made.model, made.inputs))
     if made.model_type in GENERATING:
