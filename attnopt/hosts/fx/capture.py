@@ -22,10 +22,11 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from attnopt.errors import InputMismatch, UnreadableModel, UntraceableModel
-from attnopt.hosts.fx.caches import know_caches
+from attnopt.hosts.fx.caches import forms_of, our_forms, stored_classes
 from attnopt.hosts.fx.call import Arguments, Convention, as_call, bind, split, traced_signature
 from attnopt.hosts.fx.dynamic import enlarged, proposals
 from attnopt.hosts.fx.logs import quiet
+from attnopt.hosts.fx.trees import told
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,18 @@ class Captured:
 
 def capture(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Captured:
     """Trace a model. Raises UntraceableModel where torch.export cannot follow it, InputMismatch, UnreadableModel."""
-    know_caches()
     if isinstance(model, (str, Path)):
         model = read_program(Path(model))
     if isinstance(model, ExportedProgram):
         return from_program(model, example_inputs)
-    signature = inspect.signature(model.forward)
-    arguments = example_arguments(model, signature, example_inputs)
-    program, dynamic = trace(model, signature, arguments, dynamic_shapes)
-    traced = enlarged(arguments)
-    specs = program.call_spec
-    in_spec = pytree.tree_flatten(split(signature, traced))[1]
-    return Captured(program, Convention(signature, traced, in_spec, specs.out_spec), arguments, dynamic)
+    caches = our_forms()
+    with told(caches):
+        signature = inspect.signature(model.forward)
+        arguments = example_arguments(model, signature, example_inputs)
+        program, dynamic = trace(model, signature, arguments, dynamic_shapes)
+        traced = enlarged(arguments)
+        in_spec = pytree.tree_flatten(split(signature, traced))[1]
+    return Captured(program, Convention(signature, traced, in_spec, program.call_spec.out_spec, caches), arguments, dynamic)
 
 
 def example_arguments(model: nn.Module, signature: inspect.Signature, example_inputs: Any) -> Arguments:
@@ -205,11 +206,14 @@ def read_program(path: Path, metadata: dict[str, Any] | None = None) -> Exported
         raise UnreadableModel(f"'{path}' is not an exported program", next_move="Write it with torch.export.save(program, path).")
     try:
         with quiet("torch.export"):
-            if "transformers." in stored_text(path):  # its output types are known to torch once they are imported
+            text = stored_text(path)
+            if "transformers." in text:  # its output types are known to torch once they are imported
                 importlib.import_module("transformers.modeling_outputs")
                 importlib.import_module("transformers.cache_utils")
-                know_caches()
-            return torch.export.load(path, extra_files=metadata)
+            # Its own exporters spell the names of their caches, of another form, with a colon: torch must know these already.
+            forms = {} if "transformers.cache_utils:" in text else our_forms()
+            with told(forms), torch.serialization.safe_globals(stored_classes()):
+                return torch.export.load(path, extra_files=metadata)
     except Exception as failure:
         raise UnreadableModel(
             f"'{path}' cannot be read: {first_line(failure.__cause__ or failure)}",
@@ -225,13 +229,15 @@ def stored_text(path: Path) -> str:
 
 def from_program(program: ExportedProgram, example_inputs: Any) -> Captured:
     """A program brings its own tracing inputs; the user's, if given, must fit them."""
-    program = functional(program)
-    args, kwargs = program.example_inputs or ((), {})
-    names = positional_names(program, len(args))
-    arguments = dict(zip(names, args, strict=True)) | kwargs
-    signature = traced_signature([(n, arguments[n], n in kwargs) for n in arguments])
-    in_spec = pytree.tree_flatten(split(signature, arguments))[1]
-    convention = Convention(signature, arguments, in_spec, program.call_spec.out_spec)
+    caches = forms_of(program)
+    with told(caches):
+        program = functional(program)
+        args, kwargs = program.example_inputs or ((), {})
+        names = positional_names(program, len(args))
+        arguments = dict(zip(names, args, strict=True)) | kwargs
+        signature = traced_signature([(n, arguments[n], n in kwargs) for n in arguments], caches)
+        in_spec = pytree.tree_flatten(split(signature, arguments))[1]
+    convention = Convention(signature, arguments, in_spec, program.call_spec.out_spec, caches)
     example = arguments if example_inputs is None else bind(signature, *as_call(example_inputs))
     convention.flatten(*split(signature, example))
     return Captured(program, convention, example, "as exported")

@@ -20,6 +20,7 @@ from attnopt.hosts.fx.program import limits, read_with_metadata, save_program, t
 from attnopt.hosts.fx.region import isolate
 from attnopt.hosts.fx.symbols import name_symbols
 from attnopt.hosts.fx.translate import translate
+from attnopt.hosts.fx.trees import told
 from attnopt.ir.graph import Graph, Node, Value
 
 
@@ -50,7 +51,8 @@ class FxHost:
 
     @classmethod
     def from_captured(cls, captured: Captured) -> FxHost:
-        return cls(flat_module(captured.program), captured)
+        with told(captured.convention.caches):
+            return cls(flat_module(captured.program), captured)
 
     @property
     def convention(self) -> Convention:
@@ -179,11 +181,13 @@ class FxHost:
     # Saving.
 
     def save_pt2(self, path: Path, metadata: Mapping[str, str]) -> None:
-        save_program(self.module, self.captured, path, metadata)
+        with told(self.convention.caches):
+            save_program(self.module, self.captured, path, metadata)
 
     def to_onnx(self) -> Any:
         """The model as an onnx.ModelProto, by torch's own exporter."""
-        return to_onnx(self.module, self.captured, self.output_names, edited=self.edited)
+        with told(self.convention.caches):
+            return to_onnx(self.module, self.captured, self.output_names, edited=self.edited)
 
 
 def load_pt2(path: Path) -> tuple[FxCallable, dict[str, str]]:
