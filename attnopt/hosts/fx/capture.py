@@ -26,6 +26,7 @@ from attnopt.hosts.fx.caches import forms_of, our_forms, stored_classes
 from attnopt.hosts.fx.call import Arguments, Convention, as_call, bind, split, traced_signature
 from attnopt.hosts.fx.dynamic import enlarged, proposals
 from attnopt.hosts.fx.logs import quiet
+from attnopt.hosts.fx.state import with_state, writes
 from attnopt.hosts.fx.trees import told
 
 
@@ -49,8 +50,7 @@ def capture(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) 
     with told(caches):
         signature = inspect.signature(model.forward)
         arguments = example_arguments(model, signature, example_inputs)
-        program, dynamic = trace(model, signature, arguments, dynamic_shapes)
-        traced = enlarged(arguments)
+        program, traced, dynamic = trace(model, signature, arguments, dynamic_shapes)
         in_spec = pytree.tree_flatten(split(signature, traced))[1]
     return Captured(program, Convention(signature, traced, in_spec, program.call_spec.out_spec, caches), arguments, dynamic)
 
@@ -79,22 +79,27 @@ def traced_examples(model: nn.Module) -> tuple[Tensor, ...] | None:
 
 def trace(
     model: nn.Module, signature: inspect.Signature, arguments: Arguments, dynamic_shapes: Any
-) -> tuple[ExportedProgram, str]:
-    """The program, and which dimensions vary. Proposals for dynamic dimensions are tried from the most general on."""
+) -> tuple[ExportedProgram, Arguments, str]:
+    """The program, the arguments it was traced with, and which dimensions vary, from the most general proposal on.
+
+    A model with a cache of fixed size takes the batch it was made for and no other: it is traced with the arguments as they are.
+    """
+    grown = enlarged(arguments)
     with inference(model):
         require_that_it_runs(model, signature, arguments)
         if dynamic_shapes is not None:
             args, kwargs = split(signature, arguments)
-            return export(model, args, kwargs, as_asked(signature, dynamic_shapes)), "as asked"
-        grown = enlarged(arguments)
-        args, kwargs = split(signature, grown)
+            return export(model, args, kwargs, as_asked(signature, dynamic_shapes)), grown, "as asked"
+        attempts = [(grown, what, shapes) for what, shapes in proposals(grown)]
+        if any(a is not b for a, b in zip(pytree.tree_leaves(arguments), pytree.tree_leaves(grown), strict=True)):
+            attempts += [(arguments, what, shapes) for what, shapes in list(proposals(arguments))[1:]]
         failure: UntraceableModel | None = None
-        for what, shapes in proposals(grown):
-            shapes = split_shapes(signature, grown, shapes)
+        for traced, what, shapes in attempts:
+            args, kwargs = split(signature, traced)
             try:
-                return export(model, args, kwargs, shapes), what
+                return export(model, args, kwargs, split_shapes(signature, traced, shapes)), traced, what
             except UntraceableModel as caught:
-                failure = failure or caught
+                failure = caught  # the last is that of sizes as they are, with which only the model itself can be at fault
         assert failure is not None
         raise failure
 
@@ -118,7 +123,8 @@ def as_asked(signature: inspect.Signature, dynamic_shapes: Any) -> Any:
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
     try:
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with quiet("torch._export"):
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as failure:
         raise UntraceableModel(
             f"torch.export cannot trace {type(model).__name__}: {first_line(failure)}",
@@ -147,19 +153,25 @@ def source_line(node: torch.fx.Node) -> str:
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
-    """The program without in-place operations: the canonical graph knows none."""
-    for node in program.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if node.op == "call_function" and schema is not None and schema.is_mutable:
-            return program.run_decompositions({})
-    return program
+    """The program without in-place operations: the canonical graph knows none. State that it keeps is written at its end."""
+    if not any(writes(node) for node in program.graph.nodes):
+        return program
+    try:
+        with quiet("torch._export"):
+            return with_state(program).run_decompositions({})
+    except Exception as failure:
+        raise UntraceableModel(
+            f"torch cannot make the program free of in-place operations: {first_line(failure)}",
+            next_move="Register tensors that the model writes as buffers of their own, none a view of another.",
+        ) from failure
 
 
 def require_that_it_runs(model: nn.Module, signature: inspect.Signature, arguments: Arguments) -> None:
     """Inputs that the model itself refuses are the inputs' fault, not the tracer's."""
     args, kwargs = split(signature, pytree.tree_map(lambda leaf: leaf, arguments))  # a cache is a new one: the model adds to it
     try:
-        model(*args, **kwargs)
+        with buffers_kept(model):
+            model(*args, **kwargs)
     except Exception as failure:
         raise InputMismatch(
             f"{type(model).__name__} does not run on the example inputs: {type(failure).__name__}: {first_line(failure)}",
@@ -196,6 +208,18 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """What a run writes into the buffers of a model, such as a cache, is undone."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, held in before:
+            if not torch.equal(buffer, held):
+                buffer.copy_(held)
 
 
 def read_program(path: Path, metadata: dict[str, Any] | None = None) -> ExportedProgram:
