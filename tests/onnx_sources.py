@@ -7,7 +7,6 @@ import functools
 import io
 import logging
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -16,11 +15,11 @@ import torch
 import transformers
 from hf_models import VOCABULARY
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicCache
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-from attnopt.hosts.fx.caches import know_caches
+from attnopt.hosts.fx.caches import our_forms
+from attnopt.hosts.fx.trees import told
 
 EXPORTERS = ("torchscript", "dynamo", "transformers", "transformers-fused")
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -149,24 +148,8 @@ def torchscript(
 
 def by_transformers(model: nn.Module, named: dict[str, Any], exporter: str) -> onnx.ModelProto:
     fused = {"ort_fusions": "cpu"} if exporter == "transformers-fused" else {}
-    with trees_of_transformers():
-        made = OnnxExporter().export(model, dict(named), config=OnnxConfig(dynamic=True, **fused))
+    made = OnnxExporter().export(model, dict(named), config=OnnxConfig(dynamic=True, **fused))
     return onnx_ir.to_proto(made.program)
-
-
-@contextlib.contextmanager
-def trees_of_transformers() -> Iterator[None]:
-    """The exporter of transformers tells torch the caches in its own way, unless somebody has: ours are set aside meanwhile."""
-    ours = [kind for kind in (DynamicCache, EncoderDecoderCache) if kind in pytree.SUPPORTED_NODES]
-    for kind in ours:
-        pytree._deregister_pytree_node(kind)
-    try:
-        yield
-    finally:
-        for kind in ours:
-            if kind in pytree.SUPPORTED_NODES:
-                pytree._deregister_pytree_node(kind)
-        know_caches()
 
 
 # Steps on a cache: keys and values of the past come in, those of past and present go out.
@@ -197,12 +180,12 @@ def export_with_past(family: str, exporter: str) -> onnx.ModelProto:
             return torchscript(ByPosition(model, ["input_ids", "attention_mask"], {}), named, ["logits", *presents], axes)
         tokens = {"input_ids": ids, "attention_mask": mask}
         if exporter == "dynamo":
-            know_caches()
             cache = DynamicCache(pairs)
             given = {**tokens, "past_key_values": cache, "use_cache": True}
             free = torch.export.ShapesCollection()
             for tensor in (ids, mask, *(x for layer in cache.layers for x in (layer.keys, layer.values))):
                 free[tensor] = dict.fromkeys((0, 1) if tensor.ndim == 2 else (0, 2), torch.export.Dim.DYNAMIC)
-            dims = free.dynamic_shapes(model, (), given)
-            return torch.onnx.export(model, (), kwargs=given, dynamo=True, dynamic_shapes=dims, verbose=False).model_proto
+            with told(our_forms()):
+                dims = free.dynamic_shapes(model, (), given)
+                return torch.onnx.export(model, (), kwargs=given, dynamo=True, dynamic_shapes=dims, verbose=False).model_proto
         return by_transformers(model, {**tokens, "past_key_values": DynamicCache(pairs)}, exporter)

@@ -4,6 +4,7 @@
 
 torch.export knows no cache class. The tree has the form that transformers itself gives to `DynamicCache`, so that files written
 with its registration read back here; only the count of tokens that a sliding layer has seen is added, for its keys do not tell.
+torch is told this form only while we export (`trees.told`): others tell it theirs.
 """
 
 from __future__ import annotations
@@ -12,30 +13,60 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
+
+from attnopt.errors import UnreadableModel
+from attnopt.hosts.fx.trees import ABSENT, Form, Forms, flatten, nodes
 
 KEYS, VALUES, SEEN = "key_cache", "value_cache", "seen"
 TRACED = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
 
 
-def know_caches() -> None:
-    """Tell torch the cache classes of transformers, where that is loaded and has not told them itself."""
+def our_forms() -> Forms:
+    """The cache classes of transformers in our form; none where transformers is not loaded."""
     module = sys.modules.get("transformers.cache_utils")
-    if module is None:
-        return
-    for name, flatten, unflatten in (
+    found: dict[type, Form] = {}
+    for name, apart, together in (
         ("DynamicCache", flatten_layers, unflatten_layers),
         ("EncoderDecoderCache", flatten_pair, unflatten_pair),
     ):
         kind = getattr(module, name, None)
-        if kind is not None and kind not in pytree.SUPPORTED_NODES:
-            pytree.register_pytree_node(
-                kind,
-                flatten,
-                unflatten,
-                serialized_type_name=f"{module.__name__}.{name}",
-                flatten_with_keys_fn=with_keys(flatten),
+        if kind is not None:
+            node = pytree.NodeDef(kind, apart, together, with_keys(apart))
+            found[kind] = Form(node, pytree._SerializeNodeDef(kind, f"{kind.__module__}.{name}", None, None))
+    return found
+
+
+def stored_classes() -> list[type]:
+    """What the example inputs in a file may hold beside tensors: torch reads no other classes without being told."""
+    module = sys.modules.get("transformers.cache_utils")
+    layers = [kind for name in TRACED if (kind := getattr(module, name, None)) is not None]
+    return [*our_forms(), *layers]
+
+
+def forms_of(program: ExportedProgram) -> Forms:
+    """The forms in which a program takes and returns caches: ours where they fit, else those that torch knows now."""
+    forms = our_forms()
+    specs = [spec for spec in program.call_spec if spec is not None]
+    used = [part for spec in specs for part in nodes(spec) if part.type in forms]
+    fits = all(part.context is None or isinstance(part.context, list) for part in used)
+    if fits and program.example_inputs is not None and program.call_spec.in_spec is not None:
+        fits = cache_parts(flatten(program.example_inputs, forms)[1], forms) == cache_parts(program.call_spec.in_spec, forms)
+    if fits:
+        return forms
+    known = {kind: Form.known(kind) for kind in forms}
+    for part in used:
+        if known[part.type].node is ABSENT:
+            raise UnreadableModel(
+                f"the program holds a {part.type.__name__} in a form that torch does not know",
+                next_move="Register the class as it was when the program was exported, or export the program again.",
             )
+    return known
+
+
+def cache_parts(spec: pytree.TreeSpec, forms: Forms) -> list[str]:
+    return sorted(str(part) for part in nodes(spec) if part.type in forms)
 
 
 def flatten_layers(cache: Any) -> tuple[list[Any], Any]:
@@ -87,11 +118,11 @@ def unflatten_pair(children: Sequence[Any], context: Any) -> Any:
     return pair
 
 
-def with_keys(flatten: Any) -> Any:
+def with_keys(apart: Any) -> Any:
     """The same flattening with a name for each child: key_cache, value_cache; self, cross."""
 
     def named(cache: Any) -> tuple[list[Any], Any]:
-        children, context = flatten(cache)
+        children, context = apart(cache)
         names = ["self", "cross"] if context is None else context[0]
         return [(pytree.MappingKey(n), c) for n, c in zip(names, children, strict=True)], context
 

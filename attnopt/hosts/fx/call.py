@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from attnopt.errors import InputMismatch
+from attnopt.hosts.fx.trees import Forms, flatten, told, unflatten
 
 Arguments = dict[str, Any]
 
@@ -70,12 +72,16 @@ def split(signature: inspect.Signature, arguments: Arguments) -> tuple[tuple[Any
 
 @dataclass(frozen=True)
 class Convention:
-    """How the traced graph is called. `traced` are the arguments at tracing time; `spec` the tree of (args, kwargs)."""
+    """How the traced graph is called. `traced` are the arguments at tracing time; `in_spec` the tree of (args, kwargs).
+
+    caches: the forms of the cache classes in both trees. A call reads them here, whatever torch has been told since.
+    """
 
     signature: inspect.Signature
     traced: Arguments
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
+    caches: Forms = field(default_factory=dict)
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """The flat inputs of the graph for this call. Raises InputMismatch for what was not traced."""
@@ -88,13 +94,13 @@ class Convention:
                 )
         complete = {}
         for name, traced in self.traced.items():
-            if name not in given and holds_tensor(traced):
+            if name not in given and holds_tensor(traced, self.caches):
                 raise InputMismatch(
                     f"'{name}' is missing; the model was optimised with it",
                     next_move="Pass it, or optimise again with example inputs that leave it out.",
                 )
             complete[name] = given.get(name, traced)
-        leaves, spec = pytree.tree_flatten(split(self.signature, complete))
+        leaves, spec = flatten(split(self.signature, complete), self.caches)
         if spec != self.in_spec:
             raise InputMismatch(
                 "the inputs are nested in another way than the example inputs",
@@ -111,7 +117,7 @@ class Convention:
 
     def leaves(self) -> list[Any]:
         """The flat inputs at tracing time, tensors and other values alike."""
-        return pytree.tree_leaves(split(self.signature, self.traced))
+        return flatten(split(self.signature, self.traced), self.caches)[0]
 
     def is_default(self, name: str, value: Any) -> bool:
         parameter = self.signature.parameters.get(name)
@@ -119,13 +125,16 @@ class Convention:
 
     def unflatten(self, leaves: Sequence[Any]) -> Any:
         """The return value of the model, in its own type."""
-        return pytree.tree_unflatten(list(leaves), self.out_spec)
+        return unflatten(leaves, self.out_spec, self.caches)
 
     def output_names(self) -> list[str]:
         """A name for each flat output: the key of a ModelOutput or dict, else output_0, output_1, …"""
         count = self.out_spec.num_leaves
         try:
-            paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(count)), self.out_spec))
+            with told(self.caches):
+                leaves = [torch.zeros(1, 1, 1, 1)] * count  # tensors: other forms take numbers in a cache for no leaves
+                tree = pytree.tree_unflatten(leaves, self.out_spec)
+                paths, _ = pytree.tree_flatten_with_path(tree)
         except (TypeError, ValueError):
             return [f"output_{i}" for i in range(count)]
         names = ["_".join(filter(None, map(key_name, path))) for path, _ in paths]
@@ -138,8 +147,8 @@ def key_name(key: Any) -> str:
     return str(getattr(key, "key", getattr(key, "name", "")))
 
 
-def holds_tensor(tree: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree))
+def holds_tensor(tree: Any, caches: Forms) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in flatten(tree, caches)[0])
 
 
 def short(thing: Any) -> str:
@@ -149,12 +158,12 @@ def short(thing: Any) -> str:
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 
-def traced_signature(arguments: Sequence[tuple[str, Any, bool]]) -> inspect.Signature:
+def traced_signature(arguments: Sequence[tuple[str, Any, bool]], caches: Forms) -> inspect.Signature:
     """A signature for a program that has none: (name, traced value, keyword only); values that are no tensors become defaults."""
     parameters = []
     for name, value, keyword in arguments:
         kind = inspect.Parameter.KEYWORD_ONLY if keyword else inspect.Parameter.POSITIONAL_OR_KEYWORD
-        default = inspect.Parameter.empty if holds_tensor(value) else value
+        default = inspect.Parameter.empty if holds_tensor(value, caches) else value
         parameters.append(inspect.Parameter(name, kind, default=default))
     optional = False
     for i, parameter in enumerate(parameters):  # a parameter after one with a default needs one too, or becomes a keyword

@@ -22,10 +22,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from attnopt.errors import InputMismatch, UnreadableModel, UntraceableModel
-from attnopt.hosts.fx.caches import know_caches
+from attnopt.hosts.fx.caches import forms_of, our_forms, stored_classes
 from attnopt.hosts.fx.call import Arguments, Convention, as_call, bind, split, traced_signature
 from attnopt.hosts.fx.dynamic import enlarged, proposals
 from attnopt.hosts.fx.logs import quiet
+from attnopt.hosts.fx.state import with_state, writes
+from attnopt.hosts.fx.trees import told
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,17 @@ class Captured:
 
 def capture(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Captured:
     """Trace a model. Raises UntraceableModel where torch.export cannot follow it, InputMismatch, UnreadableModel."""
-    know_caches()
     if isinstance(model, (str, Path)):
         model = read_program(Path(model))
     if isinstance(model, ExportedProgram):
         return from_program(model, example_inputs)
-    signature = inspect.signature(model.forward)
-    arguments = example_arguments(model, signature, example_inputs)
-    program, dynamic = trace(model, signature, arguments, dynamic_shapes)
-    traced = enlarged(arguments)
-    specs = program.call_spec
-    in_spec = pytree.tree_flatten(split(signature, traced))[1]
-    return Captured(program, Convention(signature, traced, in_spec, specs.out_spec), arguments, dynamic)
+    caches = our_forms()
+    with told(caches):
+        signature = inspect.signature(model.forward)
+        arguments = example_arguments(model, signature, example_inputs)
+        program, traced, dynamic = trace(model, signature, arguments, dynamic_shapes)
+        in_spec = pytree.tree_flatten(split(signature, traced))[1]
+    return Captured(program, Convention(signature, traced, in_spec, program.call_spec.out_spec, caches), arguments, dynamic)
 
 
 def example_arguments(model: nn.Module, signature: inspect.Signature, example_inputs: Any) -> Arguments:
@@ -78,22 +79,27 @@ def traced_examples(model: nn.Module) -> tuple[Tensor, ...] | None:
 
 def trace(
     model: nn.Module, signature: inspect.Signature, arguments: Arguments, dynamic_shapes: Any
-) -> tuple[ExportedProgram, str]:
-    """The program, and which dimensions vary. Proposals for dynamic dimensions are tried from the most general on."""
+) -> tuple[ExportedProgram, Arguments, str]:
+    """The program, the arguments it was traced with, and which dimensions vary, from the most general proposal on.
+
+    A model with a cache of fixed size takes the batch it was made for and no other: it is traced with the arguments as they are.
+    """
+    grown = enlarged(arguments)
     with inference(model):
         require_that_it_runs(model, signature, arguments)
         if dynamic_shapes is not None:
             args, kwargs = split(signature, arguments)
-            return export(model, args, kwargs, as_asked(signature, dynamic_shapes)), "as asked"
-        grown = enlarged(arguments)
-        args, kwargs = split(signature, grown)
+            return export(model, args, kwargs, as_asked(signature, dynamic_shapes)), grown, "as asked"
+        attempts = [(grown, what, shapes) for what, shapes in proposals(grown)]
+        if any(a is not b for a, b in zip(pytree.tree_leaves(arguments), pytree.tree_leaves(grown), strict=True)):
+            attempts += [(arguments, what, shapes) for what, shapes in list(proposals(arguments))[1:]]
         failure: UntraceableModel | None = None
-        for what, shapes in proposals(grown):
-            shapes = split_shapes(signature, grown, shapes)
+        for traced, what, shapes in attempts:
+            args, kwargs = split(signature, traced)
             try:
-                return export(model, args, kwargs, shapes), what
+                return export(model, args, kwargs, split_shapes(signature, traced, shapes)), traced, what
             except UntraceableModel as caught:
-                failure = failure or caught
+                failure = caught  # the last is that of sizes as they are, with which only the model itself can be at fault
         assert failure is not None
         raise failure
 
@@ -117,7 +123,8 @@ def as_asked(signature: inspect.Signature, dynamic_shapes: Any) -> Any:
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
     try:
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with quiet("torch._export"):
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as failure:
         raise UntraceableModel(
             f"torch.export cannot trace {type(model).__name__}: {first_line(failure)}",
@@ -146,19 +153,25 @@ def source_line(node: torch.fx.Node) -> str:
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
-    """The program without in-place operations: the canonical graph knows none."""
-    for node in program.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if node.op == "call_function" and schema is not None and schema.is_mutable:
-            return program.run_decompositions({})
-    return program
+    """The program without in-place operations: the canonical graph knows none. State that it keeps is written at its end."""
+    if not any(writes(node) for node in program.graph.nodes):
+        return program
+    try:
+        with quiet("torch._export"):
+            return with_state(program).run_decompositions({})
+    except Exception as failure:
+        raise UntraceableModel(
+            f"torch cannot make the program free of in-place operations: {first_line(failure)}",
+            next_move="Register tensors that the model writes as buffers of their own, none a view of another.",
+        ) from failure
 
 
 def require_that_it_runs(model: nn.Module, signature: inspect.Signature, arguments: Arguments) -> None:
     """Inputs that the model itself refuses are the inputs' fault, not the tracer's."""
     args, kwargs = split(signature, pytree.tree_map(lambda leaf: leaf, arguments))  # a cache is a new one: the model adds to it
     try:
-        model(*args, **kwargs)
+        with buffers_kept(model):
+            model(*args, **kwargs)
     except Exception as failure:
         raise InputMismatch(
             f"{type(model).__name__} does not run on the example inputs: {type(failure).__name__}: {first_line(failure)}",
@@ -197,6 +210,18 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """What a run writes into the buffers of a model, such as a cache, is undone."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, held in before:
+            if not torch.equal(buffer, held):
+                buffer.copy_(held)
+
+
 def read_program(path: Path, metadata: dict[str, Any] | None = None) -> ExportedProgram:
     """The program in a .pt2 file; the values of `metadata` are filled with the extra files of these names."""
     if not path.is_file():
@@ -205,11 +230,14 @@ def read_program(path: Path, metadata: dict[str, Any] | None = None) -> Exported
         raise UnreadableModel(f"'{path}' is not an exported program", next_move="Write it with torch.export.save(program, path).")
     try:
         with quiet("torch.export"):
-            if "transformers." in stored_text(path):  # its output types are known to torch once they are imported
+            text = stored_text(path)
+            if "transformers." in text:  # its output types are known to torch once they are imported
                 importlib.import_module("transformers.modeling_outputs")
                 importlib.import_module("transformers.cache_utils")
-                know_caches()
-            return torch.export.load(path, extra_files=metadata)
+            # Its own exporters spell the names of their caches, of another form, with a colon: torch must know these already.
+            forms = {} if "transformers.cache_utils:" in text else our_forms()
+            with told(forms), torch.serialization.safe_globals(stored_classes()):
+                return torch.export.load(path, extra_files=metadata)
     except Exception as failure:
         raise UnreadableModel(
             f"'{path}' cannot be read: {first_line(failure.__cause__ or failure)}",
@@ -225,13 +253,15 @@ def stored_text(path: Path) -> str:
 
 def from_program(program: ExportedProgram, example_inputs: Any) -> Captured:
     """A program brings its own tracing inputs; the user's, if given, must fit them."""
-    program = functional(program)
-    args, kwargs = program.example_inputs or ((), {})
-    names = positional_names(program, len(args))
-    arguments = dict(zip(names, args, strict=True)) | kwargs
-    signature = traced_signature([(n, arguments[n], n in kwargs) for n in arguments])
-    in_spec = pytree.tree_flatten(split(signature, arguments))[1]
-    convention = Convention(signature, arguments, in_spec, program.call_spec.out_spec)
+    caches = forms_of(program)
+    with told(caches):
+        program = functional(program)
+        args, kwargs = program.example_inputs or ((), {})
+        names = positional_names(program, len(args))
+        arguments = dict(zip(names, args, strict=True)) | kwargs
+        signature = traced_signature([(n, arguments[n], n in kwargs) for n in arguments], caches)
+        in_spec = pytree.tree_flatten(split(signature, arguments))[1]
+    convention = Convention(signature, arguments, in_spec, program.call_spec.out_spec, caches)
     example = arguments if example_inputs is None else bind(signature, *as_call(example_inputs))
     convention.flatten(*split(signature, example))
     return Captured(program, convention, example, "as exported")

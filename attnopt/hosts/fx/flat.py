@@ -15,11 +15,13 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from attnopt.hosts.fx.state import with_own_state
+
 CHECKS = ("_assert_tensor_metadata", "_guards_fn")
 
 
 def flat_module(program: ExportedProgram) -> fx.GraphModule:
-    """A GraphModule that takes and returns flat leaves; it shares the program's parameters."""
+    """A GraphModule that takes and returns flat leaves; it shares the program's parameters, and has its own state."""
     module = program.module()
     graph = fx.Graph()
     output = graph.graph_copy(module.graph, {})
@@ -34,7 +36,7 @@ def flat_module(program: ExportedProgram) -> fx.GraphModule:
     flat.graph.lint()
     flat.delete_all_unused_submodules()
     flat.recompile()
-    return flat
+    return with_own_state(flat)
 
 
 def has_effect(node: fx.Node) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from attnopt.errors import InputMismatch
+from attnopt.errors import InputMismatch, UnsupportedFormat
 from attnopt.hosts.fx.builder import FxBuilder
 from attnopt.hosts.fx.call import Convention, as_call, split
 from attnopt.hosts.fx.capture import Captured
@@ -18,8 +18,10 @@ from attnopt.hosts.fx.flat import flat_module, has_effect
 from attnopt.hosts.fx.int8 import quantize_linear
 from attnopt.hosts.fx.program import limits, read_with_metadata, save_program, to_onnx
 from attnopt.hosts.fx.region import isolate
+from attnopt.hosts.fx.state import in_place, with_own_state, without_writes, written
 from attnopt.hosts.fx.symbols import name_symbols
 from attnopt.hosts.fx.translate import translate
+from attnopt.hosts.fx.trees import told
 from attnopt.ir.graph import Graph, Node, Value
 
 
@@ -50,7 +52,8 @@ class FxHost:
 
     @classmethod
     def from_captured(cls, captured: Captured) -> FxHost:
-        return cls(flat_module(captured.program), captured)
+        with told(captured.convention.caches):
+            return cls(flat_module(captured.program), captured)
 
     @property
     def convention(self) -> Convention:
@@ -104,11 +107,16 @@ class FxHost:
         return [inputs.get(n.name, leaf) for n, leaf in zip(self.placeholders(), self.convention.leaves(), strict=True)]
 
     def runner(self) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
+        """State that the model keeps stays as it was: each run starts alike."""
         computed = [isinstance(leaf, fx.Node) for leaf in self.output_leaves()]
+        module = self.copy().module if written(self.module) else self.module
+        if module is not self.module:
+            without_writes(module.graph)
+            module.recompile()
 
         def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
             with torch.no_grad():
-                leaves = self.module(*self.flat_inputs(inputs))
+                leaves = module(*self.flat_inputs(inputs))
             return [torch.as_tensor(leaf) for leaf, wanted in zip(leaves, computed, strict=True) if wanted]
 
         return run
@@ -120,6 +128,7 @@ class FxHost:
         if any(v.handle is None for v in values):
             return self.tap_written(values, inputs)
         graph.output(tuple(copied[v.handle] for v in values))
+        without_writes(graph)
         graph.eliminate_dead_code(has_effect)
         with torch.no_grad():
             return [t.clone() for t in fx.GraphModule(self.module, graph)(*self.flat_inputs(inputs))]
@@ -174,16 +183,24 @@ class FxHost:
         return tensors
 
     def callable(self) -> FxCallable:
-        return FxCallable(self.module, self.convention, self.input_specs)
+        module = in_place(with_own_state(self.module)) if written(self.module) else self.module
+        return FxCallable(module, self.convention, self.input_specs)
 
     # Saving.
 
     def save_pt2(self, path: Path, metadata: Mapping[str, str]) -> None:
-        save_program(self.module, self.captured, path, metadata)
+        with told(self.convention.caches):
+            save_program(self.module, self.captured, path, metadata)
 
     def to_onnx(self) -> Any:
-        """The model as an onnx.ModelProto, by torch's own exporter."""
-        return to_onnx(self.module, self.captured, self.output_names, edited=self.edited)
+        """The model as an onnx.ModelProto, by torch's own exporter. Raises UnsupportedFormat for a model that keeps state."""
+        if kept := written(self.module):
+            raise UnsupportedFormat(
+                f"an ONNX file keeps no state between calls, and this model writes '{kept[0]}'",
+                next_move="Export it as .pt2, or give the model its cache as an input.",
+            )
+        with told(self.convention.caches):
+            return to_onnx(self.module, self.captured, self.output_names, edited=self.edited)
 
 
 def load_pt2(path: Path) -> tuple[FxCallable, dict[str, str]]:

@@ -130,12 +130,13 @@ def to_onnx(module: fx.GraphModule, captured: Captured, output_names: Sequence[s
     """The graph as an onnx.ModelProto by torch's exporter, with readable names for outputs and for sizes that vary."""
     program = program_of(module, captured) if edited else captured.program
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
+    outputs = apart(output_names, [n.name for n in placeholders])
     with quiet("torch.onnx"):
         try:
-            exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=list(output_names))
+            exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=outputs)
         except torch.onnx.OnnxExporterError:  # the exporter may take a reshape of a permuted tensor for a view
             program = program_of(with_copies(module), captured)
-            exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=list(output_names))
+            exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=outputs)
     names = name_symbols(placeholders).names
     proto = exported.model_proto
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
@@ -143,6 +144,15 @@ def to_onnx(module: fx.GraphModule, captured: Captured, output_names: Sequence[s
             if dim.dim_param in names:
                 dim.dim_param = names[dim.dim_param]
     return proto
+
+
+def apart(outputs: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    """Output names of which none is that of an input: past_key_values_key_cache_0 leaves as present_key_values_key_cache_0."""
+
+    def other(name: str) -> str:
+        return f"present{name.removeprefix('past')}" if name.startswith("past") else f"{name}_output"
+
+    return [other(name) if name in inputs else name for name in outputs]
 
 
 def with_copies(module: fx.GraphModule) -> fx.GraphModule:

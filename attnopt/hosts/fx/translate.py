@@ -2,6 +2,8 @@
 
     aten.transpose.int(x, 1, 2)  ->  permute(x, perm=(0, 2, 1, 3))        aten.dropout(x, 0.1, False)  ->  x
 
+State that the program writes at its end (`copy_` into a buffer) is an input of the graph, and what is written one of its outputs.
+
 Each rule of `rules/` translates one operator. Operators without a rule become `opaque`: they stay, and nothing is read into them.
 """
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from attnopt.hosts.fx.rules import RULES
+from attnopt.hosts.fx.state import writes_state, written
 from attnopt.hosts.fx.symbols import Symbols, name_symbols
 from attnopt.ir.dims import Dim, Shape
 from attnopt.ir.graph import Graph, Source, Value
@@ -24,7 +27,7 @@ from attnopt.ir.graph import Graph, Source, Value
 def translate(module: fx.GraphModule) -> Graph:
     """The canonical graph of a flat module; values keep their FX nodes as handles."""
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    translation = Translation(module, name_symbols(placeholders))
+    translation = Translation(module, name_symbols(placeholders), state=frozenset(written(module)))
     for node in module.graph.nodes:
         translation.visit(node)
     return translation.graph
@@ -36,6 +39,8 @@ class Translation:
 
     module: fx.GraphModule
     symbols: Symbols
+    state: frozenset[str] = frozenset()
+    updates: list[Value] = field(default_factory=list)
     graph: Graph = field(default_factory=Graph)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     node: fx.Node = None  # type: ignore[assignment]
@@ -51,7 +56,8 @@ class Translation:
         elif node.op == "get_attr":
             self.attribute(node)
         elif node.op == "output":
-            self.graph.outputs = [self.values[n] for n in node.args[0] if isinstance(self.values.get(n), Value)]  # type: ignore[union-attr]
+            returned = [self.values[n] for n in node.args[0] if isinstance(self.values.get(n), Value)]  # type: ignore[union-attr]
+            self.graph.outputs = [*returned, *self.updates]
         elif node.op == "call_function":
             self.source = source_of(node)
             self.call(node)
@@ -68,6 +74,9 @@ class Translation:
             else:
                 self.opaque()
             return
+        if node.target is torch.ops.aten.copy_.default and writes_state(node):
+            self.updates += [v for v in (self.values.get(node.args[1]),) if isinstance(v, Value)]  # type: ignore[arg-type]
+            return
         if not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
             return  # sizes and checks: they live in shapes
         rule = RULES.get(operator_name(node.target))
@@ -79,7 +88,11 @@ class Translation:
         for part in str(node.target).split("."):
             data = getattr(data, part)
         if isinstance(data, Tensor):
-            value = Value(node.name, tuple(data.shape), dtype_name(data.dtype), handle=node, load=lambda: data.detach())
+            value = Value(node.name, tuple(data.shape), dtype_name(data.dtype), handle=node)
+            if node.target in self.state:
+                self.graph.inputs.append(value)
+            else:
+                value.load = lambda: data.detach()
             self.values[node] = value
 
     # What rules use.

@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from hf_models import VOCABULARY, build, inputs
-from torch.utils import _pytree as pytree
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 import attnopt
 from attnopt.errors import InputMismatch
-from attnopt.hosts.fx.caches import know_caches
-
-know_caches()
+from attnopt.hosts.fx.caches import our_forms
+from attnopt.hosts.fx.trees import flatten, unflatten
 
 
 def prompt(family, **sizes):
@@ -108,8 +106,8 @@ def test_a_length_that_the_trace_does_not_hold_for_is_refused():
 
 def test_trees_of_the_older_form_read_back():
     keys, values = [torch.randn(2, 2, 5, 8)], [torch.randn(2, 2, 5, 8)]
-    spec = pytree.tree_flatten(DynamicCache(zip(keys, values, strict=True)))[1]
-    cache = pytree.tree_unflatten([keys[0], values[0]], spec)
+    _, spec = flatten(DynamicCache(zip(keys, values, strict=True)), our_forms())
+    cache = unflatten([keys[0], values[0]], spec, our_forms())
     assert spec.context == [["key_cache", "value_cache"], [None]]
     assert torch.equal(cache.layers[0].keys, keys[0])
     assert cache.get_seq_length() == 5
@@ -119,7 +117,7 @@ def test_a_cache_of_other_layers_says_so():
     cache = DynamicCache(zip([torch.randn(2, 2, 5, 8)], [torch.randn(2, 2, 5, 8)], strict=True))
     cache.layers[0].__class__ = type("OddLayer", (type(cache.layers[0]),), {})
     with pytest.raises(TypeError, match="a OddLayer of a cache is no pair of keys and values"):
-        pytree.tree_flatten(cache)
+        flatten(cache, our_forms())
 
 
 def test_layers_of_one_cache_are_equally_long():
@@ -134,3 +132,25 @@ def test_layers_of_one_cache_are_equally_long():
     layer.keys, layer.values = layer.keys[:, :, :5], layer.values[:, :, :5]
     with pytest.raises(InputMismatch, match=r"'past' is 12 in .* but 5 in 'past_key_values_key_cache_1'"):
         fast(input_ids=token(2), past_key_values=uneven)
+
+
+def test_a_cache_that_comes_in_goes_out_of_an_onnx_file_under_names_of_its_own(tmp_path):
+    model = build("llama", "sdpa")
+
+    def given(length):
+        with torch.no_grad():
+            return {"input_ids": token(2), "past_key_values": model(**prompt("llama", length=length)).past_key_values}
+
+    fast = attnopt.load(attnopt.optimize(model, given(12), select="always").export(tmp_path / "fast.onnx"))
+    call = given(20)
+    layers = call["past_key_values"].layers
+    named = {"input_ids": call["input_ids"]}
+    named |= {
+        f"past_key_values_{kind}_cache_{i}": getattr(x, f"{kind}s") for kind in ("key", "value") for i, x in enumerate(layers)
+    }
+    logits, *cache = fast({name: x.numpy() for name, x in named.items()})
+    wanted = model(**call)
+    torch.testing.assert_close(torch.from_numpy(logits), wanted.logits, atol=1e-4, rtol=1e-4)
+    after = wanted.past_key_values.layers
+    for a, b in zip([x.keys for x in after] + [x.values for x in after], cache, strict=True):
+        torch.testing.assert_close(torch.from_numpy(b), a, atol=1e-4, rtol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import block_models
 import pytest
+import static_caches
 import torch
 from spelling import B, L, Recorder
 from torch import nn
@@ -83,6 +84,30 @@ def test_rows_written_into_a_fixed_cache(through):
     x, wanted, held, indices = host.tap([block.k.input, site.k.value, update.past.value, update.indices], inputs)
     again = rows(block, "k", x, past=as_rows(update.past, held, site.axes), indices=indices)
     torch.testing.assert_close(again, as_rows(site.k, wanted, site.axes), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_static_caches_of_transformers(family):
+    """Their buffers are the past, `cache_position` says where new rows go, and the new state is what leaves."""
+    host = host_of(static_caches.with_cache(family), static_caches.step(3))
+    for site in recognise(host.graph).sites:
+        block = find_block(host.graph, site)
+        assert not block.missing
+        assert "cache scatter" in str(block)
+        for name in "kv":
+            update = block.part(name, CacheUpdate)
+            assert update.past.value in host.graph.inputs
+            assert update.past.value.name.startswith("key_cache" if name == "k" else "value_cache")
+            assert update.present in host.graph.outputs
+            turn = block.rotary if name == "k" else None
+            asked = [getattr(block, name).input, getattr(site, name).value, update.past.value, update.indices]
+            asked += [turn.positions.value] if turn is not None else []
+            x, wanted, held, indices, *positions = host.tap(asked, host.example_inputs())
+            assert indices.tolist() == [3]
+            given = {"positions": as_rows(turn.positions, positions[0], site.axes)[..., 0, 0]} if turn is not None else {}
+            past = as_rows(update.past, held, site.axes)
+            again = rows(block, name, x.reshape(1, 1, -1), past=past, indices=indices, **given)
+            torch.testing.assert_close(again, as_rows(getattr(site, name), wanted, site.axes), atol=1e-5, rtol=1e-5)
 
 
 def test_keys_of_two_sequences_are_no_cache():
