@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from attnopt.hosts.fx.quotients import without_quotients
 from attnopt.ir.dims import Dim, Shape, make, symbol
 
 LAYER = re.compile(r"(_(key|value)(_cache|s)?)?_?[0-9]*$")  # what tells the tensors of one cache apart
@@ -29,7 +30,7 @@ class Symbols:
         """One size: an int, a product of symbols, or one opaque symbol for anything else."""
         if isinstance(size, int) or not isinstance(size, torch.SymInt):
             return int(size)
-        expr = size.node.expr
+        expr = without_quotients(size.node.expr)
         if not expr.is_Symbol and (number := known_number(size)) is not None:
             return number
         coefficient, rest = expr.as_coeff_Mul()
