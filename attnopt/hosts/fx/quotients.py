@@ -4,6 +4,7 @@
         batch*((4*batch*(n + 1)**2) // (batch*(n + 1)*(n + 1)))    ->    4*batch
 
     (n - 1) // 2 + 1    ->    (n + 1) // 2      and so it has one name, however it is written
+    n - n % 64          ->    64*(n // 64)
 
 A quotient goes where the dividend is the divisor times a polynomial with whole coefficients: then it is that polynomial for all
 sizes. From a quotient by a number go the terms that it divides. What stays counts as one unknown inside of other quotients.
@@ -14,18 +15,22 @@ from __future__ import annotations
 from functools import lru_cache
 
 import sympy
-from torch.utils._sympy.functions import FloorDiv
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
+
+QUOTIENTS = (FloorDiv, Mod, PythonMod)
 
 
 @lru_cache(maxsize=4096)  # the shapes of a model repeat a few sizes
 def without_quotients(expr: sympy.Expr) -> sympy.Expr:
     """The expression with every quotient that comes out even replaced by what it is, the innermost first."""
-    if not expr.has(FloorDiv):
+    if not expr.has(*QUOTIENTS):
         return expr
     args = [without_quotients(a) if isinstance(a, sympy.Expr) else a for a in expr.args]
-    if not isinstance(expr, FloorDiv):
+    if not isinstance(expr, QUOTIENTS):
         return expr.func(*args)
     dividend, divisor = args
+    if not isinstance(expr, FloorDiv):  # the rest of a division
+        return dividend - divisor * without_quotients(FloorDiv(dividend, divisor))
     if divisor.is_Integer and divisor > 0:
         return by_number(dividend, int(divisor))
     return exact_quotient(dividend, divisor) or FloorDiv(dividend, divisor)

@@ -8,7 +8,7 @@ import pytest
 import sympy
 import torch
 from torch import nn
-from torch.utils._sympy.functions import FloorDiv
+from torch.utils._sympy.functions import FloorDiv, Mod
 
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.fx.quotients import without_quotients
@@ -24,6 +24,8 @@ SAME = [
     (FloorDiv(B * (HALF + 1) * N, HALF + 1), B * N),
     (FloorDiv(M - 1, 2) + 1, FloorDiv(M + 1, 2)),
     (FloorDiv(4 * N + M + 9, 4), N + 2 + FloorDiv(M + 1, 4)),
+    (M - Mod(M, 8), 8 * FloorDiv(M, 8)),
+    (FloorDiv(M - Mod(M, 8) + 8, FloorDiv(M - Mod(M, 8), 8) + 1), sympy.Integer(8)),
     (FloorDiv(2 * FloorDiv(M - 3, 2) + 6, 2), FloorDiv(M + 1, 2) + 1),
 ]
 KEPT = [FloorDiv(N * (N + 1), 2), FloorDiv(B, N), FloorDiv(3 * B * N, 2 * N), FloorDiv(B * N + 1, N)]
@@ -45,6 +47,12 @@ def test_nothing_changes_its_value(written):
 @pytest.mark.parametrize("written", KEPT)
 def test_a_quotient_with_a_rest_stays(written):
     assert without_quotients(written).has(FloorDiv)
+
+
+def test_a_multiple_of_a_sum_is_a_product_with_a_name_that_reads_alike():
+    assert str(Symbol(8, ("((n//8)) + 1",))) == "8*(((n//8)) + 1)"
+    assert str(Symbol(1, ("n + 1",))) == "n + 1"
+    assert str(Symbol(4, ("batch", "n"))) == "4*batch*n"
 
 
 class Inferred(nn.Module):
