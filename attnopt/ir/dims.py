@@ -22,6 +22,9 @@ ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
 }  # fmt: skip
 
 
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+
+
 @dataclass(frozen=True)
 class Symbol:
     """coefficient * product of names (sorted, repeated for powers)."""
@@ -30,11 +33,10 @@ class Symbol:
     names: tuple[str, ...]
 
     def __str__(self) -> str:
-        text = "*".join(self.names)
+        alone = self.coefficient == 1 and len(self.names) == 1
+        text = "*".join(n if alone or NAME.fullmatch(n) else f"({n})" for n in self.names)
         return text if self.coefficient == 1 else f"{self.coefficient}*{text}"
 
-
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
 Dim = Union[int, Symbol]
 Shape = tuple[Dim, ...]

@@ -12,6 +12,7 @@ from attnopt.ir.collection import paused_collection
 from attnopt.ir.graph import Graph
 from attnopt.ir.site import Refusal, Site
 from attnopt.patterns.activations import Activations
+from attnopt.patterns.cut_attention import CutAttention, cuts
 from attnopt.patterns.fused_attention import FusedAttention
 from attnopt.patterns.lifting import Lifters
 from attnopt.patterns.normalizer import anchors
@@ -31,7 +32,8 @@ def spelled_out(graph: Graph) -> Iterator[Site | Refusal]:
     """Attention written as products around a softmax."""
     activations, lifters = Activations(graph), Lifters(graph)
     for anchor in anchors(graph):
-        attempt = SoftmaxAttention(graph=graph, lifters=lifters, activations=activations)
+        grammar = CutAttention if cuts(anchor) else SoftmaxAttention
+        attempt = grammar(graph=graph, lifters=lifters, activations=activations)
         try:
             yield attempt.from_anchor(anchor)
         except NotAttention as failure:

@@ -33,6 +33,8 @@ class Activations:
                 self.scores[node.output] = 2 if all(i in self.data for i in inputs) else 1
             elif multiplies(node):
                 self.scores[node.output] = 2
+            elif node.op == "concat":
+                self.scores[node.output] = min(map(self.strength, inputs), default=0)
             elif (node.op in SCORE_OPS or rounds(node)) and (known := max((self.scores.get(i, 0) for i in inputs), default=0)):
                 self.scores.update(dict.fromkeys(node.outputs, known))
 

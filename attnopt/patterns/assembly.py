@@ -117,7 +117,7 @@ class Assembly:
         held = {name: [self.axes_of(c) for c in options] for name, options in choices.items()}
         deepest = {name: axes[-1] for name, axes in held.items()}
         repeated = {a for g in leads for a in g if a in deepest["q"] and a not in deepest["k"] and a not in deepest["v"]}
-        batch, heads = split_heads(leads, repeated)
+        batch, heads = split_heads(leads, repeated, self.beside_channels(choices["q"][-1]))
         tail = tuple(a for a in heads if a in repeated and a.size != 1)
         rows = {name: self.space.resolve_group((getattr(self, name),)) for name in "qkde"}
         # Query heads that share a key head must be neighbours; where they are not, keys are read after their repetition.
@@ -136,20 +136,29 @@ class Assembly:
             picked[name] = full[-1] if full else choices[name][0]
         return {"b": batch, "g": heads, "r": (), **rows}, picked
 
+    def beside_channels(self, query: Candidate) -> set[Axis]:
+        """The axes that share a dimension with the channels of the query: a projection writes heads so."""
+        channels = self.space.resolve_group((self.d,))
+        groups = [g for g in self.space.resolve(query.operand.layout) if set(channels) & set(g)]
+        return {axis for group in groups for axis in group if axis not in channels}
+
     def axes_of(self, candidate: Candidate) -> set[Axis]:
         return {axis for group in self.space.resolve(candidate.operand.layout) for axis in group}
 
 
-def split_heads(leads: Sequence[Group], repeated: set[Axis]) -> tuple[Group, Group]:
+def split_heads(leads: Sequence[Group], repeated: set[Axis], projected: set[Axis]) -> tuple[Group, Group]:
     """Which leading axes are batch and which are heads.
 
     [b | h] and [b h] split as written; with three or more dimensions the last is the heads, and the last two where the very
-    last is the repetition of grouped heads.
+    last is the repetition of grouped heads; or another one, where that alone is what a projection wrote beside the channels.
     """
     if not leads:
         return (), ()
     if len(leads) == 1:
         return leads[0][:1], leads[0][1:]
+    written = [g for g in leads if g and set(g) == projected]
+    if len(leads) >= 3 and written and not projected & repeated:
+        return tuple(a for g in leads if g not in written for a in g), written[0]
     count = 2 if len(leads) >= 3 and leads[-1] and set(leads[-1]) <= repeated else 1
     return tuple(a for group in leads[:-count] for a in group), tuple(a for group in leads[-count:] for a in group)
 
@@ -157,13 +166,20 @@ def split_heads(leads: Sequence[Group], repeated: set[Axis]) -> tuple[Group, Gro
 def interior(output: Value, operands: Sequence[Value]) -> tuple[Node, ...]:
     """The nodes between the operands and the output, in graph order."""
     found: dict[Node, None] = {}
-    stack, stop = [output], set(operands)
+    stack, stop = [output], {*operands, *(v for o in operands for v in made_of(o))}
     while stack:
         node = stack.pop().producer
         if node is not None and node not in found:
             found[node] = None
             stack += [i for i in node.inputs if i is not None and i not in stop]
     return tuple(reversed(found))
+
+
+def made_of(value: Value) -> list[Value]:
+    """The values of the host that one which it does not hold is made of."""
+    if value.handle is not None or value.producer is None:
+        return [value]
+    return [v for i in value.producer.inputs if i is not None for v in made_of(i)]
 
 
 def shortest(name: str, *sizes: object) -> Clause | None:

@@ -72,6 +72,8 @@ class Reading:
         zeroed = False
         for read, condition in factors:
             part = self.lifted(read)
+            if condition and part == Const(True):
+                continue
             if condition and part == mask:  # hidden keys weigh nothing already, so only empty rows change: they become zero
                 zeroed, empty = True, "zero"
                 continue

@@ -4,7 +4,8 @@
         ->  scale(0.125) softcap(30.0) add(load(bias0, b, h, row, k))   mask load(mask0, b, 0, row, k)   empty zero
 
 The grammar, from the outside in: cast | layout | add | sub | mul | div | where (mask) | softcap, in any order and number, then
-one matmul of two activations. Anything else is a refusal that names the node.
+one matmul of two activations, or a concat of such scores (`joining` goes on from there). Anything else is a refusal that names the
+node.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class ScoreWalk:
     score: Score = field(default_factory=Score)
 
     def up(self, value: Value, layout: Layout) -> Score:
-        """From the input of the softmax, with its layout, to the product."""
+        """From the input of the softmax, with its layout, to the product, or to where the products of several are joined."""
         outer: list[Clause] = []
         while True:
             node = value.producer
@@ -75,7 +76,7 @@ class ScoreWalk:
                 raise NotAttention(
                     "the scores are an input of the graph, not a product of queries and keys", _pseudo(value), PRODUCT
                 )
-            if node.op == "matmul":
+            if node.op == "matmul" or self.joins(node):
                 break
             try:
                 value, layout = self.step(node, layout, outer)
@@ -84,6 +85,10 @@ class ScoreWalk:
         self.score.terms = outer[::-1]
         self.score.product, self.score.layout = node, self.space.resolve(layout)
         return self.score
+
+    def joins(self, node: Node) -> bool:
+        """Whether the node lays scores side by side."""
+        return node.op == "concat" and all(i is not None and self.strength(i) for i in node.inputs)
 
     def step(self, node: Node, layout: Layout, outer: list[Clause]) -> tuple[Value, Layout]:
         """Cross one node: returns the score side of its inputs; appends what it did to `outer` (outermost first)."""

@@ -18,6 +18,7 @@ from attnopt.ir.layout import Axis, Layout, LayoutMismatch
 from attnopt.ir.site import Site
 from attnopt.patterns.activations import Activations
 from attnopt.patterns.assembly import Assembly, Placed
+from attnopt.patterns.joining import joined_operands
 from attnopt.patterns.normalizer import Anchor
 from attnopt.patterns.operands import broadcast_layout
 from attnopt.patterns.reweighing import Reweighing, nan_guard, reweighing, weights_of
@@ -53,6 +54,12 @@ class SoftmaxAttention(Assembly):
                 product,
                 "reshapes of the weights that only regroup batch and heads",
             ) from None
+        return self.from_weights(anchor, layout, self.value, (product.output, self.output), product, guarded)
+
+    def from_weights(
+        self, anchor: Anchor, layout: Layout, values: Placed, output: Placed, product: Node, guarded: bool = False
+    ) -> Site:
+        """From the weights, with their layout, up to queries and keys, and all of it put together."""
         if layout[anchor.axis] != self.space.resolve_group((self.k,)):
             over = " ".join(map(str, layout[anchor.axis])) or "a dimension of one"
             reason = f"the softmax runs over {over}, not over the keys"
@@ -76,7 +83,7 @@ class SoftmaxAttention(Assembly):
             score.factors.append((negation(read) if factor.negated else read, factor.condition))
         try:
             queries, keys = self.score_operands(score)
-            return self.site(anchor.node, queries, keys, self.value, (product.output, self.output), score)
+            return self.site(anchor.node, queries, keys, values, output, score)
         except LayoutMismatch as mismatch:
             raise NotAttention(str(mismatch), product) from None
 
@@ -158,21 +165,27 @@ class SoftmaxAttention(Assembly):
         return self.space.resolve(layout)
 
     def score_operands(self, score: Score) -> tuple[Placed, Placed]:
-        """(q, its layout) and (k, its layout) at the product of queries and keys."""
-        node = score.product
-        assert node is not None
+        """(q, its layout) and (k, its layout) at the product of queries and keys, or of the keys that several products join."""
+        assert score.product is not None
+        if score.product.op == "concat":
+            return joined_operands(self, score)
+        return self.product_operands(score.product, score.layout, self.k)
+
+    def product_operands(self, node: Node, layout: Layout, over: Axis) -> tuple[Placed, Placed]:
+        """(q, its layout) and (k, its layout) at one product, whose keys are the axis `over`."""
         left, right = node.inputs
         assert left is not None and right is not None and left.shape is not None
         if not self.activations.is_operand(left) or not self.activations.is_operand(right):
             raise NotAttention("one side of the score product is a constant", node, PRODUCT)
-        *lead, rows, columns = score.layout
+        *lead, rows, columns = layout
         self.d = Axis("d", left.shape[-1])
-        queries, keys = self.space.resolve_group((self.q,)), self.space.resolve_group((self.k,))
+        queries, keys = set(self.space.resolve_group((self.q,))), set(self.space.resolve_group((over,)))
         layout_left = (*broadcast_layout(Value("", left.shape[:-2]), tuple(lead)), rows, (self.d,))
         layout_right = (*broadcast_layout(Value("", (right.shape or ())[:-2]), tuple(lead)), (self.d,), columns)
-        if rows == queries and columns == keys:
+        # Rows may hold batch axes as well: those along which the keys do not vary.
+        if queries <= set(rows) and keys <= set(columns):
             return (left, layout_left), (right, layout_right)
-        if rows == keys and columns == queries:
+        if keys <= set(rows) and queries <= set(columns):
             return (right, layout_right), (left, layout_left)
         raise NotAttention(
             "the last two dimensions of the scores are not queries and keys", node, "a product q k' over the head width"

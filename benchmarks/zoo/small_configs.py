@@ -207,6 +207,7 @@ SMALL: dict[str, Small] = {
     ),
     "glm4v_moe": Small({"text_config.rope_parameters": {**three_axes(1, 1, 2), "partial_rotary_factor": 0.5}}),
     "glm4v_moe_text": Small({"rope_parameters": {**three_axes(1, 1, 2), "partial_rotary_factor": 0.5}}),
+    "pegasus_x": Small({"block_size": 8, "num_global_tokens": 3}),
     "rt_detr": Small({"encoder_in_channels": [64, 128, 256], "decoder_in_channels": [64, 64, 64]}),
     "rt_detr_v2": Small({"encoder_in_channels": [64, 128, 256], "decoder_in_channels": [64, 64, 64]}),
     "kosmos-2": Small(

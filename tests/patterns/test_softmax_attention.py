@@ -194,6 +194,17 @@ def test_weights_hidden_again_after_the_softmax_make_empty_rows_zero():
     assert str(one_site(finish(r, r.matmul(p, v))).spec) == "softmax heads(4) width(8) padding empty(zero)"
 
 
+def test_weights_hidden_by_a_condition_that_always_holds_stay_as_they_are():
+    r = Recorder()
+    s, v = scored(r)
+    bias = r.input("bias", B, H, L, L)
+    seen = r.constant(torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    p = r.where(seen, r.softmax(r.where(seen, r.binary("add", s, bias), -3.0e38)), 0.0)
+    site = one_site(finish(r, r.matmul(p, v)))
+    assert str(site.spec) == "softmax heads(4) width(8) add(load(bias0, b, h, row, k))"
+    assert site.tensor_form is not None  # a kernel may read the bias as the graph holds it
+
+
 def test_factors_on_the_weights():
     r = Recorder()
     s, v = scored(r)

@@ -10,9 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.functions import FloorDiv
 
+from attnopt.hosts.fx.quotients import without_quotients
 from attnopt.ir.dims import Dim, Shape, make, symbol
 
 LAYER = re.compile(r"(_(key|value)(_cache|s)?)?_?[0-9]*$")  # what tells the tensors of one cache apart
@@ -21,24 +24,32 @@ TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inpu
 
 @dataclass
 class Symbols:
-    """Names for the symbols of one program. Two symbols that must be equal may share a name."""
+    """Names for the symbols of one program. Two symbols that must be equal may share a name.
+
+    `first`: for each symbol the first one that has its name, and stands for it in arithmetic.
+    """
 
     names: dict[str, str] = field(default_factory=dict)
+    first: dict[sympy.Symbol, sympy.Symbol] = field(default_factory=dict)
 
     def dim(self, size: Any) -> Dim:
         """One size: an int, a product of symbols, or one opaque symbol for anything else."""
         if isinstance(size, int) or not isinstance(size, torch.SymInt):
             return int(size)
         expr = size.node.expr
+        if not expr.is_Symbol:
+            expr = without_quotients(expr.xreplace(self.first))
         if not expr.is_Symbol and (number := known_number(size)) is not None:
             return number
-        coefficient, rest = expr.as_coeff_Mul()
+        coefficient, rest = expr.primitive() if expr.has(FloorDiv) else expr.as_coeff_Mul()
         factors = rest.as_ordered_factors() if rest.is_Mul else [rest]
         names: list[str] = []
         for factor in factors:
             base, power = factor.as_base_exp()
             if base.is_Symbol and power.is_Integer and power > 0:
                 names += [self.named(str(base))] * int(power)
+            elif expr.has(FloorDiv) and power.is_Integer and power > 0:
+                names += [self.renamed(str(base))] * int(power)
             elif not factor.is_Integer:
                 return symbol(self.renamed(str(expr)))
         return make(int(coefficient), names) if coefficient.is_Integer else symbol(self.renamed(str(expr)))
@@ -68,6 +79,7 @@ def name_symbols(placeholders: Iterable[fx.Node]) -> Symbols:
     """
     symbols = Symbols()
     taken: dict[tuple[str, str], dict[int | None, str]] = {}
+    firsts: dict[str, sympy.Symbol] = {}
     for node in placeholders:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
@@ -81,6 +93,7 @@ def name_symbols(placeholders: Iterable[fx.Node]) -> Symbols:
                 others = [n for (_, kind), sizes in taken.items() if kind == name for n in sizes.values()]
                 named = f"{name}_{len(others)}" if others else name
                 symbols.names[raw] = taken.setdefault((owner, name), {}).setdefault(size.node.hint, named)
+                symbols.first[size.node.expr] = firsts.setdefault(symbols.names[raw], size.node.expr)
     return symbols
 
 

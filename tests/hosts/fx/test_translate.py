@@ -80,6 +80,8 @@ class Spellings(nn.Module):
         "slice_assigned": assigned,
         "length": lambda x, y: nn.functional.normalize(x, dim=-1) + torch.linalg.vector_norm(x, dim=1, keepdim=True),
         "logic": lambda x, y: ((x > 0) & ~(x > 1) | (x < -1)).float().cumsum(-1),
+        "pad": lambda x, y: nn.functional.pad(x, (1, 0, 0, 2), value=-1.5) + nn.functional.pad(x, (0, 1, 2, 0)),
+        "pad_nothing": lambda x, y: nn.functional.pad(x, (0, 0)) * 2,
         "in_place": lambda x, y: x.clone().add_(1.0).mul_(2.0),
     }
 
@@ -97,6 +99,16 @@ def test_spelling(name):
     host, compared = checked(Spellings(name), (torch.randn(2, 3, 4, 6), torch.randn(2, 3, 6, 4)))
     assert compared >= 1
     assert not list(host.graph.of("opaque")) or name == "max_with_indices"
+
+
+@pytest.mark.parametrize("how", [{"pad": (-1, 0)}, {"pad": (1, 1), "mode": "reflect"}])
+def test_padding_that_crops_or_mirrors_stays_opaque(how):
+    class Padded(nn.Module):
+        def forward(self, x):
+            return nn.functional.pad(x, **how)
+
+    host, _ = checked(Padded(), (torch.randn(2, 3, 4),))
+    assert [n.op for n in host.graph.nodes] == ["opaque"]
 
 
 def test_inactive_dropout_and_casts_vanish():
