@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attnopt.hosts.fx.rules import access, blocks, casts, contraction, elementwise, layout, reduction
+from attnopt.hosts.fx.rules import access, blocks, casts, contraction, elementwise, layout, reduction, windows
 
 RULES: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
     **layout.RULES,
@@ -14,5 +14,6 @@ RULES: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
     **reduction.RULES,
     **contraction.RULES,
     **access.RULES,
+    **windows.RULES,
     **blocks.RULES,
 }
