@@ -10,7 +10,7 @@ range of chunks must be cut for it to be decided (`Undecided`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -102,13 +102,17 @@ def size(dim: Dim) -> Affine:
 
 @dataclass(frozen=True)
 class Region:
-    """The chunks from `first` to `last`; every other axis runs over its size, every length is one or more."""
+    """The chunks from `first` to `last`; every other axis runs over its size.
+
+    Lengths are not negative. Those in `positive` are one or more: without them there are no queries, and nothing to prove.
+    """
 
     first: Affine
     last: Affine
+    positive: frozenset[Atom] = frozenset()
 
     def cut(self, at: Affine) -> tuple[Region, Region]:
-        return Region(self.first, at - number(1)), Region(at, self.last)
+        return replace(self, last=at - number(1)), replace(self, first=at)
 
     def fixed(self, index: Affine) -> Affine:
         """The index with the chunk in it replaced, where the region is one chunk."""
@@ -127,12 +131,18 @@ class Region:
     def negative(self, index: Affine) -> npt.NDArray[np.bool_]:
         """Element by element: is the index below zero? Raises Undecided where that holds for some chunks only."""
         index = self.fixed(index)
-        surely = below_zero(self.extreme(index, largest=True))
-        never = below_zero(self.extreme(index, largest=False) * -1 - number(1))
+        surely = self.below_zero(self.extreme(index, largest=True))
+        never = self.below_zero(self.extreme(index, largest=False) * -1 - number(1))
         open_ = ~(surely | never)
         if open_.any():
             raise self.undecided(index.take(open_))
         return surely
+
+    def below_zero(self, index: Affine) -> npt.NDArray[np.bool_]:
+        """Whether a sum of lengths is below zero for all of them."""
+        if any(c > 0 for c in index.terms.values()):
+            return np.zeros(index.constant.shape, dtype=np.bool_)
+        return index.constant + sum(c for a, c in index.terms.items() if a in self.positive) < 0
 
     def undecided(self, index: Affine) -> Exception:
         c = index.terms.get(CHUNK, 0)
@@ -151,14 +161,8 @@ class Region:
         rest = Affine({a: c for a, c in index.terms.items() if c % by}, index.constant % by)
         if rest.terms and CHUNK in rest.terms:
             raise OtherPeriod(by)
-        if rest.terms and not (below_zero(self.extreme(rest, largest=True) - number(by)).all()
-                               and not below_zero(self.extreme(rest, largest=False)).any()):  # fmt: skip
+        low, high = (self.extreme(rest, largest=largest) for largest in (False, True))
+        inside = self.below_zero(high - number(by)) & self.below_zero(low * -1 - number(1))
+        if rest.terms and not inside.all():
             raise Unreadable(f"{index} is not cut into parts of {by}")
         return Affine(whole, index.constant // by), rest
-
-
-def below_zero(index: Affine) -> npt.NDArray[np.bool_]:
-    """Whether a sum of lengths is below zero for all of them (each is one or more)."""
-    if any(c > 0 for c in index.terms.values()):
-        return np.zeros(index.constant.shape, dtype=np.bool_)
-    return index.constant + sum(index.terms.values()) < 0

@@ -116,6 +116,8 @@ class Band:
             raise NotAttention("no product of queries and keys reaches the band", self.anchor.node, PRODUCT)
         if any(node is not products[0] for node in products):
             raise NotAttention("the columns of the band come from different products", products[0], PRODUCT)
+        if not self.scores.has_product(products[0].output) or products[0].inputs[0].shape[-1] != self.axes.d.size:  # type: ignore[union-attr, index]
+            raise NotAttention("the product is not one of queries and keys over their width", products[0], PRODUCT)
         return products[0]
 
     def offset(self, cells: list[Cell], query: Affine, j: Numbers) -> int:
@@ -159,6 +161,8 @@ class Band:
                 for found in self.scores.sources(term.by, lambda e: bool(placement.layouts(e))):
                     if isinstance(found, Cell) and is_minus_infinity(found.leaf) and not term.negated:
                         hidden |= np.isin(cell.which, found.which)
+        if hidden.any() and any(t.kind == "scale" and not (isinstance(t.by, float) and t.by > 0) for t in cell.terms):
+            raise NotAttention("hidden scores are scaled by a number that may bring them back", self.anchor.node, GARBAGE)
         if (~hidden & ~valid[cell.which]).any():
             raise NotAttention(
                 "scores without a key are not hidden: the band shows what is no product", self.anchor.node, GARBAGE

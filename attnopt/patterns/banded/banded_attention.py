@@ -78,6 +78,7 @@ class BandedAttention(Assembly):
 
     activations: Activations
     reached: str = "softmax"
+    rows: int = 1  # of a chunk, as far as they are known
 
     def from_anchor(self, anchor: Anchor) -> Site | None:
         """None where the weights do not go through diagonals into a product. Raises NotAttention where they are no band."""
@@ -87,15 +88,19 @@ class BandedAttention(Assembly):
         self.reached = "value product"
         if len(products) > 1:
             raise NotAttention("the weights of a band enter several products", products[0], "one product with values")
-        failure: NotAttention | None = None
+        failures: list[tuple[int, NotAttention]] = []
         for place, dim in enumerate(anchor.scores.shape):
             if place == anchor.axis or dim == 1:
                 continue
+            self.rows = 1
             try:
                 return self.read(anchor, products[0], place)
-            except NotAttention as found:
-                failure = failure if failure is not None and failure.args[1:] > found.args[1:] else found
-        raise failure or NotAttention("the band has no queries", anchor.node, ONE_LENGTH)
+            except NotAttention as failure:
+                failures.append((self.rows, failure))
+        # Only the queries are cut into chunks: what failed there is the reason.
+        raise (
+            max(failures, key=lambda f: f[0])[1] if failures else NotAttention("the band has no queries", anchor.node, ONE_LENGTH)
+        )
 
     def value_products(self, weights: Value) -> Iterator[Node]:
         """The products with activations that the weights reach through diagonals."""
@@ -148,9 +153,10 @@ class BandedAttention(Assembly):
                 raise NotAttention(f"chunks of {rows} with {columns} columns are not followed", anchor.node)
             reading = Reading(anchor, product, self.activations, self.band_axes(anchor, product, place), place, rows, columns)
             try:
-                return *in_regions(reading, Region(number(0), size(chunks) - number(1))), reading.axes
+                count = size(chunks)
+                return *in_regions(reading, Region(number(0), count - number(1), frozenset(count.terms))), reading.axes
             except OtherPeriod as other:
-                rows = math.lcm(rows, other.length)
+                self.rows = rows = math.lcm(rows, other.length)
             except Unreadable as failure:
                 raise NotAttention(f"the places of a band are not read: {failure}", anchor.node, ONE_LENGTH) from None
 

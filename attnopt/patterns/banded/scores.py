@@ -21,7 +21,7 @@ from attnopt.patterns.banded.affine import Affine, Numbers, Unreadable, number
 from attnopt.patterns.banded.tracing import CROSSED, Elements, Trace, aligned
 from attnopt.patterns.operands import constant_factor
 from attnopt.patterns.rounding import operator
-from attnopt.patterns.score import MASK_FILL, PRODUCT, SCORES, NotAttention
+from attnopt.patterns.score import PRODUCT, SCORES, NotAttention
 
 Floats = npt.NDArray[np.float64]
 COMPARED = {"lt": (0, 1, False), "gt": (1, 0, False), "ge": (0, 1, True), "le": (1, 0, True)}
@@ -105,10 +105,9 @@ class Scores:
         negated = not self.has_product(a)
         score, fill = (b, a) if negated else (a, b)
         number = fill.scalar()
-        if not self.has_product(score) or number is None or not number <= MASK_FILL:
-            raise NotAttention(
-                f"a mask fills with {MASK_FILL:g} or less", node, "a fill with minus infinity or the smallest number"
-            )
+        if not self.has_product(score) or number != -math.inf:
+            shown = "a tensor" if number is None else f"{number:g}"
+            raise NotAttention(f"masked scores of a band become {shown}", node, "a fill with minus infinity")
         test = self.input(part, condition)
         for cell in self.cells(self.input(part, score)):
             yield cell.then(Term("mask", test.select(np.isin(part.which, cell.which)), negated))
@@ -185,6 +184,9 @@ class Scores:
                 gone = region.negative(beyond) if node.attrs["upper"] else region.negative(beyond * -1)
                 held = self.numbers(replace(part, value=node.inputs[0]))
                 return None if held is None else np.where(np.broadcast_to(gone, held.shape), 0.0, held)
+            if node is not None and node.op == "cast" and node.inputs[0] is not None:
+                held = self.numbers(replace(part, value=node.inputs[0]))
+                return None if held is None else (held != 0).astype(np.float64) if value.dtype == "bool" else np.trunc(held)
             if node is not None and node.op in COMPARED:
                 first, second, flipped = COMPARED[node.op]
                 sides = [

@@ -53,7 +53,7 @@ class Trace:
         if elements.which.size == 0:
             return
         node = elements.value.producer
-        if stop(elements) or node is None or node.op not in CROSSED:
+        if stop(elements) or node is None or node.op not in CROSSED or converts(node):
             yield elements
             return
         try:
@@ -124,7 +124,7 @@ class Trace:
 
     def sliced(self, node: Node, elements: Elements, source: Shape) -> tuple[Affine, ...]:
         axis, start, step = (node.attrs[name] for name in ("axis", "start", "step"))
-        if start is None or not isinstance(step, int):
+        if start is None or not isinstance(step, int) or step < 1:
             raise Unreadable("the bounds of a slice are computed")
         first = size(start)
         if isinstance(start, int) and start < 0:
@@ -161,6 +161,12 @@ class Trace:
             (part,) = self.step(node, Elements(value, at, np.zeros(1, dtype=np.int64)))
             return self.counted(part.value, part.at)
         raise Unreadable("the indices are computed from data")
+
+
+def converts(node: Node) -> bool:
+    """Whether a cast may change the number: real ones become whole, or true and false."""
+    read = node.inputs[0]
+    return node.op == "cast" and read is not None and "float" in read.dtype and "float" not in node.output.dtype
 
 
 def before_reshapes(value: Value) -> Value | None:
