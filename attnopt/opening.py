@@ -15,7 +15,7 @@ from torch import Tensor
 from attnopt.errors import InputMismatch, UnreadableModel, UnsupportedFormat
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
-from attnopt.ir.dims import Symbol
+from attnopt.ir.dims import solved
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Opened:
             if tensor is None or value.shape is None:
                 continue
             for dim, size in zip(value.shape, tensor.shape, strict=False):
-                if isinstance(dim, Symbol) and dim.coefficient == 1 and len(dim.names) == 1:
-                    sizes[dim.names[0]] = int(size)
+                if (found := solved(dim, int(size))) is not None:
+                    sizes[found[0]] = found[1]
         return sizes
 
     def batches(self, calibration: Any) -> list[Mapping[str, Tensor]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnopt.ir.dims import Symbol, evaluate
+from attnopt.ir.dims import evaluate, solved
 from attnopt.ir.graph import Graph, Node, Value
 
 BINARY: dict[str, Callable[..., Tensor]] = {
@@ -140,8 +140,8 @@ def learn(value: Value, tensor: Tensor, sizes: dict[str, int]) -> None:
     """Take over the symbols that a shape tells; a symbol must mean one size everywhere."""
     assert value.shape is not None and len(value.shape) == tensor.ndim, (value, tensor.shape)
     for dim, got in zip(value.shape, tensor.shape, strict=True):
-        if isinstance(dim, Symbol) and dim.coefficient == 1 and len(dim.names) == 1:
-            assert sizes.setdefault(dim.names[0], got) == got, (value, dim, got, sizes)
+        if (found := solved(dim, got)) is not None:
+            assert sizes.setdefault(*found) == found[1], (value, dim, got, sizes)
     for dim, got in zip(value.shape, tensor.shape, strict=True):
         if isinstance(dim, int) or set(dim.names) <= set(sizes):
             assert evaluate(dim, sizes) == got, (value, tensor.shape, sizes)

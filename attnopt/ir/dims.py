@@ -81,6 +81,14 @@ def evaluate(dim: Dim, sizes: Mapping[str, int]) -> int:
     return coefficient * math.prod(sizes[n] if n in sizes else computed(n, sizes.__getitem__) for n in names)
 
 
+def solved(dim: Dim, size: int) -> tuple[str, int] | None:
+    """The symbol whose value a size tells, and the value: 6*chunks of 24 is 4 chunks; None where the dimension holds no one symbol."""
+    coefficient, names = parts(dim)
+    if len(names) != 1 or size % coefficient:
+        return None
+    return names[0], size // coefficient
+
+
 def computed(name: str, size: Callable[[str], int]) -> int:
     """The value of a symbol that is named by its sum, difference, product or quotient (past + 1). Raises KeyError for others."""
 

@@ -12,10 +12,11 @@ from attnopt.ir.collection import paused_collection
 from attnopt.ir.graph import Graph
 from attnopt.ir.site import Refusal, Site
 from attnopt.patterns.activations import Activations
+from attnopt.patterns.banded import BandedAttention
 from attnopt.patterns.cut_attention import CutAttention, cuts
 from attnopt.patterns.fused_attention import FusedAttention
 from attnopt.patterns.lifting import Lifters
-from attnopt.patterns.normalizer import anchors
+from attnopt.patterns.normalizer import Anchor, anchors
 from attnopt.patterns.score import NotAttention
 from attnopt.patterns.softmax_attention import SoftmaxAttention
 
@@ -37,7 +38,16 @@ def spelled_out(graph: Graph) -> Iterator[Site | Refusal]:
         try:
             yield attempt.from_anchor(anchor)
         except NotAttention as failure:
-            yield replace(failure.refusal, reached=attempt.reached)
+            yield as_band(anchor, graph, lifters, activations) or replace(failure.refusal, reached=attempt.reached)
+
+
+def as_band(anchor: Anchor, graph: Graph, lifters: Lifters, activations: Activations) -> Site | Refusal | None:
+    """Attention whose softmax runs over the diagonals of chunks; None where the weights do not go through diagonals."""
+    attempt = BandedAttention(graph=graph, lifters=lifters, activations=activations)
+    try:
+        return attempt.from_anchor(anchor)
+    except NotAttention as failure:
+        return replace(failure.refusal, reached=attempt.reached)
 
 
 def fused(graph: Graph) -> Iterator[Site | Refusal]:

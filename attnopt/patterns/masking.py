@@ -44,7 +44,8 @@ def read_bias(expr: Expr, dtype: str, simplifier: Simplifier, parts: Parts) -> N
         for seen, kept, fill in ((condition, a, b), (None, b, a)):
             if isinstance(fill, Const) and hides(fill.value, dtype):
                 shown = simplifier.negation(condition) if seen is None else seen
-                parts.fills.append((shown, float(fill.value), Clause("add", (expr,))))
+                alone = simplifier.build("where", condition, *(Const(0.0) if x is kept else x for x in (a, b)))
+                parts.fills.append((shown, float(fill.value), Clause("add", (alone,))))
                 read_bias(kept, dtype, simplifier, parts)
                 return
     if expr != Const(0.0):

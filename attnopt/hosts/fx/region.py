@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from attnopt.hosts.fx.symbols import Symbols
-from attnopt.ir.dims import Dim, evaluate
+from attnopt.ir.dims import Dim, evaluate, solved
 from attnopt.ir.graph import Value
 from attnopt.ir.site import NotIsolated
 
@@ -47,7 +47,7 @@ def isolate(
     ordered(graph)
     part = fx.GraphModule(module, graph)
     shapes = [symbols.shape(v.handle.meta["val"]) for v in inputs]
-    known = {d.names[0] for shape in shapes for d in shape if not isinstance(d, int) and d.coefficient == 1 and len(d.names) == 1}
+    known = {d.names[0] for shape in shapes for d in shape if not isinstance(d, int) and len(d.names) == 1}
     for dim in wanted:
         if not isinstance(dim, int) and not known >= set(dim.names):
             raise NotIsolated(f"it reads the size {dim}")
@@ -85,10 +85,10 @@ def ordered(graph: fx.Graph) -> None:
 
 
 def solve(shapes: Sequence[Sequence[Dim]], data: Sequence[Tensor]) -> dict[str, int]:
-    """Values of the symbols, from the dimensions that are one symbol alone."""
+    """Values of the symbols, from the dimensions that are one symbol or a multiple of it."""
     sizes: dict[str, int] = {}
     for shape, tensor in zip(shapes, data, strict=True):
         for dim, size in zip(shape, tensor.shape, strict=True):
-            if not isinstance(dim, int) and dim.coefficient == 1 and len(dim.names) == 1:
-                sizes[dim.names[0]] = int(size)
+            if (found := solved(dim, int(size))) is not None:
+                sizes[found[0]] = found[1]
     return sizes

@@ -1,10 +1,14 @@
 """torch's symbolic sizes as canonical dimensions, with readable names.
 
 s43, 4*s53, s53 + 1    ->    batch, 4*sequence, "sequence + 1"
+
+A length that the model has shown to be a multiple of 6 is 6*sequence_per_6, so that its parts (s53//3 = 2*sequence_per_6) are products
+as well, and chunks of a sequence fit together by plain algebra.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,20 +31,26 @@ class Symbols:
     """Names for the symbols of one program. Two symbols that must be equal may share a name.
 
     `first`: for each symbol the first one that has its name, and stands for it in arithmetic.
+    multiples: for a symbol that is a multiple of a number, what it is in terms of their quotient.
     """
 
     names: dict[str, str] = field(default_factory=dict)
     first: dict[sympy.Symbol, sympy.Symbol] = field(default_factory=dict)
+    multiples: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
 
     def dim(self, size: Any) -> Dim:
         """One size: an int, a product of symbols, or one opaque symbol for anything else."""
         if isinstance(size, int) or not isinstance(size, torch.SymInt):
             return int(size)
-        expr = size.node.expr
+        expr = size.node.expr.xreplace(self.first)
         if not expr.is_Symbol:
-            expr = without_quotients(expr.xreplace(self.first))
+            expr = without_quotients(expr)
         if not expr.is_Symbol and (number := known_number(size)) is not None:
             return number
+        if self.multiples.keys() & expr.free_symbols:
+            expr = sympy.expand(expr.xreplace(self.multiples))
+            if expr.is_Integer:
+                return int(expr)
         coefficient, rest = expr.primitive() if expr.has(FloorDiv) else expr.as_coeff_Mul()
         factors = rest.as_ordered_factors() if rest.is_Mul else [rest]
         names: list[str] = []
@@ -93,8 +103,19 @@ def name_symbols(placeholders: Iterable[fx.Node]) -> Symbols:
                 others = [n for (_, kind), sizes in taken.items() if kind == name for n in sizes.values()]
                 named = f"{name}_{len(others)}" if others else name
                 symbols.names[raw] = taken.setdefault((owner, name), {}).setdefault(size.node.hint, named)
-                symbols.first[size.node.expr] = firsts.setdefault(symbols.names[raw], size.node.expr)
+                first = firsts.setdefault(symbols.names[raw], size.node.expr)
+                symbols.first[size.node.expr] = first
+                number = divisor(size)
+                if number > 1:
+                    quotient = sympy.Symbol(f"{symbols.names[raw]}_per_{number}", integer=True, positive=True)
+                    symbols.multiples[first] = number * quotient
     return symbols
+
+
+def divisor(size: torch.SymInt) -> int:
+    """The number that the traced model has shown to divide a symbol: a chunk length, 1 where there is none."""
+    facts = [fact for fact in size.node.shape_env.divisible if fact.args[0] == size.node.expr and fact.args[1].is_Integer]
+    return math.lcm(*(int(fact.args[1]) for fact in facts))
 
 
 def role(name: str, axis: int, rank: int, raw: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attnopt.hosts.fx.rules import access, blocks, casts, contraction, elementwise, layout, padding, reduction
+from attnopt.hosts.fx.rules import access, blocks, casts, contraction, elementwise, layout, padding, reduction, windows
 
 RULES: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
     **layout.RULES,
@@ -15,5 +15,6 @@ RULES: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
     **contraction.RULES,
     **access.RULES,
     **padding.RULES,
+    **windows.RULES,
     **blocks.RULES,
 }

@@ -70,8 +70,12 @@ def select(t: Translation, a: Arguments) -> bool:
         return False
     axis, index = a["dim"] % len(value.shape), number(a["index"])
     size = value.shape[axis]
+    if index is not None and index < 0 and not isinstance(size, int):
+        stop = index + 1 if index < -1 else None
+        one = t.emit("slice", value, shape=replaced(value, axis, 1), axis=axis, start=index, stop=stop, step=1)
+        return t.result("reshape", one)
     if index is not None and index < 0:
-        index = index + size if isinstance(size, int) else None
+        index += size  # type: ignore[operator]
     return t.result("reshape", piece(t, value, axis, index, 1))
 
 
@@ -153,25 +157,6 @@ def gather_rows(t: Translation, a: Arguments) -> bool:
     return t.result("gather", table, t.emit("reshape", core, shape=core.shape[: axis + 1]), axis=0)
 
 
-def slice_scatter(t: Translation, a: Arguments) -> bool:
-    """What is before, the new part, what is behind."""
-    value, new = t.value(a["self"]), t.value(a["src"])
-    if value is None or value.shape is None or new is None or new.shape is None:
-        return False
-    axis = a["dim"] % len(value.shape)
-    size, start, stop = value.shape[axis], a["start"] or 0, a["end"]
-    if a["step"] == 1 and new.shape == value.shape:
-        return t.same(new)
-    stop = size if stop is None or (isinstance(stop, int) and isinstance(size, int) and stop > size) else stop
-    if not all(isinstance(n, int) and n >= 0 for n in (size, start, stop)) or a["step"] != 1:
-        return False
-    parts = [piece(t, value, axis, 0, start)] if start else []
-    parts.append(new)
-    if stop < size:
-        parts.append(piece(t, value, axis, stop, size - stop))  # type: ignore[operator]
-    return t.result("concat", *parts, axis=axis)
-
-
 def scatter(t: Translation, a: Arguments) -> bool:
     """index_copy: whole rows of a cache replaced."""
     value, indices = t.value(a["self"]), t.value(a["index"])
@@ -234,7 +219,6 @@ RULES: dict[str, Rule] = {
     "aten.embedding": embedding,
     "aten.index": index,
     "aten.gather": gather_rows,
-    "aten.slice_scatter": slice_scatter,
     "aten.index_copy": scatter,
     "aten.index_put": index_put,
     "aten.copy": copy,
