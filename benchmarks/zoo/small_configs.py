@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import ResNetConfig, SwinConfig
+from transformers import HGNetV2Config, ResNetConfig, SwinConfig
 
 from zoo.examples import BATCH, LENGTH, Inputs, padding_mask, pixels, words
-from zoo.parts import WindowedLayer, with_dense_experts
+from zoo.parts import WindowedLayer, with_answers, with_dense_experts
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,17 @@ def resnet(*stages: str) -> ResNetConfig:
     return ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], layer_type="basic", out_features=list(stages)
     )
+
+
+HGNET = {
+    "stem_channels": [3, 16, 16], "stage_in_channels": [16, 16, 32, 64], "stage_mid_channels": [16, 16, 16, 16],
+    "stage_out_channels": [16, 32, 64, 128], "stage_num_blocks": [1, 1, 1, 1], "stage_numb_of_layers": [2, 2, 2, 2],
+    "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1],
+}  # fmt: skip
+
+
+def hgnet(*stages: str) -> HGNetV2Config:
+    return HGNetV2Config(**HGNET, out_features=list(stages))
 
 
 def swin_backbone() -> SwinConfig:
@@ -62,6 +73,20 @@ def patches_with_grid(name: str = "hidden_states") -> Callable[[Any], Inputs]:
         return {name: torch.randn(2 * 16, volume), "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]])}
 
     return made
+
+
+def image_of_patches(config: Any) -> Inputs:
+    """Two images of 4 x 4 patches, each patch an image of its own."""
+    size = config.patch_size
+    return {"pixel_values": torch.randn(2 * 16, 3, size, size), "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]])}
+
+
+def row_of_patches(config: Any) -> Inputs:
+    """One image of 4 x 4 and one of 4 x 2 patches, side by side."""
+    return {
+        "pixel_values": torch.randn(1, 3, config.patch_size, 24 * config.patch_size),
+        "target_sizes": torch.tensor([[4, 4], [4, 2]], dtype=torch.int32),
+    }
 
 
 def windowed(config: Any) -> Inputs:
@@ -214,8 +239,45 @@ SMALL: dict[str, Small] = {
         lambda c: {"input_ids": words(LENGTH), "attention_mask": padding_mask(LENGTH), "pixel_values": pixels(c.vision_config),
                    "image_embeds_position_mask": (torch.arange(LENGTH) < c.latent_query_num).expand(BATCH, LENGTH)},
     ),
+    "align": Small({"projection_dim": 640}),
+    "bit": Small({"num_groups": 8}),
+    "efficientnet": Small({"hidden_dim": 2560}),
+    "hgnet_v2": Small(HGNET),
     **dict.fromkeys(
-        ("glm4v_moe_vision", "glm4v_vision", "qwen2_5_vl_vision", "qwen3_5_vision", "qwen3_vl_vision", "glm_ocr_vision"),
-        Small({}, patches_with_grid()),
+        ("d_fine", "deimv2"),
+        Small(
+            {"backbone_config": hgnet("stage2", "stage3", "stage4"), "encoder_in_channels": (32, 64, 128),
+             "decoder_in_channels": (64, 64, 64)}
+        ),
+    ),
+    "kimi_k25_vision": Small({}, image_of_patches, with_answers),
+    **dict.fromkeys(("minicpm_ocr_vision", "minicpmv4_7_vision"), Small({"insert_layer_id": 0}, row_of_patches, with_answers)),
+    "inkling2_vision": Small(
+        {},
+        lambda c: {"pixel_values": torch.randn(8, 2 * c.patch_size, 2 * c.patch_size, 3),
+                   "image_grid_thw": torch.tensor([[1, 2, 2], [1, 2, 2]])},
+        with_answers,
+    ),
+    "gemma4_vision": Small(
+        {"pooling_kernel_size": 2},
+        lambda c: {"pixel_values": torch.randn(BATCH, 16, 3 * c.patch_size**2),
+                   "pixel_position_ids": torch.cartesian_prod(torch.arange(4), torch.arange(4)).expand(BATCH, 16, 2)},
+    ),
+    **dict.fromkeys(
+        ("cosmos3_edge_vision", "glm_image_vision", "hunyuan_vl_vision", "lfm3_vl_vision"),
+        Small({}, patches_with_grid("pixel_values"), with_answers),
+    ),
+    "video_llama_3_vision": Small(
+        {}, lambda c: {**patches_with_grid("pixel_values")(c), "merge_sizes": torch.tensor([2, 2])}, with_answers
+    ),
+    "qwen2_5_vl_vision": Small({"window_size": 32}, patches_with_grid(), with_answers),
+    "exaone4_5_vision": Small({"window_size": 32}, patches_with_grid(), with_answers),
+    **dict.fromkeys(
+        ("cohere_compass_vision", "glm5_next_vision", "qwen3_5_moe_vision", "qwen3_vl_moe_vision", "qwen3_vl_vision", "qwen4_exp_vision"),
+        Small({}, patches_with_grid(), with_answers),
+    ),
+    **dict.fromkeys(
+        ("glm4v_moe_vision", "glm4v_vision", "qwen3_5_vision", "glm_ocr_vision"),
+        Small({}, patches_with_grid(), with_answers),
     ),
 }  # fmt: skip
