@@ -28,16 +28,9 @@ class WholeDivision(TorchFunctionMode):
 
 
 READ = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__}
-SIZED = {
-    torch.arange,
-    torch.linspace,
-    torch.zeros,
-    torch.ones,
-    torch.full,
-    Tensor.view,
-    Tensor.reshape,
-    nn.functional.interpolate,
-}
+BY_SIZES = {torch.arange, torch.linspace, torch.zeros, torch.ones, torch.full}
+TO_SIZES = {Tensor.view, Tensor.reshape, nn.functional.interpolate}
+NONZERO = {torch.nonzero, Tensor.nonzero}
 UNIQUE = {torch.unique_consecutive, Tensor.unique_consecutive}
 
 
@@ -67,8 +60,13 @@ class Answers(TorchFunctionMode):
             self.noted += args[0].flatten().tolist()
         elif func in READ:
             return self.read(lambda: func(*args, **kwargs))
-        elif func in SIZED:
+        elif func in BY_SIZES:
             args, kwargs = tree_map(self.size, (args, kwargs))
+        elif func in TO_SIZES:
+            args, kwargs = (args[0], *tree_map(self.size, args[1:])), tree_map(self.size, kwargs)
+        elif func in NONZERO or (func is torch.where and len(args) == 1 and not kwargs):
+            places = torch.tensor(self.read(lambda: torch.nonzero(args[0]).tolist()), dtype=torch.int64).reshape(-1, args[0].ndim)
+            return places.unbind(1) if func is torch.where or kwargs.get("as_tuple") else places
         elif func in UNIQUE or is_choice_of_positions(func, args):
             return torch.tensor(self.read(lambda: func(*args, **kwargs).tolist()), dtype=args[0].dtype)
         elif func in (torch.repeat_interleave, Tensor.repeat_interleave) and len(args) > 1 and isinstance(args[1], Tensor):
