@@ -130,7 +130,8 @@ SMALL: dict[str, Small] = {
         lambda c: {"input_ids": words(LENGTH), "attention_mask": padding_mask(LENGTH), "decoder_input_ids": words(8)},
     ),
     "deepseek_v2": Small({"num_experts_per_tok": 2}),
-    "emu3": Small({"vocabulary_map": {"<image>": 20}}),
+    "emu3": Small({"vocabulary_map": {"<image>": 20}, "vq_config.base_channels": 32}),
+    "inkling_mm_model": Small({"vision_config.num_hidden_layers": 8}),
     "esm": Small({"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32}),
     "falcon_h1": Small({**MAMBA, "mamba_d_ssm": 128}),
     "funnel": Small({"architectures": ["FunnelModel"], "block_sizes": (1, 1), "d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 64}),
@@ -175,7 +176,7 @@ SMALL: dict[str, Small] = {
     "zamba": Small({"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4}),
     "gemma3": Small({}, text_alone),  # with token_type_ids torch.export records the inside of a vmap
     "gpt_neo": Small({"attention_types": [[["global", "local"], 1]], "num_layers": 2}),
-    "autoformer": Small(SERIES, series),
+    "autoformer": Small({**SERIES, "label_length": 12}, series),
     "time_series_transformer": Small(SERIES, series),
     "perceiver": Small(
         {"d_model": 64, "d_latents": 64, "num_self_attends_per_block": 2, "num_latents": 8},
