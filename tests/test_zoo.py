@@ -13,8 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from zoo.lifted import counts
 from zoo.measure import measured
+from zoo.parts import with_answers
+from zoo.shrink import small_config
 from zoo.truth import Truth
 
+from attnopt.errors import UntraceableModel
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.dims import Symbol
 from attnopt.ir.spec import parse
@@ -199,3 +202,30 @@ def test_a_type_that_cannot_be_made_is_listed_with_its_error():
     record = measured("timm_wrapper", "eager")
     assert record.error.startswith("ImportError: ")
     assert (record.truth, record.covered) == (0, 0)
+
+
+class Split(Projected):
+    """The rows in chunks whose lengths are data: each attends to itself."""
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        lengths = (ends[1:] - ends[:-1]).tolist()
+        parts = [self.scores(part).softmax(-1) @ self.v(part) for part in x.split(lengths, 1)]
+        if (ends > 100).any():
+            parts.append(x)
+        repeated = torch.repeat_interleave(ends, ends).unique_consecutive()
+        return torch.cat(parts, 1) + repeated[repeated > 2].sum() + torch.arange(ends[-1])[:, None]
+
+
+def test_a_model_is_traced_along_the_path_of_its_example():
+    model, inputs = Split(), {"x": X, "ends": torch.tensor([0, 2, 5])}
+    with pytest.raises(UntraceableModel):
+        capture(model, inputs)
+    model = with_answers(Split())
+    expected = model(**inputs)
+    captured = capture(model, inputs)
+    assert len(Truth(FxHost.from_captured(captured).module.graph).softmaxes) == 2
+    assert torch.allclose(captured.program.module()(**inputs), expected)
+
+
+def test_shrinking_keeps_what_an_inner_configuration_was_given():
+    assert small_config("paligemma").text_config.num_key_value_heads == 1

@@ -76,13 +76,14 @@ class Shrinking:
         """A new, small configuration of the same class. `changes` ("text_config.hidden_size": 32) overrule the rules."""
         kwargs: dict[str, Any] = {}
         own = {f.name: config.__dict__[f.name] for f in dataclasses.fields(config) if f.init and f.name in config.__dict__}
+        changed = {f.name for f in dataclasses.fields(config) if is_changed(f.default, own.get(f.name))}
         derived = {f.name for f in dataclasses.fields(config) if f.default is None and isinstance(own.get(f.name), int)}
         kept = kept_layers(own)
         for name, value in own.items():
             if self.derive and name in derived and not SPECIAL.fullmatch(name):
                 continue
             small = self.value(name, value, kept, own, path)
-            if isinstance(value, PreTrainedConfig) or small is not value:
+            if isinstance(value, PreTrainedConfig) or small is not value or name in changed:
                 kwargs[name] = small
         if "num_key_value_heads" in kwargs and own["num_key_value_heads"] == own.get("num_attention_heads"):
             kwargs["num_key_value_heads"] = kwargs.get("num_attention_heads", own["num_attention_heads"])
@@ -120,6 +121,13 @@ class Shrinking:
         if value < FIRST_SPECIAL:
             return value
         return self.special.setdefault(f"{name}={value}", 20 + len(self.special))
+
+
+def is_changed(default: Any, value: Any) -> bool:
+    """Whether an inner configuration was given a value in place of the default of its class; what is derived is of another kind."""
+    if isinstance(value, (list, tuple)):
+        return isinstance(default, (list, tuple)) and list(value) != list(default)
+    return value is not None and isinstance(default, type(value)) and value != default
 
 
 def layer_count(own: Mapping[str, Any]) -> int:
