@@ -29,8 +29,11 @@ def find_block(graph: Graph, site: Site) -> Block:
 
 def find_blocks(graph: Graph, sites: Sequence[Site]) -> list[Block]:
     """The blocks around these sites of the graph, in their order."""
-    reached = projected(graph)
-    return [read(graph, site, reached) for site in sites]
+    graphs = list(graph.nested())
+    owner = {node: held for held in graphs[1:] for node in held.nodes}
+    reached = {id(held): projected(held) for held in graphs}
+    own = [owner.get(site.nodes[-1], graph) if site.nodes else graph for site in sites]
+    return [read(held, site, reached[id(held)]) for held, site in zip(own, sites, strict=True)]
 
 
 def read(graph: Graph, site: Site, reached: set[Value]) -> Block:
