@@ -100,7 +100,7 @@ class ByPosition(nn.Module):
     def forward(self, *given):
         named = dict(zip(self.names, given, strict=False))
         flat = given[len(self.names) :]
-        if not flat:
+        if not flat and not self.options.get("use_cache"):
             return self.model(**named, **self.options)[0]
         cache = DynamicCache(list(zip(flat[::2], flat[1::2], strict=True)))
         made = self.model(**named, past_key_values=cache, use_cache=True)
@@ -189,3 +189,50 @@ def export_with_past(family: str, exporter: str) -> onnx.ModelProto:
                 dims = free.dynamic_shapes(model, (), given)
                 return torch.onnx.export(model, (), kwargs=given, dynamo=True, dynamic_shapes=dims, verbose=False).model_proto
         return by_transformers(model, {**tokens, "past_key_values": DynamicCache(pairs)}, exporter)
+
+
+@functools.cache
+def merged(family: str, exporter: str) -> onnx.ModelProto:
+    """The first step and later ones in one file, as optimum merges them: `use_cache_branch` chooses, weights stand outside.
+
+    The first step takes a past as well, of any length, and does not read it.
+    """
+    later, model, named = export_with_past(family, exporter), build(family, "eager"), past_inputs(family)
+    tokens = {"input_ids": named["input_ids"], "attention_mask": torch.ones_like(named["input_ids"])}
+    outputs = [o.name for o in later.graph.output]
+    with quiet():
+        whole = ByPosition(model, list(tokens), {"use_cache": True})
+        if exporter == "torchscript":
+            axes = {name: {0: "batch", 1: "new"} for name in tokens} | {name: {0: "batch", 2: "new"} for name in outputs[1:]}
+            first = torchscript(whole, tokens, outputs, axes)
+        else:
+            dims = tuple({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for _ in tokens)
+            given = (tuple(tokens.values()),)
+            first = torch.onnx.export(
+                whole,
+                given[0],
+                dynamo=True,
+                dynamic_shapes=(dims,),
+                verbose=False,
+                output_names=outputs,
+                input_names=list(tokens),
+            ).model_proto
+    inputs = [i.name for i in later.graph.input]
+    branches, weights = [], []
+    for prefix, proto in (("then_", later), ("else_", first)):
+        given = dict(zip([i.name for i in proto.graph.input], inputs, strict=False))
+        graph = onnx.compose.add_prefix_graph(proto.graph, prefix)
+        weights += graph.initializer
+        for node in graph.node:
+            for i, name in enumerate(node.input):
+                if name.removeprefix(prefix) in given:
+                    node.input[i] = given[name.removeprefix(prefix)]
+        branches.append(
+            onnx.helper.make_graph(list(graph.node), prefix, [], list(graph.output), value_info=list(graph.value_info))
+        )
+    chooses = onnx.helper.make_tensor_value_info("use_cache_branch", onnx.TensorProto.BOOL, [1])
+    node = onnx.helper.make_node("If", ["use_cache_branch"], outputs, "merged", then_branch=branches[0], else_branch=branches[1])
+    made = onnx.helper.make_graph([node], "merged", [*later.graph.input, chooses], list(later.graph.output), initializer=weights)
+    model_proto = onnx.helper.make_model(made, opset_imports=list(later.opset_import), ir_version=later.ir_version)
+    onnx.checker.check_model(model_proto)
+    return model_proto

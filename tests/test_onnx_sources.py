@@ -9,7 +9,8 @@ import onnx_exports
 import onnx_ir
 import onnxruntime
 import pytest
-from onnx_sources import EAGER_ONLY, EXPORTERS, FAMILIES, export, export_with_past, inputs, past_inputs
+import torch
+from onnx_sources import EAGER_ONLY, EXPORTERS, FAMILIES, export, export_with_past, inputs, merged, past_inputs
 from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
@@ -70,9 +71,32 @@ def test_steps_on_a_cache(family, exporter):
         equal(wanted, got)
 
 
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_first_and_later_steps_merged_in_one_file(family, exporter, tmp_path):
+    """As optimum's decoder_model_merged.onnx: each branch has its attentions, and both stay what they were."""
+    proto = merged(family, exporter)
+
+    def given(past, new, batch, later):
+        tensors = past_inputs(family, past, new, batch)
+        if not later:
+            tensors["attention_mask"] = tensors["attention_mask"][:, -new:].contiguous()
+        return named(proto, tensors) | {"use_cache_branch": torch.tensor([later])}
+
+    fast = attnopt.optimize(proto, given(5, 3, 2, True), select="always")
+    assert len(fast.report.sites) == 2
+    assert fast.report.refusals == ()
+    if family == "llama":
+        assert fast.report.fused == 2
+    onnx.checker.check_model(onnx.load(fast.export(tmp_path / "fast.onnx")))
+    for call in (given(9, 1, 2, True), given(2, 4, 1, True), given(0, 5, 2, False), given(0, 3, 1, False)):
+        equal(run(proto, call), fast(call))
+
+
 def named(proto, given):
     """The tensors under the names that an exporter chose; keys and values of all layers are alike."""
-    return dict(zip([i.name for i in proto.graph.input], given.values(), strict=True))
+    names = [i.name for i in proto.graph.input if i.name != "use_cache_branch"]
+    return dict(zip(names, given.values(), strict=True))
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])

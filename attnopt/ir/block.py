@@ -9,7 +9,7 @@ there is a part that the model does not have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar, Union
 
@@ -31,7 +31,7 @@ class Projection:
 
     channels [H, D]: for q, k and v the output channel of the layer that is channel d of head h, whatever the packing; for o
     the input channel. input: what the layer reads. shared: other nodes that read the weight, so that changing it changes them.
-    down, down_norm: of a low-rank pair, the layer (and norm) whose result this one reads.
+    down, down_norm: of a low-rank pair, the layer (and norm) whose result this one reads. down_cache: where it reads past ones too.
     """
 
     weight: Value
@@ -43,6 +43,7 @@ class Projection:
     reads: bool = False  # channels count input channels (o)
     down: Projection | None = None
     down_norm: Norm | None = None
+    down_cache: CacheUpdate | None = None
 
     @property
     def shared(self) -> tuple[Node, ...]:
@@ -58,6 +59,16 @@ class Projection:
     def packed(self) -> bool:
         """Whether the layer has channels that this operand does not use."""
         return self.channels.unique().numel() != self.size[0 if self.reads else 1]
+
+    @property
+    def for_all_heads(self) -> bool:
+        """Whether all heads read the same channels."""
+        return len(self.channels) > 1 and bool((self.channels == self.channels[0]).all())
+
+    @property
+    def lowest(self) -> Projection:
+        """The layer that reads the hidden states: of a low-rank pair the first."""
+        return self if self.down is None else self.down
 
     @property
     def range(self) -> tuple[int, int] | None:
@@ -183,7 +194,23 @@ class CacheUpdate:
     indices: Value | None = None
 
 
-Step = Union[Projection, HeadNorm, Rotary, Scale, CacheUpdate]
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Channels first … first + width of each head, and the steps that make them from a layer of their own."""
+
+    first: int
+    width: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Heads whose channels come from several layers: in multi-head latent attention a latent part and a rotary one for all heads."""
+
+    parts: tuple[Part, ...]
+
+
+Step = Union[Projection, HeadNorm, Rotary, Scale, CacheUpdate, Joined]
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +243,10 @@ class Block:
     def part(self, name: str, kind: type[PartT]) -> PartT | None:
         return next((step for step in self.streams.get(name, ()) if isinstance(step, kind)), None)
 
+    def projections(self, name: str) -> tuple[Projection, ...]:
+        """The layers whose channels q, k or v is made of: one, or one for each part."""
+        return projections(self.streams.get(name, ()))
+
     @property
     def q(self) -> Projection | None:
         return self.part("q", Projection)
@@ -247,10 +278,10 @@ class Block:
     @property
     def rotary(self) -> Rotary | None:
         """The rotation of q and k where both have the same (`on` says q and k), or of the one that has one."""
-        found = {name: turn for name in "qk" if (turn := self.part(name, Rotary)) is not None}
+        found = {name: made for name in "qk" if (made := turn(self.streams.get(name, ()))) is not None}
         if len(found) == 2 and not found["q"].same(found["k"]):
             return None
-        return next((replace(turn, on=tuple(found)) for turn in found.values()), None)
+        return next((replace(made, on=tuple(found)) for made in found.values()), None)
 
     @property
     def rotary_first(self) -> bool:
@@ -272,6 +303,43 @@ class Block:
         from attnopt.ir.block_text import text
 
         return text(self)
+
+
+def projections(steps: Sequence[Step]) -> tuple[Projection, ...]:
+    """The layers at the beginning of these steps, part by part."""
+    return tuple(
+        layer
+        for step in steps
+        for layer in (
+            (step,)
+            if isinstance(step, Projection)
+            else tuple(p for part in step.parts for p in projections(part.steps))
+            if isinstance(step, Joined)
+            else ()
+        )
+    )
+
+
+def caches(steps: Sequence[Step]) -> tuple[CacheUpdate, ...]:
+    """Every cache on the way: of rows, of parts of them, and of the latents that a low-rank pair stands for them."""
+    below = tuple(layer.down_cache for layer in projections(steps) if layer.down_cache is not None)
+    inner = tuple(cache for step in steps if isinstance(step, Joined) for part in step.parts for cache in rows_kept(part.steps))
+    return (*below, *inner, *rows_kept(steps))
+
+
+def rows_kept(steps: Sequence[Step]) -> tuple[CacheUpdate, ...]:
+    return tuple(step for step in steps if isinstance(step, CacheUpdate))
+
+
+def turn(steps: Sequence[Step]) -> Rotary | None:
+    """The rotation among these steps, or in a part of them: then of those channels of a whole head."""
+    for step in steps:
+        if isinstance(step, Rotary):
+            return step
+        for part in step.parts if isinstance(step, Joined) else ():
+            if (inner := turn(part.steps)) is not None:
+                return replace(inner, first=part.first + inner.first)
+    return None
 
 
 def leads_to(node: Node, target: Node) -> bool:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Norm, Projection, Rotary, Scale, Step
+from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Norm, Part, Projection, Rotary, Scale, Step
 from attnopt.ir.layout import Axis, Group, Operand
 
 
@@ -27,6 +27,8 @@ def rows(
     indices: Tensor | None = None,
 ) -> Tensor:
     """What the attention reads as q, k or v, [B, L, H, D], from the input x [B, L, in] of its projection.
+
+    Where heads are joined from several layers, x is what the lowest of these read (`Projection.lowest`).
 
     positions [B | 1, L]: what the frequencies are multiplied by; row numbers where left out. past [B, P, H, D] and indices [L]: of
     the cache, where there is one.
@@ -46,7 +48,27 @@ def computed(step: Step, x: Tensor, positions: Tensor | None, past: Tensor | Non
         return turned(step, x, torch.arange(x.shape[1])[None] if positions is None else positions)
     if isinstance(step, Scale):
         return x * step.factor
+    if isinstance(step, Joined):
+        return torch.cat([part_rows(part, x, positions, past, indices) for part in step.parts], -1)
     return cached(step, x, past, indices)
+
+
+def part_rows(part: Part, x: Tensor, positions: Tensor | None, past: Tensor | None, indices: Tensor | None) -> Tensor:
+    """The channels of one part [B, L, H, width], from what its lowest layer reads."""
+    layer = next(step for step in part.steps if isinstance(step, Projection))
+    made = x if layer.down is None else latent(layer, x)
+    for step in part.steps:
+        made = computed(step, made, positions, past, indices)
+    return made
+
+
+def latent(layer: Projection, x: Tensor) -> Tensor:
+    """What the second layer of a low-rank pair reads, from what the first reads."""
+    assert layer.down is not None
+    if layer.down_cache is not None:
+        raise ValueError("this block caches latents: give x as its up projection reads it")
+    made = projected(layer.down, x).flatten(-2)
+    return made if layer.down_norm is None else normed(layer.down_norm, made)
 
 
 def projected(step: Projection, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Rotary, Scale
+from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Rotary, Scale
 from attnopt.ir.clause import Argument, Clause
 from attnopt.ir.expr import Const, Index, Load
 from attnopt.ir.layout import Operand
@@ -33,6 +33,8 @@ class Lifted:
 def lifted(site: Site, block: Block) -> Lifted | Refusal:
     """The spec at the projections, or why no clause says what stands between them and the attention."""
     q, k = block.streams.get("q", ()), block.streams.get("k", ())
+    if any(isinstance(step, Joined) for step in (*q, *k)):
+        return Refusal("heads that are joined from several layers have no clause", site.name)
     if block.q is None or block.k is None:
         return Refusal("the projections of queries and keys are not both known", site.name)
     if any(isinstance(step, (Scale, CacheUpdate)) for step in (*q, *k)) or block.rotary_first:

@@ -6,7 +6,7 @@ cache concat; o 256x256; residual
 
 from __future__ import annotations
 
-from attnopt.ir.block import Block, Projection
+from attnopt.ir.block import Block, Projection, caches
 
 
 def text(block: Block) -> str:
@@ -15,7 +15,7 @@ def text(block: Block) -> str:
     if turn is not None:
         only = f" on {turn.on[0]}" if len(turn.on) == 1 else ""
         parts.append(f"{turn}{only}{', then norm' if block.rotary_first else ''}")
-    kinds = {c.kind for c in (block.cache_k, block.cache_v) if c is not None}
+    kinds = {cache.kind for name in "kv" for cache in caches(block.streams.get(name, ()))}
     parts += [f"cache {kind}" for kind in sorted(kinds)]
     if block.o is not None:
         parts.append(f"o {size(block.o)}{' bias' * (block.o.bias is not None)}{shared(block.o)}")
@@ -30,23 +30,28 @@ def before(block: Block) -> str:
 
 def projections(block: Block) -> str:
     """q, k and v with the sizes of their own channels, then what they share."""
-    found = {name: p for name in "qkv" if (p := getattr(block, name)) is not None}
-    shown = ", ".join(f"{name} {size(p)}{shared(p)}" for name, p in found.items())
+    found = {name: p for name in "qkv" if (p := block.projections(name))}
+    shown = ", ".join(f"{name} {' + '.join(map(layer, p))}" for name, p in found.items())
     if block.packed:
-        whole = "x".join(map(str, found["q"].size))
-        shown += f" (packed {whole}{'' if all(p.range for p in found.values()) else ', interleaved'})"
+        whole = "x".join(map(str, found["q"][0].size))
+        shown += f" (packed {whole}{'' if all(p.range for (p,) in found.values()) else ', interleaved'})"
     if block.cross:
         shown += " (k, v from another sequence)"
-    biased = [name for name, p in found.items() if p.bias is not None]
+    biased = [name for name, p in found.items() if any(layer.bias is not None for layer in p)]
     if biased:
         shown += " bias" if len(biased) == len(found) else f" bias on {', '.join(biased)}"
     return shown
 
 
+def layer(projection: Projection) -> str:
+    return f"{size(projection)}{' for all heads' * projection.for_all_heads}{shared(projection)}"
+
+
 def size(projection: Projection) -> str:
     own = projection.channels.unique().numel()
     sizes = (own, projection.size[1]) if projection.reads else (projection.size[0], own)
-    low = f" of low rank ({size(projection.down)})" if projection.down is not None else ""
+    kept = ", cached" if projection.down_cache is not None else ""
+    low = f" of low rank ({size(projection.down)}{kept})" if projection.down is not None else ""
     return "x".join(map(str, sizes)) + low
 
 

@@ -155,6 +155,18 @@ class Graph:
         """The nodes with one of these operations, in order."""
         return (n for n in self.nodes if n.op in ops)
 
+    def bodies(self) -> Iterator[tuple[Node, str, Graph]]:
+        """What the nodes of this graph run: (node, name of its attribute, graph), in order; not what those run in turn."""
+        for node in self.nodes:
+            for name, body in node.attrs.get("bodies", {}).items():
+                yield node, name, body
+
+    def nested(self) -> Iterator[Graph]:
+        """This graph and all that it runs, however deep."""
+        yield self
+        for _, _, body in self.bodies():
+            yield from body.nested()
+
     def __str__(self) -> str:
         head = f"graph({', '.join(map(repr, self.inputs))})"
         return "\n".join([head, *(f"  {n!r}" for n in self.nodes), f"  return {', '.join(f'%{o.name}' for o in self.outputs)}"])

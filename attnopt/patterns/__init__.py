@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from attnopt.ir.collection import paused_collection
-from attnopt.ir.graph import Graph
+from attnopt.ir.graph import Graph, Node
 from attnopt.ir.site import Refusal, Site
 from attnopt.patterns.activations import Activations
 from attnopt.patterns.banded import BandedAttention
@@ -68,27 +68,31 @@ def unread(graph: Graph) -> Iterator[Site | Refusal]:
 
 
 def inside(graph: Graph) -> Iterator[Site | Refusal]:
-    """Attention in what an If, Loop or Scan runs: it is named, and left as it is."""
-    for node in graph.of("opaque"):
-        for name, body in node.attrs.get("bodies", {}).items():
-            where = f"inside the {name.replace('_', ' ')} of {node.attrs['operator']} '{node.name}'"
-            found = recognise(body)
-            for site in found.sites:
-                yield Refusal(
-                    f"{where} is an attention: {site.spec}; it is left as it is", site.nodes[-1] if site.nodes else node
-                )
-            for refusal in found.refusals:
-                yield replace(refusal, reason=f"{where}: {refusal.reason}")
+    """Attention in what an If, Loop or Scan runs: a graph of its own, whose inputs are also the values around it that it reads."""
+    for node, name, body in graph.bodies():
+        where = f"inside the {name.replace('_', ' ')} of {node.attrs['operator']} '{node.name}'"
+        found = recognise(body)
+        yield from found.sites
+        for refusal in found.refusals:
+            yield replace(refusal, reason=f"{where}: {refusal.reason}")
 
 
 FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, unread, inside)
+
+
+def in_order(graph: Graph) -> Iterator[Node]:
+    """Every node, those of bodies behind the node that runs them."""
+    for node in graph.nodes:
+        yield node
+        for body in node.attrs.get("bodies", {}).values():
+            yield from in_order(body)
 
 
 @paused_collection()
 def recognise(graph: Graph) -> Recognition:
     """All sites and refusals of a graph; site names are unique and stable for equal graphs."""
     found = [item for family in FAMILIES for item in family(graph)]
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    order = {node: i for i, node in enumerate(in_order(graph))}
     sites = sorted((s for s in found if isinstance(s, Site)), key=lambda s: order[s.nodes[-1]] if s.nodes else -1)
     counts: dict[str, int] = {}
     named = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Norm, Projection, Residual, Rotary
+from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Norm, Projection, Residual, Rotary, projections
 from attnopt.ir.graph import Value
 from attnopt.report.data import refusal_json
 
@@ -18,6 +18,7 @@ def block_json(block: Block) -> dict[str, Any]:
         "hidden": name(block.hidden),
         "norm": norm_json(block.norm),
         **{part: projection_json(getattr(block, part)) for part in "qkvo"},
+        **{f"{part}_parts": parts for part in "qkv" if (parts := parts_json(block, part)) is not None},
         **{part: head_norm_json(getattr(block, part)) for part in ("q_norm", "k_norm")},
         "rotary": rotary_json(block.rotary),
         **{part: cache_json(getattr(block, part)) for part in ("cache_k", "cache_v")},
@@ -53,7 +54,22 @@ def projection_json(projection: Projection | None) -> dict[str, Any] | None:
         "width": projection.channels.shape[1],
         "channels": None if projection.range is None else list(projection.range),
         "shared": [node.name for node in projection.shared],
+        **(
+            {}
+            if projection.down is None
+            else {"down": projection_json(projection.down), "down_norm": norm_json(projection.down_norm)}
+        ),
     }
+
+
+def parts_json(block: Block, part: str) -> list[dict[str, Any]] | None:
+    """The layers that make the channels of a head, where they are several; `first` of each head on."""
+    joined = block.part(part, Joined)
+    if joined is None:
+        return None
+    return [
+        {"first": p.first, "width": p.width, **(projection_json(q) or {})} for p in joined.parts for q in projections(p.steps)
+    ]
 
 
 def head_norm_json(found: HeadNorm | None) -> dict[str, Any] | None:

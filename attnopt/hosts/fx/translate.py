@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, fx
 
 from attnopt.hosts.fx.rules import RULES
+from attnopt.hosts.fx.rules.complex import RULES as COMPLEX
+from attnopt.hosts.fx.rules.complex import Pair, is_complex
 from attnopt.hosts.fx.state import writes_state, written
 from attnopt.hosts.fx.symbols import Symbols, name_symbols
 from attnopt.ir.dims import Dim, Shape
@@ -79,7 +81,7 @@ class Translation:
             return
         if not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
             return  # sizes and checks: they live in shapes
-        rule = RULES.get(operator_name(node.target))
+        rule = (COMPLEX if is_complex(self, node) else RULES).get(operator_name(node.target))
         if rule is None or not rule(self, bound(node)):
             self.opaque()
 
@@ -138,7 +140,8 @@ class Translation:
         return True
 
     def opaque(self) -> None:
-        inputs = tuple(v for n in self.node.all_input_nodes if isinstance(v := self.values.get(n), Value))
+        read = [self.values.get(n) for n in self.node.all_input_nodes]
+        inputs = tuple(v for r in read for v in ((r.re, r.im) if isinstance(r, Pair) else (r,)) if isinstance(v, Value))
         made = self.node.meta.get("val")
         if isinstance(made, (tuple, list)):
             several = tuple(self.fresh_result(part, f".{i}", handle=False) for i, part in enumerate(made))

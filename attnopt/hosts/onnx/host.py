@@ -23,7 +23,7 @@ from attnopt.hosts.onnx.execution import runner
 from attnopt.hosts.onnx.inference import infer, needs_inference
 from attnopt.hosts.onnx.inputs import InputSpec, as_array, call_inputs, named_inputs
 from attnopt.hosts.onnx.int8 import quantize
-from attnopt.hosts.onnx.places import Names, Places
+from attnopt.hosts.onnx.places import Names, Places, by_node
 from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
@@ -32,7 +32,7 @@ from attnopt.hosts.onnx.translate import translate
 from attnopt.hosts.onnx.writing import write
 from attnopt.ir.collection import paused_collection
 from attnopt.ir.graph import Graph, Node, Value
-from attnopt.ir.site import Refusal
+from attnopt.ir.site import NotIsolated, Refusal
 
 
 @dataclass
@@ -43,7 +43,7 @@ class OnnxHost:
     kind: str = "onnx"
     _graph: Graph | None = field(default=None, repr=False)
     _names: Names | None = field(default=None, repr=False)
-    _places: Places | None = field(default=None, repr=False)
+    _places: dict[Node, tuple[Graph, Places]] | None = field(default=None, repr=False)
     _written: list[ir.Node] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -79,25 +79,27 @@ class OnnxHost:
         """Every name that is taken."""
         if self._names is None:
             nodes = list(self.model.graph.all_nodes())  # those of bodies share the names
+            graphs = list(self.model.graphs())
             self._names = Names(v.name or "" for n in nodes for v in n.outputs)
             self._names.update(n.name or "" for n in nodes)
-            self._names.update(self.model.graph.initializers)
-            self._names.update(v.name or "" for v in self.model.graph.inputs)
+            self._names.update(name for graph in graphs for name in graph.initializers)
+            self._names.update(v.name or "" for graph in graphs for v in graph.inputs)
         return self._names
 
     @property
-    def places(self) -> Places:
+    def places(self) -> dict[Node, tuple[Graph, Places]]:
+        """The graph, the main one or a body, in which a canonical node stands, and what is where in it."""
         if self._places is None:
-            self._places = Places.of(self.graph)
+            self._places = by_node(self.graph)
         return self._places
 
     def builder(self, before: Node) -> OnnxBuilder:
+        graph, places = self.places[before]
         held = before.outputs[0].handle
         if held is None:  # a later node of the same ONNX node makes what it has
-            at = self.places.order[before]
-            nodes = islice(self.graph.nodes, at, None)
+            nodes = islice(graph.nodes, places.order[before], None)
             held = next(v.handle for n in nodes for v in n.outputs if n.name == before.name and v.handle is not None)
-        return OnnxBuilder(self.model, self.places, held.producer(), self.names, self._written)
+        return OnnxBuilder(self.model, places, held.producer(), self.names, self._written)
 
     def replace(self, old: Value, new: Value) -> None:
         """Let everything read `new`; a graph output keeps its name, shape and type."""
@@ -109,7 +111,8 @@ class OnnxHost:
             made.name, made.shape, made.type = name, held.shape, held.type
 
     def finish(self) -> None:
-        make_presents(self.model, self.graph, self.places, self.names, self._written, self.replace)
+        for graph, places in {id(graph): (graph, places) for graph, places in self.places.values()}.values():
+            make_presents(self.model, graph, places, self.names, self._written, self.replace)
         reroute(self.model, self.graph, self.names)
         RemoveUnusedNodesPass()(self.model)
         RemoveUnusedOpsetsPass()(self.model)
@@ -142,6 +145,8 @@ class OnnxHost:
         present = {o.name for o in graph.outputs}
         for name, value in zip(names, values, strict=True):
             if name not in present and name not in inputs and not value.is_constant:
+                if name not in made:
+                    raise NotIsolated(f"'{name}' is made inside of a node's own graph")
                 graph.outputs.append(made[name])
                 present.add(name)
         results = dict(inputs)
@@ -153,7 +158,7 @@ class OnnxHost:
         """The ONNX name of a value of an equal host; one that is only in the canonical graph is written here."""
         if value.handle is not None or value.producer is None:
             return (value.handle.name if value.handle is not None else value.name) or ""
-        twin = next(v for n in self.graph.nodes for v in n.outputs if v.name == value.name)
+        twin = next(v for n in self.places for v in n.outputs if v.name == value.name)
         assert twin.producer is not None
         return self.builder(twin.producer).handle(twin).name or ""
 

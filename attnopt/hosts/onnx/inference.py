@@ -20,4 +20,4 @@ def infer(model: ir.Model) -> None:
 
 
 def needs_inference(model: ir.Model) -> bool:
-    return any(v.shape is None or v.dtype is None for node in model.graph for v in node.outputs if v.name)
+    return any(v.shape is None or v.dtype is None for node in model.graph.all_nodes() for v in node.outputs if v.name)

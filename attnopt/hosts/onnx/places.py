@@ -32,15 +32,19 @@ class Names(set[str]):
 
 @dataclass
 class Places:
-    """Of a canonical graph. `first` is where the nodes of a name begin; `holders` has per size the first value and its axis."""
+    """Of a canonical graph. `first` is where the nodes of a name begin; `holders` has per size the first value and its axis.
+
+    around: of a body, the places of the graph around it, and the name of the node there that runs it.
+    """
 
     order: dict[Node, int] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
     holders: dict[Dim, tuple[int, Value, int]] = field(default_factory=dict)
+    around: tuple[Places, str] | None = None
 
     @classmethod
-    def of(cls, graph: Graph) -> Places:
-        places = cls()
+    def of(cls, graph: Graph, around: tuple[Places, str] | None = None) -> Places:
+        places = cls(around=around)
         for value in graph.inputs:
             places.take_in(value, -1)
         for at, node in enumerate(graph.nodes):
@@ -59,4 +63,15 @@ class Places:
     def before(self, name: str, dim: Dim) -> tuple[Value, int] | None:
         """A value that exists before the nodes of this name and has this dimension, and where."""
         at, value, axis = self.holders.get(dim, (len(self.order), None, 0))
-        return (value, axis) if value is not None and at < self.first.get(name, len(self.order)) else None
+        if value is not None and at < self.first.get(name, len(self.order)):
+            return value, axis
+        return None if self.around is None else self.around[0].before(self.around[1], dim)
+
+
+def by_node(graph: Graph, around: tuple[Places, str] | None = None) -> dict[Node, tuple[Graph, Places]]:
+    """For every node, however deep, the graph it stands in and the places there."""
+    own = Places.of(graph, around)
+    found = dict.fromkeys(graph.nodes, (graph, own))
+    for node, _, body in graph.bodies():
+        found |= by_node(body, (own, node.name))
+    return found

@@ -30,7 +30,7 @@ def make_presents(
     for node in graph.nodes:
         if node.name in fused:
             held.setdefault(node.name, []).extend(v for v in node.outputs if v.handle is not None)
-    for node in [n for n in model.graph if n.name in held and len(n.outputs) > 1]:
+    for node in [n for n in model.graph.all_nodes() if n.name in held and len(n.outputs) > 1]:
         if is_read(node.outputs[0]):
             continue
         for value in held[node.name or ""]:

@@ -7,8 +7,10 @@ Each rule of `rules/` translates one operator. Operators without a rule become `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import onnx_ir as ir
 import torch
 
 from attnopt.hosts.onnx.element_types import as_torch, dtype_name
-from attnopt.hosts.onnx.lengths import Vector, broadcast, read_dim, root
+from attnopt.hosts.onnx.lengths import Vector, broadcast, read_dim, root, summands, total
 from attnopt.hosts.onnx.rules import RULES, UNREAD
 from attnopt.ir.dims import Dim, Shape, make, symbol
 from attnopt.ir.graph import Graph, Source, Value
@@ -29,9 +31,13 @@ def translate(model: ir.Model) -> Graph:
 
     Symbols that a broadcast forces to be equal share one name: the graph is read again with the names unified.
     """
-    names: dict[str, str] = {}
+    return settled(lambda names: Translation(model, names), {})
+
+
+def settled(start: Callable[[dict[str, str]], Translation], names: dict[str, str]) -> Graph:
+    """The graph of a translation, which is begun again until it finds no more sizes that are equal."""
     while True:
-        translation = Translation(model, dict(names))
+        translation = start(dict(names))
         graph = translation.run()
         found = translation.found_equal
         if found.keys() <= names.keys():
@@ -39,11 +45,19 @@ def translate(model: ir.Model) -> Graph:
         names = {old: root(new, found) for old, new in (names | found).items()}
 
 
+def apart(dim: Dim, suffix: str) -> Dim:
+    """A size under names of its own: past + 1 as past.loop + 1."""
+    if not suffix or isinstance(dim, int):
+        return dim
+    return total({tuple(f"{name}{suffix}" for name in names): count for names, count in summands(dim).items()})
+
+
 @dataclass
 class Translation:
     """The work in progress, on the graph of a model or on a body in it, which reads values of the graph `around` it.
 
-    `reason` is why the rule of this node left an attention opaque.
+    `reason` is why the rule of this node left an attention opaque. `suffix` sets the sizes apart that a loop states for its own
+    values: they may differ from one step to the next, and from what is called alike around it.
     """
 
     model: ir.Model
@@ -57,6 +71,7 @@ class Translation:
     source: Source = Source()
     made: int = 0
     reason: str = ""
+    suffix: str = ""
 
     def run(self) -> Graph:
         body = self.body if self.body is not None else self.model.graph
@@ -105,19 +120,24 @@ class Translation:
         known = self.around.value(held) if self.around is not None else None
         if known is None:
             return Value(held.name or "", self.declared(held), dtype_name(held.dtype), handle=held)
-        value = Value(known.name, known.shape, known.dtype, handle=held, load=known.load, sizes=known.sizes)
+        shape, sizes = (None if s is None else self.all_renamed(s) for s in (known.shape, known.sizes))
+        value = Value(known.name, shape, known.dtype, handle=held, load=known.load, sizes=sizes)
         if known.load is None:
             self.graph.inputs.append(value)
         return value
 
     def bodies(self) -> dict[str, Graph]:
-        """The graphs that this node runs, by the names of its attributes (then_branch, body)."""
+        """The graphs that this node runs, by the names of its attributes (then_branch, body).
+
+        Sizes that are equal in one branch need not be so in the other, or around both: each has its own names.
+        """
         held = {name: a.value for name, a in self.node.attributes.items() if a.type == ir.AttributeType.GRAPH}
-        made = {}
-        for name, graph in held.items():
-            inner = Translation(self.model, self.names, body=graph, around=self, found_equal=self.found_equal)
-            made[name] = inner.run()
-        return made
+        loop = "" if self.node.op_type == "If" else f".{re.sub(r'[^0-9A-Za-z_]', '_', self.node.name or '')}"
+
+        def inner(graph: ir.Graph, names: dict[str, str]) -> Translation:
+            return Translation(self.model, names, body=graph, around=self, suffix=self.suffix + loop)
+
+        return {name: settled(partial(inner, graph), self.names) for name, graph in held.items()}
 
     def constant(self, held: ir.Value, tensor: ir.TensorProtocol) -> Value:
         value = Value(held.name or "", tuple(int(d) for d in tensor.shape), dtype_name(tensor.dtype), handle=held)
@@ -146,7 +166,7 @@ class Translation:
             return dim
         if dim.value is None:
             return self.renamed(symbol(f"{held.name}.{axis}"))
-        return self.renamed(read_dim(str(dim.value)))
+        return self.renamed(apart(read_dim(str(dim.value)), self.suffix))
 
     def renamed(self, dim: Dim) -> Dim:
         if isinstance(dim, int) or not self.names:

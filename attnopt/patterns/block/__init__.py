@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from attnopt.ir.block import Block, Norm, Projection, Rotary, Step
+from attnopt.ir.block import Block, Norm, Step, projections, turn
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Refusal, Site
-from attnopt.patterns.block.low_rank import with_down
+from attnopt.patterns.block.low_rank import down_to, with_down
 from attnopt.patterns.block.norms import norm_at
 from attnopt.patterns.block.projection import root
 from attnopt.patterns.block.residual import OutputWalk, residual
@@ -29,8 +29,11 @@ def find_block(graph: Graph, site: Site) -> Block:
 
 def find_blocks(graph: Graph, sites: Sequence[Site]) -> list[Block]:
     """The blocks around these sites of the graph, in their order."""
-    reached = projected(graph)
-    return [read(graph, site, reached) for site in sites]
+    graphs = list(graph.nested())
+    owner = {node: held for held in graphs[1:] for node in held.nodes}
+    reached = {id(held): projected(held) for held in graphs}
+    own = [owner.get(site.nodes[-1], graph) if site.nodes else graph for site in sites]
+    return [read(held, site, reached[id(held)]) for held, site in zip(own, sites, strict=True)]
 
 
 def read(graph: Graph, site: Site, reached: set[Value]) -> Block:
@@ -41,8 +44,7 @@ def read(graph: Graph, site: Site, reached: set[Value]) -> Block:
         missing += [refusal] if refusal is not None else []
     missing += different_turns(site, streams)
     found = OutputWalk(Walk(reached)).projection(site)
-    projections = {name: layer(streams[name]) for name in "qkv"}
-    hidden, source = (None if (p := projections[name]) is None else root(p.input) for name in "qk")
+    hidden, source = (read_by(streams[name]) for name in "qk")
     if isinstance(found, Refusal) or hidden is None:
         missing += [found] if isinstance(found, Refusal) else []
         output = None if isinstance(found, Refusal) else found[0]
@@ -50,22 +52,24 @@ def read(graph: Graph, site: Site, reached: set[Value]) -> Block:
     output, made = found
     norm, ending = norm_at(hidden), residual(made, norm_at(hidden), hidden)
     if isinstance(ending, Refusal):
-        paired = {name: with_down(Walk(reached), streams[name]) for name in "qkv"}
-        if (up := layer(paired["q"])) is not None and up.down is not None:
-            streams, hidden = paired, root(up.down.input)
+        paired = {name: with_down(graph, Walk(reached), streams[name]) for name in "qkv"}
+        if (below := read_by(paired["q"])) is not None and below is not hidden:
+            streams, hidden = paired, below
             norm, ending = norm_at(hidden), residual(made, norm_at(hidden), hidden)
+    streams = {name: down_to(graph, Walk(reached), streams[name], hidden) for name in "qkv"}
+    source = read_by(streams["k"])
     if isinstance(ending, Refusal):
         return Block(streams, output, norm, hidden, source, None, (*missing, ending))
     norm = before(norm, root(ending.value), hidden)
-    own = [p.node for p in projections.values() if p is not None]
-    if norm is not None and len(own) == 3 and source is hidden and others_read(hidden, own):
+    own = [p.node for name in "qkv" for up in projections(streams[name]) for p in (up, up.lowest)]
+    if norm is not None and all(map(projections, streams.values())) and source is hidden and others_read(hidden, own):
         ending = replace(ending, parallel=True)
     return Block(streams, output, norm, hidden, source, ending, tuple(missing))
 
 
 def different_turns(site: Site, streams: Mapping[str, tuple[Step, ...]]) -> list[Refusal]:
     """A refusal where queries and keys turn by different angles or in different pairs."""
-    q, k = (next((s for s in streams[name] if isinstance(s, Rotary)), None) for name in "qk")
+    q, k = (turn(streams[name]) for name in "qk")
     return [Refusal("queries and keys turn differently", site.name)] if q is not None and k is not None and not q.same(k) else []
 
 
@@ -79,8 +83,10 @@ def others_read(hidden: Value, own: Sequence[Node]) -> bool:
     return False
 
 
-def layer(steps: Sequence[Step]) -> Projection | None:
-    return next((step for step in steps if isinstance(step, Projection)), None)
+def read_by(steps: Sequence[Step]) -> Value | None:
+    """What the lowest layers of these steps read, before layout operations; None where they read different values."""
+    found = {root(layer.lowest.input): None for layer in projections(steps)}
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def before(norm: Norm | None, stream: Value, hidden: Value) -> Norm | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from attnopt.ir.block import HeadNorm, Norm, Scale, Step
+from attnopt.ir.block import HeadNorm, Joined, Norm, Part, Scale, Step
 from attnopt.ir.graph import Graph
 from attnopt.ir.layout import Axis, Operand, size_of
 from attnopt.ir.site import Refusal, Site
@@ -17,7 +17,7 @@ from attnopt.patterns.block.cache_update import cache_update, meets_cache
 from attnopt.patterns.block.norms import norm_at
 from attnopt.patterns.block.projection import by_head, layer_at, projection
 from attnopt.patterns.block.rotary import rotary
-from attnopt.patterns.block.terms import NotRead, Term, Walk, whole
+from attnopt.patterns.block.terms import Numbers, NotRead, Term, Walk, whole
 
 MOST_STEPS = 8
 NAMES = {"q": "queries", "k": "keys", "v": "values"}
@@ -35,15 +35,17 @@ class Stream:
     def read(self, site: Site, name: str) -> tuple[tuple[Step, ...], Refusal | None]:
         operand: Operand = getattr(site, name)
         try:
-            term = self.start(site, name, operand)
-            for _ in range(MOST_STEPS):
-                following = self.cross(term)
-                if following is None:
-                    return tuple(self.steps[::-1]), None
-                term = following
-            raise NotRead("too many steps", term.node)
+            return self.followed(self.cross(self.start(site, name, operand))), None
         except NotRead as failure:
             return tuple(self.steps[::-1]), Refusal(f"projection of {NAMES[name]} not found: {failure.reason}", failure.at)
+
+    def followed(self, term: Term | None) -> tuple[Step, ...]:
+        """The steps in the order computed, once the rest of the way is walked."""
+        for _ in range(MOST_STEPS):
+            if term is None:
+                return tuple(self.steps[::-1])
+            term = self.cross(term)
+        raise NotRead("too many steps", None if term is None else term.node)
 
     def start(self, site: Site, name: str, operand: Operand) -> Term:
         width = site.axes["e" if name == "v" else "d"]
@@ -57,8 +59,14 @@ class Stream:
 
     def cross(self, start: Term) -> Term | None:
         """One step further up; None at the projection, where the walk ends."""
-        terms = self.walk.expand(start, stops)
+        return self.step(self.walk.expand(start, stops))
+
+    def step(self, terms: list[Term]) -> Term | None:
+        """One step up from what channels are made of."""
         first = terms[0]
+        if len(parts := apart(terms, self.heads)) > 1:
+            self.steps.append(Joined(tuple(self.part(chosen, group) for chosen, group in parts)))
+            return None
         if len(terms) > 1 or first.factors:
             common = abs(first.coefficient)
             if common != 1.0 and all(abs(term.coefficient) == common for term in terms):
@@ -85,6 +93,13 @@ class Stream:
             raise NotRead(f"they are {what}, '{first.value.name}'")
         raise NotRead(f"'{node.attrs.get('operator', node.op)}' stands between them and a linear layer", node)
 
+    def part(self, chosen: Numbers, terms: list[Term]) -> Part:
+        """The channels of each head that come from one value, by a walk of their own."""
+        whole = np.flatnonzero(np.tile(chosen, self.heads))
+        own = Stream(self.graph, self.walk, self.heads)
+        steps = own.followed(own.step([cut(term, whole) for term in terms]))
+        return Part(int(np.flatnonzero(chosen)[0]), int(chosen.sum()), steps)
+
     def head_norm(self, norm: Norm, term: Term) -> HeadNorm:
         """The channels that are normalised together: those of each head, or all."""
         found = self.walk.coordinate(term, len(term.layout) - 1)
@@ -97,6 +112,32 @@ class Stream:
         if np.array_equal(np.unique(found), np.arange(size)) and len(found) % size == 0:
             return HeadNorm(norm, "all", numbers)
         raise NotRead("the norm is over other channels than a head or all heads", norm.output.producer)
+
+
+def apart(terms: list[Term], heads: int) -> list[tuple[Numbers, list[Term]]]:
+    """(which channels of a head, their terms) for each value that makes neighbouring channels alone, the same ones of every head.
+
+    One group where the terms are not so, as in a sum.
+    """
+    groups: dict[int, list[Term]] = {}
+    for term in terms:
+        groups.setdefault(id(term.value), []).append(term)
+    found = []
+    for group in groups.values():
+        made = np.logical_or.reduce([term.mask for term in group]).reshape(heads, -1)
+        where = np.flatnonzero(made[0])
+        if not (made == made[0]).all() or not len(where) or where[-1] - where[0] != len(where) - 1:
+            return [(made[0], terms)]
+        found.append((made[0], group))
+    if len(found) > 1 and (np.sum([chosen for chosen, _ in found], 0) != 1).any():
+        return [(found[0][0], terms)]
+    return sorted(found, key=lambda part: int(np.flatnonzero(part[0])[0]))
+
+
+def cut(term: Term, chosen: Numbers) -> Term:
+    """The term for these channels only."""
+    index = {axis: numbers[chosen] for axis, numbers in term.index.items()}
+    return replace(term, index=index, mask=term.mask[chosen], factors=tuple(cut(factor, chosen) for factor in term.factors))
 
 
 def stops(term: Term) -> bool:

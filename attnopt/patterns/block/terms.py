@@ -88,6 +88,8 @@ class Walk:
                 return self.cross_concat(term, node)
             if node.op == "gather":
                 return self.cross_gather(term, node, first)
+            if node.op == "scatter":
+                return self.cross_scatter(term, node, first)
             if node.op in ("mul", "div"):
                 return self.cross_factor(term, node)
             if node.op in ("add", "sub"):
@@ -171,6 +173,20 @@ class Walk:
         found, size = self.coordinate(term, dim), (source.shape or ())[dim]
         return None if found is None or not isinstance(size, int) else [self.placed(term, source, dim, held[found] % size)]
 
+    def cross_scatter(self, term: Term, node: Node, held: Value) -> list[Term] | None:
+        """Channels that are written over by others, at constant numbers."""
+        dim, (_, chosen, new) = node.attrs["axis"], node.inputs
+        found, size = self.coordinate(term, dim), (held.shape or ())[dim]
+        written = None if chosen is None else counted(chosen)
+        if found is None or written is None or new is None or not isinstance(size, int):
+            return None
+        place = np.full(size, -1)
+        place[written] = np.arange(len(written))
+        over = term.mask & (place[found] >= 0)
+        parts = [self.placed(term, new, dim, np.where(over, place[found], 0), over)] if over.any() else []
+        kept = term.mask & ~over
+        return parts + ([self.placed(term, held, dim, np.where(kept, found, 0), kept)] if kept.any() else [])
+
     def cross_factor(self, term: Term, node: Node) -> list[Term] | None:
         left, right = node.inputs
         if left is None or right is None:
@@ -230,6 +246,18 @@ def constant(value: Value) -> Tensor | None:
         return None
     data = constant(node.inputs[0])
     return None if data is None else data.reshape(value.shape)  # type: ignore[arg-type]
+
+
+def counted(value: Value) -> Numbers | None:
+    """The numbers of a constant vector of indices, also of one that is counted up."""
+    made = value.producer
+    while made is not None and made.op in ("reshape", "cast") and made.inputs[0] is not None:
+        value, made = made.inputs[0], made.inputs[0].producer
+    if made is not None and made.op == "iota":
+        (count,), start, step = value.shape or (None,), made.attrs["start"], made.attrs["step"]
+        return np.arange(count) * step + start if isinstance(count, int) and isinstance(start, int) else None
+    data = constant(value)
+    return None if data is None else data.reshape(-1).numpy()
 
 
 def is_projection(node: Node) -> bool:

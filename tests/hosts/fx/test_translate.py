@@ -134,6 +134,42 @@ def test_regions_without_gradients_are_written_out():
     assert not list(host.graph.of("opaque"))
 
 
+class Turned(nn.Module):
+    """Neighbouring channels as complex numbers, turned by angles or by a stored table."""
+
+    def __init__(self, stored):
+        super().__init__()
+        self.stored = stored
+        angles = torch.outer(torch.arange(5.0), torch.tensor([1.0, 0.1, 0.01]))
+        self.register_buffer("angles", angles)
+        self.register_buffer("table", torch.polar(torch.ones_like(angles), angles))
+
+    def forward(self, x):
+        turn = self.table if self.stored else torch.polar(torch.full_like(self.angles, 2.0), self.angles) * 0.5
+        z = torch.view_as_complex(x.reshape(*x.shape[:-1], 3, 2))
+        return torch.view_as_real(z * turn.unsqueeze(0)).flatten(-2)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_complex_numbers_are_pairs_of_real_ones(stored):
+    host, compared = checked(Turned(stored).eval(), (torch.randn(2, 5, 6),))
+    assert not list(host.graph.of("opaque"))
+    assert {n.op for n in host.graph.nodes} >= {"slice", "mul", "sub", "add", "concat"}
+    assert compared >= 3  # the last of them is what the model returns
+
+
+def test_complex_numbers_without_a_rule_keep_what_they_read():
+    class Spectrum(nn.Module):
+        def forward(self, x):
+            z = torch.view_as_complex(x.reshape(2, 5, 3, 2))
+            return torch.abs(torch.exp(z)) + torch.fft.fft(x[..., :3]).real
+
+    host, _ = checked(Spectrum().eval(), (torch.randn(2, 5, 6),))
+    made = next(n for n in host.graph.of("opaque") if "exp" in n.attrs["operator"])
+    assert len(made.inputs) == 2
+    assert all(i.producer.op == "reshape" for i in made.inputs)
+
+
 def test_sources_name_module_and_line():
     host, _ = checked(build("bert", layers=1), inputs("bert"))
     node = next(host.graph.of("softmax"))

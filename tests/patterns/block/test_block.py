@@ -12,7 +12,6 @@ import block_models
 import onnx
 import pytest
 import torch
-import transformers
 from block_models import FAMILIES
 from torch import Tensor, nn
 
@@ -144,27 +143,3 @@ def test_blocks_around_fused_attention(family):
 def test_blocks_of_onnx_models(family, attention):
     model = block_models.build(family, attention)
     check(family, model, through_onnx(family, model))
-
-
-def test_latent_attention_says_what_it_is_and_what_is_not_found():
-    """DeepSeek: low-rank queries and values; keys are put together from two layers, which is no single projection."""
-    sizes = {"kv_lora_rank": 8, "q_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
-    experts = {"moe_intermediate_size": 32, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
-    config = transformers.DeepseekV3Config(**block_models.PLAIN, num_key_value_heads=4, **sizes, **experts)
-    model = transformers.DeepseekV3ForCausalLM(config).eval()
-    host = FxHost.from_captured(capture(model, block_models.inputs("llama")))
-    (site,) = recognise(host.graph).sites
-    block = find_block(host.graph, site)
-    assert str(block).startswith(
-        "rms_norm -> q 12x48 of low rank (32x12), v 8x32 of low rank (32x8); rotary 4 from 8 half base 10000"
-    )
-    (refusal,) = block.missing
-    assert refusal.reason.startswith("projection of keys not found: its channels come from 2 values")
-    attention = model.model.layers[0].self_attn
-    # What turns is read as neighbours and written as halves: the projection tells in which order.
-    order = [*range(8), 8, 10, 9, 11]
-    assert torch.equal(block.q.rows(), attention.q_b_proj.weight.view(4, 12, 12)[:, order])
-    assert torch.equal(block.q.down.rows().flatten(0, 1), attention.q_a_proj.weight)
-    assert torch.equal(block.v.rows(), attention.kv_b_proj.weight.view(4, 16, 8)[:, 8:])
-    assert torch.equal(block.v.down.rows().flatten(0, 1), attention.kv_a_proj_with_mqa.weight[:8])
-    assert torch.equal(block.q.down_norm.gain(), attention.q_a_layernorm.weight)
