@@ -14,6 +14,7 @@ from attnopt.patterns.activations import Activations
 from attnopt.patterns.cut_attention import CutAttention, cuts
 from attnopt.patterns.fused_attention import FusedAttention
 from attnopt.patterns.lifting import Lifters
+from attnopt.patterns.linear_attention import linear_attention
 from attnopt.patterns.normalizer import anchors
 from attnopt.patterns.score import NotAttention
 from attnopt.patterns.softmax_attention import SoftmaxAttention
@@ -70,7 +71,7 @@ def inside(graph: Graph) -> Iterator[Site | Refusal]:
                 yield replace(refusal, reason=f"{where}: {refusal.reason}")
 
 
-FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, unread, inside)
+FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, linear_attention, unread, inside)
 
 
 def recognise(graph: Graph) -> Recognition:
