@@ -4,7 +4,7 @@
     (phi(q) phi(k)' . D) v        (q @ k' * decay) @ v                      scores that are weights themselves
 
 The inner product may be scaled, decayed, masked and summed on the way to the outer one. One row for a module: a loop over chunks is
-one attention, however many products it unrolls to. Recurrences without such products (Mamba's scan, RWKV) are not seen as attention.
+one attention, however many products it unrolls to, and each may read its slice of one product. Recurrences without such products (Mamba's scan, RWKV) are not seen as attention.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def linear_attention(graph: Graph) -> Iterator[Refusal]:
         if inner is None or where in told:
             continue
         told.add(where)
-        reads_state = activations.strength(outer.inputs[0]) < 2  # type: ignore[arg-type]
+        reads_state = activations.strength(whole(outer.inputs[0])) < 2  # type: ignore[arg-type]
         form = "phi(q) (phi(k)' v)" if reads_state else "(phi(q) phi(k)') v"
         found = features(outer, inner)
         shown = f", phi = {' and '.join(found)}" if found else ""
@@ -43,13 +43,21 @@ def inner_product(outer: Node, activations: Activations) -> Node | None:
     sides = [i for i in outer.inputs if i is not None]
     if len(sides) != 2 or not all(i in activations.data for i in sides):
         return None
-    strong = [i for i in sides if activations.strength(i) == 2]
+    strong = [whole(i) for i in sides if activations.strength(whole(i)) == 2]
     if not strong or any(from_softmax(i) for i in sides):
         return None
     inner = product_above(strong[0], activations)
     if inner is None or any(i is None or from_softmax(i) for i in inner.inputs):
         return None
     return inner
+
+
+def whole(value: Value) -> Value:
+    """What a chunk was cut from, where all chunks' products were made at once."""
+    before = value
+    while (node := before.producer) is not None and (node.op == "slice" or node.op in LAYOUT) and node.inputs[0] is not None:
+        before = node.inputs[0]
+    return before
 
 
 def product_above(value: Value, activations: Activations) -> Node | None:

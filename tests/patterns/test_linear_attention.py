@@ -28,6 +28,12 @@ def scores(r: Recorder, q, k, v):
     return r.matmul(r.binary("mul", r.matmul(q, transposed(r, k)), r.input("decay", H, L, L)), v)
 
 
+def chunk_of_scores(r: Recorder, q, k, v):
+    every = r.binary("mul", r.matmul(r.reshape(q, B, H, 1, L, D), r.permute(r.reshape(k, B, H, 1, L, D), 0, 1, 2, 4, 3)), 0.5)
+    chunk = r.node("slice", every, shape=(B, H, 1, L, L), axis=2, start=0, stop=1, step=1)
+    return r.matmul(r.reshape(chunk, B, H, L, L), v)
+
+
 def elu(r: Recorder, x):
     return r.binary("add", r.node("opaque", x, shape=x.shape, operator="aten.elu.default"), 1.0)
 
@@ -35,6 +41,7 @@ def elu(r: Recorder, x):
 CASES = {
     "state": (state, "phi(q) (phi(k)' v) without a softmax, phi = relu"),
     "scores": (scores, "(phi(q) phi(k)') v without a softmax"),
+    "chunk": (chunk_of_scores, "(phi(q) phi(k)') v without a softmax"),
     "elu": (lambda r, q, k, v: r.matmul(elu(r, q), r.matmul(transposed(r, elu(r, k)), v)), "phi(q) (phi(k)' v) without a softmax, phi = elu + 1"),
     "softmaxes of channels": (
         lambda r, q, k, v: r.matmul(r.softmax(q), r.matmul(transposed(r, r.softmax(k, -2)), v)),
