@@ -9,9 +9,10 @@ from attnopt.codegen.library.local_sdpa import LocalSdpa
 from attnopt.codegen.library.multi_head_attention import MultiHeadAttention
 from attnopt.codegen.library.onnx_attention import OnnxAttention
 from attnopt.codegen.library.sdpa import Sdpa
+from attnopt.codegen.library.summed import Summed
 from attnopt.codegen.lowering import Lowering
 
-LOWERINGS: tuple[Lowering, ...] = (
+SINGLE: tuple[Lowering, ...] = (
     Sdpa(),
     Sdpa(grouped=False),
     Flex(),
@@ -21,3 +22,4 @@ LOWERINGS: tuple[Lowering, ...] = (
     MultiHeadAttention(),
     OnnxAttention(),
 )
+LOWERINGS: tuple[Lowering, ...] = (*SINGLE, *(Summed(kernel) for kernel in SINGLE))

@@ -14,8 +14,10 @@ from attnopt.ir.site import Refusal, Site
 from attnopt.patterns.activations import Activations
 from attnopt.patterns.banded import BandedAttention
 from attnopt.patterns.cut_attention import CutAttention, cuts
+from attnopt.patterns.differential import DifferentialAttention, combination, of_outputs
 from attnopt.patterns.fused_attention import FusedAttention
 from attnopt.patterns.lifting import Lifters
+from attnopt.patterns.linear_attention import linear_attention
 from attnopt.patterns.normalizer import Anchor, anchors
 from attnopt.patterns.score import NotAttention
 from attnopt.patterns.softmax_attention import SoftmaxAttention
@@ -32,9 +34,13 @@ class Recognition:
 def spelled_out(graph: Graph) -> Iterator[Site | Refusal]:
     """Attention written as products around a softmax."""
     activations, lifters = Activations(graph), Lifters(graph)
-    for anchor in anchors(graph):
-        grammar = CutAttention if cuts(anchor) else SoftmaxAttention
-        attempt = grammar(graph=graph, lifters=lifters, activations=activations)
+    weights = {anchor.weights: anchor for anchor in anchors(graph)}
+    for anchor in weights.values():
+        attempt = SoftmaxAttention(graph=graph, lifters=lifters, activations=activations)
+        if cuts(anchor):
+            attempt = CutAttention(graph=graph, lifters=lifters, activations=activations)
+        elif (met := combination(anchor, weights)) is not None:
+            attempt = DifferentialAttention(graph=graph, lifters=lifters, activations=activations, met=met, anchors=weights)
         try:
             yield attempt.from_anchor(anchor)
         except NotAttention as failure:
@@ -77,7 +83,7 @@ def inside(graph: Graph) -> Iterator[Site | Refusal]:
             yield replace(refusal, reason=f"{where}: {refusal.reason}")
 
 
-FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, unread, inside)
+FAMILIES: tuple[Callable[[Graph], Iterator[Site | Refusal]], ...] = (spelled_out, fused, linear_attention, unread, inside)
 
 
 def in_order(graph: Graph) -> Iterator[Node]:
@@ -93,7 +99,8 @@ def recognise(graph: Graph) -> Recognition:
     """All sites and refusals of a graph; site names are unique and stable for equal graphs."""
     found = [item for family in FAMILIES for item in family(graph)]
     order = {node: i for i, node in enumerate(in_order(graph))}
-    sites = sorted((s for s in found if isinstance(s, Site)), key=lambda s: order[s.nodes[-1]] if s.nodes else -1)
+    once = {s.output.value: s for s in found if isinstance(s, Site)}  # either softmax of a difference gives the whole
+    sites = sorted(of_outputs(graph, list(once.values())), key=lambda s: order[s.nodes[-1]] if s.nodes else -1)
     counts: dict[str, int] = {}
     named = []
     for site in sites:

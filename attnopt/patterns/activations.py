@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from attnopt.ir.graph import LAYOUT, Graph, Value
 from attnopt.patterns.rounding import multiplies, rounds
+from attnopt.patterns.talking_heads import mixes_heads
 
 # A score may pass through these and is still a score.
 SCORE_OPS = {*LAYOUT, "cast", "add", "sub", "mul", "div", "where", "neg", "tanh", "maximum", "minimum"}
@@ -29,10 +30,12 @@ class Activations:
                 self.data.update(node.outputs)
             elif node.op in ("linear", "matmul", "layer_norm", "rms_norm") or any(i in self.computed for i in inputs):
                 self.computed.update(node.outputs)
-            if node.op == "matmul" and len(inputs) == 2 and all(map(self.is_operand, inputs)):
+            if node.op == "matmul" and len(inputs) == 2 and not mixes_heads(node) and all(map(self.is_operand, inputs)):
                 self.scores[node.output] = 2 if all(i in self.data for i in inputs) else 1
             elif multiplies(node):
                 self.scores[node.output] = 2
+            elif mixes_heads(node):
+                self.scores[node.output] = max(map(self.strength, inputs))
             elif node.op == "concat":
                 self.scores[node.output] = min(map(self.strength, inputs), default=0)
             elif (node.op in SCORE_OPS or rounds(node)) and (known := max((self.scores.get(i, 0) for i in inputs), default=0)):

@@ -21,6 +21,7 @@ from attnopt.ir.layout import AxisSpace, Layout, LayoutMismatch, Operand
 from attnopt.ir.site import Refusal
 from attnopt.patterns.operands import broadcast_layout, constant_factor
 from attnopt.patterns.rounding import multiplies, operator, rounds
+from attnopt.patterns.talking_heads import REMEDY, mixes_heads, said_of
 
 MASK_FILL = -1e4  # a fill this low underflows to weight zero beside any other score
 ELEMENTWISE_SCORE = ("add", "sub", "mul", "div", "where", "cast", "tanh", "neg", "maximum", "minimum", "softmax")
@@ -76,7 +77,7 @@ class ScoreWalk:
                 raise NotAttention(
                     "the scores are an input of the graph, not a product of queries and keys", _pseudo(value), PRODUCT
                 )
-            if node.op == "matmul" or self.joins(node):
+            if (node.op == "matmul" and not mixes_heads(node)) or self.joins(node):
                 break
             try:
                 value, layout = self.step(node, layout, outer)
@@ -108,6 +109,8 @@ class ScoreWalk:
                 if side is not None and other is not None and (floor := other.scalar()) is not None and floor <= -1e30:
                     return side, layout
         named = operator(node)
+        if mixes_heads(node):
+            raise NotAttention(said_of("scores", node), node, REMEDY)
         if rounds(node):
             raise NotAttention(f"the scores are rounded by '{named}' before the softmax", node, SCORES)
         if multiplies(node):

@@ -26,6 +26,7 @@ from attnopt.patterns.rounding import operator, rounds
 from attnopt.patterns.sampling import REASON, sampler
 from attnopt.patterns.score import PRODUCT, NotAttention, Score, ScoreWalk, negation
 from attnopt.patterns.sink import drops_sink, split_sink
+from attnopt.patterns.talking_heads import REMEDY, mixes_heads, said_of
 
 
 VALUES = "weights that go through casts and layout operations only into a matmul with values computed from the inputs"
@@ -105,6 +106,8 @@ class SoftmaxAttention(Assembly):
                 self.weights_used = others[0] if others else anchor.node
             if not onward:
                 culprit = others[0] if others else anchor.node
+                if mixes_heads(culprit):
+                    raise NotAttention(said_of("weights", culprit), culprit, REMEDY)
                 if rounds(culprit):
                     raise NotAttention(
                         f"the weights are rounded by '{operator(culprit)}' before they meet values", culprit, VALUES
@@ -116,6 +119,8 @@ class SoftmaxAttention(Assembly):
             node = onward[0]
             if node.op == "matmul":
                 inputs = [i for i in node.inputs if i is not None]
+                if mixes_heads(node):
+                    raise NotAttention(said_of("weights", node), node, REMEDY)
                 if not all(self.activations.is_operand(i) for i in inputs):
                     raise NotAttention("the weights are multiplied by a constant, not by values", node, VALUES)
                 return node, value, guarded
