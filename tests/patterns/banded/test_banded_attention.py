@@ -185,7 +185,7 @@ def test_the_kernels_that_take_its_place(name):
 
 NEAR_MISSES = {
     "corner one row too small": "scores without a key are not hidden",
-    "lower triangle a row too low": "of a band are not those of one position each",
+    "lower triangle a row too low": "a score within the band is a number, not a product",
     "values one position ahead": "the values of a band are not those of one position each",
     "values of the next chunk": "the values of a band are not those of one position each",
     "ones around the weights": "something else than weights meets the values of a band",
