@@ -219,10 +219,6 @@ class Simplifier:
                 return self.junction("or", self.negation(c), a)
             if b == FALSE:
                 return self.junction("and", c, a)
-        if is_choice(b) and b.args[0] == c:  # where(c, x, where(c, y, z))
-            return self.choice(c, a, b.args[2])
-        if is_choice(a) and a.args[0] == c:
-            return self.choice(c, a.args[1], b)
         if is_choice(b) and a in b.args[1:]:  # where(c, x, where(d, x, y)), and with x and y exchanged
             x, y = b.args[1:]
             inner = b.args[0] if a == x else self.negation(b.args[0])
