@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnopt.ir.dims import Dim, Symbol
+from attnopt.ir.dims import Dim, solved
 from attnopt.ir.dims import evaluate as number_of
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Expr, Index, Load, walk
@@ -24,8 +24,8 @@ def symbols(host: Any, inputs: Mapping[str, Tensor]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for value in host.graph.inputs:
         for dim, size in zip(value.shape or (), inputs[value.name].shape, strict=True):
-            if isinstance(dim, Symbol) and dim.coefficient == 1 and len(dim.names) == 1:
-                sizes[dim.names[0]] = int(size)
+            if (found := solved(dim, int(size))) is not None:
+                sizes[found[0]] = found[1]
     return sizes
 
 

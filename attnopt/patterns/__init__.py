@@ -44,7 +44,10 @@ def spelled_out(graph: Graph) -> Iterator[Site | Refusal]:
         try:
             yield attempt.from_anchor(anchor)
         except NotAttention as failure:
-            yield as_band(anchor, graph, lifters, activations) or replace(failure.refusal, reached=attempt.reached)
+            refusal = replace(failure.refusal, reached=attempt.reached)
+            band = as_band(anchor, graph, lifters, activations)
+            # Of two reasons the one that came further is told: a band is one where the plain grammar meets no product at all.
+            yield band if isinstance(band, Site) or (band is not None and attempt.reached == "softmax") else refusal
 
 
 def as_band(anchor: Anchor, graph: Graph, lifters: Lifters, activations: Activations) -> Site | Refusal | None:

@@ -19,7 +19,7 @@ from attnopt.ir.graph import Node, Value
 from attnopt.ir.layout import Axis, AxisSpace, Layout, LayoutMismatch
 from attnopt.patterns.banded.affine import CHUNK, Affine, Numbers, Region, atom, number, size
 from attnopt.patterns.banded.placement import Placement, along, held
-from attnopt.patterns.banded.scores import Cell, Scores, Term, factors, is_minus_infinity
+from attnopt.patterns.banded.scores import Cell, Scores, Term, factors, is_minus_infinity, never
 from attnopt.patterns.banded.tracing import Elements
 from attnopt.patterns.normalizer import Anchor
 from attnopt.patterns.reweighing import is_zero
@@ -158,7 +158,7 @@ class Band:
             hidden |= is_minus_infinity(cell.leaf)
         for term in cell.terms:
             if term.kind == "add" and isinstance(term.by, Elements):
-                for found in self.scores.sources(term.by, lambda e: bool(placement.layouts(e))):
+                for found in self.scores.sources(term.by, never):
                     if isinstance(found, Cell) and is_minus_infinity(found.leaf) and not term.negated:
                         hidden |= np.isin(cell.which, found.which)
         if hidden.any() and any(t.kind == "scale" and not (isinstance(t.by, float) and t.by > 0) for t in cell.terms):
@@ -208,35 +208,36 @@ class Band:
 
     def terms(self, cells: list[Cell], placement: Placement) -> tuple[Said, ...]:
         """What acts on the products: numbers and tensors with their axes; adding zero is left out."""
-        read = [[found for term in cell.terms if (found := self.read(term, placement)) is not None] for cell in cells]
-        kinds = [[(kind, negated, None if isinstance(by, list) else by) for kind, by, negated in terms] for terms in read]
+        kinds = [[(term.kind, term.negated) for term in cell.terms] for cell in cells]
         if any(found != kinds[0] for found in kinds):
             raise NotAttention("the scores of a band are made in different ways", self.anchor.node, PRODUCT)
-        said: list[Said] = []
-        for same in zip(*read, strict=True):
-            kind, by, negated = same[0]
-            if isinstance(by, list):
-                ends = [end for _, parts, _ in same for end in parts]  # type: ignore[union-attr]
-                placed = self.one(ends, [placement.layouts(end) for end in ends], "biases and masks")
-                said.append((kind, placed, negated))
-            else:
-                said.append((kind, by, negated))
-        return tuple(said)
+        said = [self.read(list(same), placement) for same in zip(*(cell.terms for cell in cells), strict=True)]
+        return tuple(term for term in said if term[:2] != ("add", 0.0))
 
-    def read(self, term: Term, placement: Placement) -> tuple[str, float | list[Elements], bool] | None:
-        """A term with its number, or with the elements of the tensors that it reads."""
-        if not isinstance(term.by, Elements):
-            return term.kind, term.by, term.negated
-        parts = list(self.scores.sources(term.by, lambda e: bool(placement.layouts(e))))
-        numbers = {part.leaf for part in parts if isinstance(part, Cell)}
-        tensors = [part for part in parts if isinstance(part, Elements)]
-        if tensors and not numbers:
-            return term.kind, tensors, term.negated
-        if len(numbers) != 1 or tensors:
-            raise NotAttention("what is added to a band differs from place to place", self.anchor.node, PRODUCT)
-        (number,) = numbers
-        assert isinstance(number, float)
-        return None if term.kind == "add" and number == 0 else (term.kind, number, term.negated)
+    def read(self, same: list[Term], placement: Placement) -> Said:
+        """One term of all cells: a number, or the first tensor that is read at whole axes: of keys, of queries, of neither."""
+        kind, negated, failure = same[0].kind, same[0].negated, None
+        for required in ({self.axes.k}, {self.axes.q}, set[Axis]()):
+
+            def fitting(part: Elements, required: set[Axis] = required) -> set[Layout]:
+                return {found for found in placement.layouts(part) if required <= held(found)}
+
+            parts: list[Elements | Cell | float] = []
+            for term in same:
+                elements = isinstance(term.by, Elements)
+                parts += self.scores.sources(term.by, lambda e: bool(fitting(e))) if elements else [term.by]  # type: ignore[arg-type, list-item]
+            numbers = {part.leaf if isinstance(part, Cell) else part for part in parts if not isinstance(part, Elements)}
+            tensors = [part for part in parts if isinstance(part, Elements)]
+            if len(numbers) == 1 and not tensors:
+                return kind, float(numbers.pop()), negated  # type: ignore[arg-type]
+            if numbers:
+                raise NotAttention("what is added to a band differs from place to place", self.anchor.node, PRODUCT)
+            try:
+                return kind, self.one(tensors, [fitting(part) for part in tensors], "biases and masks"), negated
+            except NotAttention as found:
+                failure = failure or found
+        assert failure is not None
+        raise failure
 
     # Values.
 
