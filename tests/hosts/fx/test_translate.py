@@ -147,7 +147,7 @@ class Turned(nn.Module):
     def forward(self, x):
         turn = self.table if self.stored else torch.polar(torch.full_like(self.angles, 2.0), self.angles) * 0.5
         z = torch.view_as_complex(x.reshape(*x.shape[:-1], 3, 2))
-        return torch.view_as_real(z * turn.unsqueeze(0)).flatten(-2)
+        return torch.view_as_real(z * turn[None, :, :]).flatten(-2)
 
 
 @pytest.mark.parametrize("stored", [False, True])

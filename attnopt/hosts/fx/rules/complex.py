@@ -104,7 +104,14 @@ def same(t: Translation, a: Arguments) -> bool:
     return z is not None and t.node.meta["val"].is_complex() and keep(t, z.re, z.im)
 
 
+def whole(t: Translation, a: Arguments) -> bool:
+    """A slice of everything, as z[:, :, None] has them."""
+    z = pair(t, a["self"])
+    return z is not None and not a["start"] and a["step"] == 1 and z.re.shape == t.shape and keep(t, z.re, z.im)
+
+
 RULES: dict[str, Rule] = {
+    "aten.slice": whole,
     "aten.view_as_complex": view_as_complex,
     "aten.view_as_real": view_as_real,
     "aten.polar": polar,
