@@ -102,6 +102,18 @@ def test_a_stored_buffer_with_one_wrong_element_stays_a_tensor():
     assert attention(r, mask=cut) == "load(mask0, row, k)"
 
 
+def test_a_bias_under_a_finite_fill_is_added_once():
+    """where(c, lowest, bias) beside a mask of minus infinity: the fill alone, and the bias."""
+    r = Recorder()
+    rows, columns = rows_and_columns(r)
+    padded, slopes = r.input("padded", B, 1, 1, L, dtype="bool"), r.input("bias", 1, 4, 1, L)
+    hidden = r.where(r.binary("le", columns, rows, dtype="bool"), 0.0, float("-inf"))
+    filled = r.where(padded, torch.finfo(torch.float32).min, slopes)
+    said = attention(r, bias=r.binary("add", filled, hidden))
+    assert said.count("load(bias1") + said.count("load(bias0") == 2, said
+    assert "add(where(" in said and ", 0.0))" in said and said.endswith("causal"), said
+
+
 def test_a_triangle_of_minus_infinity():
     r = Recorder()
     hidden = r.node("triangle", r.node("full", shape=(L, L), value=float("-inf")), shape=(L, L), diagonal=1, upper=True)

@@ -41,10 +41,31 @@ def assigned(x, y):
     return made
 
 
+def last_assigned(x, y):
+    made = torch.zeros_like(y)
+    made[:, -1, 1:] = x[:, 0, :1].expand(2, 5, 6)[..., :4]
+    made[:, 0] = y[:, 2]
+    return made
+
+
+def middle_assigned(x, y):
+    made = x * 2
+    made[:, :, 1:-1, -3:-1] = y[:, :, 2:4, :2]
+    made[:, 1:] = y[:, :2, :4, :1]
+    return made
+
+
 class Spellings(nn.Module):
     """One module per line: (name, function of x [2, 3, 4, 6] and y [2, 3, 6, 4])."""
 
     CASES: ClassVar = {
+        "strided_chunks": lambda x, y: x.contiguous().as_strided((x.shape[0], 3, 2, 3, 6), (72, 24, 6, 6, 1)),
+        "strided_within": lambda x, y: y.contiguous().as_strided((y.shape[0], 3, 3, 4, 4), (72, 24, 4, 4, 1)),
+        "unfold": lambda x, y: y.unfold(2, 4, 2),
+        "pad": lambda x, y: nn.functional.pad(x, (0, 3, 1, 2), value=-1.0),
+        "flip": lambda x, y: x.flip(dims=(1, -1)),
+        "select_assigned": last_assigned,
+        "inner_slice_assigned": middle_assigned,
         "einsum_scores": lambda x, y: torch.einsum("bhqd,bhdk->bhqk", x, y),
         "einsum_heads_last": lambda x, y: torch.einsum("bqhd,bkhd->bhqk", x, x),
         "einsum_merged": lambda x, y: torch.einsum("bhqd,cbd->hqbc", x, y[:, :2, :, 0]),
@@ -80,7 +101,7 @@ class Spellings(nn.Module):
         "slice_assigned": assigned,
         "length": lambda x, y: nn.functional.normalize(x, dim=-1) + torch.linalg.vector_norm(x, dim=1, keepdim=True),
         "logic": lambda x, y: ((x > 0) & ~(x > 1) | (x < -1)).float().cumsum(-1),
-        "pad": lambda x, y: nn.functional.pad(x, (1, 0, 0, 2), value=-1.5) + nn.functional.pad(x, (0, 1, 2, 0)),
+        "pad_two": lambda x, y: nn.functional.pad(x, (1, 0, 0, 2), value=-1.5) + nn.functional.pad(x, (0, 1, 2, 0)),
         "pad_nothing": lambda x, y: nn.functional.pad(x, (0, 0)) * 2,
         "in_place": lambda x, y: x.clone().add_(1.0).mul_(2.0),
     }
