@@ -47,7 +47,8 @@ def spelled_out(graph: Graph) -> Iterator[Site | Refusal]:
             refusal = replace(failure.refusal, reached=attempt.reached)
             band = as_band(anchor, graph, lifters, activations)
             # Of two reasons the one that came further is told: a band is one where the plain grammar meets no product at all.
-            yield band if isinstance(band, Site) or (band is not None and attempt.reached == "softmax") else refusal
+            further = type(attempt) is SoftmaxAttention and attempt.reached == "softmax"
+            yield band if isinstance(band, Site) or (band is not None and further) else refusal
 
 
 def as_band(anchor: Anchor, graph: Graph, lifters: Lifters, activations: Activations) -> Site | Refusal | None:
