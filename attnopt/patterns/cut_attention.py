@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
+from attnopt.ir.dims import Dim
 from attnopt.ir.graph import LAYOUT, Node, Value
 from attnopt.ir.layout import Axis, Layout, LayoutMismatch
 from attnopt.ir.site import Site
@@ -30,13 +32,19 @@ def cuts(anchor: Anchor) -> tuple[Node, ...]:
     value, axis = anchor.weights, anchor.axis
     while len(value.users) == 1 and value.users[0].op == "cast":
         value = value.users[0].output
-    shape = value.shape or ()
+    size = (value.shape or ())[axis]
     found = [n for n in value.users if n.op == "slice" and n.attrs["axis"] == axis and n.attrs["step"] == 1]
-    found.sort(key=lambda n: n.attrs["start"] if isinstance(n.attrs["start"], int) else END)
-    ends = [n.attrs["stop"] for n in found]
-    whole = len(found) > 1 and found[0].attrs["start"] == 0 and (ends[-1] in (None, shape[axis]) or is_end(ends[-1]))
-    follow = all(a.attrs["stop"] is not None and a.attrs["stop"] == b.attrs["start"] for a, b in pairwise(found))
+    places = {n: (counted(n.attrs["start"], size), counted(n.attrs["stop"], size)) for n in found}
+    found.sort(key=lambda n: start if isinstance(start := places[n][0], int) else END)
+    ends = [places[n][1] for n in found]
+    whole = len(found) > 1 and places[found[0]][0] == 0 and (ends[-1] in (None, size) or is_end(ends[-1]))
+    follow = all(places[a][1] is not None and places[a][1] == places[b][0] for a, b in pairwise(found))
     return tuple(found) if whole and follow else ()
+
+
+def counted(bound: Any, size: Dim) -> Any:
+    """A bound that counts from the end, from the start, where the size is a number."""
+    return bound + size if isinstance(bound, int) and isinstance(size, int) and bound < 0 else bound
 
 
 def is_end(stop: object) -> bool:
@@ -124,7 +132,7 @@ class CutAttention(SoftmaxAttention):
             weights_layouts.add((*layout[: anchor.axis], (self.k,), *layout[anchor.axis + 1 :]))
         if len(weights_layouts) != 1:
             raise NotAttention("pieces of the weights are arranged in different ways", products[0][0], SUMMED)
-        return weights_layouts.pop(), joined(self, values, pieces, self.k, self.e, products[0][0])
+        return weights_layouts.pop(), joined(self, values, pieces, self.k, (self.e,), products[0][0])
 
     def up_to_products(self, value: Value, layout: Layout, stop: set[Node], found: dict[Node, Layout]) -> None:
         """The layout at every product of the sum."""

@@ -7,6 +7,7 @@ import io
 import onnx
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import attnopt
@@ -45,7 +46,11 @@ class GlobalAndLocal(nn.Module):
             far = torch.einsum("bhnqd,bhgd->bhnqg", other * how["query"], far_k)
             near = q @ k.mT
             if how["bias"]:
-                near = near + bias[..., GLOBAL:]
+                near = near - bias[..., GLOBAL:]
+            if how["bias"] == "mask":
+                near = near.masked_fill(bias[..., GLOBAL:] > 1, -torch.inf)
+            if how["bias"] == "scaled":
+                near = near * 2.0
             scores = torch.cat([far, near], -1)
         else:
             scores = q @ torch.cat([far_k[:, :, None].expand(-1, -1, blocks, -1, -1), k], 3).mT
@@ -108,9 +113,11 @@ def test_the_spec_says_what_the_model_computes(scores, values):
     torch.testing.assert_close(model(**given), wanted)
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
-def test_the_exact_rewrite_computes_the_same(masked):
-    model = GlobalAndLocal(masked=masked).eval()
+def test_the_exact_rewrite_computes_the_same(masked, bias):
+    """Biases on all keys, and on a part of them alone."""
+    model = GlobalAndLocal(masked=masked, bias=bias).eval()
     fast = attnopt.optimize(model, example(), select="always")
     assert fast.report.fused == 1
     for blocks_and_batch in ((3, 2), (3, 5)):
@@ -124,10 +131,33 @@ def test_the_exact_rewrite_computes_the_same_in_onnx():
     assert fast.report.difference.max_rel < 1e-5
 
 
+def test_a_bias_of_one_part_is_zero_on_the_others():
+    host = FxHost.from_captured(capture(GlobalAndLocal(bias=True, masked=False).eval(), example(), dynamic_shapes=SHAPES))
+    (site,) = recognise(host.graph).sites
+    added = f"add(where(k <= {GLOBAL - 1}, 0.0, -load(bias0, b // 3, 0, b % 3, 0, max(k - {GLOBAL}, 0) + {GLOBAL})))"
+    assert str(site.spec) == SPEC.replace("add(load(bias0, b // 3, 0, b % 3, 0, k))", added)
+
+
+def test_the_blocks_of_big_bird():
+    """Queries of a block see the first block, their neighbours, random blocks and the last, each a product with a mask of its own."""
+    config = transformers.BigBirdConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=100, block_size=4,
+        attention_type="block_sparse", num_random_blocks=1, max_position_embeddings=128,
+    )  # fmt: skip
+    model = transformers.BigBirdModel(config, add_pooling_layer=False).eval()
+    ids, mask = torch.randint(3, 90, (2, 48)), torch.ones(2, 48, dtype=torch.long)
+    mask[1, -5:] = 0
+    fast = attnopt.optimize(model, {"input_ids": ids, "attention_mask": mask}, select="always")
+    assert (len(fast.report.sites), fast.report.fused) == (5, 5)
+    assert not fast.report.refusals
+    assert fast.report.difference.max_rel < 1e-5
+
+
 NEAR_MISSES = {
     "another scale": ({"query": 0.5}, "the parts of the joined scores differ in scale"),
     "another query": ({"of": "another"}, "the joined scores are products of different queries"),
-    "a bias of one part": ({"bias": True}, "a part of the joined scores has masks or biases of its own"),
+    "a mask of one part": ({"bias": "mask"}, "a part of the joined scores is masked or changed before it is joined"),
+    "a scale after a bias": ({"bias": "scaled"}, "a part of the joined scores is masked or changed before it is joined"),
     "no sum": ({"sum": "mul"}, "pieces of the weights meet values of their own, and the products are not summed"),
 }
 
