@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, expand_term, indices, substitute, walk
@@ -28,15 +28,22 @@ CALLS = {
 }  # fmt: skip
 INEXACT = {"exp", "log", "tanh", "sqrt", "sin", "cos", "sigmoid", "pow", "div"}
 SIZES = {"q": "q_len", "k": "kv_len"}
-RESERVED = {"p_q", "p_k", "p_v", "p_o", "p_lse", "p_rows", "p_kn", "p_vn", "q", "k", "v", "o", "lse", "tensors", "batch", "heads", "q_len"}
+RESERVED = frozenset(
+    "b h q k v o row score place m_k x a n lse batch heads q_len kv_len key_heads value_heads tensors rows kn vn tl torch triton prefill attention"
+    .split()
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Printer:
-    """dtypes: of the operands, by name. from_zero: queries are counted from 0, so that no position is negative."""
+    """dtypes: of the operands, by name. from_zero: queries are counted from 0, so that no position is negative.
+
+    held: loads that have a name already.
+    """
 
     dtypes: Mapping[str, str] = field(default_factory=dict)
     from_zero: bool = True
+    held: Mapping[Load, str] = field(default_factory=dict)
 
     @property
     def kinds(self) -> Simplifier:
@@ -62,6 +69,20 @@ class Printer:
                     return Refusal(f"'{part.op}' of a function that GPUs round in their own way", expr)
         return None
 
+    def holding(self, exprs: Iterable[Expr]) -> tuple[Printer, list[str]]:
+        """A printer that knows every load of the expressions by a name, and the lines that give these names."""
+        held: dict[Load, str] = {}
+        lines: list[str] = []
+        for load in (load for expr in exprs for load in reversed(loads_of(expr))):  # those inside of others first
+            if load not in held:
+                name = pointer(load.operand)[2:]
+                again = sum(other.operand == load.operand for other in held)
+                name += f"_{again}" * (again > 0)
+                knowing = replace(self, held=dict(held))
+                lines += [f"place = {knowing.place(load)}", f"{name} = {knowing.read(load, 'place')}"]
+                held[load] = name
+        return replace(self, held=held), lines
+
     def text(self, expr: Expr, power: int = 0) -> str:
         """The expression, in parentheses where something that binds as tightly as `power` stands around it."""
         if isinstance(expr, Term):
@@ -71,7 +92,7 @@ class Printer:
         if isinstance(expr, Size):
             return SIZES.get(expr.name, expr.name)
         if isinstance(expr, Load):
-            return self.load(expr)
+            return self.held[expr] if expr in self.held else self.load(expr)
         if is_number(expr):
             return number(expr)
         assert isinstance(expr, Apply)
@@ -138,14 +159,20 @@ class Printer:
         return all(self.kinds.at_least_zero(substitute(a, {"q": q, "q_first": q, "q_last": q})) for a in args)
 
     def load(self, expr: Load) -> str:
-        """One element for each point; the operand's own type, half precision as float32."""
+        return self.read(expr, self.place(expr))
+
+    def place(self, expr: Load) -> str:
+        """The pointers: indices count in 64 bits, as the kernel has b and h, because tensors may have more elements than 32 count."""
         name = pointer(expr.operand)
         steps = [
-            f"tl.cast({self.text(index)}, tl.int64) * s_{name[2:]}_{at}"
+            f"{self.text(index) if index in (Index('b'), Index('h')) else f'tl.cast({self.text(index)}, tl.int64)'} * s_{name[2:]}_{at}"
             for at, index in enumerate(expr.indices)
             if index != Const(0)
         ]
-        place = " + ".join([name, *steps])
+        return " + ".join([name, *steps])
+
+    def read(self, expr: Load, place: str) -> str:
+        """One element for each point; the operand's own type, but reals as float32."""
         varies = any("k" in indices(index) for index in expr.indices)
         read = f"tl.load({place}, mask=m_k, other=0)" if varies else f"tl.load({place})"
         return f"tl.cast({read}, tl.float32)" if self.kind(expr) == "float" and self.dtypes[expr.operand] != "float32" else read
@@ -157,6 +184,8 @@ def number(expr: Expr) -> str:
     if isinstance(value, float) and value in (float("inf"), -float("inf")):
         return f'{"-" * (value < 0)}float("inf")'
     text = repr(value)
+    if isinstance(value, int) and abs(value) > 2**31 - 1:
+        return f"tl.cast({text}, tl.int64)"
     return f"({text})" if text.startswith("-") else text
 
 
@@ -171,7 +200,7 @@ def inexact(expr: Expr) -> bool:
 def pointer(operand: str) -> str:
     """The parameter that holds an operand: p_ and its name, which no other parameter has."""
     name = "p_" + re.sub(r"\W", "_", operand)
-    return f"{name}_operand" if name in RESERVED or name[2:] in RESERVED else name
+    return f"{name}_operand" if name[2:] in RESERVED else name
 
 
 def strides(loads: Iterable[Load]) -> dict[str, tuple[int, ...]]:

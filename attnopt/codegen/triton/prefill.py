@@ -114,7 +114,7 @@ def constants(spec: AttentionSpec, form: Form, tile: Tile, backend: str, scope: 
         "PRECISION": "tf32x3" if form.dtype == "float32" and backend == "cuda" else "ieee",
         "PHASES": int(scope.undecided is not None and scope.undecided == spec.mask and not scope.bounded),
         "RANGE": scope.bounded, "MASK": spec.mask is not None, "INNER_MASK": scope.undecided is not None,
-        "LEADING": scope.leading is not None, "LEFT_EDGE": bool(scope.first), "LONGEST_FIRST": scope.grows,
+        "LEADING": scope.leading is not None, "LEFT_EDGE": bool(scope.inner_first), "LONGEST_FIRST": scope.grows,
         "OFFSET": spec.offset is not None, "SINK": spec.sink is not None, "EMPTY_ROWS": may_be_empty or weightless,
         "MEAN_OF_EMPTY": may_be_empty and spec.empty_row == "mean" and spec.sink is None, "LSE": form.lse,
     }  # fmt: skip
@@ -143,7 +143,8 @@ def hole(name: str, parameters: str, docstring: str, body: list[str]) -> dict[st
 def score_hole(printer: Printer, terms: tuple[Clause, ...]) -> dict[str, str]:
     if not terms:
         return {}
-    body = [score_line(printer, term) for term in terms]
+    knowing, loads = printer.holding(c.expr(0) for c in terms if c.name in ("scale", "add"))
+    body = loads + [score_line(knowing, term) for term in terms]
     body[-1] = body[-1].replace("score = ", "return ", 1)
     return hole("score_mod", f"score, {POSITIONS}", " ".join(map(str, terms)), body)
 
@@ -162,7 +163,8 @@ def mask_holes(printer: Printer, mask: Expr | None, scope: Range) -> dict[str, s
     found: dict[str, str] = {}
     for name, expr in (("mask_mod", mask), ("inner_mask_mod", scope.undecided)):
         if expr is not None:
-            found |= hole(name, POSITIONS, str(expr), [f"return {printer.truth(expr)}"])
+            knowing, loads = printer.holding([expr])
+            found |= hole(name, POSITIONS, str(expr), [*loads, f"return {knowing.truth(expr)}"])
     return found
 
 

@@ -40,7 +40,8 @@ class Range:
 
     @property
     def bounded(self) -> bool:
-        return bool(self.first or self.end)
+        """Whether a block of queries sees less than all keys, or shows less than all to each of its queries."""
+        return bool(self.first or self.end or self.inner_first or self.inner_end)
 
     @property
     def grows(self) -> bool:

@@ -28,9 +28,9 @@ def applied(source: str, edits: Iterable[Edit]) -> str:
             continue
         done += [source[at : edit.start], edit.text]
         at = edit.end
-        line = "".join(done).rpartition("\n")[2]
-        newline = source.find("\n", at)
-        if not edit.text and not line.strip() and newline >= 0 and not source[at:newline].strip() and edit.end > edit.start:
+        line, newline = "".join(done).rpartition("\n")[2], source.find("\n", at)
+        inside = edit.end > edit.start and source[edit.end - 1] != "\n"  # whole lines leave none behind that is blank
+        if inside and not edit.text and newline >= 0 and not (line + source[at:newline]).strip():
             joined = "".join(done)
             done, at = [joined[: len(joined) - len(line)]], newline + 1
     return "".join([*done, source[at:]])
@@ -44,7 +44,7 @@ def line_starts(source: str) -> list[int]:
 
 
 def span(source: str, node: ast.AST, *, decorated: bool = False) -> tuple[int, int]:
-    """Where a node stands. Columns of `ast` count bytes; a kernel file is ASCII, where these are characters."""
+    """Where a node stands. Columns of `ast` count bytes, so a line of code is ASCII; comments and docstrings need not be."""
     starts = line_starts(source)
     line, column = node.lineno, node.col_offset  # type: ignore[attr-defined]
     if decorated and node.decorator_list:  # type: ignore[attr-defined]
@@ -54,8 +54,7 @@ def span(source: str, node: ast.AST, *, decorated: bool = False) -> tuple[int, i
 
 def without_argument(source: str, start: int, end: int) -> tuple[int, int]:
     """The span of an argument or parameter with its default and one comma."""
-    while source[end] not in ",)":  # a default follows
-        end += 1
+    end = with_default(source, end)
     if source[end] == ",":
         end += 1
         while source[end] == " ":
@@ -64,6 +63,13 @@ def without_argument(source: str, start: int, end: int) -> tuple[int, int]:
     while source[start - 1] in " \n":
         start -= 1
     return (start - 1 if source[start - 1] == "," else start), end
+
+
+def with_default(source: str, end: int) -> int:
+    """Where a parameter ends with its default, which is a plain word or number here."""
+    while source[end] not in ",)":
+        end += 1
+    return end
 
 
 def blocks_of(source: str) -> Blocks:
@@ -92,7 +98,7 @@ class Blocks:
         """The lines of a body, those of comments above its first statement too, at this indent."""
         text = self.text(after + 1, statements[-1].end_lineno)  # type: ignore[arg-type]
         by = statements[0].col_offset - indent
-        return "".join(line[by:] if line[:by].isspace() else line for line in text.splitlines(keepends=True))
+        return "".join(line[by:] if line[:by].isspace() and line.strip() else line for line in text.splitlines(keepends=True))
 
     def inlined(self, loop: ast.For) -> str:
         """The body in place of the loop."""

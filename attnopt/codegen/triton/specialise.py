@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from attnopt.codegen.triton.source_edits import Edit, applied, blocks_of, span, without_argument
+from attnopt.codegen.triton.source_edits import Edit, applied, blocks_of, span, with_default, without_argument
 
 Value = bool | int | float | str
 
@@ -47,7 +47,7 @@ def tidy(text: str) -> str:
     """Two blank lines before a function, none doubled elsewhere, no blanks at the end of a line."""
     text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
     text = re.sub(r"\n\n\n+", "\n\n", text)
-    return re.sub(r"\n+(?=@triton\.jit\n|(?<!@triton\.jit\n)def )", "\n\n\n", text)
+    return re.sub(r"\n+((?:@[^\n]*\n)*def )", r"\n\n\n\1", text)
 
 
 def repeated(text: str, step: Callable[[str], str]) -> str:
@@ -145,7 +145,7 @@ def listed(source: str, place: ast.AST, names: Sequence[str]) -> Edit:
     """The place holds these names instead; with none of them it goes with its comma."""
     start, end = span(source, place)
     if names:
-        return Edit(start, end, ", ".join(names))
+        return Edit(start, with_default(source, end), ", ".join(names))
     return Edit(*without_argument(source, start, end), "")
 
 

@@ -98,7 +98,8 @@ def sink_logit(b, h, q, row, q_len, kv_len, operands):
 
 @triton.jit
 def prefill(
-    p_q, p_k, p_v, p_o, p_lse, operands,
+    p_q, p_k, p_v, p_o, p_lse,
+    operands,
     q_len, kv_len, heads, key_heads, value_heads,
     s_qb, s_qh, s_qm, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn,
 ):  # fmt: skip
@@ -119,7 +120,7 @@ def prefill(
     o_e = tl.arange(0, E_MAIN)
     row = o_row[:, None]  # [BLOCK_Q, 1]
     q = row
-    q_first = i_m * BLOCK_Q
+    q_first = i_m * BLOCK_Q  # the block's queries: first and last
     q_last = tl.minimum(i_m * BLOCK_Q + BLOCK_Q, q_len) - 1
     if OFFSET:
         offset = query_offset(q_len, kv_len)
@@ -155,6 +156,10 @@ def prefill(
     else:
         first = 0
         end = tl.cdiv(kv_len, BLOCK_K)
+    if LEADING:
+        leading = tl.cdiv(tl.minimum(leading_keys(q_len, kv_len), kv_len), BLOCK_K)
+        end = tl.maximum(end, leading)
+        leading = tl.minimum(leading, first)
     if PHASES == 0:
         if RANGE:
             inner_first, inner_end = inner_range(q_first, q_last, q_len, kv_len)
@@ -170,7 +175,6 @@ def prefill(
         inner_end = first
         edges = end - first
     if LEADING:
-        leading = tl.minimum(tl.cdiv(tl.minimum(leading_keys(q_len, kv_len), kv_len), BLOCK_K), first)
         edges += leading
 
     for EDGE in tl.static_range(PHASES, 2):
@@ -303,13 +307,13 @@ def prefill(
         else:
             tl.store(p_rows + o_e[None, :], b_o, mask=m_rows)
     if LSE:
-        tl.store(p_lse + tl.cast(i_bh, tl.int64) * q_len + o_m, b_top + tl.log(b_sum), mask=o_m < q_len)
+        tl.store(p_lse + tl.cast(i_bh, tl.int64) * q_len + o_m, b_top + tl.log(b_sum), mask=o_m < q_len)  # [batch, heads, q_len]
 
 
 def attention(q, k, v, tensors=None, o=None):
-    """q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E]; returns o [B, H, Q, E], and where it is asked for the log-sum-exp [B, H, Q].
+    """q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E] -> o [B, H, Q, E], and the log-sum-exp [B, H, Q] where the kernel stores it.
 
-    `o` is written to where it is given; it is contiguous.
+    An `o` that is given is written to; it must be contiguous.
     """
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     batch, heads, q_len, _ = q.shape
@@ -321,7 +325,8 @@ def attention(q, k, v, tensors=None, o=None):
         lse = None
     if o.numel() > 0:
         prefill[(triton.cdiv(q_len, BLOCK_Q.value) * batch * heads,)](
-            q, k, v, o, lse, tensors,
+            q, k, v, o, lse,
+            tensors,
             q_len, k.shape[2], heads, k.shape[1], v.shape[1],
             q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
             num_warps=NUM_WARPS, num_stages=NUM_STAGES,

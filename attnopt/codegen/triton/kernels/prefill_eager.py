@@ -82,9 +82,10 @@ def visited(scope: Range, q_first: int, q_last: int, q_len: int, kv_len: int, bl
 
     first = max(number(scope.first, "max", 0), 0) // block_k
     end = max(-(-min(number(scope.end, "min", kv_len), kv_len) // block_k), first)
+    leading = 0 if scope.leading is None else -(-min(number((scope.leading,), "min", 0), kv_len) // block_k)
+    end, leading = max(end, leading), min(leading, first)
     inner_first = min(max(-(-number(scope.inner_first, "max", 0) // block_k), first), end)
     inner_end = min(max(min(number(scope.inner_end, "min", kv_len), kv_len) // block_k, inner_first), end)
-    leading = 0 if scope.leading is None else min(-(-min(number((scope.leading,), "min", 0), kv_len) // block_k), first)
     for i in (*range(leading), *range(first, end)):
         yield i, not inner_first <= i < inner_end
 

@@ -30,14 +30,10 @@ RENAMED = {"sm_103": "sm_100"}  # compiled alike: the table of the nearest archi
 def run_triton(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: AttentionSpec, lse: bool = False) -> Any:
     """q [B, H, Q, D], k [B, G, K, D], v [B, G', K, E] -> o [B, H, Q, E], with lse also the log-sum-exp float32 [B, H, Q].
 
-    tensors in the order of `spec.operands`. Raises InputMismatch for inputs that ask for gradients, do not fit the spec, stand on
-    a machine without Triton kernels, or ask for what the family refuses.
+    tensors in the order of `spec.operands`. Raises InputMismatch for inputs that do not fit the spec, stand on a machine without
+    Triton kernels, or ask for what the family refuses.
     """
     check_shapes(spec, q, k, v)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *tensors)):
-        raise InputMismatch(
-            "Triton kernels of attnopt have no gradient", where=str(spec), next_move="Call them under torch.no_grad()."
-        )
     if (reason := missing()) is not None:
         raise InputMismatch(reason, where=str(spec), next_move="pip install triton, or choose another kernel.")
     if k.shape[2] == 0:
@@ -91,9 +87,16 @@ def read(spec: str) -> AttentionSpec:
     return parse(spec)
 
 
+def refuse_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """torch calls it where an input asks for a gradient: better now than in a backward pass that is not there."""
+    raise InputMismatch(
+        "Triton kernels of attnopt have no gradient", where=inputs[-1], next_move="Call them under torch.no_grad()."
+    )
+
+
 @torch.library.custom_op("attnopt::triton_attention", mutates_args=())
 def triton_attention(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Tensor:
-    """See `run_triton`. Inference only: no gradient is defined."""
+    """See `run_triton`. Inference only."""
     made: Tensor = run_triton(q, k, v, operands, read(spec))
     return made
 
@@ -113,3 +116,7 @@ def triton_attention_lse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor]
 @triton_attention_lse.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> tuple[Tensor, Tensor]:
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+for operator in (triton_attention, triton_attention_lse):
+    operator.register_autograd(lambda ctx, *gradients: None, setup_context=refuse_gradients)
