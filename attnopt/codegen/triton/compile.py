@@ -1,6 +1,6 @@
-"""Compile an emitted file for an architecture, on a machine that need not have it, and read what the compiler says it takes.
+"""Compile a spec's kernel for an architecture, on a machine that need not have it, and read what the compiler says it takes.
 
-    compile_for(source, form, "sm_90")   ->   Compiled(assembly=PTX, binary=cubin, registers=168, spills=0, shared_memory=98304, …)
+    compile_for(spec, form, "sm_90", tile)   ->   Compiled(assembly=PTX, binary=cubin, registers=168, spills=0, shared_memory=98304, …)
 
 The figures are those of the compiler that makes the binary: cuobjdump's resource usage of a cubin, the metadata of an hsaco.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from attnopt.codegen.triton.emitted import load
-from attnopt.codegen.triton.prefill import Form, emit
+from attnopt.codegen.triton.expressions import loads_of, pointer
+from attnopt.codegen.triton.prefill import Form, emit, expressions
 from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile, tiles
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
@@ -58,7 +59,7 @@ def compile_best(spec: AttentionSpec, form: Form, architecture: str) -> Compiled
     """The first tile of the table that neither spills nor exceeds the shared memory."""
     refused: Refusal | None = None
     for tile in tiles(architecture, form.width, form.value_width, form.dtype):
-        compiled = compile_for(emit(spec, form, tile, ARCHITECTURES[architecture].backend), form, architecture, tile)
+        compiled = compile_for(spec, form, architecture, tile)
         refused = compiled if isinstance(compiled, Refusal) else compiled.refusal()
         if refused is None:
             return compiled
@@ -66,19 +67,21 @@ def compile_best(spec: AttentionSpec, form: Form, architecture: str) -> Compiled
     return refused
 
 
-def compile_for(source: str, form: Form, architecture: str, tile: Tile) -> Compiled | Refusal:
-    """The kernel of an emitted file as assembly and binary. Refuses what the compiler refuses."""
+def compile_for(spec: AttentionSpec, form: Form, architecture: str, tile: Tile) -> Compiled | Refusal:
+    """The kernel as assembly and binary, for tensors that are contiguous in their last dimension. Refuses what the compiler does."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     about = ARCHITECTURES[architecture]
+    source = emit(spec, form, tile, about.backend)
     kernel = load(source).prefill
-    signature = {name: type_of(name, form) for name in kernel.arg_names}
+    contiguous = dict.fromkeys(last_strides(spec) & set(kernel.arg_names), 1)
+    signature = {name: "constexpr" if name in contiguous else type_of(name, form) for name in kernel.arg_names}
     aligned = {(at,): [["tt.divisibility", ALIGNED]] for at, name in enumerate(kernel.arg_names) if is_aligned(name, form)}
     try:
         made = triton.compile(
-            ASTSource(kernel, signature, {}, aligned),
+            ASTSource(kernel, signature, contiguous, aligned),
             target=GPUTarget(about.backend, about.version, about.warp_size),
             options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
         )
@@ -89,10 +92,14 @@ def compile_for(source: str, form: Form, architecture: str, tile: Tile) -> Compi
     return Compiled(architecture, tile, source, assembly, binary, registers, spills, made.metadata.shared)
 
 
+def last_strides(spec: AttentionSpec) -> set[str]:
+    """The strides of the last dimensions of operands, which are 1: Triton compiles a 1 that it is given as a constant."""
+    loads = [load for expr in expressions(spec) for load in loads_of(expr)]
+    return {f"s_{pointer(load.operand)[2:]}_{len(load.indices) - 1}" for load in loads}
+
+
 def type_of(parameter: str, form: Form) -> str:
     """The Triton type of a parameter of an emitted kernel."""
-    from attnopt.codegen.triton.expressions import pointer
-
     if parameter in ("p_q", "p_k", "p_v", "p_o"):
         return TYPES[form.dtype]
     if parameter == "p_lse":

@@ -44,13 +44,17 @@ ARCHITECTURES = {
 Table = dict[int, tuple[Tile, ...]]
 
 # By the widest row of q, k or v that they are for: 64, 128, 256.
-SMALL: Table = {64: (Tile(128, 64, 4, 3), Tile(64, 64, 4, 3)), 128: (Tile(128, 64, 8, 2), Tile(128, 32, 8, 3), Tile(64, 64, 4, 2)),
+SMALL: Table = {64: (Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 3)),
+                128: (Tile(128, 64, 8, 2), Tile(128, 32, 8, 3), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
                 256: (Tile(64, 32, 8, 2), Tile(32, 32, 4, 1))}  # fmt: skip
-AMPERE: Table = {64: (Tile(128, 64, 4, 3), Tile(64, 64, 4, 3)), 128: (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+AMPERE: Table = {64: (Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 3)),
+                 128: (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
                  256: (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2))}  # fmt: skip
-HOPPER: Table = {64: (Tile(128, 128, 8, 3), Tile(128, 64, 4, 3), Tile(64, 64, 4, 3)), 128: (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3)),
+HOPPER: Table = {64: (Tile(128, 128, 8, 3), Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 2)),
+                 128: (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 2)),
                  256: (Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2))}  # fmt: skip
-BLACKWELL: Table = {64: (Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)), 128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+BLACKWELL: Table = {64: (Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 2)),
+                    128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 2)),
                     256: (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2))}  # fmt: skip
 CDNA: Table = {64: (Tile(128, 64, 4, 1), Tile(64, 64, 4, 1)), 128: (Tile(128, 64, 4, 1), Tile(128, 32, 4, 1)),
                256: (Tile(64, 64, 4, 1), Tile(128, 32, 8, 1))}  # fmt: skip

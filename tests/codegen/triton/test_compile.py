@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from attnopt.codegen.triton.compile import Compiled, compile_best, compile_for
-from attnopt.codegen.triton.prefill import Form, emit
+from attnopt.codegen.triton.prefill import Form
 from attnopt.codegen.triton.tiles import ARCHITECTURES, SINGLE, TABLE, Tile, tiles
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import parse
@@ -19,7 +19,7 @@ INSTRUCTIONS = {"sm_80": "mma.sync", "sm_86": "mma.sync", "sm_89": "mma.sync", "
 def test_the_first_tile_fits(architecture, width):
     spec, form = parse("softmax scale(0.125) causal"), Form(width, width)
     tile = tiles(architecture, width, width, "float16")[0]
-    made = compile_for(emit(spec, form, tile, ARCHITECTURES[architecture].backend), form, architecture, tile)
+    made = compile_for(spec, form, architecture, tile)
     assert isinstance(made, Compiled)
     assert made.refusal() is None
     assert (made.spills, INSTRUCTIONS[architecture] in made.tensor_cores) == (0, True)
@@ -47,7 +47,7 @@ def test_everything_that_can_be_said_compiles(architecture, line, form):
 
 def test_a_tile_that_does_not_fit_is_refused():
     spec, form, tile = parse("softmax scale(0.125) causal"), Form(128, 128), Tile(128, 64, 8, 4)
-    made = compile_for(emit(spec, form, tile), form, "sm_86", tile)
+    made = compile_for(spec, form, "sm_86", tile)
     assert isinstance(made, Compiled)
     said = made.refusal()
     assert isinstance(said, Refusal)
