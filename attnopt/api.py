@@ -96,10 +96,17 @@ def optimize(
 
 
 def kernels(
-    model: Any, folder: str | Path, *, target: str, example_inputs: Any = None, dynamic_shapes: Any = None
+    model: Any,
+    folder: str | Path,
+    *,
+    target: str,
+    dtype: str | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
 ) -> tuple[SiteKernel, ...]:
     """Write for each distinct attention of a model a Triton kernel for a GPU, which need not be here.
 
+    dtype: of q, k and v in the kernels ("float16", "bfloat16", "float32"); default: as in the model.
     Per kernel: a Python file that imports torch and triton only, assembly, binary, a JSON of resources, and an example. The folder
     is made where it is missing. Returns what was written or refused, and for which sites.
     """
@@ -118,7 +125,7 @@ def kernels(
         Path(folder).mkdir(exist_ok=True)
     except OSError as failure:
         raise OutputNotWritable(f"the folder '{folder}' cannot be made: {failure.strerror}", next_move="Choose another.") from None
-    return write_kernels(sites, machine.arch, Path(folder))
+    return write_kernels(sites, machine.arch, Path(folder), dtype)
 
 
 def passes_named(names: Sequence[str] | None) -> tuple[Pass, ...]:

@@ -91,6 +91,7 @@ def kernels(
     model: ModelPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")],
     target: Annotated[str, typer.Option(help="A name of `attnopt targets` with a GPU.")],
+    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16 or float32; as in the model where it is left out.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a Triton kernel for each distinct attention of a model: source, assembly, binary, resources."""
@@ -98,7 +99,7 @@ def kernels(
     from attnopt.report.kernels import kernel_rows, kernel_table
 
     with redirect_stdout(sys.stderr):
-        made = write_kernels(model, output, target=target)
+        made = write_kernels(model, output, target=target, dtype=dtype)
     if as_json:
         typer.echo(json.dumps(kernel_rows(made), indent=2))
     else:

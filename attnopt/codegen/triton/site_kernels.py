@@ -26,11 +26,11 @@ class SiteKernel:
     result: Compiled | Refusal
 
 
-def write_kernels(sites: Sequence[Site], architecture: str, folder: Path) -> tuple[SiteKernel, ...]:
-    """Write the files of every distinct kernel into an existing folder."""
+def write_kernels(sites: Sequence[Site], architecture: str, folder: Path, dtype: str | None = None) -> tuple[SiteKernel, ...]:
+    """Write the files of every distinct kernel into an existing folder; dtype of q, k and v, where it is not to be the model's."""
     alike: dict[tuple[AttentionSpec, Form | Refusal], list[str]] = {}
     for site in sites:
-        alike.setdefault((site.spec, form_of(site)), []).append(site.name)
+        alike.setdefault((site.spec, form_of(site, dtype)), []).append(site.name)
     made: list[SiteKernel] = []
     for at, ((spec, form), names) in enumerate(alike.items()):
         name = f"attention_{at}"
@@ -39,7 +39,7 @@ def write_kernels(sites: Sequence[Site], architecture: str, folder: Path) -> tup
     return tuple(made)
 
 
-def form_of(site: Site) -> Form | Refusal:
+def form_of(site: Site, dtype: str | None = None) -> Form | Refusal:
     """What the kernel of a site is compiled for."""
     if site.weights_used is not None:
         return Refusal("the attention weights themselves are read, and a fused kernel never makes them", site.weights_used.op)
@@ -47,4 +47,4 @@ def form_of(site: Site) -> Form | Refusal:
     if not isinstance(width, int) or not isinstance(value_width, int):
         return Refusal(f"rows of {width} and {value_width} channels: a kernel needs numbers", site.name)
     operands = tuple((name, site.operands[name].value.dtype) for name in site.spec.operands if name in site.operands)
-    return Form(width, value_width, site.q.value.dtype, operands)
+    return Form(width, value_width, dtype or site.q.value.dtype, operands)

@@ -27,4 +27,6 @@ def test_alike_sites_share_a_kernel(tmp_path):
 def test_forms():
     case = Case("softmax scale(0.25) add(load(bias, b, h, row, k)) load(seen, b, 0, 0, k)", width=(24, 32), dtype="float16")
     _, site = opened(case, "onnx")
-    assert form_of(site) == Form(24, 32, "float16", (("bias", "float16"), ("seen", "bool")))
+    form = Form(24, 32, "float16", (("bias", "float16"), ("seen", "bool")))
+    assert form_of(site) == form
+    assert form_of(site, "bfloat16") == replace(form, dtype="bfloat16")
