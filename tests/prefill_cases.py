@@ -45,6 +45,9 @@ MORE = {
     "logarithm": Case("softmax mod(log1p) causal", whole=1, width=(16, 16)),
     "power": Case("softmax scale(0.25) add(pow(2.0, -h) * (k - q)) causal", heads=(4, 2), lengths=(20, 20)),
     "floored": Case("softmax scale(0.25) add(0.1 * ((k - q) // 3) + 0.2 * ((k - q) % 5))", lengths=(20, 20), batch=1),
+    "buckets": Case("softmax scale(0.25) add(load(table, 0, h, 0, bucket(3, 1.5)))", lengths=(40, 40), batch=1),
+    "causal_buckets": Case("softmax add(load(table, 0, h, 0, causal_bucket(4, 1.2))) add(load(table, 0, h, 0, 0)) causal",
+                           lengths=(40, 40), batch=1),
     "chosen": Case("softmax scale(0.25) add(where(h < 2, min(q, k) * 0.1, 0.0)) causal | k % 2 == 0", batch=1),
 }  # fmt: skip
 REFUSED = ("sigmoid",)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from attnopt.codegen.triton.buckets import bucket_lines, is_bucket
 from attnopt.ir.evaluate import Grid, evaluate
-from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, expand_term, indices, substitute, walk
+from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, children, expand_term, indices, substitute, walk
 from attnopt.ir.simplify import Simplifier
 from attnopt.ir.site import Refusal
 from attnopt.runtime.flex_source import INFIX, is_number
@@ -29,7 +30,7 @@ CALLS = {
 INEXACT = {"exp", "log", "tanh", "sqrt", "sin", "cos", "sigmoid", "pow", "div"}
 SIZES = {"q": "q_len", "k": "kv_len"}
 RESERVED = frozenset(
-    "b h q k v o row score place m_k x a n lse batch heads q_len kv_len key_heads value_heads tensors rows kn vn tl torch triton prefill attention"
+    "b h q k v o row score place bucket distance m_k x a n lse batch heads q_len kv_len key_heads value_heads tensors rows kn vn tl torch triton prefill attention"
     .split()
 )  # fmt: skip
 
@@ -38,12 +39,12 @@ RESERVED = frozenset(
 class Printer:
     """dtypes: of the operands, by name. from_zero: queries are counted from 0, so that no position is negative.
 
-    held: loads that have a name already.
+    held: loads and buckets that have a name already.
     """
 
     dtypes: Mapping[str, str] = field(default_factory=dict)
     from_zero: bool = True
-    held: Mapping[Load, str] = field(default_factory=dict)
+    held: Mapping[Expr, str] = field(default_factory=dict)
 
     @property
     def kinds(self) -> Simplifier:
@@ -54,7 +55,7 @@ class Printer:
 
     def refusal(self, expr: Expr | None) -> Refusal | None:
         """None where the expression can be printed and means on a GPU what `evaluate` says."""
-        for part in () if expr is None else walk(expr):
+        for part in () if expr is None else printed_parts(expr):
             if isinstance(part, Size) and part.name not in SIZES:
                 return Refusal(f"the length '{part.name}' is not known to a kernel", expr)
             if isinstance(part, Load) and part.operand not in self.dtypes:
@@ -70,21 +71,27 @@ class Printer:
         return None
 
     def holding(self, exprs: Iterable[Expr]) -> tuple[Printer, list[str]]:
-        """A printer that knows every load of the expressions by a name, and the lines that give these names."""
-        held: dict[Load, str] = {}
+        """A printer that knows every load and bucket of the expressions by a name, and the lines that give these names."""
+        held: dict[Expr, str] = {}
         lines: list[str] = []
-        for load in (load for expr in exprs for load in reversed(loads_of(expr))):  # those inside of others first
-            if load not in held:
-                name = pointer(load.operand)[2:]
-                again = sum(other.operand == load.operand for other in held)
-                name += f"_{again}" * (again > 0)
+        for part in (part for expr in exprs for part in reversed(list(printed_parts(expr)))):  # those inside of others first
+            if part in held or not (isinstance(part, Load) or is_bucket(part)):
+                continue
+            name = pointer(part.operand)[2:] if isinstance(part, Load) else "bucket"
+            while name in held.values():
+                name += "_"
+            if isinstance(part, Load):
                 knowing = replace(self, held=dict(held))
-                lines += [f"place = {knowing.place(load)}", f"{name} = {knowing.read(load, 'place')}"]
-                held[load] = name
+                lines += [f"place = {knowing.place(part)}", f"{name} = {knowing.read(part, 'place')}"]
+            elif isinstance(part, Term):
+                lines += bucket_lines(part, name)
+            held[part] = name
         return replace(self, held=held), lines
 
     def text(self, expr: Expr, power: int = 0) -> str:
         """The expression, in parentheses where something that binds as tightly as `power` stands around it."""
+        if expr in self.held:
+            return self.held[expr]
         if isinstance(expr, Term):
             return self.text(expand_term(expr), power)
         if isinstance(expr, Index):
@@ -92,7 +99,7 @@ class Printer:
         if isinstance(expr, Size):
             return SIZES.get(expr.name, expr.name)
         if isinstance(expr, Load):
-            return self.held[expr] if expr in self.held else self.load(expr)
+            return self.load(expr)
         if is_number(expr):
             return number(expr)
         assert isinstance(expr, Apply)
@@ -176,6 +183,14 @@ class Printer:
         varies = any("k" in indices(index) for index in expr.indices)
         read = f"tl.load({place}, mask=m_k, other=0)" if varies else f"tl.load({place})"
         return f"tl.cast({read}, tl.float32)" if self.kind(expr) == "float" and self.dtypes[expr.operand] != "float32" else read
+
+
+def printed_parts(expr: Expr) -> Iterator[Expr]:
+    """Every sub-expression; named terms are entered, but not those that are printed as a whole."""
+    yield expr
+    if not is_bucket(expr):
+        for child in (expand_term(expr),) if isinstance(expr, Term) else children(expr):
+            yield from printed_parts(child)
 
 
 def number(expr: Expr) -> str:

@@ -172,8 +172,9 @@ def row_holes(printer: Printer, spec: AttentionSpec) -> dict[str, str]:
     """The sink of a row, and the position of the first query."""
     found: dict[str, str] = {}
     if spec.sink is not None:
-        value = f"return tl.cast({printer.text(spec.sink.expr(0))}, tl.float32)"
-        found |= hole("sink_logit", "b, h, q, row, q_len, kv_len, operands", str(spec.sink), [value])
+        knowing, loads = printer.holding([spec.sink.expr(0)])
+        body = [*loads, f"return tl.cast({knowing.text(spec.sink.expr(0))}, tl.float32)"]
+        found |= hole("sink_logit", "b, h, q, row, q_len, kv_len, operands", str(spec.sink), body)
     if spec.offset is not None:
         found |= hole("query_offset", "q_len, kv_len", str(spec.offset), [f"return {printer.text(spec.offset.expr(0))}"])
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def test_operands_are_parameters_by_name():
     assert "slopes = tl.load(place)" in text
 
 
+def test_buckets_are_whole_numbers():
+    """Those of T5: 16 for each direction, exact up to 8, logarithmic up to 128."""
+    text = source("softmax add(load(table, bucket(8, 2.772588722239781), h))", operands=(("table", "float32"),))
+    assert "distance = tl.abs(k - q)\n    bucket = tl.minimum(distance, 8)\n" in text
+    assert re.findall(r"distance >= (\d+)", text) == ["12", "16", "23", "32", "46", "64", "91"]
+    assert "bucket += tl.where(k > q, 16, 0)\n" in text
+    assert "tl.log" not in text
+
+
 def test_names_that_are_taken():
     assert [pointer(name) for name in ("bias", "q", "rows", "a.b")] == ["p_bias", "p_q_operand", "p_rows_operand", "p_a_b"]
 
@@ -94,7 +104,7 @@ def test_widths_in_powers_of_two(width, parts):
         ("softmax mix(table)", Form(64, 64), "score term 'mix(table)' is not printed for Triton"),
         ("softmax k < size(s77)", Form(64, 64), "the length 's77' is not known to a kernel"),
         ("softmax padding", Form(64, 64), "the type of 'padding' is not known"),
-        ("softmax add(load(table, bucket(16, 2.0)))", Form(64, 64, operands=(("table", "float32"),)),
+        ("softmax add(load(table, int(log(k + 1.0))))", Form(64, 64, operands=(("table", "float32"),)),
          "'int' of a function that GPUs round in their own way"),
         ("softmax add(pow(k + 1.0, 2.0))", Form(64, 64), "a power is printed only of a positive constant"),
         ("softmax add((k * 0.5) % 2.0)", Form(64, 64), "'mod' of reals is not printed for Triton"),
