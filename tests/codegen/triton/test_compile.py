@@ -40,9 +40,19 @@ def test_the_first_tile_fits(architecture, width):
     ],
 )  # fmt: skip
 def test_everything_that_can_be_said_compiles(architecture, line, form):
-    made = compile_best(parse(line), form, architecture)
+    made = compile_for(parse(line), form, architecture, Tile(64, 32, 4, 2))
     assert isinstance(made, Compiled)
     assert made.tensor_cores
+
+
+def test_the_best_tile_is_the_first_that_fits():
+    spec, form = parse("softmax scale(0.125) softcap(30.0) causal & window(1024)"), Form(64, 64)
+    first, *others = tiles("sm_86", 64, 64, "float16")
+    made, tried = compile_best(spec, form, "sm_86"), compile_for(spec, form, "sm_86", first)
+    assert isinstance(made, Compiled)
+    assert isinstance(tried, Compiled)
+    assert made.refusal() is None
+    assert made.tile == (first if tried.refusal() is None else others[0])
 
 
 def test_a_tile_that_does_not_fit_is_refused():
