@@ -18,6 +18,7 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
 
+
 WINDOWS = ("window", "window_of_one", "window_of_all", "window_both_sides", "softcap_window")
 
 
