@@ -1,12 +1,13 @@
-"""The public functions: inspect, optimize, load. Everything below is reached through them or through `attnopt.attention`."""
+"""The public functions: inspect, optimize, kernels, load. Everything below is reached through them or through `attnopt.attention`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from attnopt.cost.target import load_target
-from attnopt.errors import BudgetError, UnknownPass
+from attnopt.errors import BudgetError, OutputNotWritable, UnknownPass, UnsupportedFormat
 from attnopt.ir.block import Block
 from attnopt.ir.cost import cost
 from attnopt.ir.dims import evaluate as evaluate_dim
@@ -18,6 +19,9 @@ from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
 from attnopt.plan.pipeline import Request, run
 from attnopt.report.inspection import InspectedSite, Inspection
+
+if TYPE_CHECKING:
+    from attnopt.codegen.triton.site_kernels import SiteKernel
 
 SELECTS = ("measure", "model", "always")
 
@@ -91,6 +95,41 @@ def optimize(
     return Optimized(opened, host, report)  # type: ignore[arg-type]  # a copy of opened.host
 
 
+def kernels(
+    model: Any,
+    folder: str | Path,
+    *,
+    target: str,
+    dtype: str | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+) -> tuple[SiteKernel, ...]:
+    """Write for each distinct attention of a model a Triton kernel for a GPU, which need not be here.
+
+    dtype: of q, k and v in the kernels ("float16", "bfloat16", "float32"); default: as in the model.
+    Per kernel: a Python file that imports torch and triton only, assembly, binary, a JSON of resources, and an example. The folder
+    is made where it is missing. Returns what was written or refused, and for which sites.
+    """
+    from attnopt.codegen.triton.availability import missing
+    from attnopt.codegen.triton.site_kernels import write_kernels
+    from attnopt.codegen.triton.tiles import ARCHITECTURES
+
+    machine, _ = load_target(target)
+    if machine.arch not in ARCHITECTURES:
+        raise UnsupportedFormat(f"there are no Triton kernels for '{machine.name}'", next_move="Name a target with a GPU: h200.")
+    if (reason := missing()) is not None:
+        raise UnsupportedFormat(reason, next_move="Install it: pip install triton.")
+    opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=False)
+    sites = recognise(opened.host.graph).sites
+    try:
+        Path(folder).mkdir(exist_ok=True)
+    except OSError as failure:
+        raise OutputNotWritable(
+            f"the folder '{folder}' cannot be made: {failure.strerror}", next_move="Choose another."
+        ) from None
+    return write_kernels(sites, machine.arch, Path(folder), dtype)
+
+
 def passes_named(names: Sequence[str] | None) -> tuple[Pass, ...]:
     if names is None:
         return ALL
@@ -101,4 +140,4 @@ def passes_named(names: Sequence[str] | None) -> tuple[Pass, ...]:
     return tuple(p for p in ALL if p.name in names)
 
 
-__all__ = ["Optimized", "inspect", "load", "optimize"]
+__all__ = ["Optimized", "inspect", "kernels", "load", "optimize"]

@@ -1,4 +1,4 @@
-"""The command line: inspect, optimize, targets, passes.
+"""The command line: inspect, optimize, kernels, targets, passes.
 
 Every AttnoptError ends as one line on standard error and exit code 2; other exceptions pass through. Tables and JSON
 alone go to standard output: what libraries print while they work goes to standard error. Commands import what they need
@@ -84,6 +84,26 @@ def optimize(
         return
     show(result.report)
     typer.echo(f"written to {output}")
+
+
+@app.command()
+def kernels(
+    model: ModelPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")],
+    target: Annotated[str, typer.Option(help="A name of `attnopt targets` with a GPU.")],
+    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16 or float32; as in the model where it is left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a Triton kernel for each distinct attention of a model: source, assembly, binary, resources."""
+    from attnopt.api import kernels as write_kernels
+    from attnopt.report.kernels import kernel_rows, kernel_table
+
+    with redirect_stdout(sys.stderr):
+        made = write_kernels(model, output, target=target, dtype=dtype)
+    if as_json:
+        typer.echo(json.dumps(kernel_rows(made), indent=2))
+    else:
+        show(kernel_table(made))
 
 
 @app.command()

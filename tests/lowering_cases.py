@@ -126,7 +126,7 @@ def inputs(case: Case) -> dict[str, Tensor]:
             made[name] = torch.randint(-case.whole, case.whole + 1, shapes[name], generator=generator).float()
     seen = torch.rand(case.batch, 1, 1, kv_len, generator=generator) < 0.7
     seen[..., 0] = True
-    seen[1] = False
+    seen[1:2] = False
     return {name: x.to(getattr(torch, case.dtype)) for name, x in made.items()} | {"seen": seen}
 
 

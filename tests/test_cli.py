@@ -283,3 +283,19 @@ def test_unexpected_exceptions_pass_through(monkeypatch, model):
     monkeypatch.setattr(sys, "argv", ["attnopt", "inspect", str(model)])
     with pytest.raises(RuntimeError, match="a defect"):
         main()
+
+
+def test_kernels_are_written(attnopt, tmp_path):
+    ended = attnopt("kernels", write_attention(tmp_path / "m.onnx"), "--target", "h200", "-o", tmp_path / "made")
+    assert ended.code == 0
+    assert "attention_0  1      softmax heads(4) width(16) scale(0.25)" in ended.out
+    assert {f.name for f in (tmp_path / "made").iterdir()} == {
+        "attention_0.py", "attention_0_example.py", "attention_0.ptx", "attention_0.cubin", "attention_0.json",
+    }  # fmt: skip
+
+
+def test_kernels_need_a_gpu_as_target(attnopt, tmp_path):
+    ended = attnopt("kernels", write_attention(tmp_path / "m.onnx"), "--target", "cpu", "-o", tmp_path / "made")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "UnsupportedFormat: there are no Triton kernels for 'cpu'. Name a target with a GPU: h200.\n"
+    assert not (tmp_path / "made").exists()

@@ -1,0 +1,136 @@
+"""Compile a spec's kernel for an architecture, on a machine that need not have it, and read what the compiler says it takes.
+
+    compile_for(spec, form, "sm_90", tile)   ->   Compiled(assembly=PTX, binary=cubin, registers=168, spills=0, shared_memory=98304, …)
+
+The figures are those of the compiler that makes the binary: cuobjdump's resource usage of a cubin, the metadata of an hsaco.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.triton.expressions import loads_of, pointer
+from attnopt.codegen.triton.prefill import Form, emit, expressions
+from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile, tiles
+from attnopt.ir.site import Refusal
+from attnopt.ir.spec import AttentionSpec
+
+TYPES = {
+    "float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "float64": "*fp64", "bool": "*i1", "uint8": "*u8", "int8": "*i8",
+    "int16": "*i16", "int32": "*i32", "int64": "*i64",
+}  # fmt: skip
+ALIGNED = 16  # bytes and elements: pointers of torch are aligned, and so are strides of rows of whole vectors
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """registers of a thread; spills: bytes of a thread that went to memory; shared_memory: bytes of a program."""
+
+    architecture: str
+    tile: Tile
+    source: str
+    assembly: str
+    binary: bytes
+    registers: int
+    spills: int
+    shared_memory: int
+
+    @property
+    def tensor_cores(self) -> tuple[str, ...]:
+        """Which tensor-core instructions stand in the assembly."""
+        known = r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_s?mfma\w*?(?=_f|_i|_b))"
+        return tuple(sorted(set(re.findall(known, self.assembly))))
+
+    def refusal(self) -> Refusal | None:
+        """None where the kernel runs as it was meant to."""
+        limit = ARCHITECTURES[self.architecture].shared_memory
+        if self.shared_memory > limit:
+            return Refusal(f"{self.shared_memory} bytes of shared memory; {self.architecture} has {limit}", self.tile)
+        return Refusal(f"{self.spills} bytes of registers spill", self.tile) if self.spills else None
+
+
+def compile_best(spec: AttentionSpec, form: Form, architecture: str) -> Compiled | Refusal:
+    """The first tile of the table that neither spills nor exceeds the shared memory."""
+    refused: Refusal | None = None
+    for tile in tiles(architecture, form.width, form.value_width, form.dtype):
+        compiled = compile_for(spec, form, architecture, tile)
+        refused = compiled if isinstance(compiled, Refusal) else compiled.refusal()
+        if refused is None:
+            return compiled
+    assert refused is not None
+    return refused
+
+
+def compile_for(spec: AttentionSpec, form: Form, architecture: str, tile: Tile) -> Compiled | Refusal:
+    """The kernel as assembly and binary, for tensors that are contiguous in their last dimension. Refuses what the compiler does."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    about = ARCHITECTURES[architecture]
+    source = emit(spec, form, tile, about.backend)
+    kernel = load(source).prefill
+    contiguous = dict.fromkeys(last_strides(spec) & set(kernel.arg_names), 1)
+    signature = {name: "constexpr" if name in contiguous else type_of(name, form) for name in kernel.arg_names}
+    aligned = {(at,): [["tt.divisibility", ALIGNED]] for at, name in enumerate(kernel.arg_names) if is_aligned(name, form)}
+    try:
+        made = triton.compile(
+            ASTSource(kernel, signature, contiguous, aligned),
+            target=GPUTarget(about.backend, about.version, about.warp_size),
+            options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
+        )
+    except (RuntimeError, triton.TritonError) as error:  # a compiler pass that failed, with its own words
+        return Refusal(f"Triton cannot compile it: {str(error).strip().splitlines()[0]}", tile)
+    assembly, binary = (made.asm["ptx"], made.asm["cubin"]) if about.backend == "cuda" else (made.asm["amdgcn"], made.asm["hsaco"])
+    registers, spills = of_cubin(binary) if about.backend == "cuda" else of_amdgcn(assembly)
+    return Compiled(architecture, tile, source, assembly, binary, registers, spills, made.metadata.shared)
+
+
+def last_strides(spec: AttentionSpec) -> set[str]:
+    """The strides of the last dimensions of operands, which are 1: Triton compiles a 1 that it is given as a constant."""
+    loads = [load for expr in expressions(spec) for load in loads_of(expr)]
+    return {f"s_{pointer(load.operand)[2:]}_{len(load.indices) - 1}" for load in loads}
+
+
+def type_of(parameter: str, form: Form) -> str:
+    """The Triton type of a parameter of an emitted kernel."""
+    if parameter in ("p_q", "p_k", "p_v", "p_o"):
+        return TYPES[form.dtype]
+    if parameter == "p_lse":
+        return TYPES["float32"]
+    operands = {pointer(name): TYPES[dtype] for name, dtype in form.operands}
+    return operands.get(parameter, "i32")
+
+
+def is_aligned(parameter: str, form: Form) -> bool:
+    """Whether a parameter is a multiple of ALIGNED where tensors are as torch makes them."""
+    if parameter.startswith("p_"):
+        return True
+    width = {"q": form.width, "k": form.width, "v": form.value_width}.get(parameter[2:3], 1)
+    return parameter in {f"s_{x}" for x in ("qb", "qh", "qm", "kb", "kh", "kn", "vb", "vh", "vn")} and width % ALIGNED == 0
+
+
+def of_cubin(binary: bytes) -> tuple[int, int]:
+    """Registers, and bytes on the stack: ptxas puts what it spills there, and a kernel of Triton has nothing else on it."""
+    from triton import knobs
+
+    tool: Any = knobs.nvidia.cuobjdump
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(binary)
+        told = subprocess.run([tool.path, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    if found is None:
+        raise RuntimeError(f"cuobjdump said nothing of registers: {told}")
+    return int(found[1]), int(found[2])
+
+
+def of_amdgcn(assembly: str) -> tuple[int, int]:
+    """Vector registers (accumulators counted in), and bytes of scratch memory of a work item."""
+    numbers = {key: int(value) for key, value in re.findall(r"^\s*\.(\w+):\s+(\d+)$", assembly, re.MULTILINE)}
+    return numbers["vgpr_count"], numbers["private_segment_fixed_size"]

@@ -1,0 +1,105 @@
+"""The eager twin of prefill.py: the same walk over blocks of keys in plain PyTorch, for all heads of a block of queries at once.
+
+    attention(q, k, v, "softmax scale(0.25) causal & window(20)", block_q=16, block_k=16)   ->   o [B, H, Q, E]
+
+Slow and obvious: it visits the ranges that the kernel visits, masks where the kernel masks, and rescales when the top moves, so
+that a range that is too narrow shows here as a wrong number, without Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnopt.codegen.triton.ranges import Range, extreme, key_range
+from attnopt.ir.evaluate import Grid, evaluate
+from attnopt.ir.expr import Expr
+from attnopt.ir.reference import query_offset
+from attnopt.ir.spec import AttentionSpec, as_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockGrid(Grid):
+    """One block of queries beside one of keys: rows and columns are positions in the whole."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def index(self, name: str) -> Tensor:
+        if name in ("q", "row"):
+            return (self.rows + (self.offset if name == "q" else 0))[None, None, :, None]
+        return self.columns[None, None, None, :] if name == "k" else super().index(name)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec | str, *, block_q: int, block_k: int, **operands: Tensor
+) -> Tensor:
+    """q [B, H, Q, D], k [B, G, K, D], v [B, G', K, E] -> [B, H, Q, E], in their dtype. For specs that the kernel supports."""
+    parsed = as_spec(spec)
+    heads, q_len, kv_len = q.shape[1], q.shape[2], k.shape[2]
+    k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
+    offset = query_offset(parsed, q_len, kv_len)
+    scope = key_range(parsed.mask)
+    blocks = []
+    for start in range(0, q_len, block_q):
+        rows = torch.arange(start, min(start + block_q, q_len))
+        b_top = q.new_full((q.shape[0], heads, len(rows), 1), -torch.inf)
+        b_sum, b_o = torch.zeros_like(b_top), q.new_zeros((*b_top.shape[:3], v.shape[3]))
+
+        def grid(columns: Tensor, rows: Tensor = rows) -> BlockGrid:
+            return BlockGrid(q.shape[0], heads, q_len, kv_len, offset, rows=rows, columns=columns)
+
+        for i, edge in visited(scope, offset + int(rows[0]), offset + int(rows[-1]), q_len, kv_len, block_k):
+            columns = torch.arange(i * block_k, min((i + 1) * block_k, kv_len))
+            b_s = scored(parsed, q[:, :, rows] @ k[:, :, columns].mT, grid(columns), operands)
+            mask = parsed.mask if edge else scope.undecided
+            if mask is not None:
+                b_s = torch.where(evaluate(mask, grid(columns), operands).bool(), b_s, -torch.inf)
+            b_new = torch.maximum(b_top, b_s.amax(-1, keepdim=True))
+            b_safe = torch.where(b_new == -torch.inf, 0.0, b_new)
+            b_p, b_decay = (b_s - b_safe).exp(), (b_top - b_safe).exp()
+            b_sum, b_top = b_sum * b_decay + b_p.sum(-1, keepdim=True), b_new
+            b_o = b_o * b_decay + b_p @ v[:, :, columns]
+        if parsed.sink is not None:
+            b_sink = evaluate(parsed.sink.expr(0), grid(torch.zeros(1, dtype=torch.long)), operands).to(q.dtype).expand_as(b_top)
+            b_new = torch.maximum(b_top, b_sink)
+            b_sum, b_o = b_sum * (b_top - b_new).exp() + (b_sink - b_new).exp(), b_o * (b_top - b_new).exp()
+        averaged = parsed.empty_row == "mean" and parsed.sink is None and parsed.mask is not None
+        empty = v.mean(2, keepdim=True) if averaged else torch.zeros_like(b_o)
+        blocks.append(torch.where(b_sum == 0, empty, b_o / torch.where(b_sum == 0, 1.0, b_sum)))
+    return torch.cat(blocks, 2)
+
+
+def visited(scope: Range, q_first: int, q_last: int, q_len: int, kv_len: int, block_k: int) -> Iterator[tuple[int, bool]]:
+    """The blocks of keys that a block of queries visits, each with whether it needs the whole mask."""
+
+    def number(bounds: tuple[Expr, ...], op: str, otherwise: int) -> int:
+        sizes = {"q_first": q_first, "q_last": q_last}
+        return int(evaluate(extreme(op, bounds), Grid(1, 1, q_len, kv_len, sizes=sizes))) if bounds else otherwise
+
+    first = max(number(scope.first, "max", 0), 0) // block_k
+    end = max(-(-min(number(scope.end, "min", kv_len), kv_len) // block_k), first)
+    leading = 0 if scope.leading is None else -(-min(number((scope.leading,), "min", 0), kv_len) // block_k)
+    end, leading = max(end, leading), min(leading, first)
+    inner_first = min(max(-(-number(scope.inner_first, "max", 0) // block_k), first), end)
+    inner_end = min(max(min(number(scope.inner_end, "min", kv_len), kv_len) // block_k, inner_first), end)
+    for i in (*range(leading), *range(first, end)):
+        yield i, not inner_first <= i < inner_end
+
+
+def scored(spec: AttentionSpec, scores: Tensor, grid: Grid, operands: dict[str, Tensor]) -> Tensor:
+    """The score terms in their order."""
+    from attnopt.ir.operand_terms import MODS
+
+    for clause in spec.score:
+        if clause.name == "softcap":
+            scores = clause.number(0) * torch.tanh(scores / clause.number(0))
+        elif clause.name == "mod":
+            scores = MODS[clause.word(0)](scores)
+        else:
+            value = evaluate(clause.expr(0), grid, operands).to(scores.dtype)
+            scores = scores * value if clause.name == "scale" else scores + value
+    return scores

@@ -1,0 +1,196 @@
+"""Specialise a kernel template by its source text: what a constant decides is written out, what nothing reads any more is left out.
+
+    if CAUSAL:                            CAUSAL = False        b_s = tl.dot(b_q, b_k)
+        b_s = tl.where(k <= q, b_s, x)         ->
+    else:
+        b_s = tl.dot(b_q, b_k)
+
+`ast` only tells where things stand; lines are kept as they are written, comments with them. Each step is a function from text to
+text that makes all its changes and is repeated until nothing changes.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from attnopt.codegen.triton.source_edits import Edit, applied, blocks_of, span, with_default, without_argument
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A name of the template that stands for any number of parameters, and for what is passed to them."""
+
+    name: str
+    parameters: tuple[str, ...]
+    arguments: tuple[str, ...]
+
+
+def specialise(source: str, values: Mapping[str, Value], holes: Mapping[str, str], slots: Sequence[Slot], keep: str) -> str:
+    """The template with constants set, holes filled and slots written out; `keep` is the function that users call.
+
+    holes: the new source of functions of the template, by name, with the parameters that they have there.
+    """
+    decided = dict(values)
+    text = fill(assign(source, values), holes)
+    text = repeated(text, lambda t: decide(t, decided))
+    for slot in slots:
+        text = written_out(text, slot)
+    return tidy(repeated(text, lambda t: pruned(t, keep)))
+
+
+def tidy(text: str) -> str:
+    """Two blank lines before a function, none doubled elsewhere, no blanks at the end of a line."""
+    text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    text = re.sub(r"\n\n\n+", "\n\n", text)
+    return re.sub(r"\n+((?:@[^\n]*\n)*def )", r"\n\n\n\1", text)
+
+
+def repeated(text: str, step: Callable[[str], str]) -> str:
+    while (changed := step(text)) != text:
+        text = changed
+    return text
+
+
+def assign(source: str, values: Mapping[str, Value]) -> str:
+    """Set constants of the module: `NAME = tl.constexpr(old)` or `NAME = old`."""
+    edits = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in values:
+            held = node.value.args[0] if isinstance(node.value, ast.Call) else node.value
+            edits.append(Edit(*span(source, held), written(values[node.targets[0].id])))
+    return applied(source, edits)
+
+
+def written(value: Value) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def fill(source: str, holes: Mapping[str, str]) -> str:
+    edits = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name in holes:
+            edits.append(Edit(*span(source, node, decorated=True), holes[node.name].strip("\n")))
+    return applied(source, edits)
+
+
+def decide(source: str, values: dict[str, Value]) -> str:
+    """Write out the first `if` whose test is known, or the first `for` over one known number, which then is known too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.If) and (known := truth(node.test, values)) is not None:
+            return blocks_of(source).chosen(node, known)
+        if isinstance(node, ast.For) and (only := single(node, values)) is not None and isinstance(node.target, ast.Name):
+            values[node.target.id] = only
+            return blocks_of(source).inlined(node)
+    return source
+
+
+def truth(test: ast.expr, values: Mapping[str, Value]) -> bool | None:
+    """What a test is, where the constants say it: names, not, and, or, comparison with a literal."""
+    if isinstance(test, ast.Name):
+        return bool(values[test.id]) if test.id in values else None
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        inner = truth(test.operand, values)
+        return None if inner is None else not inner
+    if isinstance(test, ast.BoolOp):
+        parts = [truth(part, values) for part in test.values]
+        absorbing = isinstance(test.op, ast.Or)
+        return absorbing if absorbing in parts else None if None in parts else not absorbing
+    if isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id in values:
+        (op,), (right,) = test.ops, test.comparators
+        if isinstance(op, ast.Eq) and isinstance(right, ast.Constant):
+            return values[test.left.id] == right.value
+    return None
+
+
+def single(loop: ast.For, values: Mapping[str, Value]) -> int | None:
+    """The one number that `for x in tl.static_range(A, b)` visits, where A is a constant and there is one."""
+    call = loop.iter
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "static_range":
+        start, end = (values.get(a.id) if isinstance(a, ast.Name) else getattr(a, "value", None) for a in call.args)
+        if isinstance(start, int) and isinstance(end, int) and end - start == 1:
+            return start
+    return None
+
+
+def written_out(source: str, slot: Slot) -> str:
+    """The slot's name in parameter lists and calls replaced by what it stands for."""
+    edits = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            for place, _ in parameters(node):
+                if place.arg == slot.name:
+                    edits.append(listed(source, place, slot.parameters))
+        elif isinstance(node, ast.Call):
+            edits += [
+                listed(source, argument, slot.arguments)
+                for argument in node.args
+                if isinstance(argument, ast.Name) and argument.id == slot.name
+            ]
+    return applied(source, edits)
+
+
+def parameters(function: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:
+    """Parameters in order, each with its default."""
+    places = function.args.args
+    defaults: list[ast.expr | None] = [None] * (len(places) - len(function.args.defaults))
+    return list(zip(places, [*defaults, *function.args.defaults], strict=True))
+
+
+def listed(source: str, place: ast.AST, names: Sequence[str]) -> Edit:
+    """The place holds these names instead; with none of them it goes with its comma."""
+    start, end = span(source, place)
+    if names:
+        return Edit(start, with_default(source, end), ", ".join(names))
+    return Edit(*without_argument(source, start, end), "")
+
+
+def pruned(source: str, keep: str) -> str:
+    """Without assignments, parameters, functions, constants and imports that nothing reads."""
+    tree = ast.parse(source)
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        if edits := [Edit(*blocks_of(source).lines(node), "") for node in unread_assignments(function, read)]:
+            return applied(source, edits)
+        unread = [at for at, (place, _) in enumerate(parameters(function)) if place.arg not in read]
+        if unread and function.name != keep:
+            return without_parameters(source, tree, function, unread)
+    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} | {keep}
+    edits = [Edit(*blocks_of(source).lines(node), "") for node in tree.body if names_of(node) and not names_of(node) & read]
+    return applied(source, edits)
+
+
+def unread_assignments(function: ast.FunctionDef, read: set[str]) -> Iterator[ast.stmt]:
+    """Statements `x = …` and `x += …` whose name nothing reads; their right sides have no effect in a kernel."""
+    for node in ast.walk(function):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        if names and not set(names) & read and isinstance(node, ast.stmt):
+            yield node
+
+
+def without_parameters(source: str, tree: ast.Module, function: ast.FunctionDef, unread: Sequence[int]) -> str:
+    """The function and every call of it without the parameters at these places; `f[grid](…)` is a call too."""
+    edits = [Edit(*without_argument(source, *span(source, parameters(function)[at][0])), "") for at in unread]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func.value if isinstance(node.func, ast.Subscript) else node.func
+            if isinstance(called, ast.Name) and called.id == function.name:
+                edits += [Edit(*without_argument(source, *span(source, node.args[at])), "") for at in unread]
+    return applied(source, edits)
+
+
+def names_of(node: ast.stmt) -> set[str]:
+    """What a statement of the module defines."""
+    if isinstance(node, ast.FunctionDef):
+        return {node.name}
+    if isinstance(node, ast.Assign):
+        return {t.id for t in node.targets if isinstance(t, ast.Name)}
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return set()

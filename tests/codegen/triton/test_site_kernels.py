@@ -1,0 +1,32 @@
+"""Kernels of recognised sites: one for each distinct spec and form, refusals beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lowering_cases import CASES, Case, opened
+
+from attnopt.codegen.triton.compile import Compiled
+from attnopt.codegen.triton.prefill import Form
+from attnopt.codegen.triton.site_kernels import form_of, write_kernels
+from attnopt.ir.site import Refusal
+
+
+def test_alike_sites_share_a_kernel(tmp_path):
+    _, site = opened(CASES["causal"], "torch")
+    _, other = opened(CASES["padding"], "torch")
+    read = replace(site, name="read", weights_used=site.nodes[0])
+    made = write_kernels([site, replace(site, name="second"), other, read], "sm_80", tmp_path)
+    assert [(kernel.name, len(kernel.sites)) for kernel in made] == [("attention_0", 2), ("attention_1", 1), ("attention_2", 1)]
+    assert [type(kernel.result) for kernel in made] == [Compiled, Compiled, Refusal]
+    assert made[0].sites == (site.name, "second")
+    assert "def attention(q, k, v, seen, o=None):" in (tmp_path / "attention_1.py").read_text()
+    assert not (tmp_path / "attention_2.py").exists()
+
+
+def test_forms():
+    case = Case("softmax scale(0.25) add(load(bias, b, h, row, k)) load(seen, b, 0, 0, k)", width=(24, 32), dtype="float16")
+    _, site = opened(case, "onnx")
+    form = Form(24, 32, "float16", (("bias", "float16"), ("seen", "bool")))
+    assert form_of(site) == form
+    assert form_of(site, "bfloat16") == replace(form, dtype="bfloat16")
