@@ -2,6 +2,7 @@
 
     softmax(x)                                   one node
     e / sum(e),  e = exp(x) or exp(x - max(x))   written out by hand, in any of its spellings
+    exp(x - log(sum(exp(x))))                    the same by logarithms
 
 An anchor says where the scores go in and where the weights come out; whether it is attention is for the grammar to find.
 """
@@ -26,7 +27,7 @@ class Anchor:
 
 def anchors(graph: Graph) -> Iterator[Anchor]:
     for node in graph.nodes:
-        anchor = _softmax(node) if node.op == "softmax" else _by_hand(node)
+        anchor = _softmax(node) if node.op == "softmax" else _by_logarithms(node) if node.op == "exp" else _by_hand(node)
         if anchor is not None:
             yield anchor
 
@@ -54,13 +55,34 @@ def _by_hand(node: Node) -> Anchor | None:
                 continue
             divisor = through_layout(_input(divisor))
         summed = divisor.producer
-        if summed is None or summed.op != "reduce_sum" or summed.inputs[0] is not exponential:
+        if summed is None or summed.op != "reduce_sum" or not same_exponential(_input(summed.output), exponential):
             continue
         scores = _without_maximum(_input(exponential))
         if len(summed.attrs["axes"]) != 1 or scores.shape is None:
             continue
         return Anchor(scores, node.output, summed.attrs["axes"][0] % len(scores.shape), node)
     return None
+
+
+def same_exponential(a: Value, b: Value) -> bool:
+    """Whether both are one exp(x), made once or twice."""
+    nodes = [a.producer, b.producer]
+    return a is b or all(n is not None and n.op == "exp" and n.inputs[0] is _input(b) for n in nodes)
+
+
+def _by_logarithms(node: Node) -> Anchor | None:
+    """`exp(x - logsumexp(x))`."""
+    apart = node.inputs[0].producer if node.inputs[0] is not None else None
+    if apart is None or apart.op != "sub" or apart.inputs[0] is None or apart.inputs[1] is None:
+        return None
+    scores, logarithm = apart.inputs[0], through_layout(apart.inputs[1]).producer
+    summed = through_layout(_input(logarithm.output)).producer if logarithm is not None and logarithm.op == "log" else None
+    if summed is None or summed.op != "reduce_sum" or len(summed.attrs["axes"]) != 1 or scores.shape is None:
+        return None
+    exponential = _input(summed.output).producer
+    if exponential is None or exponential.op != "exp" or exponential.inputs[0] is not scores:
+        return None
+    return Anchor(scores, node.output, summed.attrs["axes"][0] % len(scores.shape), node)
 
 
 def _without_maximum(value: Value) -> Value:

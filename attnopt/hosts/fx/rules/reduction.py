@@ -67,6 +67,17 @@ def length(t: Translation, a: Arguments) -> bool:
     return t.result("sqrt", t.emit("reduce_sum", squares, shape=t.shape, axes=axes, keepdims=bool(a.get("keepdim", False))))
 
 
+def logsumexp(t: Translation, a: Arguments) -> bool:
+    """log(sum(exp(x))), without the shift that keeps it finite: a shift changes no meaning."""
+    value = t.value(a["self"])
+    axes = None if value is None else axes_of(value, a["dim"])
+    if value is None or axes is None:
+        return False
+    exponents = t.emit("exp", value, shape=value.shape or ())
+    total = t.emit("reduce_sum", exponents, shape=t.shape, axes=axes, keepdims=bool(a.get("keepdim", False)))
+    return t.result("log", total)
+
+
 def converted(t: Translation, value: Value, dtype: object) -> Value:
     name = str(dtype).removeprefix("torch.")
     if value.dtype == name:
@@ -95,6 +106,7 @@ def cumsum(t: Translation, a: Arguments) -> bool:
 
 RULES: dict[str, Rule] = {
     "aten.sum": reduction("reduce_sum"),
+    "aten.logsumexp": logsumexp,
     "aten.mean": reduction("reduce_mean"),
     "aten.amax": reduction("reduce_max"),
     "aten.amin": reduction("reduce_min"),
