@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import harness
 
 from zoo.measure import Record
+from zoo.subject import TYPES
 
 TOLERANCE = 1e-4  # largest difference of an exact rewrite in float32
 
@@ -64,12 +65,25 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def unmeasured(records: Sequence[Record]) -> list[str]:
+    """What a run that was stopped has left out."""
+    lines = []
+    for attention in dict.fromkeys(r.attention for r in records):
+        left = sorted(set(TYPES) - {r.model_type for r in records if r.attention == attention})
+        if left:
+            lines.append(
+                f"{attention}: the run was stopped; {len(left)} of {len(TYPES)} types are not measured, {left[0]} to {left[-1]};"
+                " `python benchmarks/zoo.py --resume` measures them"
+            )
+    return lines
+
+
 def markdown(records: Sequence[Record]) -> str:
     ordered = sorted(records, key=lambda r: (r.attention, r.model_type))
     exported, failed = [r for r in ordered if not r.error], [r for r in ordered if r.error and r.applies]
     parts = [
         "# Every model type of transformers\n",
-        "\n".join(f"- {line}" for line in totals(ordered)) + "\n",
+        "\n".join(f"- {line}" for line in (*totals(ordered), *unmeasured(ordered))) + "\n",
         harness.markdown(COLUMNS, [row(r) for r in exported]),
     ]
     if missing := why(exported):
