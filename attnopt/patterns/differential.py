@@ -3,7 +3,8 @@
     (softmax(q k') - l * softmax(q1 k1')) v          softmax … plus(-load(factor0), softmax …, q=q1, k=k1)
     softmax(q k') v - l * (softmax(q1 k1') v)        the same
 
-What stands before the first is a gate. Both must see the same keys: one mask, the same biases and scale.
+What stands before the first is a gate. Both must see the same keys: one mask, the same biases and scale. Heads that are run as
+one attention and split and subtracted after it (DiffLlama, the paper's own code) are not read so: each softmax is a site.
 Source: "Differential Transformer".
 """
 

@@ -4,7 +4,8 @@
     (phi(q) phi(k)' . D) v        (q @ k' * decay) @ v                      scores that are weights themselves
 
 The inner product may be scaled, decayed, masked and summed on the way to the outer one. One row for a module: a loop over chunks is
-one attention, however many products it unrolls to, and each may read its slice of one product. Recurrences without such products (Mamba's scan, RWKV) are not seen as attention.
+one attention, however many products it unrolls to, and each may read its slice of one product. Recurrences without such products
+(Mamba's scan, RWKV) are not seen as attention.
 """
 
 from __future__ import annotations
