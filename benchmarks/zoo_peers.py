@@ -158,6 +158,8 @@ def generation(made: Subject) -> dict[str, tuple[torch.nn.Module, Inputs]]:
         mapping = transformers.AutoModelForSeq2SeqLM
     config = copy.deepcopy(made.model.config)
     config.use_cache = True
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = config.pad_token_id  # T5 leaves it to its files
     model = mapping.from_config(config, attn_implementation=made.attention).eval()
     return decompose_prefill_decode(model, {name: made.inputs[name] for name in ("input_ids", "attention_mask")})
 
