@@ -103,6 +103,8 @@ class Walk:
         side = replace(side, passed=(*side.passed, node))
         try:
             if node.op == "mul":
+                if node.output.shape != read.shape:
+                    return None
                 (other,) = (i for i in node.inputs if i is not read and i is not None)
                 return replace(side, factors=(*side.factors, (other, broadcast_layout(other, side.layout))))
             if node.op in LAYOUT:
