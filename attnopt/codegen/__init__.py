@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from attnopt.codegen.library.flex import Flex
 from attnopt.codegen.library.group_query_attention import GroupQueryAttention
+from attnopt.codegen.library.head_mixing import HeadMixing
 from attnopt.codegen.library.local_attention import LocalAttention
 from attnopt.codegen.library.local_sdpa import LocalSdpa
 from attnopt.codegen.library.multi_head_attention import MultiHeadAttention
 from attnopt.codegen.library.onnx_attention import OnnxAttention
 from attnopt.codegen.library.sdpa import Sdpa
 from attnopt.codegen.library.summed import Summed
+from attnopt.codegen.library.wide_values import WideValues
 from attnopt.codegen.lowering import Lowering
 
 SINGLE: tuple[Lowering, ...] = (
     Sdpa(),
     Sdpa(grouped=False),
+    WideValues(),
     Flex(),
     LocalSdpa(),
     GroupQueryAttention(),
@@ -22,4 +25,9 @@ SINGLE: tuple[Lowering, ...] = (
     MultiHeadAttention(),
     OnnxAttention(),
 )
-LOWERINGS: tuple[Lowering, ...] = (*SINGLE, *(Summed(kernel) for kernel in SINGLE))
+LOWERINGS: tuple[Lowering, ...] = (
+    *SINGLE,
+    *(Summed(kernel) for kernel in SINGLE),
+    HeadMixing(),
+    HeadMixing("onnx"),
+)

@@ -72,7 +72,8 @@ def cost_alone(spec: AttentionSpec, shape: Mapping[str, int], dtype: str) -> Cos
     if spec.normalizer.name in WITHOUT_PAIRS and spec.selection is None:
         return Cost(b * h * (q + k) * (2.0 * d * e + d), moved, 4.0 * d * e)
     pairs = visible_pairs(spec, q, k)
-    return Cost(b * h * pairs * (2.0 * (d + e) + per_score(spec)), moved, 4.0 * q * k)
+    mixes = 2.0 * h * sum(clause.name in ("mix", "weight_mix") for clause in (*spec.score, *spec.weighting))
+    return Cost(b * h * pairs * (2.0 * (d + e) + mixes + per_score(spec)), moved, 4.0 * q * k * (h if mixes else 1))
 
 
 def bytes_moved(spec: AttentionSpec, shape: Mapping[str, int], width: float) -> float:

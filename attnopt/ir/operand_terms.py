@@ -142,6 +142,13 @@ def mix_heads(call: Call, clause: Clause, x: Tensor) -> Tensor:
     return torch.einsum("hg,bgqk->bhqk", call.operand(clause, 0), x)
 
 
+def mix_weights(call: Call, clause: Clause, x: Tensor) -> Tensor:
+    """y_h = sum_g m[h, g] x_g + bias_h, bias [H] where one is named."""
+    bias = call.operand_or_none(clause, "bias")
+    mixed = mix_heads(call, clause, x)
+    return mixed if bias is None else mixed + bias[:, None, None]
+
+
 def lookahead_keys(call: Call, clause: Clause, scores: Tensor, q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
     """s_ts - silu(c q_t . u_s^t), u_s^t = sum_{s < j <= t} sigmoid(c lq_s . lk_j) lv_j, and j <= s + window where one is given.
 

@@ -21,7 +21,7 @@ from attnopt.ir.operand_terms import (
     angles_of,
     apply_score_terms,
     convolve,
-    mix_heads,
+    mix_weights,
     normalize_rows,
     paired,
     repeat_heads,
@@ -143,7 +143,7 @@ def weights_of(rows: Rows) -> Tensor:
     if spec.value_scale is not None:
         weights = weights * call.value(spec.value_scale.expr(0))
     for clause in spec.weighting:
-        change = convolve if clause.name == "weight_conv" else mix_heads
+        change = convolve if clause.name == "weight_conv" else mix_weights
         weights = change(call, clause, weights).masked_fill(~live, 0.0)
     return weights
 

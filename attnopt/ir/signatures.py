@@ -126,7 +126,7 @@ SIGNATURES: dict[str, Signature] = {
     "empty": Signature("empty_row", (("mean", "zero", "free"),)),
     "value_scale": Signature("value_scale", ("expr",)),
     "weight_conv": Signature("weighting", ("operand",)),
-    "weight_mix": Signature("weighting", ("operand",)),
+    "weight_mix": Signature("weighting", ("operand",), {"bias": ("operand", None)}),
     # Which keys each query may see when data decides, and what corrects for the others.
     "top_keys": Signature(
         "selection",

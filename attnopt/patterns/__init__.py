@@ -14,13 +14,15 @@ from attnopt.ir.site import Refusal, Site
 from attnopt.patterns.activations import Activations
 from attnopt.patterns.banded import BandedAttention
 from attnopt.patterns.cut_attention import CutAttention, cuts
-from attnopt.patterns.differential import DifferentialAttention, combination, of_outputs
+from attnopt.patterns.differential import DifferentialAttention, combination
 from attnopt.patterns.fused_attention import FusedAttention
 from attnopt.patterns.lifting import Lifters
 from attnopt.patterns.linear_attention import linear_attention
 from attnopt.patterns.normalizer import Anchor, anchors
 from attnopt.patterns.score import NotAttention
+from attnopt.patterns.shared_weights import SharedWeights, products_of
 from attnopt.patterns.softmax_attention import SoftmaxAttention
+from attnopt.patterns.summed_outputs import of_outputs
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,15 @@ def spelled_out(graph: Graph) -> Iterator[Site | Refusal]:
             attempt = CutAttention(graph=graph, lifters=lifters, activations=activations)
         elif (met := combination(anchor, weights)) is not None:
             attempt = DifferentialAttention(graph=graph, lifters=lifters, activations=activations, met=met, anchors=weights)
+        elif products_of(anchor):
+            attempt = SharedWeights(graph=graph, lifters=lifters, activations=activations)
         try:
             yield attempt.from_anchor(anchor)
         except NotAttention as failure:
             refusal = replace(failure.refusal, reached=attempt.reached)
             band = as_band(anchor, graph, lifters, activations)
             # Of two reasons the one that came further is told: a band is one where the plain grammar meets no product at all.
-            further = type(attempt) is SoftmaxAttention and attempt.reached == "softmax"
+            further = type(attempt) in (SoftmaxAttention, SharedWeights) and attempt.reached == "softmax"
             yield band if isinstance(band, Site) or (band is not None and further) else refusal
 
 

@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Apply, Const, Expr, Index, Load
+from attnopt.ir.expr import Apply, Const, Expr, Index, Load, indices
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.layout import Axis, AxisSpace, Group, Layout, LayoutMismatch, Operand
 from attnopt.ir.site import Site, TensorForm
 from attnopt.ir.spec import AttentionSpec
-from attnopt.patterns.conditions import Reading
+from attnopt.patterns.conditions import Conditions, Reading
 from attnopt.patterns.lifting import Lifters
 from attnopt.patterns.operands import Candidate, candidates
-from attnopt.patterns.score import Score
+from attnopt.patterns.picking import part_of
+from attnopt.patterns.score import NotAttention, Score
+from attnopt.patterns.talking_heads import REMEDY, Mix, over_heads
 
 Placed = tuple[Value, Layout]
 LOADED_INDICES = (Index("b"), Index("h"), Index("row"), Index("k"))
@@ -25,7 +27,10 @@ LOADED_INDICES = (Index("b"), Index("h"), Index("row"), Index("k"))
 
 @dataclass(kw_only=True)
 class Assembly:
-    """The axes and operands gathered so far; `site` puts them together."""
+    """The axes and operands gathered so far; `site` puts them together.
+
+    picks: axes of the scores of which the output reads one place only, and which one.
+    """
 
     graph: Graph
     lifters: Lifters
@@ -36,6 +41,8 @@ class Assembly:
     d: Axis = Axis("d", 0)
     e: Axis = Axis("e", 0)
     loads: dict[str, Placed] = field(default_factory=dict)
+    picks: dict[Axis, int] = field(default_factory=dict)
+    mixes: dict[str, tuple[Mix, Layout]] = field(default_factory=dict)
     weights_used: Node | None = None
 
     def load(self, value: Value, layout: Layout, kind: str) -> Expr:
@@ -48,6 +55,28 @@ class Assembly:
             self.loads[name] = (value, layout)
         return Load(name, LOADED_INDICES)
 
+    def mixed(self, mix: Mix, layout: Layout, kind: str = "mix") -> str:
+        """Remember a mix across heads of what has this layout, under a name."""
+        name = f"{kind}{sum(n.startswith(kind) for n in self.mixes)}"
+        self.mixes[name] = (mix, layout)
+        return name
+
+    def weight_mix(self, mix: Mix, layout: Layout) -> Clause:
+        name = self.mixed(mix, layout, "weight_mix")
+        return Clause("weight_mix", (name,), () if mix.bias is None else (("bias", f"{name}_bias"),))
+
+    def mixtures(self, axes: Mapping[str, Group]) -> dict[str, Operand]:
+        """The matrices of the mixes and what they add. Raises LayoutMismatch where one goes over anything but the heads."""
+        heads = (*axes["g"], *axes["r"])
+        found: dict[str, Operand] = {}
+        for name, (mix, layout) in self.mixes.items():
+            if not over_heads(self.space.resolve(layout), mix.axis, heads):
+                raise LayoutMismatch(f"'{mix.node.name}' mixes another dimension than the heads")
+            found[name] = mix.operand(name, heads)
+            if mix.bias is not None:
+                found[f"{name}_bias"] = mix.added_vector(f"{name}_bias", heads)
+        return found
+
     def site(self, node: Node, queries: Placed, keys: Placed, values: Placed, output: Placed, score: Score) -> Site:
         """`node` names the site. Raises LayoutMismatch where axes do not fit together."""
         choices = {
@@ -58,15 +87,17 @@ class Assembly:
         written = self.descend(*output)
         loads = {name: candidates(self.space, *placed, ())[-1].operand for name, placed in self.loads.items()}
         axes, picked = self.roles(choices)
-        operands = {name: self.resolved(operand) for name, operand in loads.items()}
-        read = [candidate.operand.value for candidate in picked.values()] + [o.value for o in operands.values()]
+        places = {name: self.picked(candidate.operand) for name, candidate in picked.items()}
+        operands = {name: self.picked(operand) for name, operand in loads.items()}
+        mixing = self.mixtures(axes)
+        read = [operand.value for operand in (*places.values(), *operands.values(), *mixing.values())]
         site = Site(
             name=node.source.module or node.name,
             spec=AttentionSpec(),
             axes=axes,
-            q=self.resolved(picked["q"].operand),
-            k=self.resolved(picked["k"].operand),
-            v=self.resolved(picked["v"].operand),
+            q=self.resolved(places["q"]),
+            k=self.resolved(places["k"]),
+            v=self.resolved(places["v"]),
             output=self.resolved(written),
             nodes=interior(written.value, read),
             source=node.source,
@@ -79,6 +110,8 @@ class Assembly:
         raw = {name: (operand.value, operand.layout) for name, operand in operands.items()}
         reading = Reading(self.lifters.of(sizes), axes, raw, node.output.dtype)
         said = reading.read(terms, score.masks, score.empty_row, score.sink, score.factors)
+        if self.mixes and (reason := hidden_by_head(said, score)) is not None:
+            raise NotAttention(reason, node, REMEDY)
         spec = AttentionSpec(
             heads=shortest("heads", site.size("h"), site.size("g"), site.size("g")),
             width=shortest("width", site.size("d"), site.size("e")),
@@ -88,6 +121,7 @@ class Assembly:
             sink=said.sink,
             empty_row=said.empty_row,
             value_scale=said.value_scale,
+            weighting=tuple(score.weighting),
         )
         form = TensorForm(
             biases=tuple(narrow(t.expr(0), held) for t in score.terms if t.name == "add"),
@@ -96,10 +130,17 @@ class Assembly:
             operands=operands,
             stands_for=(spec.score, spec.mask, spec.empty_row),
         )
-        return replace(site, spec=spec, operands=said.operands, tensor_form=form if operands and not said.zeroed else None)
+        loaded = {name: o for name, o in {**said.operands, **mixing}.items() if name in spec.operands}
+        return replace(site, spec=spec, operands=loaded, tensor_form=form if operands and not said.zeroed else None)
 
     def resolved(self, operand: Operand) -> Operand:
         return Operand(operand.value, self.space.resolve(operand.layout))
+
+    def picked(self, operand: Operand) -> Operand:
+        """The operand at the one place of each picked axis."""
+        for axis, place in self.picks.items():
+            operand = part_of(self.space, operand, axis, place)
+        return self.resolved(operand)
 
     def descend(self, value: Value, layout: Layout) -> Operand:
         """Follow the output down through layout operations that are its only use: the kernel may write their result."""
@@ -140,7 +181,7 @@ class Assembly:
         """The axes that share a dimension with the channels of the query: a projection writes heads so."""
         channels = self.space.resolve_group((self.d,))
         groups = [g for g in self.space.resolve(query.operand.layout) if set(channels) & set(g)]
-        return {axis for group in groups for axis in group if axis not in channels}
+        return {axis for group in groups for axis in group if axis not in channels and axis not in self.picks}
 
     def axes_of(self, candidate: Candidate) -> set[Axis]:
         return {axis for group in self.space.resolve(candidate.operand.layout) for axis in group}
@@ -161,6 +202,20 @@ def split_heads(leads: Sequence[Group], repeated: set[Axis], projected: set[Axis
         return tuple(a for g in leads if g not in written for a in g), written[0]
     count = 2 if len(leads) >= 3 and leads[-1] and set(leads[-1]) <= repeated else 1
     return tuple(a for group in leads[:-count] for a in group), tuple(a for group in leads[-count:] for a in group)
+
+
+def hidden_by_head(said: Conditions, score: Score) -> str | None:
+    """Why a mix across heads would let hidden keys through; None where it does not."""
+    names = [term.name for term in score.terms]
+    if said.mask is None:
+        return None
+    if "h" in indices(said.mask):
+        return "heads that are mixed hide different keys"
+    if any(clause.get("bias") is not None for clause in score.weighting):
+        return "what is added to mixed weights reaches hidden keys"
+    if "mix" in names and "add" in names[: len(names) - names[::-1].index("mix")]:
+        return "a bias that may hide keys is added before the scores are mixed across heads"
+    return None
 
 
 def interior(output: Value, operands: Sequence[Value]) -> tuple[Node, ...]:

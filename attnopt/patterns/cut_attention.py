@@ -72,7 +72,7 @@ class CutAttention(SoftmaxAttention):
     def piece_product(self, node: Node, anchor: Anchor) -> tuple[Node, Value]:
         """The product that one piece of the weights enters, and the value that enters it."""
         product, weights, guarded = self.value_product(Anchor(anchor.scores, node.output, anchor.axis, node))
-        if guarded or self.factors or self.dropped is not None:
+        if guarded or self.factors or self.mixing or self.dropped is not None:
             raise NotAttention("a piece of the weights is changed before it meets its values", node, SUMMED)
         return product, weights
 

@@ -1,10 +1,10 @@
-"""Two softmaxes whose weights, or whose outputs over the same values, are added or subtracted  ->  one Site.
+"""Two softmaxes, or two parts of the heads of one, whose weights are added or subtracted  ->  one Site.
 
     (softmax(q k') - l * softmax(q1 k1')) v          softmax … plus(-load(factor0), softmax …, q=q1, k=k1)
-    softmax(q k') v - l * (softmax(q1 k1') v)        the same
+    p = softmax(q k');  (p[:, ::2] - l * p[:, 1::2]) v        the same, with every other head of q and k (the paper's own code)
 
-What stands before the first is a gate. Both must see the same keys: one mask, the same biases and scale. Heads that are run as
-one attention and split and subtracted after it (DiffLlama, the paper's own code) are not read so: each softmax is a site.
+What stands before the first is a gate. Both must see the same keys: one mask, the same biases and scale. Outputs that are added are
+read in `summed_outputs`.
 Source: "Differential Transformer".
 """
 
@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Const, Expr, Index, Load, apply
-from attnopt.ir.graph import LAYOUT, Graph, Node, Value
-from attnopt.ir.layout import Axis, AxisSpace, Group, Layout, LayoutMismatch, Operand
+from attnopt.ir.graph import LAYOUT, Node, Value
+from attnopt.ir.layout import Axis, Group, Layout, Operand
 from attnopt.ir.site import Site
 from attnopt.patterns.normalizer import Anchor
 from attnopt.patterns.operands import broadcast_layout
+from attnopt.patterns.picking import parting
 from attnopt.patterns.score import NotAttention
 from attnopt.patterns.softmax_attention import SoftmaxAttention
 
@@ -28,25 +29,29 @@ Weights = Mapping[Value, Anchor]
 SAME = "two softmaxes over the same keys and values, under one mask and one scale, with a factor for each row at most"
 
 
+CROSSED = ("cast", "mul", "slice", *LAYOUT)
+
+
 def combination(anchor: Anchor, weights: Weights) -> Node | None:
-    """The sum or difference in which the anchor's weights meet those of another anchor."""
-    value = anchor.weights
-    while len(value.users) == 1:
+    """The sum or difference in which the anchor's weights, or two parts of them, meet or meet those of another anchor."""
+    value, parts = anchor.weights, False
+    while value.users and (len(value.users) == 1 or all(n.op == "slice" for n in value.users)):
         node = value.users[0]
+        parts = parts or len(value.users) == 2
         if node.op in ("add", "sub"):
             met = [source(i, weights) for i in node.inputs if i is not None]
-            return node if len(met) == 2 and None not in met and met[0] is not met[1] else None
-        if node.op not in ("cast", "mul", *LAYOUT):
+            return node if len(met) == 2 and None not in met and (met[0] is not met[1]) != parts else None
+        if node.op not in CROSSED:
             return None
         value = node.output
     return None
 
 
 def source(value: Value, weights: Weights) -> Anchor | None:
-    """The anchor whose weights a value holds, scaled and arranged."""
+    """The anchor whose weights a value holds, scaled, arranged and cut."""
     while value not in weights:
         node = value.producer
-        if node is None or node.op not in ("cast", "mul", *LAYOUT):
+        if node is None or node.op not in CROSSED:
             return None
         found = [i for i in node.inputs[: 2 if node.op == "mul" else 1] if i is not None and (node.op != "mul" or source(i, weights))]
         if len(found) != 1:
@@ -66,7 +71,7 @@ class DifferentialAttention(SoftmaxAttention):
         node = self.met
         assert node is not None
         product, weights, guarded = self.value_product(Anchor(anchor.scores, node.output, anchor.axis, node))
-        if guarded or self.factors:
+        if guarded or self.factors or self.mixing:
             raise NotAttention("the combined weights are changed before they meet values", node, SAME)
         self.reached = "value product"
         layout = self.up_to_anchor(weights, node.output, self.name_axes(product, weights))
@@ -75,6 +80,7 @@ class DifferentialAttention(SoftmaxAttention):
         factors: list[list[Factor]] = []
         for side in node.inputs:
             assert side is not None
+            self.picks = {}
             own, place, found = self.up_to_weights(side, layout)
             if place[own.axis] != self.space.resolve_group((self.k,)):
                 raise NotAttention("a softmax of the sum runs over another axis than the keys", own.node, SAME)
@@ -103,69 +109,24 @@ class DifferentialAttention(SoftmaxAttention):
                 found.append((other, broadcast_layout(other, layout)))
             elif node.op in LAYOUT:
                 layout = self.space.before(node, layout)
+            elif node.op == "slice":
+                layout = self.before_slice(node, layout)
             value = inner
         if value in self.graph.outputs:
             self.weights_used = self.anchors[value].node
         return self.anchors[value], self.space.resolve(layout), found
 
 
-def of_outputs(graph: Graph, sites: Sequence[Site]) -> list[Site]:
-    """The sites, where two whose outputs over the same values are added or subtracted are one."""
-    known = {site.output.value: site for site in sites}
-    for node in graph.of("add", "sub"):
-        sides = [found for i in node.inputs if i is not None and (found := below(i, known, graph)) is not None]
-        if len(sides) != 2:
-            continue
-        (first, layout, scaled, passed), (second, same, other, also) = sides
-        if first is second or layout != same:
-            continue
-        made = combined(first, second, scaled, other, node.op == "sub")
-        if isinstance(made, Site):
-            del known[first.output.value], known[second.output.value]
-            nodes = tuple(dict.fromkeys((*made.nodes, *passed, *also, node)))
-            known[node.output] = replace(made, output=Operand(node.output, layout), nodes=nodes)
-    return list(known.values())
-
-
-def below(value: Value, known: Mapping[Value, Site], graph: Graph) -> tuple[Site, Layout, list[Factor], list[Node]] | None:
-    """The site whose output alone a value holds, scaled and arranged; the layout of the value, the factors, the nodes between."""
-    passed: list[Node] = []
-    while value not in known:
-        node = value.producer
-        if node is None or node.op not in ("cast", "mul", "permute", "reshape"):
-            return None
-        passed.insert(0, node)
-        inner = [i for i in node.inputs[: 2 if node.op == "mul" else 1] if i is not None and reaches(i, known)]
-        if len(inner) != 1 or len(inner[0].users) != 1 or inner[0] in graph.outputs:
-            return None
-        value = inner[0]
-    site, space = known[value], AxisSpace()
-    layout, factors = site.output.layout, []
-    if len(value.users) != 1 or value in graph.outputs:
-        return None
-    try:
-        for node in passed:
-            if node.op == "mul":
-                other = next(i for i in node.inputs if i is not value)
-                assert other is not None
-                factors.append((other, broadcast_layout(other, layout)))
-            elif node.op in LAYOUT:
-                layout = space.after(node, layout)
-            value = node.output
-    except LayoutMismatch:
-        return None
-    return (site, layout, factors, passed) if not space.splits else None
-
-
-def reaches(value: Value, known: Mapping[Value, Site]) -> bool:
-    while value not in known:
-        node = value.producer
-        if node is None or node.op not in ("cast", "mul", "permute", "reshape") or node.inputs[0] is None:
-            return False
-        if node.op == "mul":
-            return any(i is not None and reaches(i, known) for i in node.inputs)
-        value = node.inputs[0]
-    return True
+    def before_slice(self, node: Node, layout: Layout) -> Layout:
+        """The layout of what a slice takes one of several equal parts of: the parts are an axis, of which one place is picked."""
+        place, parts = node.attrs["axis"], parting(node)
+        ours = {a for axis in (self.q, self.k) for a in self.space.resolve_group((axis,))}
+        if parts is None or ours & set(layout[place]):
+            raise NotAttention("the weights are cut, and not into equal parts of the heads", node, SAME)
+        count, index = parts
+        axis = Axis(f"part{len(self.picks)}", count)
+        self.picks[axis] = index
+        return (*layout[:place], (axis, *layout[place]), *layout[place + 1 :])
 
 
 def combined(first: Site, second: Site, scaled: Sequence[Factor], other: Sequence[Factor], negative: bool) -> Site | str:
@@ -174,12 +135,13 @@ def combined(first: Site, second: Site, scaled: Sequence[Factor], other: Sequenc
         (first.axes != second.axes, "the two attentions have other heads or lengths"),
         ((first.v.value, first.v.layout) != (second.v.value, second.v.layout), "the two attentions have other values"),
         (replace(first.spec, heads=None) != replace(second.spec, heads=None), f"{first.spec} is not {second.spec}"),
-        (first.operands != second.operands or first.tensor_form != second.tensor_form, "the two have other masks or biases"),
+        (first.operands != second.operands, "the two have other masks or biases"),
         (bool(first.spec.plus), "the first is a sum already"),
     ]
     reason = next((text for wrong, text in apart if wrong), None)
     if reason is not None:
         return reason
+    form = first.tensor_form if first.tensor_form == second.tensor_form else None  # one mask, made twice
     operands = dict(first.operands)
     exprs: list[Expr | None] = []
     for factors in (scaled, other):
@@ -202,7 +164,8 @@ def combined(first: Site, second: Site, scaled: Sequence[Factor], other: Sequenc
         plus=(Clause("plus", (share, inner), tuple(names.items())),),
     )
     nodes = tuple(dict.fromkeys((*first.nodes, *second.nodes)))
-    return replace(first, spec=spec, operands=operands, nodes=nodes, weights_used=first.weights_used or second.weights_used)
+    used = first.weights_used or second.weights_used
+    return replace(first, spec=spec, operands=operands, tensor_form=form, nodes=nodes, weights_used=used)
 
 
 def row_factor(value: Value, layout: Layout, axes: Mapping[str, Group], operands: dict[str, Operand]) -> Expr | None:

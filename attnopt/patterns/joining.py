@@ -10,16 +10,17 @@ values are nodes that no host has yet; a kernel that reads them writes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attnopt.ir.clause import Clause
-from attnopt.ir.dims import Dim, Shape
+from attnopt.ir.dims import Dim
 from attnopt.ir.expr import Apply, Const, Expr, Load
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.layout import Axis, Group, Layout, Operand
 from attnopt.ir.site import arrange
 from attnopt.patterns.assembly import Placed, merge_scales
 from attnopt.patterns.operands import candidates
+from attnopt.patterns.picking import Unwritten
 from attnopt.patterns.score import NotAttention, Score, ScoreWalk
 
 if TYPE_CHECKING:
@@ -29,26 +30,6 @@ Bias = tuple[Expr, dict[str, Placed]]  # what one part adds to its scores, and w
 
 ALONE = "parts that are scaled, then at most one bias added; masks and further biases on the joined scores"
 ONE_QUERY = "parts that are products of one query with keys of their own, at one scale"
-
-
-class Unwritten:
-    """A builder of nodes that are in no graph yet: they are written where a kernel reads them."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.count = 0
-
-    def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
-        self.count += 1
-        value = Value(f"{self.name}:joined{self.count}", shape, dtype)
-        value.producer = Node(op, inputs, (value,), attrs, name=self.name)
-        return value
-
-    def call(self, target: Any, *inputs: Any, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
-        raise NotImplementedError("only canonical operations can wait to be written")
-
-    def constant(self, data: Any, dtype: str) -> Value:
-        raise NotImplementedError("only canonical operations can wait to be written")
 
 
 def joined_operands(attempt: SoftmaxAttention, score: Score) -> tuple[Placed, Placed]:

@@ -21,7 +21,7 @@ from attnopt.ir.layout import AxisSpace, Layout, LayoutMismatch, Operand
 from attnopt.ir.site import Refusal
 from attnopt.patterns.operands import broadcast_layout, constant_factor
 from attnopt.patterns.rounding import multiplies, operator, rounds
-from attnopt.patterns.talking_heads import REMEDY, mixes_heads, said_of
+from attnopt.patterns.talking_heads import REMEDY, Mix, mix_of, mixes_heads
 
 MASK_FILL = -1e4  # a fill this low underflows to weight zero beside any other score
 ELEMENTWISE_SCORE = ("add", "sub", "mul", "div", "where", "cast", "tanh", "neg", "maximum", "minimum", "softmax")
@@ -47,6 +47,7 @@ class Score:
     masks: list[Expr] = field(default_factory=list)
     sink: Expr | None = None
     factors: list[tuple[Expr, bool]] = field(default_factory=list)  # on the weights: a tensor, or a condition to keep them
+    weighting: list[Clause] = field(default_factory=list)  # mixes of the weights, in order
     empty_row: str = "mean"
     product: Node | None = None
     layout: Layout = ()
@@ -57,16 +58,20 @@ class Score:
 
 
 Loader = Callable[[Value, Layout, str], Expr]
+Mixer = Callable[[Mix, Layout], str]
 
 
 @dataclass
 class ScoreWalk:
-    """One walk. `load` turns a mask or bias value with its layout into an expression and remembers the operand."""
+    """One walk. `load` turns a mask or bias value with its layout into an expression and remembers the operand; `mix` names a mix."""
 
     space: AxisSpace
     load: Loader
     strength: Callable[[Value], int]  # how surely a value holds scores, 0 for not at all
     score: Score = field(default_factory=Score)
+    mix: Mixer | None = None
+    floored: bool = False  # minus infinity becomes a finite number further out
+    mixed: bool = False  # across heads, further out
 
     def up(self, value: Value, layout: Layout) -> Score:
         """From the input of the softmax, with its layout, to the product, or to where the products of several are joined."""
@@ -103,14 +108,21 @@ class ScoreWalk:
             return self.cross_bias(node, layout, outer)
         if node.op == "where":
             return self.cross_mask(node, layout)
-        if node.op == "maximum":
-            # max(scores, smallest finite number) keeps every finite score.
+        if node.op in ("maximum", "minimum"):
+            # max(scores, smallest finite number) keeps every finite score, and so does min with the largest.
             for side, other in (node.inputs, node.inputs[::-1]):
-                if side is not None and other is not None and (floor := other.scalar()) is not None and floor <= -1e30:
-                    return side, layout
+                bound = other.scalar() if side is not None and other is not None else None
+                if bound is not None and (bound <= -1e30 if node.op == "maximum" else bound >= 1e30):
+                    self.floored |= node.op == "maximum"
+                    return side, layout  # type: ignore[return-value]
+        if (mix := mix_of(node)) is not None and self.mix is not None:
+            if mix.bias is not None:
+                held = (layout[mix.axis],) if node.op == "opaque" else broadcast_layout(mix.bias, layout)
+                outer.append(Clause("add", (self.load(mix.bias, held, "bias"),)))
+            outer.append(Clause("mix", (self.mix(mix, layout),)))
+            self.mixed = True
+            return mix.x, layout
         named = operator(node)
-        if mixes_heads(node):
-            raise NotAttention(said_of("scores", node), node, REMEDY)
         if rounds(node):
             raise NotAttention(f"the scores are rounded by '{named}' before the softmax", node, SCORES)
         if multiplies(node):
@@ -161,8 +173,13 @@ class ScoreWalk:
         return score, layout
 
     def cross_mask(self, node: Node, layout: Layout) -> tuple[Value, Layout]:
+        if self.mixed:
+            raise NotAttention("scores are hidden before they are mixed across heads", node, REMEDY)
         condition, kept, filled = node.inputs
         assert condition is not None and kept is not None and filled is not None
+        if self.strength(filled) and kept.scalar() is not None and never_of_finite(condition, self.strength):
+            self.floored |= float(kept.scalar() or 0.0) <= MASK_FILL
+            return filled, layout
         negated = not self.strength(kept)
         score, fill = (filled, kept) if negated else (kept, filled)
         value = fill.scalar()
@@ -174,9 +191,19 @@ class ScoreWalk:
             raise NotAttention(reason, node, "a fill with minus infinity or the smallest finite number")
         visible = self.load(condition, broadcast_layout(condition, layout), "mask")
         self.score.masks.append(negation(visible) if negated else visible)
-        if math.isinf(value):
+        if math.isinf(value) and not self.floored:
             self.score.empty_row = "zero"
         return score, layout
+
+
+def never_of_finite(condition: Value, strength: Callable[[Value], int]) -> bool:
+    """isnan(s), isinf(s), and both of them & anything: false for all finite scores."""
+    node = condition.producer
+    if node is None:
+        return False
+    if node.op == "and":
+        return any(i is not None and never_of_finite(i, strength) for i in node.inputs)
+    return node.op in ("isnan", "isinf") and node.inputs[0] is not None and bool(strength(node.inputs[0]))
 
 
 def negation(expr: Expr) -> Expr:

@@ -11,8 +11,9 @@ dimensions and einsum come out alike: as axes b, g, r, q, k, d, e of the site.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from attnopt.ir.clause import Clause
 from attnopt.ir.graph import LAYOUT, Node, Value
 from attnopt.ir.layout import Axis, Layout, LayoutMismatch
 from attnopt.ir.site import Site
@@ -26,19 +27,21 @@ from attnopt.patterns.rounding import operator, rounds
 from attnopt.patterns.sampling import REASON, sampler
 from attnopt.patterns.score import PRODUCT, NotAttention, Score, ScoreWalk, negation
 from attnopt.patterns.sink import drops_sink, split_sink
-from attnopt.patterns.talking_heads import REMEDY, mixes_heads, said_of
-
+from attnopt.patterns.talking_heads import Mix, added_to, mix_of
 
 VALUES = "weights that go through casts and layout operations only into a matmul with values computed from the inputs"
 
 
 @dataclass
 class SoftmaxAttention(Assembly):
-    """One attempt to read an anchor as attention. `reached` is how far it came."""
+    """One attempt to read an anchor as attention. `reached` is how far it came; `only`, of several value products, the one to read."""
 
     activations: Activations
+    only: Node | None = None
     dropped: Node | None = None
     factors: list[Reweighing] = field(default_factory=list)
+    mixing: list[Mix] = field(default_factory=list)
+    weighting: list[Clause] = field(default_factory=list)
     reweighed: list[tuple[Reweighing, Layout]] = field(default_factory=list)
     reached: str = "softmax"
 
@@ -71,13 +74,14 @@ class SoftmaxAttention(Assembly):
         if self.dropped is not None:
             scores, column = split_sink(anchor, self.dropped)
             sink = (column, tuple(() if i == anchor.axis else g for i, g in enumerate(layout)))
-        walk = ScoreWalk(self.space, self.load, self.activations.strength)
+        walk = ScoreWalk(self.space, self.load, self.activations.strength, mix=self.mixed)
         score = walk.up(scores, layout)
         self.reached = "product of queries and keys"
         if sink is not None:
             score.sink = self.load(*(sink[0], broadcast_layout(*sink)), "sink")
         if guarded:
             score.empty_row = "zero"
+        score.weighting = self.weighting[::-1]
         for factor, place in self.reweighed:
             where = broadcast_layout(factor.by, self.space.resolve(place))
             read = self.load(factor.by, where, "mask" if factor.condition else "scale")
@@ -92,12 +96,14 @@ class SoftmaxAttention(Assembly):
         """The matmul that the weights feed, the value that enters it, and whether NaN rows are set to zero on the way."""
         value, guarded = anchor.weights, False
         while True:
-            onward = [n for n in value.users if n.op in ("matmul", "cast") or n.op in LAYOUT or nan_guard(n, value)]
+            onward = [n for n in value.users if n.op in ("matmul", "cast") or n.op in LAYOUT or (nan_guard(n, value) and not self.mixing)]
+            onward += [n for n in value.users if n not in onward and self.goes_on_mixing(n, value)]
+            onward = [self.only] if self.only is not None and self.only in onward else onward
             factors = {n: found for n in value.users if n not in onward and (found := reweighing(n, value)) is not None}
-            onward += factors if not onward else ()
+            onward += factors if not onward and not self.mixing else ()
             if self.dropped is None and value is anchor.weights:
                 onward += [n for n in value.users if drops_sink(n, anchor.axis)]
-            others = [n for n in value.users if n not in onward and n.op != "isnan"]
+            others = [n for n in value.users if n not in onward and n.op != "isnan" and self.only not in onward]
             if len(onward) > 1:
                 products = [n for n in onward if n.op == "matmul"]
                 others += [n for n in onward if n not in products[:1]]
@@ -106,8 +112,6 @@ class SoftmaxAttention(Assembly):
                 self.weights_used = others[0] if others else anchor.node
             if not onward:
                 culprit = others[0] if others else anchor.node
-                if mixes_heads(culprit):
-                    raise NotAttention(said_of("weights", culprit), culprit, REMEDY)
                 if rounds(culprit):
                     raise NotAttention(
                         f"the weights are rounded by '{operator(culprit)}' before they meet values", culprit, VALUES
@@ -117,18 +121,25 @@ class SoftmaxAttention(Assembly):
                 reason = f"the weights enter '{operator(culprit)}'" if others else "nothing follows the softmax"
                 raise NotAttention(f"{reason}: no product with values follows", culprit, VALUES)
             node = onward[0]
-            if node.op == "matmul":
+            if (mix := mix_of(node)) is not None and mix.x is value:
+                self.mixing.append(mix)
+            elif self.mixing and (bias := added_to(self.mixing[-1], node)) is not None:
+                self.mixing[-1] = replace(self.mixing[-1], bias=bias, added=node)
+            elif node.op == "matmul":
                 inputs = [i for i in node.inputs if i is not None]
-                if mixes_heads(node):
-                    raise NotAttention(said_of("weights", node), node, REMEDY)
                 if not all(self.activations.is_operand(i) for i in inputs):
                     raise NotAttention("the weights are multiplied by a constant, not by values", node, VALUES)
                 return node, value, guarded
             if node in factors:
                 self.factors.append(factors[node])
-            guarded |= node.op == "where" and node not in factors
+            guarded |= node.op == "where" and node not in factors and not self.mixing
             self.dropped = node if node.op == "slice" else self.dropped
             value = node.output
+
+    def goes_on_mixing(self, node: Node, value: Value) -> bool:
+        """Whether a node mixes the weights across heads, or adds to each head of what a mix gives."""
+        mix = mix_of(node)
+        return (mix is not None and mix.x is value) or (bool(self.mixing) and added_to(self.mixing[-1], node) is not None)
 
     def name_axes(self, product: Node, weights: Value) -> Layout:
         """Make the axes at the value product; returns the layout of the weights that enter it."""
@@ -161,6 +172,12 @@ class SoftmaxAttention(Assembly):
         while value is not stop:
             node = value.producer
             assert node is not None
+            mix = next((m for m in self.mixing if node in (m.node, m.added)), None)
+            if mix is not None:
+                if node is mix.node:
+                    self.weighting.append(self.weight_mix(mix, layout))
+                value = mix.x if node is mix.node else mix.node.output
+                continue
             if node.op in LAYOUT:
                 layout = self.space.before(node, layout)
             factor = next((f for f in self.factors if f.node is node), None)

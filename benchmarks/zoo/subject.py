@@ -15,7 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from zoo.examples import Inputs, example_inputs, runs
 from zoo.shrink import small_config
-from zoo.small_configs import SMALL, Small
+from zoo.small import Small
+from zoo.small_configs import SMALL
 
 MOST_PARAMETERS = 120_000_000
 TYPES: tuple[str, ...] = tuple(sorted({*MODEL_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}))

@@ -131,6 +131,14 @@ def test_convolved_scores_and_mixed_heads():
     close(reference(line, *changed, w=kernel, m=mixing, u=again, n=late)[:, :, :8], got[:, :, :8])
 
 
+def test_what_is_added_to_mixed_weights_stays_at_visible_keys():
+    q, k, v = qkv()
+    mixing, bias = randn(H, H), randn(H)
+    i, j = positions()
+    p = torch.einsum("hg,bgij->bhij", mixing, (q @ k.mT).masked_fill(j > i, -torch.inf).softmax(-1)) + bias[:, None, None]
+    close(reference("softmax causal weight_mix(m, bias=c)", q, k, v, m=mixing, c=bias), p.masked_fill(j > i, 0) @ v)
+
+
 @pytest.mark.parametrize("window", [0, 3])
 def test_lookahead_keys_are_a_recurrence(window):
     q, k, v = qkv(value_width=D)

@@ -1,4 +1,4 @@
-"""Two softmaxes that are subtracted are one attention: of weights or of outputs, in both hosts; near misses stay apart or say why."""
+"""Two softmaxes, or two parts of one, that are subtracted are one attention, in both hosts; near misses stay apart or say why."""
 
 from __future__ import annotations
 
@@ -30,14 +30,28 @@ class Differential(nn.Module):
         self.q1, self.k1, self.q2, self.k2, self.v, self.w = (nn.Linear(width, width) for _ in range(6))
         self.o = nn.Linear(width, width)
         self.head = nn.Parameter(torch.rand(HEADS, 1, 1))
-        self.how = {"of": "weights", "factor": "head", "scale": 1.0, "values": "one", "mask": "one", "attention": "eager", "first": 0.0, **how}
+        self.how = {
+            "of": "weights",
+            "factor": "head",
+            "scale": 1.0,
+            "values": "one",
+            "mask": "one",
+            "attention": "eager",
+            "first": 0.0,
+            **how,
+        }
 
     def operands(self, x: Tensor) -> list[Tensor]:
         layers = (self.q1, self.k1, self.q2, self.k2, self.v, self.w)
         return [layer(x).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2) for layer in layers]
 
     def factor(self, x: Tensor) -> Tensor | float:
-        kinds = {"constant": 0.75, "head": self.head, "row": x[:, None, :, :1].sigmoid(), "keys": x[:, None, None, :, 0].sigmoid()}
+        kinds = {
+            "constant": 0.75,
+            "head": self.head,
+            "row": x[:, None, :, :1].sigmoid(),
+            "keys": x[:, None, None, :, 0].sigmoid(),
+        }
         return kinds[self.how["factor"]]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +59,9 @@ class Differential(nn.Module):
         q1, k1, q2, k2, v, w = self.operands(x)
         future = torch.full((length, length), -torch.inf).triu(1)
         if how["attention"] == "sdpa":
-            a, b = (nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.25) for q, k in ((q1, k1), (q2, k2)))
+            a, b = (
+                nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.25) for q, k in ((q1, k1), (q2, k2))
+            )
             out = a - self.factor(x) * b
         else:
             first = (q1 @ k1.mT * 0.25 + future).softmax(-1)
@@ -167,3 +183,75 @@ def test_outputs_that_are_not_alike_stay_two_sites(how):
     found = recognise(traced(Differential(of="outputs", **how)).graph)
     assert len(found.sites) == 2
     assert not any(site.spec.plus for site in found.sites)
+
+
+class Paper(nn.Module):
+    """The paper's own code: one softmax over twice the heads, every other one of which is subtracted before the product with v.
+
+    read: what is subtracted: the other heads (pairs), the second half of them (halves), other keys (keys).
+    """
+
+    def __init__(self, heads: int = 4, groups: int = 4, read: str = "pairs") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.groups, self.read = heads, groups, read
+        width = 2 * heads * WIDTH
+        self.q, self.k, self.v, self.o = (nn.Linear(width, n) for n in (width, 2 * groups * WIDTH, 2 * groups * WIDTH, width))
+        self.factor = nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        shared = self.heads // self.groups
+        q, k = (layer(x).view(batch, length, -1, WIDTH).transpose(1, 2) for layer in (self.q, self.k))
+        v = self.v(x).view(batch, length, self.groups, 2 * WIDTH).transpose(1, 2).repeat_interleave(shared, 1)
+        scores = torch.nan_to_num(q * 0.25 @ k.repeat_interleave(shared, 1).mT)
+        scores = scores + torch.triu(torch.zeros(length, length).fill_(-torch.inf), 1)
+        p = scores.softmax(-1, dtype=torch.float32)
+        factor = torch.exp(torch.sum(self.factor * self.factor, -1)) - 0.2
+        if self.read == "pairs":
+            p = p.view(batch, self.heads, 2, length, length)
+            p = p[:, :, 0] - factor * p[:, :, 1]
+        elif self.read == "halves":
+            first, second = p.chunk(2, 1)
+            p = first - second * factor
+        else:
+            p = p[:, : self.heads] - factor * p[:, self.heads :].flip(-1)
+        return self.o((p @ v).transpose(1, 2).reshape(batch, length, -1))
+
+
+def doubled(batch: int = 2, length: int = 6) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(batch, length, 2 * HEADS * WIDTH)
+
+
+@pytest.mark.parametrize(("read", "groups"), [("pairs", 4), ("pairs", 2), ("halves", 2)])
+def test_one_softmax_over_both(read, groups):
+    model = Paper(groups=groups, read=read).eval()
+    found = recognise(FxHost.from_captured(capture(model, {"x": doubled()}, dynamic_shapes=SHAPES)).graph)
+    assert not found.refusals, found.refusals
+    (site,) = found.sites
+    assert str(site.spec.with_(heads=None)) == (
+        "softmax width(8, 16) scale(0.25) causal empty(zero)"
+        " plus(-load(factor0), softmax scale(0.25) causal empty(zero), q=q1, k=k1)"
+    )
+    fast = attnopt.optimize(model, {"x": doubled()}, select="always")
+    assert fast.report.fused == 1
+    for x in (doubled(), doubled(3, 11)):
+        torch.testing.assert_close(fast(x=x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_one_softmax_over_both_in_onnx():
+    written = io.BytesIO()
+    torch.onnx.export(Paper().eval(), (doubled(),), written, dynamic_shapes=SHAPES, dynamo=True, verbose=False)
+    proto = onnx.load_from_string(written.getvalue())
+    (site,) = recognise(OnnxHost.from_model(proto).graph).sites
+    assert str(site.spec).startswith("softmax heads(4) width(8, 16) scale(0.25) causal empty(zero) plus(-")
+    fast = attnopt.optimize(proto, {"x": doubled().numpy()}, select="always")
+    assert fast.report.fused == 1
+    assert fast.report.difference.max_rel < 1e-5
+
+
+def test_parts_whose_keys_are_turned_around_are_no_sum():
+    found = recognise(FxHost.from_captured(capture(Paper(read="keys").eval(), {"x": doubled()}, dynamic_shapes=SHAPES)).graph)
+    assert not found.sites
+    assert all(r.remedy for r in found.refusals)

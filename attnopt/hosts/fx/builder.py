@@ -40,7 +40,8 @@ NAMED: dict[str, Any] = {
 class FxBuilder:
     """Inserts before `before`. One builder writes one replacement; sizes are read once and shared.
 
-    `written` says which new value first has a size that the model had not: how many chunks a length makes.
+    `written` says which new value first has a size that the model had not: how many chunks a length makes. `made` holds what was
+    only in the canonical graph.
     """
 
     module: fx.GraphModule
@@ -48,6 +49,7 @@ class FxBuilder:
     before: fx.Node
     sizes: dict[Dim, fx.Node] = field(default_factory=dict)
     written: dict[Dim, tuple[fx.Node, int]] = field(default_factory=dict)
+    made: dict[Value, Value] = field(default_factory=dict)
 
     def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
         handles = [None if i is None else self.handle(i) for i in inputs]
@@ -89,8 +91,9 @@ class FxBuilder:
                 value.handle = self.constant(data, value.dtype).handle
             else:
                 node = value.producer
-                made = self.emit(node.op, *node.inputs, shape=value.shape or (), dtype=value.dtype, **node.attrs)
-                return made.handle  # type: ignore[no-any-return]
+                if value not in self.made:
+                    self.made[value] = self.emit(node.op, *node.inputs, shape=value.shape or (), dtype=value.dtype, **node.attrs)
+                return self.made[value].handle  # type: ignore[no-any-return]
         return value.handle  # type: ignore[no-any-return]
 
     def add(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Shape, dtype: str) -> Value:

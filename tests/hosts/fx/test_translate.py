@@ -83,6 +83,8 @@ class Spellings(nn.Module):
         "masked_fill": lambda x, y: x.masked_fill(x > 0.5, -1e4),
         "where_scalar": lambda x, y: torch.where(x > 0, x, -torch.inf).softmax(-1),
         "clamp": lambda x, y: x.clamp(-0.5, 0.5) + x.clamp(min=0.1),
+        "nan_to_num": lambda x, y: torch.nan_to_num(x.log()) + torch.nan_to_num(x / 0.0, nan=2.0),
+        "fill": lambda x, y: x + torch.zeros(4, 6).fill_(-3.0),
         "subtract_alpha": lambda x, y: torch.sub(x, y.mT, alpha=3),
         "rsub": lambda x, y: 1.0 - x,
         "max_with_indices": lambda x, y: x - x.max(-1, keepdim=True).values,

@@ -225,6 +225,7 @@ RULES: dict[str, Rule] = {
     "aten.arange": arange,
     **{f"aten.{name}": full("fill_value") for name in ("full", "full_like", "new_full")},
     "aten.scalar_tensor": full("s"),
+    "aten.fill": full("value"),
     **{f"aten.{name}": full(0) for name in ("zeros", "zeros_like", "new_zeros")},
     **{f"aten.{name}": full(1) for name in ("ones", "ones_like", "new_ones")},
     "aten.tril": triangle(upper=False),

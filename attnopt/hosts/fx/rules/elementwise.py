@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from attnopt.hosts.fx.rules.layout import Arguments, Rule
 
 if TYPE_CHECKING:
@@ -109,6 +111,17 @@ def clamp(t: Translation, a: Arguments) -> bool:
     return t.result("maximum", value, low) if low is not None else t.result("minimum", value, high)
 
 
+def nan_to_num(t: Translation, a: Arguments) -> bool:
+    """NaN becomes a number, infinities the largest finite ones: min(max(where(isnan(x), 0, x), lowest), highest)."""
+    value = t.value(a["self"])
+    if value is None or a.get("posinf") is not None or a.get("neginf") is not None or "float" not in value.dtype:
+        return False
+    limits = torch.finfo(getattr(torch, value.dtype))
+    unknown = t.emit("isnan", value, shape=t.shape, dtype="bool")
+    known = t.emit("where", unknown, t.value(a.get("nan") or 0.0), value, shape=t.shape)
+    return t.result("minimum", t.emit("maximum", known, t.value(limits.min), shape=t.shape), t.value(limits.max))
+
+
 def where(t: Translation, a: Arguments) -> bool:
     if a.get("self") is None or a.get("other") is None:  # where(condition) alone lists indices
         return False
@@ -141,6 +154,7 @@ RULES: dict[str, Rule] = {
     "aten.clamp": clamp,
     "aten.clamp_min": clamp,
     "aten.clamp_max": clamp,
+    "aten.nan_to_num": nan_to_num,
     "aten.where": where,
     "aten.masked_fill": masked_fill,
 }
