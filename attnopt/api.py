@@ -90,6 +90,7 @@ def optimize(
         inputs=opened.inputs,
         calibration=opened.batches(calibration),
         output_name=opened.output_name,
+        kind=machine.kind,
     )
     host, report = run(opened.host, request)
     return Optimized(opened, host, report)  # type: ignore[arg-type]  # a copy of opened.host
