@@ -12,6 +12,7 @@ from attnopt.version import VERSION as __version__
 _HOMES = {
     "inspect": "attnopt.api",
     "optimize": "attnopt.api",
+    "kernels": "attnopt.api",
     "load": "attnopt.api",
     "Optimized": "attnopt.api",
     "attention": "attnopt.runtime.attention",

@@ -20,7 +20,7 @@ from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
 from attnopt.plan.prediction import is_fused, predicted
-from attnopt.plan.timing import in_turn
+from attnopt.plan.timing import finished, in_turn
 from attnopt.report.data import Choice
 
 NOISE = 0.03  # a measured difference below this share is a tie
@@ -141,8 +141,10 @@ def site_calls(
             result = emit(trial, twin, lowering)
             call = bind(trial.isolate(boundary(twin), [result]), data)
             call()
+            finished()
             started = time.perf_counter()
             call()
+            finished()
             seconds[lowering.name] = time.perf_counter() - started
         except Exception as failure:
             failures.append(Choice(lowering.name, False, f"failed to run: {str(failure).splitlines()[0][:120]}"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from attnopt.codegen.triton.availability import interpreted, missing
 from attnopt.codegen.triton.emitted import load
 from attnopt.codegen.triton.prefill import Form, emit, supports
-from attnopt.codegen.triton.tiles import ARCHITECTURES, INTERPRETED, Tile, tiles
+from attnopt.codegen.triton.tiles import ARCHITECTURES, INTERPRETED, tiles
 from attnopt.errors import InputMismatch
 from attnopt.ir.reference import attend, check_shapes
 from attnopt.ir.site import Refusal
@@ -42,18 +42,21 @@ def run_triton(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec:
         raise InputMismatch("there are no keys", where=f"k {list(k.shape)}", next_move="Give at least one.")
     emulated = interpreted() and q.dtype == torch.bfloat16
     given = (q.float(), k.float(), v.float()) if emulated else (q, k, v)
-    form = form_of(given[0], v.shape[3], dict(zip(spec.operands, tensors, strict=True)), lse)
-    if (refused := supports(spec, form)) is not None:
+    operands = dict(zip(operands_of(spec), tensors, strict=True))
+    form = form_of(given[0], v.shape[3], operands, lse)
+    if (refused := refusal(spec, form)) is not None:
         raise InputMismatch(str(refused), where=str(spec), next_move="Another kernel may compute it: attnopt.attention(…).")
     if on_cpu:
-        return run_reference(q, k, v, tensors, spec, lse)
-    made = kernel(spec, form, architecture(q.device)).attention(*given, *tensors)
+        return run_reference(q, k, v, operands, spec, lse)
+    module = kernel(spec, form, architecture(q.device))
+    with torch.cuda.device_of(q):  # Triton launches on the current GPU
+        made = module.attention(*given, *tensors)
     return made if not emulated else (made[0].to(q.dtype), made[1]) if lse else made.to(q.dtype)
 
 
-def run_reference(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: AttentionSpec, lse: bool) -> Any:
+def run_reference(q: Tensor, k: Tensor, v: Tensor, operands: Mapping[str, Tensor], spec: AttentionSpec, lse: bool) -> Any:
     """What the kernel computes, by the meaning of the spec: the whole score matrix is in memory."""
-    made = attend(spec, q.float(), k.float(), v.float(), **dict(zip(spec.operands, tensors, strict=True)))
+    made = attend(spec, q.float(), k.float(), v.float(), **operands)
     output = made.output.to(q.dtype).contiguous()
     return (output, made.lse) if lse else output
 
@@ -69,30 +72,48 @@ def architecture(device: torch.device) -> str:
         return "interpreted"
     if device.type != "cuda":
         raise InputMismatch(f"Triton kernels run on a GPU, not on '{device}'", next_move="Move the tensors with .cuda().")
+    name = named(device)
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise InputMismatch(f"no kernels for '{name}'", where=str(device), next_move=f"There are for {known}.")
+    return name
+
+
+def named(device: torch.device) -> str:
+    """sm_90, gfx942: what the architecture of a GPU is called; empty for what is no GPU."""
+    if device.type != "cuda":
+        return ""
     about = torch.cuda.get_device_properties(device)
     name = about.gcnArchName.partition(":")[0] if torch.version.hip else f"sm_{about.major}{about.minor}"
-    name = RENAMED.get(name, name)
-    if name not in ARCHITECTURES:
-        raise InputMismatch(f"no kernels for '{name}'", where=about.name, next_move=f"There are for {', '.join(ARCHITECTURES)}.")
-    return name
+    return RENAMED.get(name, name)
 
 
 @functools.lru_cache(maxsize=256)
 def kernel(spec: AttentionSpec, form: Form, name: str) -> Any:
-    """The module that was emitted for a spec on an architecture."""
+    """The module that was emitted for a spec on an architecture: with the first tile that the compiler accepts without spills, or
+    the last of the table where it accepts none."""
     if name == "interpreted":
         return load(emit(spec, form, INTERPRETED))
-    return load(emit(spec, form, fitting(spec, form, name), ARCHITECTURES[name].backend))
+    from attnopt.codegen.triton.kernel_cache import compiled
 
-
-def fitting(spec: AttentionSpec, form: Form, name: str) -> Tile:
-    """The first tile that the compiler accepts without spills; the last of the table where none is."""
-    from attnopt.codegen.triton.compile import compile_best
-
-    best = compile_best(spec, form, name)
-    return tiles(name, form.width, form.value_width, form.dtype)[-1] if isinstance(best, Refusal) else best.tile
+    best = compiled(spec, form, name)
+    if isinstance(best, Refusal):
+        last = tiles(name, form.width, form.value_width, form.dtype)[-1]
+        return load(emit(spec, form, last, ARCHITECTURES[name].backend))
+    return load(best.source)
 
 
 @functools.lru_cache(maxsize=256)
 def read(spec: str) -> AttentionSpec:
     return parse(spec)
+
+
+# What depends on the spec alone is asked once: to walk its expressions takes longer than a short kernel runs.
+@functools.lru_cache(maxsize=256)
+def operands_of(spec: AttentionSpec) -> tuple[str, ...]:
+    return spec.operands
+
+
+@functools.lru_cache(maxsize=256)
+def refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
+    return supports(spec, form)

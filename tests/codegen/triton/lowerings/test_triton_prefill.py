@@ -13,11 +13,11 @@ import onnx
 import pytest
 import torch
 from lowering_cases import CASES, check, opened
-from torch import Tensor, nn
+from softcapped_window import Window
 
 import attnopt
 from attnopt.codegen.triton.lowerings.triton_prefill import TritonPrefill
-from attnopt.errors import InputMismatch
+from attnopt.errors import InputMismatch, UnsupportedFormat
 from attnopt.ir.spec import parse
 
 TRIED = ("other_widths", "one_query", "grouped", "causal_more_keys", "padding_mean", "bias_and_mask", "two_biases", "softcap_bias",
@@ -31,26 +31,6 @@ assert "attnopt.codegen" not in sys.modules
 with torch.no_grad():
     torch.save(program.module()(x=torch.load(sys.argv[2])), sys.argv[3])
 """
-
-
-class Window(nn.Module):
-    """x [B, L, 32] -> [B, L, 32]: four heads with a soft cap, each query sees itself and the seven keys before it."""
-
-    def __init__(self, structured: bool = True) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.q, self.k, self.v, self.o = (nn.Linear(32, 32) for _ in range(4))
-        self.structured = structured
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        at = torch.arange(x.shape[1], device=x.device)
-        visible = at[None] <= at[:, None]
-        scores = q @ k.mT * 0.25
-        if self.structured:
-            scores, visible = 5.0 * torch.tanh(scores / 5.0), visible & (at[:, None] - at[None] < 8)
-        weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
-        return self.o((weights @ v).transpose(1, 2).flatten(2))
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +83,18 @@ def test_onnx_files_hold_kernels_of_onnx(fast, tmp_path):
     path, x = fast.export(tmp_path / "fast.onnx"), torch.randn(3, 21, 32)
     assert {node.domain for node in onnx.load(path).graph.node} <= {"", "com.microsoft"}
     torch.testing.assert_close(torch.from_numpy(attnopt.load(path)(x)[0]), Window().eval()(x), atol=1e-5, rtol=1e-5)
+
+
+def test_kernels_written_out(fast, tmp_path):
+    (made,) = fast.kernels(tmp_path / "kernels", dtype="float16")
+    assert (made.sites, made.result.architecture) == ((fast.report.sites[0].name,), "sm_90")
+    (same,) = attnopt.kernels(Window().eval(), tmp_path / "same", target="h200", dtype="float16", example_inputs=(torch.randn(2, 40, 32),))
+    assert same == made
+    files = {path.name: path.read_bytes() for path in (tmp_path / "kernels").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "same").iterdir()}
+    with pytest.raises(UnsupportedFormat, match="there are no Triton kernels for 'cpu'"):
+        fast.kernels(tmp_path / "none", target="cpu")
+    assert not (tmp_path / "none").exists()
 
 
 def test_gradients_are_refused(fast):
