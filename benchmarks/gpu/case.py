@@ -1,0 +1,132 @@
+"""One attention that is checked and timed: its spec, its tensors, and the work that it cannot do without.
+
+Case("prefill", "window", width=128, q_len=16384, kv_len=16384, batch=1, heads=16, key_heads=16)
+    ->   softmax scale(0.0883…) causal & window(1024)        q, k, v bf16 [1, 16, 16384, 128]        0.13 TFLOP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+DTYPE = torch.bfloat16
+WINDOW, SOFTCAP, DOCUMENTS = 1024, 30.0, 8
+TERMS = {
+    "full": "",
+    "causal": "causal",
+    "window": "causal & window({window})",
+    "documents": "causal & document",
+    "softcap": f"softcap({SOFTCAP}) causal",
+    "alibi": "add(alibi) causal",
+}
+MASKS = tuple(TERMS)
+BITS = {"bf16": 16, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """kind: "prefill" or "decode". mask: a key of TERMS. width: of a head. cache: a key of BITS, how keys and values are stored."""
+
+    kind: str
+    mask: str
+    width: int
+    q_len: int
+    kv_len: int
+    batch: int
+    heads: int
+    key_heads: int
+    cache: str = "bf16"
+    window: int = WINDOW
+
+    @property
+    def name(self) -> str:
+        if self.kind == "prefill":
+            return f"prefill {self.mask} d{self.width} {tokens(self.kv_len)} x {self.batch}"
+        return f"decode {self.cache} d{self.width} {self.heads // self.key_heads}:1 {tokens(self.kv_len)} x {self.batch}"
+
+    @property
+    def spec(self) -> str:
+        return f"softmax scale({self.width**-0.5!r}) {TERMS[self.mask].format(window=self.window)}".rstrip()
+
+    @property
+    def family(self) -> tuple[str, str, int, str]:
+        """Cases of one family run one kernel."""
+        return self.kind, self.mask, self.width, self.cache
+
+    def small(self, length: int = 48) -> Case:
+        """The same attention at a size that an interpreter computes in a second."""
+        q_len = min(self.q_len, length)
+        heads = min(self.heads, 2 * self.heads // self.key_heads)
+        return replace(
+            self, q_len=q_len, kv_len=length, batch=min(self.batch, 2), heads=heads,
+            key_heads=heads * self.key_heads // self.heads, window=min(self.window, length // 3),
+        )  # fmt: skip
+
+
+def tokens(n: int) -> str:
+    return f"{n // 1024}k" if n % 1024 == 0 else str(n)
+
+
+@dataclass(frozen=True)
+class Data:
+    """q [B, H, Q, D], k and v [B, G, K, D], and the tensors that the spec loads, by name."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    operands: Mapping[str, Tensor]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Of the documents of all rows of the batch, one after the other; empty without documents."""
+        if "document" not in self.operands:
+            return []
+        return [int(n) for row in self.operands["document"] for n in torch.unique_consecutive(row, return_counts=True)[1]]
+
+
+def make(case: Case, device: torch.device, generator: torch.Generator, dtype: torch.dtype = DTYPE) -> Data:
+    """Fresh random tensors, made where they are needed."""
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype, generator=generator)
+
+    q = random(case.batch, case.heads, case.q_len, case.width)
+    k, v = (random(case.batch, case.key_heads, case.kv_len, case.width) for _ in range(2))
+    operands: dict[str, Tensor] = {}
+    if case.mask == "alibi":
+        operands["slopes"] = torch.pow(2.0, -8.0 * torch.arange(1, case.heads + 1, device=device) / case.heads)
+    if case.mask == "documents":
+        operands["document"] = documents(case, device, generator)
+    return Data(q, k, v, operands)
+
+
+def documents(case: Case, device: torch.device, generator: torch.Generator) -> Tensor:
+    """int32 [B, L]: which of DOCUMENTS documents of random lengths a position is in."""
+    cuts = torch.rand((case.batch, DOCUMENTS - 1), device=device, generator=generator).mul(case.kv_len).long().sort(1)[0]
+    places = torch.arange(case.kv_len, device=device).expand(case.batch, -1).contiguous()
+    return torch.searchsorted(cuts, places, right=True).int()
+
+
+def pairs(case: Case, data: Data) -> int:
+    """How many (query, key) pairs are visible in the whole batch, for one head."""
+    n = case.kv_len
+    if case.mask == "full":
+        return case.batch * case.q_len * n
+    if case.mask == "documents":
+        return sum(m * (m + 1) // 2 for m in data.lengths)
+    reach = min(case.window, n) if case.mask == "window" else n
+    return case.batch * (reach * (reach + 1) // 2 + (n - reach) * reach)
+
+
+def flops(case: Case, data: Data) -> int:
+    """Of the two products over visible pairs."""
+    return 4 * case.width * case.heads * pairs(case, data)
+
+
+def cache_bytes(case: Case) -> float:
+    """Keys and values as they are stored; scales and zero points are not counted."""
+    return 2 * case.batch * case.key_heads * case.kv_len * case.width * BITS[case.cache] / 8
