@@ -13,8 +13,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attnopt.ir.kv_cache import Cache
+
 DTYPE = torch.bfloat16
-WINDOW, SOFTCAP, DOCUMENTS = 1024, 30.0, 8
+WINDOW, SOFTCAP, DOCUMENTS, GROUP = 1024, 30.0, 8, 64
 TERMS = {
     "full": "",
     "causal": "causal",
@@ -24,12 +26,16 @@ TERMS = {
     "alibi": "add(alibi) causal",
 }
 MASKS = tuple(TERMS)
-BITS = {"bf16": 16, "int8": 8, "int4": 4}
+STORED = {
+    "bf16": "",
+    "int8": "cache(k=int8, v=int8, scales=fp16)",
+    "int4": f"cache(k=int4, v=int4, group={GROUP}, scales=fp16)",
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """kind: "prefill" or "decode". mask: a key of TERMS. width: of a head. cache: a key of BITS, how keys and values are stored."""
+    """kind: "prefill" or "decode". mask: a key of TERMS. width: of a head. cache: a key of STORED, how keys and values are held."""
 
     kind: str
     mask: str
@@ -50,7 +56,8 @@ class Case:
 
     @property
     def spec(self) -> str:
-        return f"softmax scale({self.width**-0.5!r}) {TERMS[self.mask].format(window=self.window)}".rstrip()
+        terms = f"softmax scale({self.width**-0.5!r})", TERMS[self.mask].format(window=self.window), STORED[self.cache]
+        return " ".join(term for term in terms if term)
 
     @property
     def family(self) -> tuple[str, str, int, str]:
@@ -73,12 +80,19 @@ def tokens(n: int) -> str:
 
 @dataclass(frozen=True)
 class Data:
-    """q [B, H, Q, D], k and v [B, G, K, D], and the tensors that the spec loads, by name."""
+    """q [B, H, Q, D], keys and values [B, G, K, D] as they are stored, and the tensors that the spec loads, by name."""
 
     q: Tensor
-    k: Tensor
-    v: Tensor
+    cache: Cache
     operands: Mapping[str, Tensor]
+
+    @property
+    def k(self) -> Tensor:
+        return self.cache.k
+
+    @property
+    def v(self) -> Tensor:
+        return self.cache.v
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -95,13 +109,31 @@ def make(case: Case, device: torch.device, generator: torch.Generator, dtype: to
         return torch.randn(shape, device=device, dtype=dtype, generator=generator)
 
     q = random(case.batch, case.heads, case.q_len, case.width)
-    k, v = (random(case.batch, case.key_heads, case.kv_len, case.width) for _ in range(2))
+    shape = case.batch, case.key_heads, case.kv_len, case.width
+    if case.cache == "bf16":
+        cache = Cache(random(*shape), random(*shape))
+    else:
+        (k, k_scales, k_zeros), (v, v_scales, v_zeros) = (codes(case.cache, shape, device, generator) for _ in "kv")
+        cache = Cache(k, v, k_scales, k_zeros, v_scales, v_zeros)
     operands: dict[str, Tensor] = {}
     if case.mask == "alibi":
         operands["slopes"] = torch.pow(2.0, -8.0 * torch.arange(1, case.heads + 1, device=device) / case.heads)
     if case.mask == "documents":
         operands["document"] = documents(case, device, generator)
-    return Data(q, k, v, operands)
+    return Data(q, cache, operands)
+
+
+def codes(
+    storage: str, shape: tuple[int, ...], device: torch.device, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random codes, with the scales and zero points of numbers between -2 and 2: a cache of half the memory is never there whole."""
+    whole, width, levels = storage == "int8", shape[3], 256 if storage == "int8" else 16
+    stored = (*shape[:3], width if whole else width // 2)
+    low, high, dtype = (-128, 128, torch.int8) if whole else (0, 256, torch.uint8)
+    made = torch.randint(low, high, stored, device=device, generator=generator, dtype=dtype)
+    groups = (*shape[:3], 1 if whole else -(-width // GROUP))
+    scales = torch.full(groups, 4.0 / levels, device=device, dtype=torch.float16)
+    return made, scales, torch.full(groups, -levels / 2, device=device, dtype=torch.float16)
 
 
 def documents(case: Case, device: torch.device, generator: torch.Generator) -> Tensor:
@@ -127,6 +159,6 @@ def flops(case: Case, data: Data) -> int:
     return 4 * case.width * case.heads * pairs(case, data)
 
 
-def cache_bytes(case: Case) -> float:
-    """Keys and values as they are stored; scales and zero points are not counted."""
-    return 2 * case.batch * case.key_heads * case.kv_len * case.width * BITS[case.cache] / 8
+def cache_bytes(data: Data) -> int:
+    """Of keys and values as they are stored, with scales and zero points: each is read at least once."""
+    return sum(x.numel() * x.element_size() for x in vars(data.cache).values() if x is not None)

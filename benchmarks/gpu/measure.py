@@ -86,7 +86,7 @@ def one(case: Case, device: torch.device, generator: torch.Generator, errors: Er
             finish()
     data = make(case, device, generator)
     calls, refused = ready(case, data)
-    work = flops(case, data) if case.kind == "prefill" else cache_bytes(case)
+    work = flops(case, data) if case.kind == "prefill" else cache_bytes(data)
     peer = next((name for name in calls if name != OURS), None)
     difference = apart(calls[OURS](), calls[peer]()) if peer and OURS in calls else None
     seconds = in_turn(calls) if calls else {}

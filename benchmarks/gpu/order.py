@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from gpu.case import BITS, Case
+from gpu.case import STORED, Case
 
 WIDTHS = (128, 64, 256)
 LENGTHS = (16384, 4096, 32768, 1024)
@@ -34,7 +34,7 @@ def decodes() -> list[Case]:
         for length in CACHED
         for batch in BATCHES
         for ratio in RATIOS
-        for cache in BITS
+        for cache in STORED
     ]
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 import attnopt.operators  # noqa: F401  (registers them)
 from attnopt.ir.spec import parse
 from gpu.case import Case, Data
-from gpu.sdpa import NotSaid
 
 
 def ours(case: Case, data: Data) -> Callable[[], Tensor]:
+    spec, operands = case.spec, [data.operands[name] for name in parse(case.spec).operands]
     if case.kind == "decode":
-        raise NotSaid("attnopt has no kernel for decoding yet")
-    operands = [data.operands[name] for name in parse(case.spec).operands]
-    return lambda: torch.ops.attnopt.triton_attention(data.q, data.k, data.v, operands, case.spec)
+        parts = tuple(vars(data.cache).values())
+        return lambda: torch.ops.attnopt.triton_decode(data.q, *parts, operands, spec)
+    return lambda: torch.ops.attnopt.triton_attention(data.q, data.k, data.v, operands, spec)
