@@ -31,6 +31,7 @@ from gpu.device import described, unusable
 from gpu.goals import goal_lines
 from gpu.measure import NOT_MEASURED, Row, measured
 from gpu.order import rows, small
+from gpu.peers import OURS
 from gpu.table import COMMAND, as_text, cells, markdown
 
 NAME = "gpu_attention"
@@ -91,6 +92,8 @@ def main() -> None:
     print("", as_text(found, top), "", *("  ".join(line) for line in goal_lines(found, top)), sep="\n")
     if any(row.wrong for row in found):
         raise SystemExit("a kernel computes something else than the reference: see WRONG")
+    if failed := [row.case.name for row in found if OURS in row.reasons or row.state.startswith("failed")]:
+        raise SystemExit(f"{len(failed)} rows in which attnopt's kernel did not run: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

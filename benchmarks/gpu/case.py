@@ -67,7 +67,7 @@ class Case:
     def small(self, length: int = 48) -> Case:
         """The same attention at a size that an interpreter computes in a second."""
         q_len = min(self.q_len, length)
-        heads = min(self.heads, 2 * self.heads // self.key_heads)
+        heads = max(2, self.heads // self.key_heads)
         return replace(
             self, q_len=q_len, kv_len=length, batch=min(self.batch, 2), heads=heads,
             key_heads=heads * self.key_heads // self.heads, window=min(self.window, length // 3),
