@@ -1,4 +1,4 @@
-"""A whole model with the kernel in it: verified when it is made, and right at other lengths, saved and compiled."""
+"""A whole model with the kernel in it: verified when it is made, and right at other lengths and from a file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,5 @@ def test_a_model_runs_the_kernel(tmp_path):
     assert 0 < fast.report.difference.max_rel < 1e-5  # not the reference itself
     x = torch.randn(1, 33, 32)
     loaded = attnopt.load(fast.export(tmp_path / "fast.pt2"))
-    compiled = torch.compile(fast.module, backend="aot_eager")
-    for run in (fast, loaded, compiled):
+    for run in (fast, loaded):
         torch.testing.assert_close(run(x), model(x), atol=1e-5, rtol=1e-5)
