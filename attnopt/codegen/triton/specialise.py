@@ -79,18 +79,24 @@ def fill(source: str, holes: Mapping[str, str]) -> str:
 
 
 def decide(source: str, values: dict[str, Value]) -> str:
-    """Write out the first `if` whose test is known, or the first `for` over one known number, which then is known too."""
+    """Write out the first `if` whose test is known, or the first `for` over one known number, which then stands for its name."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.If) and (known := truth(node.test, values)) is not None:
             return blocks_of(source).chosen(node, known)
         if isinstance(node, ast.For) and (only := single(node, values)) is not None and isinstance(node.target, ast.Name):
             values[node.target.id] = only
+            if named := [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == node.target.id and n is not node.target]:
+                return applied(source, [Edit(*span(source, n), str(only)) for n in named])
             return blocks_of(source).inlined(node)
+        if isinstance(node, ast.BinOp) and (same := without_zero(source, node)) is not None:
+            return applied(source, [Edit(*span(source, node), same)])
     return source
 
 
 def truth(test: ast.expr, values: Mapping[str, Value]) -> bool | None:
-    """What a test is, where the constants say it: names, not, and, or, comparison with a literal."""
+    """What a test is, where the constants say it: names, numbers, not, and, or, comparison with a literal."""
+    if isinstance(test, ast.Constant):
+        return bool(test.value)
     if isinstance(test, ast.Name):
         return bool(values[test.id]) if test.id in values else None
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
@@ -105,6 +111,16 @@ def truth(test: ast.expr, values: Mapping[str, Value]) -> bool | None:
         if isinstance(op, ast.Eq) and isinstance(right, ast.Constant):
             return values[test.left.id] == right.value
     return None
+
+
+def without_zero(source: str, node: ast.BinOp) -> str | None:
+    """`0 + x` as x; what a literal 0 is times, over or modulo a constant of the module, which is 0."""
+    if not (isinstance(node.left, ast.Constant) and type(node.left.value) is int and node.left.value == 0):
+        return None
+    if isinstance(node.op, ast.Add):
+        return source[slice(*span(source, node.right))]
+    constant = isinstance(node.right, ast.Name) and node.right.id.isupper()
+    return "0" if constant and isinstance(node.op, (ast.Mult, ast.FloorDiv, ast.Mod)) else None
 
 
 def single(loop: ast.For, values: Mapping[str, Value]) -> int | None:
