@@ -74,7 +74,7 @@ def pack(x: Tensor, clause: Clause | None, side: str) -> Packed:
     if storage == "fp8":
         step = fp8_step(x, clause, side)
         held = (x / step).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-        return Packed(held, once(step.expand_as(x), clause, side).to(kind))
+        return Packed(held, once(step, clause, side).to(kind))
     clip = clause.expr("clip")
     assert isinstance(clip, Const)
     low, high = (e * float(clip.value) for e in extremes(x, x, clause.word(f"{side}_axis"), clause.count("group")))
@@ -103,7 +103,7 @@ def unpack(packed: Packed, clause: Clause | None, side: str, dtype: torch.dtype)
 def once(x: Tensor, clause: Clause, side: str) -> Tensor:
     """One number for each scale group, of x [B, G, K, D] whose groups are of equal numbers."""
     by_channel, group = clause.word(f"{side}_axis") == "channel", clause.count("group")
-    return x[:, :, :: group or max(1, x.shape[2])] if by_channel else x[..., :: group or x.shape[3]]
+    return (x[:, :, :: group or max(1, x.shape[2])] if by_channel else x[..., :: group or x.shape[3]]).contiguous()
 
 
 def everywhere(x: Tensor, shape: torch.Size, clause: Clause, side: str) -> Tensor:

@@ -57,7 +57,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
     slots = [Slot("operands", pointers, pointers), Slot("tensors", tensors, arguments), *given]
     text = specialise(template(), values, functions_first(holes), slots, keep="attention")
     for which, names in PARTS.items():
-        text = text if values[f"{which}_PARTS"] != 1 else in_one_part(text, names)
+        text = text if values[f"{which}_PIECES"] != 1 or values[f"{which}_HALVES"] != 1 else in_one_part(text, names)
     return f'"""Attention of few queries on a long cache: {spec}\n\n{legend(form, sides)}\n"""\n\n{text}'
 
 
@@ -105,14 +105,15 @@ def constants(
     for wide, narrow, side in (("D", "K", sides["k"]), ("E", "V", sides["v"])):
         (piece, count), halves = side.piece, 2 if side.storage == "int4" else 1
         found |= {
-            f"{wide}_PIECE": piece, f"{wide}_PIECES": count, f"{wide}_PARTS": count * halves, f"{wide}_STORED": side.stored,
+            f"{wide}_PIECE": piece, f"{wide}_PIECES": count, f"{wide}_HALVES": halves, f"{wide}_STORED": side.stored,
             f"{wide}_PADDED": piece * count > side.stored, f"{narrow}_STORAGE": side.storage, f"{narrow}_SCALES": side.scales,
             f"{narrow}_GROUP": side.group, f"{narrow}_ZEROS": side.zeros, f"{narrow}_CENTRE": side.centre,
             f"{narrow}_MIDDLE": float(MIDDLE.get(side.storage, 0)),
         }  # fmt: skip
     page = 0 if spec.cache is None or spec.cache.word("layout") != "paged" else spec.cache.count("page")
     return found | {
-        "E_WIDTH": 1 << (form.value_width - 1).bit_length(), "V_SHIFTS": sides["v"].zeros and sides["v"].scales != "block",
+        "E_WIDTH": 1 << (form.value_width - 1).bit_length(), "DTYPE": form.dtype, "D_WIDTH": 1 << (form.width - 1).bit_length(),
+        "K_SHIFTS": sides["k"].zeros and sides["k"].scales in ("token", "channel"), "V_SHIFTS": sides["v"].zeros and sides["v"].scales != "block",
         "V_RELATIVE": sides["v"].scales == "group" and form.dtype == "float16", "PAGED": page > 0, "PAGE": page,
         "WHOLE_PAGES": page > 0 and page % tile.block_k == 0, "LENGTHS": lengths, "SPAN": span(scope),
         "EMPTY_ROWS": bool(found["EMPTY_ROWS"]) or lengths,

@@ -80,7 +80,8 @@ def run_decode(
         )
     module = kernel(spec, form, architecture(q.device), rows_of(q, given))
     parts = (given.k_scales, given.k_zeros, given.v_scales, given.v_zeros, given.pages, given.lengths)
-    made = module.attention(q.to(dtype), given.k, given.v, *tensors, *(x for x in parts if x is not None), splits=splits)
+    held = [x.contiguous() for x in parts if x is not None]
+    made = module.attention(q.to(dtype), given.k, given.v, *tensors, *held, splits=splits)
     return made if not emulated else (made[0].to(q.dtype), made[1]) if lse else made.to(q.dtype)
 
 

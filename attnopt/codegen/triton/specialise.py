@@ -114,13 +114,19 @@ def truth(test: ast.expr, values: Mapping[str, Value]) -> bool | None:
 
 
 def without_zero(source: str, node: ast.BinOp) -> str | None:
-    """`0 + x` as x; what a literal 0 is times, over or modulo a constant of the module, which is 0."""
-    if not (isinstance(node.left, ast.Constant) and type(node.left.value) is int and node.left.value == 0):
+    """`0 + x` and `x + 0` as x; what a literal 0 is times, over or modulo a constant of the module, which is 0."""
+    if is_zero(node.right) and isinstance(node.op, ast.Add):
+        return source[slice(*span(source, node.left))]
+    if not is_zero(node.left):
         return None
     if isinstance(node.op, ast.Add):
         return source[slice(*span(source, node.right))]
     constant = isinstance(node.right, ast.Name) and node.right.id.isupper()
     return "0" if constant and isinstance(node.op, (ast.Mult, ast.FloorDiv, ast.Mod)) else None
+
+
+def is_zero(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and type(node.value) is int and node.value == 0
 
 
 def single(loop: ast.For, values: Mapping[str, Value]) -> int | None:

@@ -6,8 +6,8 @@
     product: sum_d q_d x_d = (sum_d q_d code_d + zero * sum_d q_d) * scale, so that codes are only converted. One that all tokens
     share ("channel") goes into the query, or acts on the output. Only a scale of its own for each channel in each group of tokens
     ("block") is multiplied number by number.
-    parts     a row is D_PARTS parts of D_PIECE channels, as its width and groups ask for; of int4, whose byte j holds the channels
-              j and D_STORED + j, a part is one half of each of its bytes
+    parts     a row is D_PIECES pieces of D_PIECE channels, as its width and groups ask for; of int4, whose byte j holds the
+              channels j and D_STORED + j, each piece is two parts, the halves of its bytes
     pages     token n stands in page p_pages[sequence, n // PAGE] at n % PAGE
 
 Source: "KIVI" (keys by channel in groups of tokens, values by token in groups of channels).
@@ -18,15 +18,16 @@ import triton.language as tl
 
 BLOCK_Q = tl.constexpr(16)
 BLOCK_K = tl.constexpr(32)
+DTYPE = tl.constexpr("float16")
 PRECISION = tl.constexpr("ieee")
 D_PIECE = tl.constexpr(16)
 D_PIECES = tl.constexpr(1)
-D_PARTS = tl.constexpr(1)
+D_HALVES = tl.constexpr(1)
 D_STORED = tl.constexpr(16)
 D_PADDED = tl.constexpr(False)
 E_PIECE = tl.constexpr(16)
 E_PIECES = tl.constexpr(1)
-E_PARTS = tl.constexpr(1)
+E_HALVES = tl.constexpr(1)
 E_STORED = tl.constexpr(16)
 E_PADDED = tl.constexpr(False)
 K_STORAGE = tl.constexpr("plain")
@@ -69,61 +70,63 @@ def places(i_b, i_n, kv_len, p_pages, s_pages, EDGE: tl.constexpr):
 
 
 @triton.jit
-def decoded(b_x, STORAGE: tl.constexpr, CENTRE: tl.constexpr, HALF: tl.constexpr, dtype: tl.constexpr):
-    """Codes as numbers of the products' type, which holds all of them exactly."""
-    if STORAGE == "int4":
-        b_codes = ((b_x >> (4 * HALF)) & 15).to(tl.int8).to(dtype) - CENTRE
-    elif STORAGE == "fp8":
-        # E4M3 under the exponent of a wider type: sign, exponent and digits keep their order, a factor moves the exponent.
-        if dtype == tl.float32:
-            b_bits = b_x.to(tl.uint32)
-            b_codes = (((b_bits & 128) << 24) | ((b_bits & 127) << 20)).to(tl.float32, bitcast=True) * 1.329227995784916e36
-        elif dtype == tl.bfloat16:
-            b_bits = b_x.to(tl.uint16)
-            b_codes = (((b_bits & 128) << 8) | ((b_bits & 127) << 4)).to(tl.bfloat16, bitcast=True) * 1.329227995784916e36
-        else:
-            b_bits = b_x.to(tl.uint16)
-            b_codes = (((b_bits & 128) << 8) | ((b_bits & 127) << 7)).to(tl.float16, bitcast=True) * 256.0
+def from_int4(b_x, HALF: tl.constexpr, CENTRE: tl.constexpr, dtype: tl.constexpr):
+    """The codes in one half of each byte, less the centre of symmetric ones; the products' type holds all of them exactly."""
+    return ((b_x >> (4 * HALF)) & 15).to(tl.int8).to(dtype) - CENTRE
+
+
+@triton.jit
+def from_fp8(b_x, dtype: tl.constexpr):
+    """E4M3 under the exponent of a wider type: sign, exponent and digits keep their order, and a power of two moves the exponent."""
+    if DTYPE == "float32":
+        b_bits = b_x.to(tl.uint32)
+        b_wide = (((b_bits & 128) << 24) | ((b_bits & 127) << 20)).to(dtype, bitcast=True) * 1.329227995784916e36
+    elif DTYPE == "bfloat16":
+        b_bits = b_x.to(tl.uint16)
+        b_wide = (((b_bits & 128) << 8) | ((b_bits & 127) << 4)).to(dtype, bitcast=True) * 1.329227995784916e36
     else:
-        b_codes = b_x.to(dtype)
-    return b_codes.to(dtype)
+        b_bits = b_x.to(tl.uint16)
+        b_wide = (((b_bits & 128) << 8) | ((b_bits & 127) << 7)).to(dtype, bitcast=True) * 256.0
+    return b_wide.to(dtype)
 
 
 @triton.jit
 def scores(b_q, b_q_sum, p_k, p_ks, p_kz, o_k, o_ks, dtype: tl.constexpr):
     """q k' of the rows with one block of keys [BLOCK_Q, BLOCK_K]."""
     b_s = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
-    for P in tl.static_range(0, D_PARTS):
-        o_d = P % D_PIECES * D_PIECE + tl.arange(0, D_PIECE)
+    for P in tl.static_range(0, D_PIECES):
+        o_d = P * D_PIECE + tl.arange(0, D_PIECE)
         p_kd = p_k + o_k[None, :] + o_d[:, None]
         if D_PADDED:
             b_k = tl.load(p_kd, mask=o_d[:, None] < D_STORED, other=0)  # [D_PIECE, BLOCK_K]
         else:
             b_k = tl.load(p_kd)  # [D_PIECE, BLOCK_K]
-        if K_STORAGE == "plain":
-            b_codes = b_k.to(dtype)
-        else:
-            b_codes = decoded(b_k, K_STORAGE, K_CENTRE, P // D_PIECES, dtype)
-        if K_SCALES == "block":
-            o_c = o_ks[None, :] + (P // D_PIECES * D_STORED + o_d)[:, None]
-            m_d = o_d[:, None] < D_STORED
-            b_step = tl.cast(tl.load(p_ks + o_c, mask=m_d, other=0.0), tl.float32)  # [D_PIECE, BLOCK_K]
-            if K_ZEROS:
-                b_zero = tl.cast(tl.load(p_kz + o_c, mask=m_d, other=0.0), tl.float32)
-                b_codes = ((tl.cast(b_codes, tl.float32) + (b_zero + K_MIDDLE)) * b_step).to(dtype)
+        for HALF in tl.static_range(0, D_HALVES):
+            if K_STORAGE == "int4":
+                b_codes = from_int4(b_k, HALF, K_CENTRE, dtype)
+            elif K_STORAGE == "fp8":
+                b_codes = from_fp8(b_k, dtype)
             else:
-                b_codes = (tl.cast(b_codes, tl.float32) * b_step).to(dtype)
-        if K_SCALES == "group":
-            b_part = tl.dot(b_q[P], b_codes, input_precision=PRECISION)
-            o_g = o_ks + (P // D_PIECES * D_STORED + P % D_PIECES * D_PIECE) // K_GROUP
-            b_step = tl.cast(tl.load(p_ks + o_g), tl.float32)  # [BLOCK_K]
-            if K_ZEROS:
-                b_zero = tl.cast(tl.load(p_kz + o_g), tl.float32) + K_MIDDLE
-                b_s += (b_part + b_q_sum[P][:, None] * b_zero[None, :]) * b_step[None, :]
-            else:
+                b_codes = b_k.to(dtype)
+            if K_SCALES == "block":
+                o_c = o_ks[None, :] + (HALF * D_STORED + o_d)[:, None]
+                m_d = o_d[:, None] < D_STORED
+                b_step = tl.cast(tl.load(p_ks + o_c, mask=m_d, other=0.0), tl.float32)  # [D_PIECE, BLOCK_K]
+                if K_ZEROS:
+                    b_zero = tl.cast(tl.load(p_kz + o_c, mask=m_d, other=0.0), tl.float32)
+                    b_codes = ((tl.cast(b_codes, tl.float32) + (b_zero + K_MIDDLE)) * b_step).to(dtype)
+                else:
+                    b_codes = (tl.cast(b_codes, tl.float32) * b_step).to(dtype)
+            if K_SCALES == "group":
+                b_part = tl.dot(b_q[P * D_HALVES + HALF], b_codes, input_precision=PRECISION)
+                o_g = o_ks + (HALF * D_STORED + P * D_PIECE) // K_GROUP
+                b_step = tl.cast(tl.load(p_ks + o_g), tl.float32)  # [BLOCK_K]
+                if K_ZEROS:
+                    b_zero = tl.cast(tl.load(p_kz + o_g), tl.float32) + K_MIDDLE
+                    b_part += b_q_sum[P * D_HALVES + HALF][:, None] * b_zero[None, :]
                 b_s += b_part * b_step[None, :]
-        else:
-            b_s = tl.dot(b_q[P], b_codes, b_s, input_precision=PRECISION)
+            else:
+                b_s = tl.dot(b_q[P * D_HALVES + HALF], b_codes, b_s, input_precision=PRECISION)
     return b_s
 
 
@@ -132,49 +135,53 @@ def weigh(b_p, b_decay, b_o, b_shift, p_v, p_vs, p_vz, o_v, o_vs, dtype: tl.cons
     """b_o * b_decay + b_p v of one block, by parts; b_shift: what zero points add to each row, before scales by channel."""
     b_sums = ()
     b_shifts = ()
-    for P in tl.static_range(0, E_PARTS):
-        o_e = P % E_PIECES * E_PIECE + tl.arange(0, E_PIECE)
+    for P in tl.static_range(0, E_PIECES):
+        o_e = P * E_PIECE + tl.arange(0, E_PIECE)
         p_ve = p_v + o_v[:, None] + o_e[None, :]
         if E_PADDED:
             b_v = tl.load(p_ve, mask=o_e[None, :] < E_STORED, other=0)  # [BLOCK_K, E_PIECE]
         else:
             b_v = tl.load(p_ve)  # [BLOCK_K, E_PIECE]
-        if V_STORAGE == "plain":
-            b_codes = b_v.to(dtype)
-        else:
-            b_codes = decoded(b_v, V_STORAGE, V_CENTRE, P // E_PIECES, dtype)
-        if V_SCALES == "block":
-            o_c = o_vs[:, None] + (P // E_PIECES * E_STORED + o_e)[None, :]
-            m_e = o_e[None, :] < E_STORED
-            b_step = tl.cast(tl.load(p_vs + o_c, mask=m_e, other=0.0), tl.float32)  # [BLOCK_K, E_PIECE]
-            if V_ZEROS:
-                b_zero = tl.cast(tl.load(p_vz + o_c, mask=m_e, other=0.0), tl.float32)
-                b_codes = ((tl.cast(b_codes, tl.float32) + (b_zero + V_MIDDLE)) * b_step).to(dtype)
+        for HALF in tl.static_range(0, E_HALVES):
+            if V_STORAGE == "int4":
+                b_codes = from_int4(b_v, HALF, V_CENTRE, dtype)
+            elif V_STORAGE == "fp8":
+                b_codes = from_fp8(b_v, dtype)
             else:
-                b_codes = (tl.cast(b_codes, tl.float32) * b_step).to(dtype)
-        if V_SCALES == "group":
-            o_g = o_vs + (P // E_PIECES * E_STORED + P % E_PIECES * E_PIECE) // V_GROUP
-            b_step = tl.cast(tl.load(p_vs + o_g), tl.float32)  # [BLOCK_K]
-            if V_RELATIVE:
-                b_peak = tl.maximum(tl.max(b_step, 0), 1e-30)  # float16 has few small numbers: weights stay near 1
-                b_step = b_step / b_peak
-            b_w = (b_p * b_step[None, :]).to(dtype)
-        else:
-            b_w = b_p.to(dtype)
-        if V_RELATIVE:
-            b_sum = b_o[P] * b_decay[:, None] + tl.dot(b_w, b_codes, input_precision=PRECISION) * b_peak
-        else:
-            b_sum = tl.dot(b_w, b_codes, b_o[P] * b_decay[:, None], input_precision=PRECISION)
-        b_sums = b_sums + (b_sum,)
-        if V_SHIFTS:
+                b_codes = b_v.to(dtype)
+            if V_SCALES == "block":
+                o_c = o_vs[:, None] + (HALF * E_STORED + o_e)[None, :]
+                m_e = o_e[None, :] < E_STORED
+                b_step = tl.cast(tl.load(p_vs + o_c, mask=m_e, other=0.0), tl.float32)  # [BLOCK_K, E_PIECE]
+                if V_ZEROS:
+                    b_zero = tl.cast(tl.load(p_vz + o_c, mask=m_e, other=0.0), tl.float32)
+                    b_codes = ((tl.cast(b_codes, tl.float32) + (b_zero + V_MIDDLE)) * b_step).to(dtype)
+                else:
+                    b_codes = (tl.cast(b_codes, tl.float32) * b_step).to(dtype)
             if V_SCALES == "group":
-                b_zero = tl.cast(tl.load(p_vz + o_g), tl.float32) + V_MIDDLE
-                b_add = tl.sum(tl.cast(b_w, tl.float32) * b_zero[None, :], 1)
+                o_g = o_vs + (HALF * E_STORED + P * E_PIECE) // V_GROUP
+                b_step = tl.cast(tl.load(p_vs + o_g), tl.float32)  # [BLOCK_K]
+                if V_RELATIVE:
+                    b_peak = tl.maximum(tl.max(b_step, 0), 1e-30)  # float16 has few small numbers: weights stay near 1
+                    b_step = b_step / b_peak
+                b_w = (b_p * b_step[None, :]).to(dtype)
             else:
-                b_add = tl.sum(tl.cast(b_w, tl.float32), 1)
+                b_w = b_p.to(dtype)
+            b_part = b_o[P * E_HALVES + HALF] * b_decay[:, None]
             if V_RELATIVE:
-                b_add = b_add * b_peak
-            b_shifts = b_shifts + (b_shift[P] * b_decay + b_add,)
+                b_part += tl.dot(b_w, b_codes, input_precision=PRECISION) * b_peak
+            else:
+                b_part = tl.dot(b_w, b_codes, b_part, input_precision=PRECISION)
+            b_sums = b_sums + (b_part,)
+            if V_SHIFTS:
+                if V_SCALES == "group":
+                    b_zero = tl.cast(tl.load(p_vz + o_g), tl.float32) + V_MIDDLE
+                    b_add = tl.sum(tl.cast(b_w, tl.float32) * b_zero[None, :], 1)
+                else:
+                    b_add = tl.sum(tl.cast(b_w, tl.float32), 1)
+                if V_RELATIVE:
+                    b_add = b_add * b_peak
+                b_shifts = b_shifts + (b_shift[P * E_HALVES + HALF] * b_decay + b_add,)
     if V_SHIFTS:
         return b_sums, b_shifts
     else:

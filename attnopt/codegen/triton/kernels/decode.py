@@ -10,7 +10,7 @@
     a program walks over its share of the blocks that any of its rows sees, as prefill.py does, and leaves b_o, b_top and b_sum
     cache     keys and values may be codes: x = (code + zero) * scale. Scales that a whole token or a group of its channels shares
               are taken out of the product, sum_d q_d code_d * scale + zero * sum_d q_d, so that codes are only converted
-    parts     a row is cut into D_PARTS pieces of D_PIECE channels, for its width or its groups; of int4 a part is one half of
+    parts     a row is cut into D_PIECES pieces of D_PIECE channels, for its width or its groups; of int4 a part is one half of
               each byte, because byte j holds channels j and D_STORED + j
     pages     a token stands in page pages[sequence, token // PAGE] at token % PAGE
     prefixes  p_ pointer   s_ stride   i_ index of a program or block   o_ offsets   m_ mask   b_ block of data
@@ -30,12 +30,12 @@ from attnopt.codegen.triton.kernels.cached import (
     BLOCK_K,
     D_PIECE,
     D_PIECES,
-    D_PARTS,
+    D_HALVES,
     D_STORED,
     D_PADDED,
     E_PIECE,
     E_PIECES,
-    E_PARTS,
+    E_HALVES,
     E_STORED,
     K_STORAGE,
     K_SCALES,
@@ -70,6 +70,9 @@ from attnopt.codegen.triton.kernels.merge import (
 NUM_WARPS = 4
 NUM_STAGES = 2
 SPAN = 0
+D = tl.constexpr(16)
+D_WIDTH = tl.constexpr(16)
+K_SHIFTS = tl.constexpr(False)
 SCALE = tl.constexpr(1.0)
 PHASES = tl.constexpr(0)
 RANGE = tl.constexpr(False)
@@ -158,45 +161,42 @@ def decode(
     b_q = ()
     b_q_sum = ()
     if K_SCALES == "channel":
-        p_steps = p_ks + i_b * s_ksb + i_kh * s_ksh
-        b_k_peak = tl.zeros([], tl.float32)
-        for P in tl.static_range(0, D_PARTS):
-            o_d = P % D_PIECES * D_PIECE + tl.arange(0, D_PIECE)
-            b_step = tl.load(p_steps + P // D_PIECES * D_STORED + o_d, mask=o_d < D_STORED, other=0.0)
-            b_k_peak = tl.maximum(b_k_peak, tl.max(tl.cast(b_step, tl.float32), 0))
-        b_k_peak = tl.maximum(b_k_peak, 1e-30)
-        b_k_shift = tl.zeros([BLOCK_Q], tl.float32)
-    if K_SCALES == "token":
-        b_k_shift = tl.zeros([BLOCK_Q], tl.float32)
-    for P in tl.static_range(0, D_PARTS):
-        o_d = P % D_PIECES * D_PIECE + tl.arange(0, D_PIECE)
-        o_c = P // D_PIECES * D_STORED + o_d
-        if D_PADDED:
-            b_part = tl.load(p_rows + o_c[None, :], mask=o_d[None, :] < D_STORED, other=0.0)  # [BLOCK_Q, D_PIECE]
-        else:
-            b_part = tl.load(p_rows + o_c[None, :])  # [BLOCK_Q, D_PIECE]
-        if K_SCALES == "channel":
-            m_d = o_d < D_STORED
-            b_step = tl.cast(tl.load(p_steps + o_c, mask=m_d, other=0.0), tl.float32) / b_k_peak
-            b_part = (tl.cast(b_part, tl.float32) * b_step[None, :]).to(dtype)
-            if K_ZEROS:
-                b_zero = tl.cast(tl.load(p_kz + i_b * s_ksb + i_kh * s_ksh + o_c, mask=m_d, other=0.0), tl.float32) + K_MIDDLE
-                b_k_shift += tl.sum(tl.cast(b_part, tl.float32) * b_zero[None, :], 1)
-        elif K_ZEROS:
-            if K_SCALES == "token":
-                b_k_shift += tl.sum(tl.cast(b_part, tl.float32), 1)
+        # Scales that all tokens share go into the query, relative to the largest of them.
+        o_ks = i_b * s_ksb + i_kh * s_ksh
+        o_d = tl.arange(0, D_WIDTH)
+        b_steps = tl.cast(tl.load(p_ks + o_ks + o_d, mask=o_d < D, other=0.0), tl.float32)
+        b_k_peak = tl.maximum(tl.max(b_steps, 0), 1e-30)
+    if K_SHIFTS:
+        b_q_sums = tl.zeros([BLOCK_Q], tl.float32)
+    for P in tl.static_range(0, D_PIECES):
+        o_d = P * D_PIECE + tl.arange(0, D_PIECE)
+        for HALF in tl.static_range(0, D_HALVES):
+            o_c = HALF * D_STORED + o_d
+            if D_PADDED:
+                b_part = tl.load(p_rows + o_c[None, :], mask=o_d[None, :] < D_STORED, other=0.0)  # [BLOCK_Q, D_PIECE]
             else:
+                b_part = tl.load(p_rows + o_c[None, :])  # [BLOCK_Q, D_PIECE]
+            if K_SCALES == "channel":
+                b_step = tl.cast(tl.load(p_ks + o_ks + o_c, mask=o_d < D_STORED, other=0.0), tl.float32) / b_k_peak
+                b_part = (tl.cast(b_part, tl.float32) * b_step[None, :]).to(dtype)
+                if K_ZEROS:
+                    b_zero = tl.cast(tl.load(p_kz + o_ks + o_c, mask=o_d < D_STORED, other=0.0), tl.float32) + K_MIDDLE
+                    b_q_sums += tl.sum(tl.cast(b_part, tl.float32) * b_zero[None, :], 1)
+            elif K_SHIFTS:
+                b_q_sums += tl.sum(tl.cast(b_part, tl.float32), 1)
+            elif K_ZEROS:
                 b_q_sum = b_q_sum + (tl.sum(tl.cast(b_part, tl.float32), 1),)
-        b_q = b_q + (b_part,)
+            b_q = b_q + (b_part,)
 
     b_top = tl.full([BLOCK_Q], -float("inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_Q], tl.float32)
     b_o = ()
     b_shift = ()
-    for P in tl.static_range(0, E_PARTS):
-        b_o = b_o + (tl.zeros([BLOCK_Q, E_PIECE], tl.float32),)
-        if V_SHIFTS:
-            b_shift = b_shift + (tl.zeros([BLOCK_Q], tl.float32),)
+    for P in tl.static_range(0, E_PIECES):
+        for HALF in tl.static_range(0, E_HALVES):
+            b_o = b_o + (tl.zeros([BLOCK_Q, E_PIECE], tl.float32),)
+            if V_SHIFTS:
+                b_shift = b_shift + (tl.zeros([BLOCK_Q], tl.float32),)
 
     # Blocks of keys that the rows see: first … inner_first … inner_end … end, and 0 … leading.
     if RANGE:
@@ -257,7 +257,7 @@ def decode(
             if K_SCALES == "block":
                 o_ks = i_page * s_ksb + i_kh * s_ksh + o_at // K_GROUP * s_ksn
             elif K_SCALES == "channel":
-                o_ks = 0
+                o_ks = tl.zeros([BLOCK_K], tl.int32)
             else:
                 o_ks = i_page * s_ksb + i_kh * s_ksh + o_at * s_ksn
             b_s = scores(b_q, b_q_sum, p_k, p_ks, p_kz, i_page * s_kb + o_at * s_kn, o_ks, dtype)  # [BLOCK_Q, BLOCK_K]
@@ -265,11 +265,11 @@ def decode(
                 b_step = tl.cast(tl.load(p_ks + o_ks), tl.float32)  # [BLOCK_K]
                 if K_ZEROS:
                     b_zero = tl.cast(tl.load(p_kz + o_ks), tl.float32) + K_MIDDLE
-                    b_s += b_k_shift[:, None] * b_zero[None, :]
+                    b_s += b_q_sums[:, None] * b_zero[None, :]
                 b_s = b_s * b_step[None, :]
             elif K_SCALES == "channel":
                 if K_ZEROS:
-                    b_s += b_k_shift[:, None]
+                    b_s += b_q_sums[:, None]
                 b_s = b_s * b_k_peak
             if SCORES:
                 b_s = score_mod(b_s * SCALE, i_b, h, q, row, k, m_k, q_len, kv_len, operands)
@@ -328,20 +328,21 @@ def decode(
 
     # What a split found: [batch, heads, q_len, splits, E], and its top and sum.
     o_out = (((i_b * heads)[None, None] + h) * q_len + row) * splits + i_s  # [BLOCK_Q, 1]
-    for P in tl.static_range(0, E_PARTS):
-        o_e = P % E_PIECES * E_PIECE + tl.arange(0, E_PIECE)
-        o_c = P // E_PIECES * E_STORED + o_e
+    for P in tl.static_range(0, E_PIECES):
+        o_e = P * E_PIECE + tl.arange(0, E_PIECE)
         m_e = o_e < E_STORED
-        b_part = b_o[P]
-        if V_SCALES == "channel":
-            b_step = tl.cast(tl.load(p_vs + i_b * s_vsb + i_vh * s_vsh + o_c, mask=m_e, other=0.0), tl.float32)
-            if V_ZEROS:
-                b_zero = tl.cast(tl.load(p_vz + i_b * s_vsb + i_vh * s_vsh + o_c, mask=m_e, other=0.0), tl.float32) + V_MIDDLE
-                b_part += b_shift[P][:, None] * b_zero[None, :]
-            b_part = b_part * b_step[None, :]
-        elif V_SHIFTS:
-            b_part += b_shift[P][:, None]
-        tl.store(p_part + o_out * E + o_c[None, :], b_part, mask=m_m[:, None] & m_e[None, :])
+        for HALF in tl.static_range(0, E_HALVES):
+            o_c = HALF * E_STORED + o_e
+            b_part = b_o[P * E_HALVES + HALF]
+            if V_SCALES == "channel":
+                o_vs = i_b * s_vsb + i_vh * s_vsh + o_c
+                if V_ZEROS:
+                    b_zero = tl.cast(tl.load(p_vz + o_vs, mask=m_e, other=0.0), tl.float32) + V_MIDDLE
+                    b_part += b_shift[P * E_HALVES + HALF][:, None] * b_zero[None, :]
+                b_part = b_part * tl.cast(tl.load(p_vs + o_vs, mask=m_e, other=0.0), tl.float32)[None, :]
+            elif V_SHIFTS:
+                b_part += b_shift[P * E_HALVES + HALF][:, None]
+            tl.store(p_part + o_out * E + o_c[None, :], b_part, mask=m_m[:, None] & m_e[None, :])
     o_out = tl.reshape(o_out, [BLOCK_Q]) * 2
     tl.store(p_stats + o_out, b_top, mask=m_m)
     tl.store(p_stats + o_out + 1, b_sum, mask=m_m)
