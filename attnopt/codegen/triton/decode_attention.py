@@ -21,7 +21,7 @@ from torch import Tensor
 from attnopt.codegen.triton.availability import interpreted, missing
 from attnopt.codegen.triton.decode import DecodeForm, emit, supports
 from attnopt.codegen.triton.decode_cache import cache_problem
-from attnopt.codegen.triton.decode_tiles import block_rows, decode_tiles
+from attnopt.codegen.triton.decode_tiles import INTERPRETED, block_rows, decode_tiles
 from attnopt.codegen.triton.emitted import load
 from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile
 from attnopt.codegen.triton.triton_attention import architecture, read, refuse_gradients
@@ -30,7 +30,6 @@ from attnopt.ir.kv_cache import Cache
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec, as_spec
 
-INTERPRETED = Tile(16, 32, 1, 1)
 
 
 def decode_attention(
@@ -123,7 +122,7 @@ def fitting(spec: AttentionSpec, form: DecodeForm, name: str, block_q: int) -> T
     from attnopt.codegen.triton.decode_compile import compile_best
 
     best = compile_best(spec, form, name, block_q)
-    return decode_tiles(name, form, block_q)[-1] if isinstance(best, Refusal) else best.tile
+    return decode_tiles(name, spec, form, block_q)[-1] if isinstance(best, Refusal) else best.tile
 
 
 @torch.library.custom_op("attnopt::triton_decode", mutates_args=())

@@ -17,6 +17,7 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
 HELD = {"int8": "int8", "int4": "uint8", "fp8": "float8_e4m3fn"}
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 SMALLEST = 16  # channels of a piece: what products of tensor cores need
 
 
@@ -35,6 +36,10 @@ class Side:
     centre: int
     dtype: str
     scale_dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        return self.stored * SIZES.get(self.dtype, 1)
 
     @property
     def piece(self) -> tuple[int, int]:

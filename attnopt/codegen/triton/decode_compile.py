@@ -27,7 +27,7 @@ INTEGERS = {"p_pages": "*i32", "p_lengths": "*i32"}
 def compile_best(spec: AttentionSpec, form: Form, architecture: str, block_q: int = 16) -> Compiled | Refusal:
     """`decode` with the first tile of the table that neither spills nor exceeds the shared memory."""
     refused: Refusal | None = None
-    for tile in decode_tiles(architecture, form, block_q):
+    for tile in decode_tiles(architecture, spec, form, block_q):
         compiled = compile_for(spec, form, architecture, tile)
         refused = compiled if isinstance(compiled, Refusal) else compiled.refusal()
         if refused is None:

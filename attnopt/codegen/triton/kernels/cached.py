@@ -58,9 +58,9 @@ def places(i_b, i_n, kv_len, p_pages, s_pages, EDGE: tl.constexpr):
     if PAGED:
         if WHOLE_PAGES:
             i_page = tl.cast(tl.load(p_pages + i_b * s_pages + i_n * BLOCK_K // PAGE), tl.int64)
-            o_row = i_n * BLOCK_K % PAGE + o_j
+            o_row = o_j + i_n * BLOCK_K % PAGE
         else:
-            o_n = i_n * BLOCK_K + o_j
+            o_n = o_j + i_n * BLOCK_K
             i_page = tl.cast(tl.load(p_pages + i_b * s_pages + o_n // PAGE), tl.int64)  # [BLOCK_K]
             o_row = o_n % PAGE
     else:
@@ -71,8 +71,14 @@ def places(i_b, i_n, kv_len, p_pages, s_pages, EDGE: tl.constexpr):
 
 @triton.jit
 def from_int4(b_x, HALF: tl.constexpr, CENTRE: tl.constexpr, dtype: tl.constexpr):
-    """The codes in one half of each byte, less the centre of symmetric ones; the products' type holds all of them exactly."""
-    return ((b_x >> (4 * HALF)) & 15).to(tl.int8).to(dtype) - CENTRE
+    """The codes in one half of each byte, less CENTRE; the products' type holds all of them exactly."""
+    if DTYPE == "bfloat16":
+        # The last digits of 128, where one more is one more.
+        return (((b_x.to(tl.uint16) >> (4 * HALF)) & 15) | 0x4300).to(dtype, bitcast=True) - (128 + CENTRE)
+    elif DTYPE == "float16":
+        return (((b_x.to(tl.uint16) >> (4 * HALF)) & 15) | 0x6400).to(dtype, bitcast=True) - (1024 + CENTRE)
+    else:
+        return ((b_x >> (4 * HALF)) & 15).to(dtype) - CENTRE
 
 
 @triton.jit
@@ -95,7 +101,7 @@ def scores(b_q, b_q_sum, p_k, p_ks, p_kz, o_k, o_ks, dtype: tl.constexpr):
     """q k' of the rows with one block of keys [BLOCK_Q, BLOCK_K]."""
     b_s = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     for P in tl.static_range(0, D_PIECES):
-        o_d = P * D_PIECE + tl.arange(0, D_PIECE)
+        o_d = tl.arange(0, D_PIECE) + P * D_PIECE
         p_kd = p_k + o_k[None, :] + o_d[:, None]
         if D_PADDED:
             b_k = tl.load(p_kd, mask=o_d[:, None] < D_STORED, other=0)  # [D_PIECE, BLOCK_K]
@@ -109,7 +115,7 @@ def scores(b_q, b_q_sum, p_k, p_ks, p_kz, o_k, o_ks, dtype: tl.constexpr):
             else:
                 b_codes = b_k.to(dtype)
             if K_SCALES == "block":
-                o_c = o_ks[None, :] + (HALF * D_STORED + o_d)[:, None]
+                o_c = o_ks[None, :] + (o_d + HALF * D_STORED)[:, None]
                 m_d = o_d[:, None] < D_STORED
                 b_step = tl.cast(tl.load(p_ks + o_c, mask=m_d, other=0.0), tl.float32)  # [D_PIECE, BLOCK_K]
                 if K_ZEROS:
@@ -136,7 +142,7 @@ def weigh(b_p, b_decay, b_o, b_shift, p_v, p_vs, p_vz, o_v, o_vs, dtype: tl.cons
     b_sums = ()
     b_shifts = ()
     for P in tl.static_range(0, E_PIECES):
-        o_e = P * E_PIECE + tl.arange(0, E_PIECE)
+        o_e = tl.arange(0, E_PIECE) + P * E_PIECE
         p_ve = p_v + o_v[:, None] + o_e[None, :]
         if E_PADDED:
             b_v = tl.load(p_ve, mask=o_e[None, :] < E_STORED, other=0)  # [BLOCK_K, E_PIECE]
@@ -150,7 +156,7 @@ def weigh(b_p, b_decay, b_o, b_shift, p_v, p_vs, p_vz, o_v, o_vs, dtype: tl.cons
             else:
                 b_codes = b_v.to(dtype)
             if V_SCALES == "block":
-                o_c = o_vs[:, None] + (HALF * E_STORED + o_e)[None, :]
+                o_c = o_vs[:, None] + (o_e + HALF * E_STORED)[None, :]
                 m_e = o_e[None, :] < E_STORED
                 b_step = tl.cast(tl.load(p_vs + o_c, mask=m_e, other=0.0), tl.float32)  # [BLOCK_K, E_PIECE]
                 if V_ZEROS:

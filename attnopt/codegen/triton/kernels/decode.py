@@ -169,9 +169,9 @@ def decode(
     if K_SHIFTS:
         b_q_sums = tl.zeros([BLOCK_Q], tl.float32)
     for P in tl.static_range(0, D_PIECES):
-        o_d = P * D_PIECE + tl.arange(0, D_PIECE)
+        o_d = tl.arange(0, D_PIECE) + P * D_PIECE
         for HALF in tl.static_range(0, D_HALVES):
-            o_c = HALF * D_STORED + o_d
+            o_c = o_d + HALF * D_STORED
             if D_PADDED:
                 b_part = tl.load(p_rows + o_c[None, :], mask=o_d[None, :] < D_STORED, other=0.0)  # [BLOCK_Q, D_PIECE]
             else:
@@ -250,7 +250,7 @@ def decode(
                 i_n = tl.where(i_n < leading, i_n, i_n - leading + first)
             elif RANGE:
                 i_n += first
-            o_n = i_n * BLOCK_K + tl.arange(0, BLOCK_K)  # [BLOCK_K]
+            o_n = tl.arange(0, BLOCK_K) + i_n * BLOCK_K  # [BLOCK_K]
             m_k = (o_n < kv_len)[None, :]
             k = o_n[None, :]  # [1, BLOCK_K]
             i_page, o_at = places(i_b, i_n, kv_len, p_pages, s_pages, EDGE)
@@ -312,7 +312,7 @@ def decode(
         if tl.max(tl.cast(m_empty, tl.int32)) > 0:
             share = tl.cdiv(tl.cdiv(kv_len, BLOCK_K), splits)
             for i_n in range(i_s * share, tl.minimum(i_s * share + share, tl.cdiv(kv_len, BLOCK_K))):
-                m_k = (i_n * BLOCK_K + tl.arange(0, BLOCK_K) < kv_len)[None, :]
+                m_k = (tl.arange(0, BLOCK_K) + i_n * BLOCK_K < kv_len)[None, :]
                 i_page, o_at = places(i_b, i_n, kv_len, p_pages, s_pages, True)
                 o_v = i_page * s_vb + o_at * s_vn
                 if V_SCALES == "block":
@@ -329,10 +329,10 @@ def decode(
     # What a split found: [batch, heads, q_len, splits, E], and its top and sum.
     o_out = (((i_b * heads)[None, None] + h) * q_len + row) * splits + i_s  # [BLOCK_Q, 1]
     for P in tl.static_range(0, E_PIECES):
-        o_e = P * E_PIECE + tl.arange(0, E_PIECE)
+        o_e = tl.arange(0, E_PIECE) + P * E_PIECE
         m_e = o_e < E_STORED
         for HALF in tl.static_range(0, E_HALVES):
-            o_c = HALF * E_STORED + o_e
+            o_c = o_e + HALF * E_STORED
             b_part = b_o[P * E_HALVES + HALF]
             if V_SCALES == "channel":
                 o_vs = i_b * s_vsb + i_vh * s_vsh + o_c
