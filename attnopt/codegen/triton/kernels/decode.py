@@ -375,10 +375,10 @@ def attention(
         if splits == 0:
             processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
             if SPAN:
-                seen = min(kv_len, SPAN + q_len)
+                blocks = triton.cdiv(min(kv_len, SPAN + q_len), BLOCK_K.value)
             else:
-                seen = kv_len
-            splits = split_count(programs, triton.cdiv(seen, BLOCK_K.value), processors)
+                blocks = triton.cdiv(kv_len, BLOCK_K.value)
+            splits = split_count(programs, blocks, processors)
         part = torch.empty((batch, heads, q_len, splits, E.value), dtype=torch.float32, device=q.device)
         stats = torch.empty((batch, heads, q_len, splits, 2), dtype=torch.float32, device=q.device)
         if K_STORAGE == "fp8":
