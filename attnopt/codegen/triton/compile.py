@@ -69,19 +69,27 @@ def compile_best(spec: AttentionSpec, form: Form, architecture: str) -> Compiled
 
 def compile_for(spec: AttentionSpec, form: Form, architecture: str, tile: Tile) -> Compiled | Refusal:
     """The kernel as assembly and binary, for tensors that are contiguous in their last dimension. Refuses what the compiler does."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     about = ARCHITECTURES[architecture]
     source = emit(spec, form, tile, about.backend)
     kernel = load(source).prefill
     contiguous = dict.fromkeys(last_strides(spec) & set(kernel.arg_names), 1)
     signature = {name: "constexpr" if name in contiguous else type_of(name, form) for name in kernel.arg_names}
     aligned = {(at,): [["tt.divisibility", ALIGNED]] for at, name in enumerate(kernel.arg_names) if is_aligned(name, form)}
+    return built(kernel, signature, contiguous, aligned, architecture, tile, source)
+
+
+def built(
+    kernel: Any, signature: dict[str, str], constants: Any, aligned: Any, architecture: str, tile: Tile, source: str
+) -> Compiled | Refusal:
+    """A kernel of a source, compiled for these types of its parameters."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    about = ARCHITECTURES[architecture]
     try:
         made = triton.compile(
-            ASTSource(kernel, signature, contiguous, aligned),
+            ASTSource(kernel, signature, constants, aligned),
             target=GPUTarget(about.backend, about.version, about.warp_size),
             options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
         )

@@ -1,6 +1,8 @@
 """The kernels of a whole model: one for each attention that differs in spec or form, written out once.
 
     layers 0-11: softmax causal [.., 64], layer 12: softmax [.., 64]   ->   attention_0 (12 sites), attention_1 (1 site)
+
+Where queries follow a past, or are few, there is also one that splits the keys: attention_0_decode.
 """
 
 from __future__ import annotations
@@ -9,11 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnopt.codegen.triton import decode_files
 from attnopt.codegen.triton.compile import Compiled
+from attnopt.codegen.triton.decode import DecodeForm
 from attnopt.codegen.triton.files import write
 from attnopt.codegen.triton.prefill import Form
 from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec
+
+FEW = 16  # rows of the smallest product of tensor cores
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,17 @@ def write_kernels(sites: Sequence[Site], architecture: str, folder: Path, dtype:
         name = f"attention_{at}"
         result = form if isinstance(form, Refusal) else write(spec, form, architecture, folder, name)
         made.append(SiteKernel(name, spec, tuple(names), result))
+        if not isinstance(form, Refusal) and any(site.name in names and decodes(site) for site in sites):
+            decode = DecodeForm(form.width, form.value_width, form.dtype, form.operands, form.lse, lengths=False)
+            result = decode_files.write(spec, decode, architecture, folder, f"{name}_decode")
+            made.append(SiteKernel(f"{name}_decode", spec, tuple(names), result))
     return tuple(made)
+
+
+def decodes(site: Site) -> bool:
+    """Whether few queries meet many keys here: so few are known, or they follow keys of calls before."""
+    queries = site.size("q")
+    return queries <= FEW if isinstance(queries, int) else site.spec.offset is not None
 
 
 def form_of(site: Site, dtype: str | None = None) -> Form | Refusal:

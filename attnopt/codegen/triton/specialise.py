@@ -12,6 +12,7 @@ text that makes all its changes and is repeated until nothing changes.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def specialise(source: str, values: Mapping[str, Value], holes: Mapping[str, str
     """
     decided = dict(values)
     text = fill(assign(source, values), holes)
-    text = repeated(text, lambda t: decide(t, decided))
+    text = "".join(repeated(part, lambda t: decide(t, decided)) for part in statements(text))
     for slot in slots:
         text = written_out(text, slot)
     return tidy(repeated(text, lambda t: pruned(t, keep)))
@@ -54,6 +55,13 @@ def repeated(text: str, step: Callable[[str], str]) -> str:
     while (changed := step(text)) != text:
         text = changed
     return text
+
+
+def statements(text: str) -> Iterator[str]:
+    """The text cut before each function, so that a step reads as little of it as it changes."""
+    cuts = [m.start() for m in re.finditer(r"^(?:@.*\n)*def ", text, re.MULTILINE)]
+    for start, end in itertools.pairwise([0, *cuts, len(text)]):
+        yield text[start:end]
 
 
 def assign(source: str, values: Mapping[str, Value]) -> str:
@@ -79,18 +87,24 @@ def fill(source: str, holes: Mapping[str, str]) -> str:
 
 
 def decide(source: str, values: dict[str, Value]) -> str:
-    """Write out the first `if` whose test is known, or the first `for` over one known number, which then is known too."""
+    """Write out the first `if` whose test is known, or the first `for` over one known number, which then stands for its name."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.If) and (known := truth(node.test, values)) is not None:
             return blocks_of(source).chosen(node, known)
         if isinstance(node, ast.For) and (only := single(node, values)) is not None and isinstance(node.target, ast.Name):
             values[node.target.id] = only
+            if named := [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == node.target.id and n is not node.target]:
+                return applied(source, [Edit(*span(source, n), str(only)) for n in named])
             return blocks_of(source).inlined(node)
+        if isinstance(node, ast.BinOp) and (same := without_zero(source, node)) is not None:
+            return applied(source, [Edit(*span(source, node), same)])
     return source
 
 
 def truth(test: ast.expr, values: Mapping[str, Value]) -> bool | None:
-    """What a test is, where the constants say it: names, not, and, or, comparison with a literal."""
+    """What a test is, where the constants say it: names, numbers, not, and, or, comparison with a literal."""
+    if isinstance(test, ast.Constant):
+        return bool(test.value)
     if isinstance(test, ast.Name):
         return bool(values[test.id]) if test.id in values else None
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
@@ -107,6 +121,22 @@ def truth(test: ast.expr, values: Mapping[str, Value]) -> bool | None:
     return None
 
 
+def without_zero(source: str, node: ast.BinOp) -> str | None:
+    """`0 + x` and `x + 0` as x; what a literal 0 is times, over or modulo a constant of the module, which is 0."""
+    if is_zero(node.right) and isinstance(node.op, ast.Add):
+        return source[slice(*span(source, node.left))]
+    if not is_zero(node.left):
+        return None
+    if isinstance(node.op, ast.Add):
+        return source[slice(*span(source, node.right))]
+    constant = isinstance(node.right, ast.Name) and node.right.id.isupper()
+    return "0" if constant and isinstance(node.op, (ast.Mult, ast.FloorDiv, ast.Mod)) else None
+
+
+def is_zero(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and type(node.value) is int and node.value == 0
+
+
 def single(loop: ast.For, values: Mapping[str, Value]) -> int | None:
     """The one number that `for x in tl.static_range(A, b)` visits, where A is a constant and there is one."""
     call = loop.iter
@@ -119,6 +149,8 @@ def single(loop: ast.For, values: Mapping[str, Value]) -> int | None:
 
 def written_out(source: str, slot: Slot) -> str:
     """The slot's name in parameter lists and calls replaced by what it stands for."""
+    if not re.search(rf"\b{slot.name}\b", source):
+        return source
     edits = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
@@ -151,18 +183,17 @@ def listed(source: str, place: ast.AST, names: Sequence[str]) -> Edit:
 
 def pruned(source: str, keep: str) -> str:
     """Without assignments, parameters, functions, constants and imports that nothing reads."""
-    tree = ast.parse(source)
+    tree, blocks = ast.parse(source), blocks_of(source)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    for function in functions:
-        read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-        if edits := [Edit(*blocks_of(source).lines(node), "") for node in unread_assignments(function, read)]:
-            return applied(source, edits)
-        unread = [at for at, (place, _) in enumerate(parameters(function)) if place.arg not in read]
-        if unread and function.name != keep:
-            return without_parameters(source, tree, function, unread)
+    reads = [(f, {n.id for n in ast.walk(f) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}) for f in functions]
+    if edits := [Edit(*blocks.lines(node), "") for f, read in reads for node in unread_assignments(f, read)]:
+        return applied(source, edits)
+    unread = {f.name: [at for at, (place, _) in enumerate(parameters(f)) if place.arg not in read] for f, read in reads}
+    unread.pop(keep, None)
+    if any(unread.values()):
+        return without_parameters(source, tree, functions, unread)
     read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} | {keep}
-    edits = [Edit(*blocks_of(source).lines(node), "") for node in tree.body if names_of(node) and not names_of(node) & read]
-    return applied(source, edits)
+    return applied(source, [Edit(*blocks.lines(node), "") for node in tree.body if names_of(node) and not names_of(node) & read])
 
 
 def unread_assignments(function: ast.FunctionDef, read: set[str]) -> Iterator[ast.stmt]:
@@ -174,15 +205,17 @@ def unread_assignments(function: ast.FunctionDef, read: set[str]) -> Iterator[as
             yield node
 
 
-def without_parameters(source: str, tree: ast.Module, function: ast.FunctionDef, unread: Sequence[int]) -> str:
-    """The function and every call of it without the parameters at these places; `f[grid](…)` is a call too."""
-    edits = [Edit(*without_argument(source, *span(source, parameters(function)[at][0])), "") for at in unread]
+def without_parameters(
+    source: str, tree: ast.Module, functions: Sequence[ast.FunctionDef], unread: Mapping[str, Sequence[int]]
+) -> str:
+    """The functions and every call of them without the parameters at these places; `f[grid](…)` is a call too."""
+    places = [parameters(f)[at][0] for f in functions for at in unread.get(f.name, ())]
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = node.func.value if isinstance(node.func, ast.Subscript) else node.func
-            if isinstance(called, ast.Name) and called.id == function.name:
-                edits += [Edit(*without_argument(source, *span(source, node.args[at])), "") for at in unread]
-    return applied(source, edits)
+            if isinstance(called, ast.Name):
+                places += [node.args[at] for at in unread.get(called.id, ())]
+    return applied(source, [Edit(*without_argument(source, *span(source, place)), "") for place in places])
 
 
 def names_of(node: ast.stmt) -> set[str]:
