@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # torch finds operators by name when it loads a .pt2 file, so importing attnopt registers those that its graphs call.
-from attnopt.codegen.triton import triton_attention
+from attnopt.codegen.triton import packed_attention, triton_attention
 from attnopt.runtime import dynamic_int8, flex, local
 from attnopt.version import VERSION as __version__
 
@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'attnopt' has no attribute '{name}'")
 
 
-__all__ = [*_HOMES, "__version__", "dynamic_int8", "flex", "local", "triton_attention"]
+__all__ = [*_HOMES, "__version__", "dynamic_int8", "flex", "local", "packed_attention", "triton_attention"]
 
 
 def __dir__() -> list[str]:

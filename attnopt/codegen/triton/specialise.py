@@ -79,8 +79,13 @@ def fill(source: str, holes: Mapping[str, str]) -> str:
 
 
 def decide(source: str, values: dict[str, Value]) -> str:
-    """Write out the first `if` whose test is known, or the first `for` over one known number, which then is known too."""
+    """Write out the first `if` whose test is known, or the first `for` over one known number, which then is known too.
+
+    Keyword arguments that are known to be False go.
+    """
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.keyword) and isinstance(node.value, ast.Name) and values.get(node.value.id) is False:
+            return applied(source, [Edit(*without_argument(source, *span(source, node)), "")])
         if isinstance(node, ast.If) and (known := truth(node.test, values)) is not None:
             return blocks_of(source).chosen(node, known)
         if isinstance(node, ast.For) and (only := single(node, values)) is not None and isinstance(node.target, ast.Name):
@@ -157,12 +162,21 @@ def pruned(source: str, keep: str) -> str:
         read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
         if edits := [Edit(*blocks_of(source).lines(node), "") for node in unread_assignments(function, read)]:
             return applied(source, edits)
-        unread = [at for at, (place, _) in enumerate(parameters(function)) if place.arg not in read]
+        unread = [at for at, (place, _) in enumerate(parameters(function)) if place.arg not in read or replaced(function, place.arg)]
         if unread and function.name != keep:
             return without_parameters(source, tree, function, unread)
     read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} | {keep}
     edits = [Edit(*blocks_of(source).lines(node), "") for node in tree.body if names_of(node) and not names_of(node) & read]
     return applied(source, edits)
+
+
+def replaced(function: ast.FunctionDef, name: str) -> bool:
+    """Whether the body sets a name before it reads it: then nothing depends on what is passed."""
+    uses = ((node, {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}) for node in function.body)
+    first = next((node for node, names in uses if name in names), None)
+    if not isinstance(first, ast.Assign) or not any(isinstance(t, ast.Name) and t.id == name for t in first.targets):
+        return False
+    return name not in {n.id for n in ast.walk(first.value) if isinstance(n, ast.Name)}
 
 
 def unread_assignments(function: ast.FunctionDef, read: set[str]) -> Iterator[ast.stmt]:

@@ -23,12 +23,24 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of queries of a program, keys of a step, warps of a program, and steps whose loads are in flight."""
+    """Rows of queries of a program, keys of a step, warps of a program, and steps whose loads are in flight.
+
+    persistent: as many programs as run at once, each of which takes items in turns. descriptors: the copy engine of Hopper and
+    later reads blocks of rows. specialised: some warps only read, the others only calculate.
+    """
 
     block_q: int
     block_k: int
     num_warps: int
     num_stages: int
+    persistent: bool = False
+    descriptors: bool = False
+    specialised: bool = False
+
+    @property
+    def programs(self) -> int:
+        """How many programs a multiprocessor has registers for: eight warps of 255, of which specialising adds four or more."""
+        return 1 if self.specialised else max(1, 8 // self.num_warps)
 
 
 ARCHITECTURES = {
