@@ -25,11 +25,11 @@ SPECIALISED = {64: Tile(128, 128, 4, 2, descriptors=True, specialised=True),
 def configurations(spec: AttentionSpec, form: Form, architecture: str) -> tuple[Tile, ...]:
     """The tiles to try, best first."""
     table = tiles(architecture, form.width, form.value_width, form.dtype)
-    if architecture not in COPY_ENGINE:
+    if architecture not in COPY_ENGINE or form.dtype == "float32":
         return table
     # Programs that take items in turns even out rows that see more keys than others.
-    table = tuple(replace(tile, persistent=key_range(from_rows(spec).mask).grows or form.packed) for tile in table)
-    if form.dtype == "float32" or form.width % VECTOR or form.value_width % VECTOR:
+    table = tuple(replace(tile, persistent=key_range(from_rows(spec).mask).grows) for tile in table)
+    if form.width % VECTOR or form.value_width % VECTOR:
         return table
     return (*specialised(spec, form, architecture), *(replace(tile, descriptors=True) for tile in table), *table)
 

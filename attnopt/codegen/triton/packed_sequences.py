@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnopt.codegen.triton.expressions import loads_of
 from attnopt.codegen.triton.prefill import expressions
+from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Index
 from attnopt.ir.reference import Attended, attend
 from attnopt.ir.spec import AttentionSpec
@@ -56,8 +57,6 @@ def reference_packed(
             made = attend(spec, one.q, one.k, one.v, **one.operands)
             output[one.rows], lse[:, one.rows] = made.output[0].transpose(0, 1), made.lse[0].to(lse.dtype)
         elif spec.sink is not None:
-            from attnopt.ir.evaluate import Grid, evaluate
-
-            grid = Grid(1, q.shape[1], one.q.shape[2], 0)
-            lse[:, one.rows] = evaluate(spec.sink.expr(0), grid, one.operands).to(lse.dtype).expand(1, -1, one.q.shape[2], 1)[0, ..., 0]
+            sink = evaluate(spec.sink.expr(0), Grid(1, q.shape[1], one.q.shape[2], 0), one.operands)
+            lse[:, one.rows] = sink.to(lse.dtype).expand(1, q.shape[1], one.q.shape[2], 1)[0, :, :, 0]
     return Attended(output, output.new_empty(0), lse)

@@ -16,7 +16,7 @@ from attnopt.codegen.triton.row_norms import NORMS, factor_line, gain_arguments,
 from attnopt.codegen.triton.row_norms import refusal as norm_refusal
 from attnopt.codegen.triton.specialise import Slot, Value, specialise
 from attnopt.codegen.triton.template import PREFILL, joined
-from attnopt.codegen.triton.tiles import Tile
+from attnopt.codegen.triton.tiles import SPLIT, Tile
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Const, Expr, Index, Load, substitute
 from attnopt.ir.site import Refusal
@@ -141,7 +141,7 @@ def constants(spec: AttentionSpec, form: Form, tile: Tile, backend: str, scope: 
         "CENTERED": norm is not None and (norm.word(0) == "layer" or norm.word("center") == "yes"),
         "D": form.width, "D_MAIN": d_main, "D_REST": d_rest, "D_PADDED": d_main + d_rest > form.width,
         "E": form.value_width, "E_MAIN": e_main, "E_REST": e_rest, "E_PADDED": e_main + e_rest > form.value_width,
-        "PRECISION": "tf32x3" if form.dtype == "float32" and backend == "cuda" else "ieee",
+        "PRECISION": "tf32x3" if form.dtype == "float32" and backend == "cuda" and max(form.width, form.value_width) <= SPLIT else "ieee",
         "PHASES": int(tile.specialised or scope.undecided is not None and scope.undecided == spec.mask and not scope.bounded),
         "RANGE": scope.bounded, "MASK": spec.mask is not None, "INNER_MASK": scope.undecided is not None,
         "LEADING": scope.leading is not None, "LEFT_EDGE": bool(scope.inner_first), "LONGEST_FIRST": scope.grows,

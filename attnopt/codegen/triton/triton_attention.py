@@ -49,7 +49,7 @@ def run_triton(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec:
 
 def form_of(q: Tensor, value_width: int, operands: Mapping[str, Tensor], lse: bool) -> Form:
     dtypes = tuple((name, str(x.dtype).removeprefix("torch.")) for name, x in operands.items())
-    return Form(q.shape[3], value_width, str(q.dtype).removeprefix("torch."), dtypes, lse)
+    return Form(q.shape[-1], value_width, str(q.dtype).removeprefix("torch."), dtypes, lse)
 
 
 def architecture(device: torch.device) -> str:
