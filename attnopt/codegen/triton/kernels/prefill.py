@@ -209,7 +209,8 @@ def attend(
                 if EDGE:
                     o_j = tl.minimum(o_j, kv_len - 1 - i_n * BLOCK_K)
             start = tl.cast(i_n, tl.int64) * BLOCK_K
-            p_kn = p_k + start * s_kn + o_j[None, :] * s_kn
+            if not DESCRIPTORS:
+                p_kn = p_k + start * s_kn + o_j[None, :] * s_kn
             if DESCRIPTORS:
                 b_k = tl.trans(load_block(d_k, i_first, i_h * key_heads // heads, k_row + i_n * BLOCK_K, 0, BLOCK_K, D_MAIN))
             else:
@@ -259,7 +260,8 @@ def attend(
                 b_decay = tl.exp2(b_top - b_safe)
                 b_sum = b_sum * b_decay + tl.sum(b_p, 1)
                 b_top = b_new
-            p_vn = p_v + start * s_vn + o_j[:, None] * s_vn
+            if not DESCRIPTORS:
+                p_vn = p_v + start * s_vn + o_j[:, None] * s_vn
             if DESCRIPTORS:
                 b_v = load_block(
                     d_v, i_first, i_h * value_heads // heads, k_row + i_n * BLOCK_K, 0, BLOCK_K, E_MAIN
