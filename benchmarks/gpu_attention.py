@@ -26,13 +26,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # attnopt need 
 
 import harness
 import torch
+from gpu.ahead import compile_ahead
 from gpu.ceilings import Ceilings, ceilings
 from gpu.device import described, unusable
 from gpu.goals import goal_lines
 from gpu.measure import NOT_MEASURED, Row, measured
 from gpu.order import rows, small
-from gpu.peers import OURS
+from gpu.ours import OURS
 from gpu.table import COMMAND, as_text, cells, markdown
+
+from attnopt.codegen.triton.triton_attention import architecture
 
 NAME = "gpu_attention"
 
@@ -76,12 +79,15 @@ def main() -> None:
         return
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cases = small(rows()) if asked.small else rows()
+    if device.type == "cuda" and (late := compile_ahead(cases, architecture(device))):
+        print(late)
     about, top = described(device), ceilings(device)
     print(*notes(about, top), sep="\n", flush=True)
     folders = [Path(asked.out)] if asked.out else []
     folders += [] if asked.small else [harness.RESULTS]
     found: list[Row] = []
-    for row in measured(small(rows()) if asked.small else rows(), device, started + asked.seconds):
+    for row in measured(cases, device, started + asked.seconds):
         found.append(row)
         if not row.state or row.seconds:
             print(f"{time.monotonic() - started:4.0f} s  " + "  ".join(c for c in cells(row, found, top) if c), flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import gpu_attention
 import pytest
 import torch
+from gpu.ahead import compile_one, families
 from gpu.case import MASKS, STORED, Case, cache_bytes, flops, make, pairs
 from gpu.ceilings import Ceilings
 from gpu.clock import in_turn
@@ -50,9 +51,19 @@ def test_every_code_path_on_tiny_shapes(tmp_path):
         assert "attnopt" in row["seconds"] and row["error"] < 2e-2, row
         if cache == "bf16":  # FlexAttention says all of them, and torch's flash all but soft caps
             assert {"flex", *(["flash"] if mask != "softcap" else [])} <= row["seconds"].keys(), (kind, row)
+        assert ("attnopt masked" in row["seconds"]) == (mask == "documents")
     assert record["device"]["versions"].keys() >= {"attnopt", "torch", "triton"}
     assert (tmp_path / "gpu_attention.md").read_text().startswith("# Attention on a GPU")
     assert "prefill window d64 48 x 1" in ended.stdout
+
+
+def test_kernels_are_compiled_ahead_from_tensors_that_hold_nothing():
+    """For every family a form that the operators would ask for; one of them compiled."""
+    found = families(rows())
+    assert len(found) == 3 * len(MASKS) + len(STORED)
+    for case in found:
+        assert make(case, torch.device("meta"), None).q.shape == (case.batch, case.heads, case.q_len, case.width)
+    compile_one(next(c for c in found if c.mask == "softcap" and c.width == 64), "sm_80")
 
 
 def test_politely_without_a_gpu():

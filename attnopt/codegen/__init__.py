@@ -11,6 +11,7 @@ from attnopt.codegen.library.onnx_attention import OnnxAttention
 from attnopt.codegen.library.sdpa import Sdpa
 from attnopt.codegen.library.summed import Summed
 from attnopt.codegen.lowering import Lowering
+from attnopt.codegen.triton.lowerings.triton_decode import TritonDecode
 from attnopt.codegen.triton.lowerings.triton_prefill import TritonPrefill
 
 SINGLE: tuple[Lowering, ...] = (
@@ -24,5 +25,5 @@ SINGLE: tuple[Lowering, ...] = (
     OnnxAttention(),
 )
 # These are tried for targets with a GPU only: on a CPU they compute no more than what they mean.
-ON_GPU: tuple[Lowering, ...] = (TritonPrefill(), Summed(TritonPrefill()))
+ON_GPU: tuple[Lowering, ...] = (TritonDecode(), TritonPrefill(), Summed(TritonPrefill()))
 LOWERINGS: tuple[Lowering, ...] = (*SINGLE, *(Summed(kernel) for kernel in SINGLE), *ON_GPU)

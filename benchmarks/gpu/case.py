@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -96,13 +97,23 @@ class Data:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Of the documents of all rows of the batch, one after the other; empty without documents."""
+        """Of the documents of all rows of the batch, one after the other, or of the whole rows."""
         if "document" not in self.operands:
-            return []
+            return [self.q.shape[2]] * self.q.shape[0]
         return [int(n) for row in self.operands["document"] for n in torch.unique_consecutive(row, return_counts=True)[1]]
 
+    @cached_property
+    def starts(self) -> Tensor:
+        """Where each of them starts, and the end: int32."""
+        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=self.q.device)
 
-def make(case: Case, device: torch.device, generator: torch.Generator, dtype: torch.dtype = DTYPE) -> Data:
+    @cached_property
+    def rows(self) -> list[Tensor]:
+        """q, k and v as packed sequences [rows of all, H, D]."""
+        return [x.transpose(1, 2).flatten(0, 1).contiguous() for x in (self.q, self.k, self.v)]
+
+
+def make(case: Case, device: torch.device, generator: torch.Generator | None, dtype: torch.dtype = DTYPE) -> Data:
     """Fresh random tensors, made where they are needed."""
 
     def random(*shape: int) -> Tensor:
@@ -136,7 +147,7 @@ def codes(
     return made, scales, torch.full(groups, -levels / 2, device=device, dtype=torch.float16)
 
 
-def documents(case: Case, device: torch.device, generator: torch.Generator) -> Tensor:
+def documents(case: Case, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """int32 [B, L]: which of DOCUMENTS documents of random lengths a position is in."""
     cuts = torch.rand((case.batch, DOCUMENTS - 1), device=device, generator=generator).mul(case.kv_len).long().sort(1)[0]
     places = torch.arange(case.kv_len, device=device).expand(case.batch, -1).contiguous()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gpu.case import Case
 from gpu.ceilings import Ceilings
 from gpu.measure import NOT_MEASURED, Row
-from gpu.peers import OURS
+from gpu.ours import OURS
 from gpu.rates import on_bf16, ratio, share
 
 Value = Callable[[Row, Sequence[Row], Ceilings], float | None]

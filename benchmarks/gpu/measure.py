@@ -14,7 +14,8 @@ import torch
 from gpu.case import Case, cache_bytes, flops, make
 from gpu.check import ALLOWED, APART, apart, error
 from gpu.clock import in_turn
-from gpu.peers import OURS, GpuLost, finish, first_line, ready
+from gpu.ours import OURS, kernels
+from gpu.peers import GpuLost, finish, first_line, ready
 
 Errors = dict[tuple[str, str, int, str], float]
 NOT_REACHED, NOT_MEASURED = "not reached", "not measured"
@@ -87,7 +88,7 @@ def one(case: Case, device: torch.device, generator: torch.Generator, errors: Er
     data = make(case, device, generator)
     calls, refused = ready(case, data)
     work = flops(case, data) if case.kind == "prefill" else cache_bytes(data)
-    peer = next((name for name in calls if name != OURS), None)
+    peer = next((name for name in calls if name not in kernels(case)), None)
     difference = apart(calls[OURS](), calls[peer]()) if peer and OURS in calls else None
     seconds = in_turn(calls) if calls else {}
     return Row(case, seconds, {**reasons, **refused}, work, errors.get(case.family), difference)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gpu.case import Case, Data
 from gpu.flex import flex
-from gpu.ours import ours
+from gpu.ours import Prepare, kernels
 from gpu.sdpa import BACKENDS, NotSaid, sdpa, varlen
 
 OURS = "attnopt"
@@ -26,10 +26,10 @@ class GpuLost(Exception):
     """The GPU answers no more: nothing after this can be measured in this process."""
 
 
-def contenders(case: Case) -> dict[str, Callable[[Case, Data], Callable[[], Tensor]]]:
+def contenders(case: Case) -> dict[str, Prepare]:
     """Low-precision caches have no peers."""
     named = {name: peer for name, peer in PEERS.items() if case.cache == "bf16" and (name != "varlen" or case.mask in PACKED)}
-    return {**named, OURS: ours}
+    return named | kernels(case)
 
 
 def ready(case: Case, data: Data) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:

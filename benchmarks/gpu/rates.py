@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gpu.case import Case
 from gpu.ceilings import Ceilings
 from gpu.measure import Row
-from gpu.peers import OURS
+from gpu.ours import OURS
 
 UNITS = {"prefill": ("TFLOP/s", 1e12), "decode": ("GB/s", 1e9)}
 
@@ -30,7 +30,7 @@ def peers(row: Row, rows: Sequence[Row]) -> dict[str, float]:
     """Seconds of the contenders that are not ours. A cache that no library can read is compared with theirs on a bf16 one."""
     twin = row if row.case.cache == "bf16" else on_bf16(row, rows)
     suffix = "" if twin is row else " on bf16"
-    return {} if twin is None else {f"{name}{suffix}": s for name, s in twin.seconds.items() if name != OURS}
+    return {} if twin is None else {f"{name}{suffix}": s for name, s in twin.seconds.items() if not name.startswith(OURS)}
 
 
 def ratio(row: Row, rows: Sequence[Row], *names: str) -> float | None:

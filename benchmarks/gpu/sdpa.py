@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -66,9 +65,7 @@ def varlen(case: Case, data: Data) -> Callable[[], Tensor]:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as failure:
         raise NotSaid("this torch has no varlen_attn") from failure
-    lengths = data.lengths if case.mask == "documents" else [case.kv_len] * case.batch
-    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=data.q.device)
-    packed = [x.transpose(1, 2).flatten(0, 1).contiguous() for x in (data.q, data.k, data.v)]
+    rows, starts, longest = data.rows, data.starts, max(data.lengths)
     known = inspect.signature(varlen_attn).parameters
     options: dict[str, object] = {"scale": case.width**-0.5} if "scale" in known else {}
     if "window_size" in known:
@@ -79,7 +76,7 @@ def varlen(case: Case, data: Data) -> Callable[[], Tensor]:
         raise NotSaid("this torch's varlen_attn has no windows")
 
     def call() -> Tensor:
-        out = varlen_attn(*packed, ends, ends, max(lengths), max(lengths), **options)
+        out = varlen_attn(*rows, starts, starts, longest, longest, **options)
         return out.unflatten(0, (case.batch, -1)).transpose(1, 2)
 
     return call

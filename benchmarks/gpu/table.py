@@ -10,7 +10,7 @@ from gpu.ceilings import Ceilings
 from gpu.goals import COLUMNS as GOAL_COLUMNS
 from gpu.goals import goal_lines
 from gpu.measure import NOT_MEASURED, NOT_REACHED, Row
-from gpu.peers import OURS
+from gpu.ours import OURS
 from gpu.rates import UNITS, peers, rate, ratio, share
 
 COLUMNS = ("case", OURS, "best peer", "ratio", "to flex", "share", "all contenders", "difference")

@@ -4,7 +4,8 @@
     decode_attention(q, cache, "softmax scale(0.1) cache(k=int8, v=int8)")           ->   o [B, H, Q, E]
 
 Triton is imported when the operator first runs. Under its interpreter (TRITON_INTERPRET=1, set before Triton is imported) it runs
-on CPU tensors, bfloat16 as float32, because the interpreter's products of bfloat16 are wrong.
+on CPU tensors, bfloat16 as float32, because the interpreter's products of bfloat16 are wrong. Without it CPU tensors take the
+reference.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from attnopt.codegen.triton.decode import DecodeForm, emit, supports
 from attnopt.codegen.triton.decode_cache import cache_problem
 from attnopt.codegen.triton.decode_tiles import INTERPRETED, block_rows, decode_tiles
 from attnopt.codegen.triton.emitted import load
-from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile
-from attnopt.codegen.triton.triton_attention import architecture, read, refuse_gradients
+from attnopt.codegen.triton.tiles import ARCHITECTURES
+from attnopt.codegen.triton.triton_attention import architecture, operands_of
 from attnopt.errors import InputMismatch
-from attnopt.ir.kv_cache import Cache
+from attnopt.ir.kv_cache import Cache, attend_cache
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec, as_spec
 
@@ -53,7 +54,7 @@ def decode_attention(
     parsed = as_spec(spec)
     if lacking := [name for name in parsed.operands if name not in operands]:
         raise InputMismatch(f"the spec loads '{lacking[0]}', which was not given", next_move=f"Pass {lacking[0]}=tensor.")
-    operator = triton_decode_lse if lse else triton_decode
+    operator = torch.ops.attnopt.triton_decode_lse if lse else torch.ops.attnopt.triton_decode
     found: Tensor | tuple[Tensor, Tensor] = operator(
         q, cache.k, cache.v, cache.k_scales, cache.k_zeros, cache.v_scales, cache.v_zeros, cache.pages, cache.lengths,
         [operands[name] for name in parsed.operands], str(parsed),
@@ -65,22 +66,29 @@ def run_decode(
     q: Tensor, cache: Cache, tensors: Sequence[Tensor], spec: AttentionSpec, lse: bool = False, splits: int = 0
 ) -> Any:
     """`decode_attention` with operands in the order of `spec.operands`; splits: programs that share the keys, 0 for a good number."""
-    if (reason := missing()) is not None:
+    on_cpu = q.device.type == "cpu" and not interpreted()
+    if (reason := missing()) is not None and not on_cpu:
         raise InputMismatch(reason, where=str(spec), next_move="pip install triton, or choose another kernel.")
     emulated = interpreted() and q.dtype == torch.bfloat16
     given = widened(cache) if emulated else cache
     dtype = torch.float32 if emulated else q.dtype
-    form = form_of(q, given, dict(zip(spec.operands, tensors, strict=True)), dtype, lse, spec)
-    if (refused := supports(spec, form)) is not None:
+    operands = dict(zip(operands_of(spec), tensors, strict=True))
+    form = form_of(q, given, operands, dtype, lse, spec)
+    if (refused := refusal(spec, form)) is not None:
         raise InputMismatch(str(refused), where=str(spec), next_move="Another kernel may compute it: attnopt.attention(…).")
     if (problem := cache_problem(spec, form, q, given)) is not None:
         raise InputMismatch(
             problem, where=str(spec.cache or spec), next_move="attnopt.ir.kv_cache.pack_cache makes a cache that fits."
         )
+    if on_cpu:
+        found = attend_cache(spec, q.float(), cache, **operands)
+        output = found.output.to(q.dtype).contiguous()
+        return (output, found.lse) if lse else output
     module = kernel(spec, form, architecture(q.device), rows_of(q, given))
     parts = (given.k_scales, given.k_zeros, given.v_scales, given.v_zeros, given.pages, given.lengths)
     held = [x.contiguous() for x in parts if x is not None]
-    made = module.attention(q.to(dtype), given.k, given.v, *tensors, *held, splits=splits)
+    with torch.cuda.device_of(q):  # Triton launches on the current GPU
+        made = module.attention(q.to(dtype), given.k, given.v, *tensors, *held, splits=splits)
     return made if not emulated else (made[0].to(q.dtype), made[1]) if lse else made.to(q.dtype)
 
 
@@ -110,51 +118,19 @@ def rows_of(q: Tensor, cache: Cache) -> int:
 
 @functools.lru_cache(maxsize=256)
 def kernel(spec: AttentionSpec, form: DecodeForm, name: str, rows: int) -> Any:
-    """The module that was emitted for a spec on an architecture."""
+    """The module that was emitted for a spec on an architecture: with the first tile that the compiler accepts without spills, or
+    the last of the table where it accepts none."""
+    block_q = block_rows(rows)
     if name == "interpreted":
-        return load(emit(spec, form, replace(INTERPRETED, block_q=block_rows(rows))))
-    return load(emit(spec, form, fitting(spec, form, name, block_rows(rows)), ARCHITECTURES[name].backend))
+        return load(emit(spec, form, replace(INTERPRETED, block_q=block_q)))
+    from attnopt.codegen.triton.kernel_cache import compiled_decode
+
+    best = compiled_decode(spec, form, name, block_q)
+    if isinstance(best, Refusal):
+        return load(emit(spec, form, decode_tiles(name, spec, form, block_q)[-1], ARCHITECTURES[name].backend))
+    return load(best.source)
 
 
 @functools.lru_cache(maxsize=256)
-def fitting(spec: AttentionSpec, form: DecodeForm, name: str, block_q: int) -> Tile:
-    """The first tile that the compiler accepts without spills; the last of the table where none is."""
-    from attnopt.codegen.triton.decode_compile import compile_best
-
-    best = compile_best(spec, form, name, block_q)
-    return decode_tiles(name, spec, form, block_q)[-1] if isinstance(best, Refusal) else best.tile
-
-
-@torch.library.custom_op("attnopt::triton_decode", mutates_args=())
-def triton_decode(
-    q: Tensor, k: Tensor, v: Tensor, k_scales: Tensor | None, k_zeros: Tensor | None, v_scales: Tensor | None, v_zeros: Tensor | None,
-    pages: Tensor | None, lengths: Tensor | None, operands: list[Tensor], spec: str,
-) -> Tensor:  # fmt: skip
-    """See `decode_attention`; the parts of its cache one by one, operands in the order of the spec."""
-    cache = Cache(k, v, k_scales, k_zeros, v_scales, v_zeros, pages, lengths)
-    made: Tensor = run_decode(q, cache, operands, read(spec))
-    return made
-
-
-@torch.library.custom_op("attnopt::triton_decode_lse", mutates_args=())
-def triton_decode_lse(
-    q: Tensor, k: Tensor, v: Tensor, k_scales: Tensor | None, k_zeros: Tensor | None, v_scales: Tensor | None, v_zeros: Tensor | None,
-    pages: Tensor | None, lengths: Tensor | None, operands: list[Tensor], spec: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The output and the log-sum-exp of each row."""
-    o, lse = run_decode(q, Cache(k, v, k_scales, k_zeros, v_scales, v_zeros, pages, lengths), operands, read(spec), lse=True)
-    return o, lse
-
-
-@triton_decode.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-    return q.new_empty((*q.shape[:-1], value_width(v, read(rest[-1]))))
-
-
-@triton_decode_lse.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty((*q.shape[:-1], value_width(v, read(rest[-1])))), q.new_empty(q.shape[:-1], dtype=torch.float32)
-
-
-for operator in (triton_decode, triton_decode_lse):
-    operator.register_autograd(lambda ctx, *gradients: None, setup_context=refuse_gradients)
+def refusal(spec: AttentionSpec, form: DecodeForm) -> Refusal | None:
+    return supports(spec, form)

@@ -5,6 +5,7 @@ cache(k=int8, v=int4, group=32), rows of 128   ->   k: Side(int8, 128, token), v
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -54,6 +55,7 @@ class Side:
         return min(((p, -(-self.stored // p)) for p in (64, 32, 16)), key=lambda found: found[0] * found[1] + 4 * found[1])
 
 
+@functools.lru_cache(maxsize=256)
 def side_of(spec: AttentionSpec, form: Form, side: str) -> Side:
     """What the spec's cache says of k or v, in the terms of the kernel."""
     width = form.width if side == "k" else form.value_width

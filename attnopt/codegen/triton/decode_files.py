@@ -12,8 +12,8 @@ from pathlib import Path
 from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.decode import needed, supports
 from attnopt.codegen.triton.decode_cache import Side, side_of
-from attnopt.codegen.triton.decode_compile import compile_best, compile_merge
 from attnopt.codegen.triton.files import LENGTH, SUFFIXES, operand_lines, resources
+from attnopt.codegen.triton.kernel_cache import compiled_decode, compiled_merge
 from attnopt.codegen.triton.prefill import Form
 from attnopt.codegen.triton.tiles import ARCHITECTURES
 from attnopt.ir.packing import tokens_per_scale
@@ -46,10 +46,10 @@ def write(spec: AttentionSpec, form: Form, architecture: str, folder: Path, name
     """Write the files of one spec into an existing folder; nothing is written where it is refused."""
     if (refused := supports(spec, form)) is not None:
         return refused
-    made = compile_best(spec, form, architecture)
+    made = compiled_decode(spec, form, architecture)
     if isinstance(made, Refusal):
         return made
-    merge = compile_merge(spec, form, architecture, made.tile)
+    merge = compiled_merge(spec, form, architecture, made.tile)
     if isinstance(merge, Refusal):
         return merge
     assembly, binary = SUFFIXES[ARCHITECTURES[architecture].backend]

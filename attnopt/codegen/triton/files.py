@@ -68,6 +68,8 @@ def resources(spec: AttentionSpec, form: Form, made: Compiled) -> dict[str, obje
         "registers": made.registers,
         "spilled_bytes": made.spills,
         "shared_memory_bytes": made.shared_memory,
+        "copy_engine": made.copy_engine,
+        "specialised_warps": made.specialised,
         "tensor_core_instructions": list(made.tensor_cores),
         "triton": triton.__version__,
     }

@@ -24,16 +24,19 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 import attnopt
+from attnopt.codegen.triton import decode_compile
 from attnopt.codegen.triton.compile import Compiled, compile_best
+from attnopt.codegen.triton.configurations import configurations
+from attnopt.codegen.triton.decode_tiles import decode_tiles
 from attnopt.codegen.triton.prefill import Form
-from attnopt.codegen.triton.tiles import Tile, tiles
+from attnopt.codegen.triton.tiles import Tile
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.version import VERSION
@@ -49,17 +52,34 @@ PLACES = ("TRITON_CACHE_DIR", "TRITON_HOME", "TRITON_DUMP_DIR", "TRITON_OVERRIDE
 
 
 def compiled(spec: AttentionSpec, form: Form, architecture: str) -> Compiled | Refusal:
-    """`compile_best`, from the cache where it has been asked before. Refusals are not kept: another compiler may do better."""
-    candidates = tiles(architecture, form.width, form.value_width, form.dtype)
-    question = {
-        "family": "prefill", "spec": str(spec), "form": asdict(form), "architecture": architecture,
-        "tiles": [asdict(tile) for tile in candidates],
+    """`compile.compile_best`, from the cache where it has been asked before."""
+    tried = configurations(spec, form, architecture)
+    return kept(question("prefill", spec, form, architecture, tried), lambda: compile_best(spec, form, architecture))
+
+
+def compiled_decode(spec: AttentionSpec, form: Form, architecture: str, block_q: int = 16) -> Compiled | Refusal:
+    """`decode_compile.compile_best`, from the cache where it has been asked before."""
+    tried = decode_tiles(architecture, spec, form, block_q)
+    asked = question("decode", spec, form, architecture, tried)
+    return kept(asked, lambda: decode_compile.compile_best(spec, form, architecture, block_q))
+
+
+def compiled_merge(spec: AttentionSpec, form: Form, architecture: str, tile: Tile) -> Compiled | Refusal:
+    """`decode_compile.compile_merge`, from the cache where it has been asked before."""
+    asked = question("merge", spec, form, architecture, [tile])
+    return kept(asked, lambda: decode_compile.compile_merge(spec, form, architecture, tile))
+
+
+def question(family: str, spec: AttentionSpec, form: Form, architecture: str, tried: Iterable[Tile]) -> dict[str, object]:
+    """What a kernel is asked for, as JSON can write it."""
+    return {
+        "family": family, "spec": str(spec), "form": asdict(form), "architecture": architecture,
+        "tiles": [asdict(tile) for tile in tried],
     }  # fmt: skip
-    return kept(question, lambda: compile_best(spec, form, architecture))
 
 
 def kept(question: Mapping[str, object], make: Callable[[], Compiled | Refusal]) -> Compiled | Refusal:
-    """The entry for a question, which is made where it is missing or damaged."""
+    """The entry for a question, which is made where it is missing or damaged. Refusals are not kept: it may have been the disk."""
     key = digest(question)
     try:
         path = folder() / f"{key}.zip"

@@ -16,6 +16,7 @@ from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.decode import DecodeForm
 from attnopt.codegen.triton.files import write
 from attnopt.codegen.triton.prefill import Form
+from attnopt.codegen.triton.row_norms import gains
 from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec
 
@@ -63,4 +64,11 @@ def form_of(site: Site, dtype: str | None = None) -> Form | Refusal:
     if not isinstance(width, int) or not isinstance(value_width, int):
         return Refusal(f"rows of {width} and {value_width} channels: a kernel needs numbers", site.name)
     operands = tuple((name, site.operands[name].value.dtype) for name in site.spec.operands if name in site.operands)
-    return Form(width, value_width, dtype or site.q.value.dtype, operands)
+    return Form(width, value_width, dtype or site.q.value.dtype, operands, limits=limits_of(site))
+
+
+def limits_of(site: Site) -> tuple[tuple[str, float], ...]:
+    """The largest magnitude in each gain of a norm that is a weight of the model: what bounds the scores."""
+    named = [name for name in gains(site.spec.qk_norm).values() if name in site.operands]
+    loads = {name: load for name in named if (load := site.operands[name].value.load) is not None}
+    return tuple((name, float(load().abs().max())) for name, load in loads.items())

@@ -16,6 +16,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from attnopt.codegen.triton.source_edits import Edit, applied, blocks_of, span, with_default, without_argument
 
@@ -87,18 +88,43 @@ def fill(source: str, holes: Mapping[str, str]) -> str:
 
 
 def decide(source: str, values: dict[str, Value]) -> str:
-    """Write out the first `if` whose test is known, or the first `for` over one known number, which then stands for its name."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.If) and (known := truth(node.test, values)) is not None:
-            return blocks_of(source).chosen(node, known)
-        if isinstance(node, ast.For) and (only := single(node, values)) is not None and isinstance(node.target, ast.Name):
+    """Write out each outermost `if` whose test is known, and `for` over one known number, which then stands for its name.
+
+    Keyword arguments that are known to be False go, and terms that are zero, where nothing else is left to decide.
+    """
+    found: list[tuple[ast.If | ast.For, bool]] = []
+    edits: list[Edit] = []
+    inside = 0  # the last line of what is decided already
+    for node in decidable(ast.parse(source)):
+        if isinstance(node, ast.keyword):
+            if isinstance(node.value, ast.Name) and values.get(node.value.id) is False:
+                edits.append(Edit(*without_argument(source, *span(source, node)), ""))
+        elif isinstance(node, ast.BinOp):
+            if (same := without_zero(source, node)) is not None:
+                edits.append(Edit(*span(source, node), same))
+        elif node.lineno <= inside:
+            continue
+        elif isinstance(node, ast.If) and (known := truth(node.test, values)) is not None:
+            found.append((node, known))
+            inside = node.end_lineno or 0
+        elif isinstance(node, ast.For) and isinstance(node.target, ast.Name) and (only := single(node, values)) is not None:
             values[node.target.id] = only
             if named := [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == node.target.id and n is not node.target]:
                 return applied(source, [Edit(*span(source, n), str(only)) for n in named])
-            return blocks_of(source).inlined(node)
-        if isinstance(node, ast.BinOp) and (same := without_zero(source, node)) is not None:
-            return applied(source, [Edit(*span(source, node), same)])
+            found.append((node, True))
+            inside = node.end_lineno or 0
+    if not found:
+        return applied(source, edits)
+    for node, known in reversed(found):  # from the last line up, so that what stands above stays where it is
+        blocks = blocks_of(source)
+        source = blocks.chosen(node, known) if isinstance(node, ast.If) else blocks.inlined(node)
     return source
+
+
+def decidable(tree: ast.Module) -> list[Any]:
+    """What may be decided, in the order of the lines."""
+    found = [node for node in ast.walk(tree) if isinstance(node, (ast.If, ast.For, ast.keyword, ast.BinOp))]
+    return sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
 
 def truth(test: ast.expr, values: Mapping[str, Value]) -> bool | None:
@@ -183,17 +209,37 @@ def listed(source: str, place: ast.AST, names: Sequence[str]) -> Edit:
 
 def pruned(source: str, keep: str) -> str:
     """Without assignments, parameters, functions, constants and imports that nothing reads."""
-    tree, blocks = ast.parse(source), blocks_of(source)
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    reads = [(f, {n.id for n in ast.walk(f) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}) for f in functions]
-    if edits := [Edit(*blocks.lines(node), "") for f, read in reads for node in unread_assignments(f, read)]:
+    tree = ast.parse(source)
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} | {keep}
+    if edits := [Edit(*blocks_of(source).lines(node), "") for node in tree.body if names_of(node) and not names_of(node) & names]:
         return applied(source, edits)
-    unread = {f.name: [at for at, (place, _) in enumerate(parameters(f)) if place.arg not in read] for f, read in reads}
-    unread.pop(keep, None)
-    if any(unread.values()):
-        return without_parameters(source, tree, functions, unread)
-    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} | {keep}
-    return applied(source, [Edit(*blocks.lines(node), "") for node in tree.body if names_of(node) and not names_of(node) & read])
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    edits = []
+    unread: dict[str, list[int]] = {}
+    for function in functions:
+        read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        edits += [Edit(*blocks_of(source).lines(node), "") for node in unread_assignments(function, read)]
+        if function.name != keep:
+            places = enumerate(parameters(function))
+            set_again = {t.id for n in function.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+            unread[function.name] = [
+                at for at, (p, _) in places if p.arg not in read or (p.arg in set_again and replaced(function, p.arg))
+            ]
+    return applied(source, edits or without_parameters(source, tree, functions, unread))
+
+
+def replaced(function: ast.FunctionDef, name: str) -> bool:
+    """Whether the body sets a name before it reads it: then nothing depends on what is passed."""
+    for node in function.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return not reads(node.value, name)
+        if reads(node, name):
+            return False
+    return False
+
+
+def reads(tree: ast.AST, name: str) -> bool:
+    return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(tree))
 
 
 def unread_assignments(function: ast.FunctionDef, read: set[str]) -> Iterator[ast.stmt]:
@@ -207,15 +253,18 @@ def unread_assignments(function: ast.FunctionDef, read: set[str]) -> Iterator[as
 
 def without_parameters(
     source: str, tree: ast.Module, functions: Sequence[ast.FunctionDef], unread: Mapping[str, Sequence[int]]
-) -> str:
+) -> list[Edit]:
     """The functions and every call of them without the parameters at these places; `f[grid](…)` is a call too."""
-    places = [parameters(f)[at][0] for f in functions for at in unread.get(f.name, ())]
+    edits: list[Edit] = []
+    for function in functions:
+        places = parameters(function)
+        edits += [Edit(*without_argument(source, *span(source, places[at][0])), "") for at in unread.get(function.name, ())]
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = node.func.value if isinstance(node.func, ast.Subscript) else node.func
             if isinstance(called, ast.Name):
-                places += [node.args[at] for at in unread.get(called.id, ())]
-    return applied(source, [Edit(*without_argument(source, *span(source, place)), "") for place in places])
+                edits += [Edit(*without_argument(source, *span(source, node.args[at])), "") for at in unread.get(called.id, ())]
+    return edits
 
 
 def names_of(node: ast.stmt) -> set[str]:
