@@ -105,7 +105,7 @@ def test_no_damage_is_believed(tmp_path):
     for at in range(0, len(content), 7):
         path.write_bytes(content[:at])
         assert read(path, "key") is None
-    for at in range(len(content)):
+    for at in range(0, len(content), 3):
         path.write_bytes(content[:at] + bytes([content[at] ^ generator.randrange(1, 256)]) + content[at + 1 :])
         assert read(path, "key") in (None, SMALL)
 

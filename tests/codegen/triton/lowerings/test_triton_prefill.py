@@ -20,8 +20,7 @@ from attnopt.codegen.triton.lowerings.triton_prefill import TritonPrefill
 from attnopt.errors import InputMismatch, UnsupportedFormat
 from attnopt.ir.spec import parse
 
-TRIED = ("other_widths", "one_query", "grouped", "causal_more_keys", "padding_mean", "bias_and_mask", "two_biases", "softcap_bias",
-         "half_padding", "tensor_scale", "sink", "sigmoid", "length")  # fmt: skip
+TRIED = ("other_widths", "grouped", "padding_mean", "bias_and_mask", "half_padding", "tensor_scale", "sink", "sigmoid", "length")
 REFUSED = {"sigmoid": "the normaliser is sigmoid, not softmax"}
 ELSEWHERE = """
 import sys, torch, attnopt
