@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ bench: install
 	$(BIN)/python benchmarks/encoders_cpu.py
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/window.py
+
+# On a machine with a GPU, where torch and Triton are those of the GPU; says so and does nothing elsewhere.
+bench-gpu:
+	python benchmarks/gpu_attention.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 # torch finds operators by name when it loads a .pt2 file, so importing attnopt registers those that its graphs call.
-from attnopt.codegen.triton import triton_attention
+from attnopt import operators
 from attnopt.runtime import dynamic_int8, flex, local
 from attnopt.version import VERSION as __version__
 
 _HOMES = {
     "inspect": "attnopt.api",
     "optimize": "attnopt.api",
+    "kernels": "attnopt.api",
     "load": "attnopt.api",
     "Optimized": "attnopt.api",
     "attention": "attnopt.runtime.attention",
@@ -30,7 +31,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'attnopt' has no attribute '{name}'")
 
 
-__all__ = [*_HOMES, "__version__", "dynamic_int8", "flex", "local", "triton_attention"]
+__all__ = [*_HOMES, "__version__", "dynamic_int8", "flex", "local", "operators"]
 
 
 def __dir__() -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnopt.cost.target import load_target
-from attnopt.errors import BudgetError, OutputNotWritable, UnknownPass, UnsupportedFormat
+from torch import Tensor
+
+from attnopt.cost.target import Target, load_target
+from attnopt.emission import emit_kernels, require_kernels
+from attnopt.errors import BudgetError, UnknownPass
 from attnopt.ir.block import Block
 from attnopt.ir.cost import cost
 from attnopt.ir.dims import evaluate as evaluate_dim
@@ -66,7 +69,8 @@ def optimize(
     target: a name of `attnopt targets`, with a runtime if wanted ("cpu+onnxruntime").
     budget: largest allowed loss in the output's natural metric; 0 allows exact rewrites only.
     calibration: inputs on which the loss is measured (a list of input dicts, or a path to .npz); default: the example inputs.
-    select: "measure" (time each kernel, keep what is faster; default), "model" (predict), "always" (every exact rewrite).
+    select: "measure" (time each kernel, keep what is faster), "model" (predict), "always" (every exact rewrite); default: measure
+    where the target is this machine's CPU, or the GPU that the example inputs are on, else predict.
     passes: names to restrict the rewrites to; default all.
 
     The result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves.
@@ -84,12 +88,13 @@ def optimize(
         target=machine.name,
         runtime=runtime or opened.runtime,
         opset=opened.opset,
-        select=select or ("measure" if machine.name == "cpu" else "model"),
+        select=select or ("measure" if at_hand(machine, opened.inputs) else "model"),
         budget=float(budget),
         passes=chosen,
         inputs=opened.inputs,
         calibration=opened.batches(calibration),
         output_name=opened.output_name,
+        kind=machine.kind,
     )
     host, report = run(opened.host, request)
     return Optimized(opened, host, report)  # type: ignore[arg-type]  # a copy of opened.host
@@ -110,24 +115,19 @@ def kernels(
     Per kernel: a Python file that imports torch and triton only, assembly, binary, a JSON of resources, and an example. The folder
     is made where it is missing. Returns what was written or refused, and for which sites.
     """
-    from attnopt.codegen.triton.availability import missing
-    from attnopt.codegen.triton.site_kernels import write_kernels
-    from attnopt.codegen.triton.tiles import ARCHITECTURES
-
-    machine, _ = load_target(target)
-    if machine.arch not in ARCHITECTURES:
-        raise UnsupportedFormat(f"there are no Triton kernels for '{machine.name}'", next_move="Name a target with a GPU: h200.")
-    if (reason := missing()) is not None:
-        raise UnsupportedFormat(reason, next_move="Install it: pip install triton.")
+    architecture = require_kernels(target)
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=False)
-    sites = recognise(opened.host.graph).sites
-    try:
-        Path(folder).mkdir(exist_ok=True)
-    except OSError as failure:
-        raise OutputNotWritable(
-            f"the folder '{folder}' cannot be made: {failure.strerror}", next_move="Choose another."
-        ) from None
-    return write_kernels(sites, machine.arch, Path(folder), dtype)
+    return emit_kernels(opened, folder, architecture, dtype)
+
+
+def at_hand(machine: Target, inputs: Mapping[str, Tensor] | None) -> bool:
+    """Whether the model runs on the target now: this CPU, or a GPU of its architecture that the example inputs are on."""
+    device = next((x.device for x in (inputs or {}).values() if x.device.type != "cpu"), None)
+    if device is None or machine.kind == "cpu":
+        return machine.kind == "cpu"
+    from attnopt.codegen.triton.triton_attention import named
+
+    return named(device) == machine.arch
 
 
 def passes_named(names: Sequence[str] | None) -> tuple[Pass, ...]:

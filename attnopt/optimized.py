@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from attnopt.emission import emit_kernels, require_kernels
 from attnopt.errors import AccuracyError, UnsupportedFormat
 from attnopt.hosts.fx import FxHost, load_pt2
 from attnopt.hosts.onnx import OnnxHost
@@ -19,6 +20,9 @@ from attnopt.plan.choose import apply_choices, choose
 from attnopt.plan.quality import first_floating, measured_loss, natural_metric
 from attnopt.plan.verify import difference, require_equal
 from attnopt.report.data import Report
+
+if TYPE_CHECKING:
+    from attnopt.codegen.triton.site_kernels import SiteKernel
 
 METADATA_KEY = "attnopt.report"
 
@@ -58,6 +62,15 @@ class Optimized:
                 next_move="Use .onnx, or .pt2 for a model that came from torch.",
             )
         return target
+
+    def kernels(self, folder: str | Path, *, target: str | None = None, dtype: str | None = None) -> tuple[SiteKernel, ...]:
+        """Write a Triton kernel for each distinct attention of the model, as `attnopt kernels` does for a file.
+
+        target: where the kernels shall run; default: what the model was optimised for. dtype: of q, k and v; default: the model's.
+        Returns what was written or refused, and for which sites. Raises UnsupportedFormat for a target without such kernels.
+        """
+        architecture = require_kernels(target or self.report.target)
+        return emit_kernels(self._opened, folder, architecture, dtype)
 
 
 def as_onnx(opened: Opened, host: FxHost, report: Report) -> OnnxHost:

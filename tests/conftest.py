@@ -18,11 +18,12 @@ torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 @pytest.fixture(autouse=True, scope="session")
 def exports(tmp_path_factory):
-    """One folder of ONNX exports for all processes of the session: see onnx_exports."""
+    """One folder of ONNX exports for all processes of the session: see onnx_exports. Another for compiled kernels."""
     root = tmp_path_factory.getbasetemp()
     folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "onnx_exports"
     folder.mkdir(exist_ok=True)
     os.environ["ATTNOPT_TEST_EXPORTS"] = str(folder)
+    os.environ["ATTNOPT_CACHE"] = str(folder.with_name("kernels"))
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from self_attention import SPEC, SelfAttention, example
 from torch import nn
 
 import attnopt
+from attnopt.api import at_hand
+from attnopt.cost.target import load_target
 from attnopt.errors import (
     BudgetError,
     InputMismatch,
@@ -199,3 +201,8 @@ def test_inputs_that_do_not_fit_an_onnx_model(kinds):
     ):
         with pytest.raises(InputMismatch, match=says):
             attnopt.optimize(kinds["proto"], inputs)
+
+
+def test_what_is_at_hand():
+    (cpu, _), (gpu, _), here = load_target("cpu"), load_target("h200"), {"x": torch.zeros(2)}
+    assert [at_hand(cpu, here), at_hand(cpu, None), at_hand(gpu, here), at_hand(gpu, None)] == [True, True, False, False]

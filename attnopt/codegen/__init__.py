@@ -13,6 +13,8 @@ from attnopt.codegen.library.sdpa import Sdpa
 from attnopt.codegen.library.summed import Summed
 from attnopt.codegen.library.wide_values import WideValues
 from attnopt.codegen.lowering import Lowering
+from attnopt.codegen.triton.lowerings.triton_decode import TritonDecode
+from attnopt.codegen.triton.lowerings.triton_prefill import TritonPrefill
 
 SINGLE: tuple[Lowering, ...] = (
     Sdpa(),
@@ -25,9 +27,12 @@ SINGLE: tuple[Lowering, ...] = (
     MultiHeadAttention(),
     OnnxAttention(),
 )
+# These are tried for targets with a GPU only: on a CPU they compute no more than what they mean.
+ON_GPU: tuple[Lowering, ...] = (TritonDecode(), TritonPrefill(), Summed(TritonPrefill()))
 LOWERINGS: tuple[Lowering, ...] = (
     *SINGLE,
     *(Summed(kernel) for kernel in SINGLE),
     HeadMixing(),
     HeadMixing("onnx"),
+    *ON_GPU,
 )

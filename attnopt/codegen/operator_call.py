@@ -12,8 +12,11 @@ from attnopt.ir.layout import Operand, size_of
 from attnopt.ir.site import Builder, Site, arrange
 
 
-def call_operator(operator: Any, site: Site, builder: Builder) -> Value:
-    """The output in the layout of the site's own. Key and value heads stay grouped; the operator is registered by its module."""
+def call_operator(operator: Any, site: Site, builder: Builder, between: tuple[Any, ...] = ()) -> Value:
+    """The output in the layout of the site's own. Key and value heads stay grouped; the operator is registered by its module.
+
+    between: what the operator takes after v and before the operands.
+    """
     a = site.axes
     heads = (*a["g"], *a["r"])
     q = arrange(builder, site.q, [a["b"], heads, a["q"], a["d"]], broadcast=True)
@@ -22,5 +25,5 @@ def call_operator(operator: Any, site: Site, builder: Builder) -> Value:
     layout = (a["b"], heads, a["q"], a["e"])
     loaded = [site.operands[name].value for name in site.spec.operands]
     shape = tuple(size_of(group) for group in layout)
-    out = builder.call(operator, q, k, v, loaded, str(site.spec), shape=shape, dtype=site.q.value.dtype)
+    out = builder.call(operator, q, k, v, *between, loaded, str(site.spec), shape=shape, dtype=site.q.value.dtype)
     return arrange(builder, Operand(out, layout), site.output.layout)

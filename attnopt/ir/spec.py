@@ -122,10 +122,11 @@ class AttentionSpec:
     def operands(self) -> tuple[str, ...]:
         """Names of the tensors that the spec reads besides q, k and v, in order of first use."""
         names: dict[str, None] = {}
+        clauses = self.clauses
         for field in fields(self):
             if field.name == "mask":
                 names |= dict.fromkeys(operands(self.mask))
-            for slot, clause in self.clauses:
+            for slot, clause in clauses:
                 if slot == field.name:
                     names |= dict.fromkeys(operands_of(clause))
         return tuple(names)

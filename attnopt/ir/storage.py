@@ -1,7 +1,8 @@
 """Rounding to storage types: one quantiser family for the operands of the products (`precision`) and for the cache (`cache`).
 
 Symmetric: x ~ round(x / s) * s, s = max|x| / (2^(b-1) - 1). Asymmetric: x ~ (round(x / s) - round(min / s)) * s, s = (max - min) /
-(2^b - 1). fp8 is E4M3, scaled so that the largest element becomes 448. Who shares a scale is an argument.
+(2^b - 1). fp8 is E4M3, scaled so that the largest element becomes 448. Who shares a scale is an argument, and so is its type.
+`packing` stores what `cache` says in its bits.
 
 Sources: "SageAttention2" (scale groups, smoothing), "AKVQ-VL" (groups of channels, clip, Hadamard), "ZipCache" (bits per token,
 channel balance), "QAQ" (outliers kept, levels in the middle of bins), "WKVQuant" (static channel shift and spread, current tokens
@@ -104,7 +105,8 @@ def stored(call: Call, x: Tensor, clause: Clause, side: str) -> Tensor:
     if bits is None and storage in FLOATS:
         return symmetric(x, storage, x)
     if bits is None and storage == "fp8":
-        return symmetric(x, storage, x.abs().amax(-1, keepdim=True))
+        step = fp8_step(x, clause, side)
+        return fp8((x / step).clamp(-FP8_MAX, FP8_MAX)) * step
     shift, spread = (call.operand_or_none(clause, f"{side}_{what}") for what in ("shift", "spread"))
     shift = torch.zeros_like(x) if shift is None else shift.unsqueeze(-2)
     spread = torch.ones_like(x) if spread is None else spread.unsqueeze(-2)
@@ -123,7 +125,7 @@ def asymmetric(x: Tensor, bits: Tensor, clause: Clause, side: str, call: Call) -
     """Uniform levels between the minimum and maximum of each scale group; tokens of 16 or more bits stay exact.
 
     x [B, H, K, D], bits [B, H, K, 1]. Scale groups: with axis=token `group` channels of one token, with axis=channel one channel of
-    all tokens with the same number of bits.
+    `group` tokens that follow each other and have the same number of bits; group=0 is all of them.
     """
     kept = x.abs() > outlier_threshold(x, clause.number("outliers"))
     clip = call.key_value(clause.expr("clip"))
@@ -139,16 +141,44 @@ def asymmetric(x: Tensor, bits: Tensor, clause: Clause, side: str, call: Call) -
             step = safe((high - low) / 2**count)
             rounded = low + (((x - low) / step).floor().clamp(0, 2**count - 1) + 0.5) * step
         else:
-            step = safe((high - low) / (2**count - 1))
-            zero = (low / step).round()
-            rounded = ((x / step).round() - zero).clamp(0, 2**count - 1).add(zero) * step
+            step, zero, most = steps(low, high, int(count), clause)
+            rounded = codes(x, step, zero, most).add(zero) * step
         result = torch.where(mine, rounded, result)
     return result
 
 
+def steps(low: Tensor, high: Tensor, bits: int, clause: Clause) -> tuple[Tensor, Tensor, int]:
+    """Of scale groups from low to high: the step and the number of its first level, as they are stored; the largest code."""
+    if clause.word("levels") == "symmetric":
+        top = max(1, 2 ** (bits - 1) - 1)
+        step = safe(held(torch.maximum(low.abs(), high.abs()) / top, clause))
+        return step, torch.full_like(step, -top), 2 * top
+    step = safe(held((high - low) / (2**bits - 1), clause))
+    return step, held((low / step).round(), clause), 2**bits - 1
+
+
+def codes(x: Tensor, step: Tensor, zero: Tensor, most: int) -> Tensor:
+    """The level of each number, 0 … most: x ~ (code + zero) * step."""
+    return ((x / step).round() - zero).clamp(0, most)
+
+
+def fp8_step(x: Tensor, clause: Clause, side: str) -> Tensor:
+    """What the numbers of each scale group are divided by."""
+    peak = extremes(x.abs(), x.abs(), clause.word(f"{side}_axis"), clause.count("group"))[1]
+    return safe(held(peak / FP8_MAX, clause))
+
+
+def held(x: Tensor, clause: Clause) -> Tensor:
+    """A step or a zero point in the type that `scales` names; what is larger than its largest number becomes that."""
+    largest = torch.finfo(FLOATS[clause.word("scales")]).max
+    return symmetric(x.clamp(-largest, largest), clause.word("scales"), x)
+
+
 def extremes(low: Tensor, high: Tensor, axis: str, group: int) -> tuple[Tensor, Tensor]:
+    """The smallest of low and the largest of high in each scale group, for every one of its members."""
     if axis == "channel":
-        return low.amin(-2, keepdim=True), high.amax(-2, keepdim=True)
+        low, high = extremes(low.mT, high.mT, "token", group)
+        return low.mT, high.mT
     width = low.shape[-1]
     group = group or width
     low, high = (

@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from attnopt.codegen import LOWERINGS
+from attnopt.codegen import LOWERINGS, ON_GPU
 from attnopt.codegen.lowering import Lowering
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
-from attnopt.plan.timing import in_turn
+from attnopt.plan.prediction import is_fused, predicted
+from attnopt.plan.timing import finished, in_turn
 from attnopt.report.data import Choice
 
 NOISE = 0.03  # a measured difference below this share is a tie
@@ -40,12 +41,12 @@ class Chosen:
     seconds_after: float | None = None
 
 
-def applicable(site: Site, host: Host, runtime: str, opset: int) -> tuple[list[Lowering], list[Choice]]:
-    """The lowerings that can compute the site here, and the others with their reasons."""
+def applicable(site: Site, host: Host, runtime: str, opset: int, kind: str = "cpu") -> tuple[list[Lowering], list[Choice]]:
+    """The lowerings that can compute the site on a target of this kind, and the others with their reasons."""
     fits: list[Lowering] = []
     refused: list[Choice] = []
     for lowering in LOWERINGS:
-        if lowering.host != host.kind:
+        if lowering.host != host.kind or (kind != "gpu" and lowering in ON_GPU):
             continue
         refusal = lowering.supports(site, runtime)
         if refusal is None and lowering.opset > opset > 0:
@@ -58,30 +59,38 @@ def applicable(site: Site, host: Host, runtime: str, opset: int) -> tuple[list[L
 
 
 def choose(
-    host: Host, sites: Sequence[Site], inputs: Mapping[str, Tensor] | None, *, runtime: str, opset: int, select: str
+    host: Host,
+    sites: Sequence[Site],
+    inputs: Mapping[str, Tensor] | None,
+    *,
+    runtime: str,
+    opset: int,
+    select: str,
+    kind: str = "cpu",
 ) -> list[Chosen]:
-    """One choice per site. `inputs` are needed for select="measure"."""
+    """One choice per site, for a target that is a "cpu" or a "gpu". `inputs` are needed for select="measure"."""
     known: dict[tuple[str, str, bool], Chosen] = {}
     result = []
     for site in sites:
         key = (str(site.spec), str(site.shape), is_fused(site))
         if key not in known:
-            known[key] = choose_one(host, site, inputs, runtime, opset, select)
+            known[key] = choose_one(host, site, inputs, runtime, opset, select, kind)
         result.append(replace(known[key], site=site))
     return result
 
 
-def choose_one(host: Host, site: Site, inputs: Mapping[str, Tensor] | None, runtime: str, opset: int, select: str) -> Chosen:
-    fits, refused = applicable(site, host, runtime, opset)
+def choose_one(
+    host: Host, site: Site, inputs: Mapping[str, Tensor] | None, runtime: str, opset: int, select: str, kind: str = "cpu"
+) -> Chosen:
+    fits, refused = applicable(site, host, runtime, opset, kind)
     if not fits:
         why = refused[0].why if refused else f"no kernel for host {host.kind}"
         return Chosen(site, None, why, tuple(refused))
     if select == "always" or inputs is None:
         return Chosen(site, fits[0], "first kernel that computes it", (Choice(fits[0].name, True, "exact"), *refused))
     if select == "model":
-        if is_fused(site):
-            return Chosen(site, None, "one kernel already", tuple(refused))
-        return Chosen(site, fits[0], "predicted: the score matrix never leaves the kernel", tuple(refused))
+        lowering, why = predicted(site, fits, kind)
+        return Chosen(site, lowering, why, tuple(refused))
     return measured(host, site, fits, refused, inputs)
 
 
@@ -132,8 +141,10 @@ def site_calls(
             result = emit(trial, twin, lowering)
             call = bind(trial.isolate(boundary(twin), [result]), data)
             call()
+            finished()
             started = time.perf_counter()
             call()
+            finished()
             seconds[lowering.name] = time.perf_counter() - started
         except Exception as failure:
             failures.append(Choice(lowering.name, False, f"failed to run: {str(failure).splitlines()[0][:120]}"))
@@ -204,8 +215,3 @@ def reread(site: Site, replaced: Mapping[Value, Value]) -> Site:
     if form is not None:
         form = replace(form, operands={name: current(operand) for name, operand in form.operands.items()})
     return replace(site, q=current(site.q), k=current(site.k), v=current(site.v), operands=loads, tensor_form=form)
-
-
-def is_fused(site: Site) -> bool:
-    """Whether the site was one attention node already."""
-    return any(node.op == "attention" for node in site.nodes)

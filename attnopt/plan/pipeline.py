@@ -38,6 +38,7 @@ class Request:
     inputs: Mapping[str, Tensor] | None = None
     calibration: Sequence[Mapping[str, Tensor]] = ()
     output_name: str = ""
+    kind: str = "cpu"  # of the target: "cpu" or "gpu"
 
 
 @dataclass
@@ -125,7 +126,9 @@ def select_kernels(host: Host, sites: Sequence[Site], request: Request) -> list[
             ready.append(group.sites[0])
         else:
             refused.setdefault(site.name, "no exact pass was asked for")
-    decided = choose(host, ready, request.inputs, runtime=request.runtime, opset=request.opset, select=request.select)
+    decided = choose(
+        host, ready, request.inputs, runtime=request.runtime, opset=request.opset, select=request.select, kind=request.kind
+    )
     by_name = {c.site.name: c for c in decided}
     return [by_name.get(s.name) or Chosen(s, None, refused.get(s.name, "")) for s in sites]
 

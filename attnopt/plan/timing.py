@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 LONG = 10.0  # seconds of one round, from which on three rounds must do
 WARM_UP = 0.2  # seconds for all callables together
 
@@ -39,9 +41,11 @@ def in_turn(
             call()
         if time.perf_counter() > until:
             break
+    finished()
     started = time.perf_counter()
     for call in callables.values():
         call()
+    finished()
     once = time.perf_counter() - started
     least = min(least, 3) if once > LONG else least
     rounds = int(min(most, max(least, seconds * len(callables) / max(once, 1e-9))))
@@ -50,5 +54,12 @@ def in_turn(
         for name, call in callables.items():
             started = time.perf_counter()
             call()
+            finished()
             runs[name].append(time.perf_counter() - started)
     return {name: Timing(tuple(times)) for name, times in runs.items()}
+
+
+def finished() -> None:
+    """Wait for the GPU, where one is used: a call returns when its work is queued, not when it is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

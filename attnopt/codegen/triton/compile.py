@@ -7,17 +7,24 @@ The figures are those of the compiler that makes the binary: cuobjdump's resourc
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnopt.codegen.triton.configurations import configurations
 from attnopt.codegen.triton.emitted import load
 from attnopt.codegen.triton.expressions import loads_of, pointer
-from attnopt.codegen.triton.prefill import Form, emit, expressions
-from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile, tiles
+from attnopt.codegen.triton.prefill import Form, constants, emit, expressions, from_rows
+from attnopt.codegen.triton.ranges import key_range
+from attnopt.codegen.triton.row_norms import gains
+from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
@@ -47,8 +54,22 @@ class Compiled:
         known = r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_s?mfma\w*?(?=_f|_i|_b))"
         return tuple(sorted(set(re.findall(known, self.assembly))))
 
+    @property
+    def copy_engine(self) -> bool:
+        """Whether blocks of rows are read by the copy engine."""
+        return "cp.async.bulk.tensor" in self.assembly
+
+    @property
+    def specialised(self) -> bool:
+        """Whether warps have parts of their own: then they also have numbers of registers of their own."""
+        return "setmaxnreg" in self.assembly
+
     def refusal(self) -> Refusal | None:
         """None where the kernel runs as it was meant to."""
+        if self.tile.specialised and not self.specialised:
+            return Refusal("the compiler did not specialise warps", self.tile)
+        if self.tile.descriptors and not self.copy_engine:
+            return Refusal("the compiler did not use the copy engine", self.tile)
         limit = ARCHITECTURES[self.architecture].shared_memory
         if self.shared_memory > limit:
             return Refusal(f"{self.shared_memory} bytes of shared memory; {self.architecture} has {limit}", self.tile)
@@ -58,7 +79,7 @@ class Compiled:
 def compile_best(spec: AttentionSpec, form: Form, architecture: str) -> Compiled | Refusal:
     """The first tile of the table that neither spills nor exceeds the shared memory."""
     refused: Refusal | None = None
-    for tile in tiles(architecture, form.width, form.value_width, form.dtype):
+    for tile in configurations(spec, form, architecture):
         compiled = compile_for(spec, form, architecture, tile)
         refused = compiled if isinstance(compiled, Refusal) else compiled.refusal()
         if refused is None:
@@ -69,22 +90,32 @@ def compile_best(spec: AttentionSpec, form: Form, architecture: str) -> Compiled
 
 def compile_for(spec: AttentionSpec, form: Form, architecture: str, tile: Tile) -> Compiled | Refusal:
     """The kernel as assembly and binary, for tensors that are contiguous in their last dimension. Refuses what the compiler does."""
+    about = ARCHITECTURES[architecture]
+    source = emit(spec, form, tile, about.backend)
+    kernel = load(source).prefill
+    contiguous = dict.fromkeys(last_strides(spec) & set(kernel.arg_names), 1)
+    blocks = block_shapes(spec, form, tile, about.backend)
+    signature = {name: "constexpr" if name in contiguous else type_of(name, form, blocks) for name in kernel.arg_names}
+    aligned = {(at,): [["tt.divisibility", ALIGNED]] for at, name in enumerate(kernel.arg_names) if is_aligned(name, form)}
+    return built(kernel, signature, contiguous, aligned, architecture, tile, source)
+
+
+def built(
+    kernel: Any, signature: dict[str, str], constants: Any, aligned: Any, architecture: str, tile: Tile, source: str
+) -> Compiled | Refusal:
+    """A kernel of a source, compiled for these types of its parameters."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     about = ARCHITECTURES[architecture]
-    source = emit(spec, form, tile, about.backend)
-    kernel = load(source).prefill
-    contiguous = dict.fromkeys(last_strides(spec) & set(kernel.arg_names), 1)
-    signature = {name: "constexpr" if name in contiguous else type_of(name, form) for name in kernel.arg_names}
-    aligned = {(at,): [["tt.divisibility", ALIGNED]] for at, name in enumerate(kernel.arg_names) if is_aligned(name, form)}
     try:
-        made = triton.compile(
-            ASTSource(kernel, signature, contiguous, aligned),
-            target=GPUTarget(about.backend, about.version, about.warp_size),
-            options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
-        )
+        with quiet(tile.specialised):
+            made = triton.compile(
+                ASTSource(kernel, signature, constants, aligned),
+                target=GPUTarget(about.backend, about.version, about.warp_size),
+                options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
+            )
     except (RuntimeError, triton.TritonError) as error:  # a compiler pass that failed, with its own words
         return Refusal(f"Triton cannot compile it: {str(error).strip().splitlines()[0]}", tile)
     assembly, binary = (made.asm["ptx"], made.asm["cubin"]) if about.backend == "cuda" else (made.asm["amdgcn"], made.asm["hsaco"])
@@ -92,18 +123,51 @@ def compile_for(spec: AttentionSpec, form: Form, architecture: str, tile: Tile) 
     return Compiled(architecture, tile, source, assembly, binary, registers, spills, made.metadata.shared)
 
 
+@contextlib.contextmanager
+def quiet(wanted: bool) -> Iterator[None]:
+    """Without what a pass of the compiler prints when it gives up: it writes the whole kernel to the process's own stderr."""
+    if not wanted:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def block_shapes(spec: AttentionSpec, form: Form, tile: Tile, backend: str) -> dict[str, tuple[int, int]]:
+    """Rows and channels of the blocks that each descriptor moves."""
+    plain = from_rows(spec)
+    known = constants(plain, form, tile, backend, key_range(plain.mask))
+    rows = {"q": tile.block_q, "k": tile.block_k, "v": tile.block_k}
+    widths = {"q": "D", "k": "D", "v": "E"}
+    pieces = {"": "MAIN", "_rest": "REST"}
+    return {f"d_{x}{rest}": (rows[x], int(known[f"{widths[x]}_{piece}"])) for x in rows for rest, piece in pieces.items()}
+
+
 def last_strides(spec: AttentionSpec) -> set[str]:
     """The strides of the last dimensions of operands, which are 1: Triton compiles a 1 that it is given as a constant."""
     loads = [load for expr in expressions(spec) for load in loads_of(expr)]
-    return {f"s_{pointer(load.operand)[2:]}_{len(load.indices) - 1}" for load in loads}
+    names = {f"s_{pointer(load.operand)[2:]}_{len(load.indices) - 1}" for load in loads}
+    return names | {f"s_{pointer(name)[2:]}_1" for name in gains(spec.qk_norm).values()}
 
 
-def type_of(parameter: str, form: Form) -> str:
+def type_of(parameter: str, form: Form, blocks: dict[str, tuple[int, int]]) -> str:
     """The Triton type of a parameter of an emitted kernel."""
+    if parameter in blocks:
+        rows, width = blocks[parameter]
+        return f"tensordesc<{TYPES[form.dtype].removeprefix('*')}[1, 1, {rows}, {width}]>"
     if parameter in ("p_q", "p_k", "p_v", "p_o"):
         return TYPES[form.dtype]
-    if parameter == "p_lse":
+    if parameter in ("p_lse", "p_norms"):
         return TYPES["float32"]
+    if parameter in ("p_q_starts", "p_k_starts", "p_work", "p_items"):
+        return TYPES["int32"]
     operands = {pointer(name): TYPES[dtype] for name, dtype in form.operands}
     return operands.get(parameter, "i32")
 
@@ -111,7 +175,7 @@ def type_of(parameter: str, form: Form) -> str:
 def is_aligned(parameter: str, form: Form) -> bool:
     """Whether a parameter is a multiple of ALIGNED where tensors are as torch makes them."""
     if parameter.startswith("p_"):
-        return True
+        return parameter != "p_items"  # a part of another tensor
     width = {"q": form.width, "k": form.width, "v": form.value_width}.get(parameter[2:3], 1)
     return parameter in {f"s_{x}" for x in ("qb", "qh", "qm", "kb", "kh", "kn", "vb", "vh", "vn")} and width % ALIGNED == 0
 

@@ -31,7 +31,7 @@ INEXACT = {"exp", "log", "tanh", "sqrt", "sin", "cos", "sigmoid", "pow", "div"}
 SIZES = {"q": "q_len", "k": "kv_len"}
 RESERVED = frozenset(
     "b h q k v o row score place bucket distance m_k x a n lse batch heads q_len kv_len key_heads value_heads tensors rows kn vn tl torch triton prefill attention"
-    .split()
+    " ks kz vs vz kd ve steps i part stats pages lengths k_scales k_zeros v_scales v_zeros splits ratio programs processors blocks math functools decode merge".split()
 )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from attnopt.codegen.triton.compile import Compiled, compile_best
+from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.expressions import loads_of, pointer
+from attnopt.codegen.triton.kernel_cache import compiled
 from attnopt.codegen.triton.prefill import Form, expressions, supports
 from attnopt.codegen.triton.tiles import ARCHITECTURES
 from attnopt.ir.expr import Const, Expr, Index
@@ -44,7 +45,7 @@ def write(spec: AttentionSpec, form: Form, architecture: str, folder: Path, name
     """Write the files of one kernel into an existing folder; nothing is written where it is refused."""
     if (refused := supports(spec, form)) is not None:
         return refused
-    made = compile_best(spec, form, architecture)
+    made = compiled(spec, form, architecture)
     if isinstance(made, Refusal):
         return made
     assembly, binary = SUFFIXES[ARCHITECTURES[architecture].backend]
@@ -67,6 +68,8 @@ def resources(spec: AttentionSpec, form: Form, made: Compiled) -> dict[str, obje
         "registers": made.registers,
         "spilled_bytes": made.spills,
         "shared_memory_bytes": made.shared_memory,
+        "copy_engine": made.copy_engine,
+        "specialised_warps": made.specialised,
         "tensor_core_instructions": list(made.tensor_cores),
         "triton": triton.__version__,
     }

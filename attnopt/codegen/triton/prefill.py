@@ -7,13 +7,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from importlib import resources
 
 from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called, loads_of, pointer, strides
 from attnopt.codegen.triton.ranges import Range, extreme, key_range
+from attnopt.codegen.triton.row_norms import NORMS, factor_line, gain_arguments, is_static, normed
+from attnopt.codegen.triton.row_norms import refusal as norm_refusal
 from attnopt.codegen.triton.specialise import Slot, Value, specialise
-from attnopt.codegen.triton.tiles import Tile
+from attnopt.codegen.triton.template import PREFILL, joined
+from attnopt.codegen.triton.tiles import SPLIT, Tile
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Const, Expr, Index, Load, substitute
 from attnopt.ir.site import Refusal
@@ -22,23 +25,29 @@ from attnopt.runtime.flex_source import SCORE_TERMS, leading_scale
 
 WIDEST = 256
 DTYPES = ("float32", "float16", "bfloat16")
-SPECIAL = ("offset", "sink", "shared")  # slots beyond the plain ones that the template has a place for
+SPECIAL = ("offset", "sink", "shared", "qk_norm")  # slots beyond the plain ones that the template has a place for
 MODS = {
     "relu": "tl.maximum({}, 0.0)", "tanh": "tanh({})", "square": "{0} * {0}", "silu": "{0} * tl.sigmoid({0})", "exp": "tl.exp({})",
     "log1p": "tl.log(1.0 + {})",
 }  # fmt: skip
+LOG2E = math.log2(math.e)
 POSITIONS = "b, h, q, row, k, m_k, q_len, kv_len, operands"
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a kernel is compiled for besides the spec: widths of q and v rows, types of q, k, v and of each operand, outputs."""
+    """What a kernel is compiled for besides the spec: widths of q and v rows, types of q, k, v and of each operand, outputs.
+
+    packed: sequences of any lengths stand one after the other. limits: the largest magnitude in an operand, where it is known.
+    """
 
     width: int
     value_width: int
     dtype: str = "float16"
     operands: tuple[tuple[str, str], ...] = ()
     lse: bool = False
+    packed: bool = False
+    limits: tuple[tuple[str, float], ...] = ()
 
 
 def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
@@ -55,6 +64,8 @@ def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
         return Refusal(f"rows of {form.width} and {form.value_width} channels; up to {WIDEST} fit", spec.width)
     if (term := next((c for c in spec.score if c.name not in SCORE_TERMS), None)) is not None:
         return Refusal(f"score term '{term}' is not printed for Triton", term)
+    if (refused := norm_refusal(spec)) is not None:
+        return refused
     printer = printer_for(spec, form)
     return next((r for e in expressions(spec) if (r := printer.refusal(e)) is not None), None)
 
@@ -75,9 +86,7 @@ def from_rows(spec: AttentionSpec) -> AttentionSpec:
     if spec.offset is not None:
         return spec
     same: dict[str, Expr] = {"row": Index("q")}
-    score = tuple(
-        Clause(c.name, (substitute(c.expr(0), same),)) if c.name in ("scale", "add") else c for c in spec.score
-    )
+    score = tuple(Clause(c.name, (substitute(c.expr(0), same),)) if c.name in ("scale", "add") else c for c in spec.score)
     sink = None if spec.sink is None else Clause("sink", (substitute(spec.sink.expr(0), same),))
     mask = None if spec.mask is None else substitute(spec.mask, same)
     return spec.with_(score=score, sink=sink, mask=mask)
@@ -88,34 +97,55 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
     plain = from_rows(spec)
     printer, scope = printer_for(spec, form), key_range(plain.mask)
     scale, terms = positive_scale(plain)
-    holes = score_hole(printer, terms) | mask_holes(printer, plain.mask, scope) | row_holes(printer, plain) | range_holes(printer, scope)
+    holes = (
+        score_hole(printer, terms)
+        | mask_holes(printer, plain.mask, scope)
+        | row_holes(printer, plain)
+        | range_holes(printer, scope)
+    )
     pointers, tensors, arguments = operand_names(spec)
-    template = (resources.files("attnopt.codegen.triton") / "kernels" / "prefill.py").read_text(encoding="utf-8")
+    decided = constants(plain, form, tile, backend, scope)
+    if spec.qk_norm is not None:  # the scale is one more factor on the channels of a query, before it is rounded
+        factor = scale * LOG2E if decided["STATIC"] and not terms else scale
+        body = [factor_line(spec.qk_norm, factor, bool(decided["D_PADDED"]))]
+        holes |= hole(
+            "channel_factor", "h, key_head, d, operands", f"{spec.qk_norm} {spec.score[0] if scale != 1 else ''}".strip(), body
+        )
+        scale = 1.0
     text = specialise(
-        template[template.index("import torch") :],
-        {**constants(plain, form, tile, backend, scope), "SCALE": scale, "SCORES": bool(terms)},
+        joined(PREFILL),
+        {**decided, "SCALE": scale, "SCORES": bool(terms)},
         with_functions(holes),
-        [Slot("operands", pointers, pointers), Slot("tensors", tensors, arguments)],
-        keep="attention",
+        [Slot("operands", pointers, pointers), Slot("given", tensors, tensors), Slot("tensors", tensors, arguments)],
+        keep="attention_packed" if form.packed else "attention",
     )
     return f'"""Attention: {spec}\n\n{legend(form)}\n"""\n\n{text}'
 
 
 def constants(spec: AttentionSpec, form: Form, tile: Tile, backend: str, scope: Range) -> dict[str, Value]:
-    d_main, d_rest = pieces(form.width)
+    norm, whole = spec.qk_norm, spec.qk_norm is not None  # of a row that is normalised there is one piece
+    d_main, d_rest = (max(16, 1 << (form.width - 1).bit_length()), 0) if whole else pieces(form.width)
     e_main, e_rest = pieces(form.value_width)
     may_be_empty = spec.mask is not None and not (scope.never_empty and spec.offset is None)
+    static = is_static(spec, form.width, form.dtype, dict(form.limits))
+    scale, terms = positive_scale(spec)
     # A term that reads data may be minus infinity everywhere.
     weightless = any(loads_of(c.expr(0)) for c in spec.score if c.name in ("scale", "add"))
     return {
         "BLOCK_Q": tile.block_q, "BLOCK_K": tile.block_k, "NUM_WARPS": tile.num_warps, "NUM_STAGES": tile.num_stages,
+        "PROGRAMS": tile.programs, "PACKED": form.packed, "PERSISTENT": tile.persistent or form.packed,
+        "DESCRIPTORS": tile.descriptors, "SPECIALISED": tile.specialised, "STATIC": static,
+        "STATIC_SCALE": LOG2E if terms else 1.0 if whole else scale * LOG2E,
+        "FACTORS": whole, "Q_NORM": normed(norm, "q"), "K_NORM": normed(norm, "k"),
+        "NORM": NORMS[norm.word(0)] if norm is not None else "rms", "EPS": norm.number("eps") if norm is not None else 0.0,
+        "CENTERED": norm is not None and (norm.word(0) == "layer" or norm.word("center") == "yes"),
         "D": form.width, "D_MAIN": d_main, "D_REST": d_rest, "D_PADDED": d_main + d_rest > form.width,
         "E": form.value_width, "E_MAIN": e_main, "E_REST": e_rest, "E_PADDED": e_main + e_rest > form.value_width,
-        "PRECISION": "tf32x3" if form.dtype == "float32" and backend == "cuda" else "ieee",
-        "PHASES": int(scope.undecided is not None and scope.undecided == spec.mask and not scope.bounded),
+        "PRECISION": "tf32x3" if form.dtype == "float32" and backend == "cuda" and max(form.width, form.value_width) <= SPLIT else "ieee",
+        "PHASES": int(tile.specialised or scope.undecided is not None and scope.undecided == spec.mask and not scope.bounded),
         "RANGE": scope.bounded, "MASK": spec.mask is not None, "INNER_MASK": scope.undecided is not None,
         "LEADING": scope.leading is not None, "LEFT_EDGE": bool(scope.inner_first), "LONGEST_FIRST": scope.grows,
-        "OFFSET": spec.offset is not None, "SINK": spec.sink is not None, "EMPTY_ROWS": may_be_empty or weightless,
+        "OFFSET": spec.offset is not None, "SINK": spec.sink is not None, "EMPTY_ROWS": may_be_empty or weightless or form.packed,
         "MEAN_OF_EMPTY": may_be_empty and spec.empty_row == "mean" and spec.sink is None, "LSE": form.lse,
     }  # fmt: skip
 
@@ -188,7 +218,9 @@ def range_holes(printer: Printer, scope: Range) -> dict[str, str]:
     seen = f"return {text(scope.first, 'max', '0')}, {text(scope.end, 'min', 'kv_len')}"
     inner = f"return {text(scope.inner_first, 'max', '0')}, {text(scope.inner_end, 'min', 'kv_len')}"
     found = hole("key_range", which, "Keys that any query of q_first … q_last sees: the first, and one past the last.", [seen])
-    found |= hole("inner_range", which, "Keys that all queries of q_first … q_last see: the first, and one past the last.", [inner])
+    found |= hole(
+        "inner_range", which, "Keys that all queries of q_first … q_last see: the first, and one past the last.", [inner]
+    )
     if scope.leading is not None:
         body = [f"return {printer.text(scope.leading)}"]
         found |= hole("leading_keys", "q_len, kv_len", "So many keys from the first on are seen besides.", body)
@@ -212,6 +244,9 @@ def operand_names(spec: AttentionSpec) -> tuple[tuple[str, ...], tuple[str, ...]
         name = pointer(operand)
         pointers += [name, *(f"s_{name[2:]}_{at}" for at in dims)]
         arguments += [name[2:], *(f"{name[2:]}.stride({at})" for at in dims)]
+    for parameters, passed in gain_arguments(spec.qk_norm).values():
+        pointers += parameters
+        arguments += passed
     tensors = tuple(pointer(operand)[2:] for operand in spec.operands)
     return tuple(pointers), tensors, tuple(arguments)
 

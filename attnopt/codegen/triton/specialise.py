@@ -12,9 +12,11 @@ text that makes all its changes and is repeated until nothing changes.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from attnopt.codegen.triton.source_edits import Edit, applied, blocks_of, span, with_default, without_argument
 
@@ -37,7 +39,7 @@ def specialise(source: str, values: Mapping[str, Value], holes: Mapping[str, str
     """
     decided = dict(values)
     text = fill(assign(source, values), holes)
-    text = repeated(text, lambda t: decide(t, decided))
+    text = "".join(repeated(part, lambda t: decide(t, decided)) for part in statements(text))
     for slot in slots:
         text = written_out(text, slot)
     return tidy(repeated(text, lambda t: pruned(t, keep)))
@@ -54,6 +56,13 @@ def repeated(text: str, step: Callable[[str], str]) -> str:
     while (changed := step(text)) != text:
         text = changed
     return text
+
+
+def statements(text: str) -> Iterator[str]:
+    """The text cut before each function, so that a step reads as little of it as it changes."""
+    cuts = [m.start() for m in re.finditer(r"^(?:@.*\n)*def ", text, re.MULTILINE)]
+    for start, end in itertools.pairwise([0, *cuts, len(text)]):
+        yield text[start:end]
 
 
 def assign(source: str, values: Mapping[str, Value]) -> str:
@@ -79,18 +88,49 @@ def fill(source: str, holes: Mapping[str, str]) -> str:
 
 
 def decide(source: str, values: dict[str, Value]) -> str:
-    """Write out the first `if` whose test is known, or the first `for` over one known number, which then is known too."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.If) and (known := truth(node.test, values)) is not None:
-            return blocks_of(source).chosen(node, known)
-        if isinstance(node, ast.For) and (only := single(node, values)) is not None and isinstance(node.target, ast.Name):
+    """Write out each outermost `if` whose test is known, and `for` over one known number, which then stands for its name.
+
+    Keyword arguments that are known to be False go, and terms that are zero, where nothing else is left to decide.
+    """
+    found: list[tuple[ast.If | ast.For, bool]] = []
+    edits: list[Edit] = []
+    inside = 0  # the last line of what is decided already
+    for node in decidable(ast.parse(source)):
+        if isinstance(node, ast.keyword):
+            if isinstance(node.value, ast.Name) and values.get(node.value.id) is False:
+                edits.append(Edit(*without_argument(source, *span(source, node)), ""))
+        elif isinstance(node, ast.BinOp):
+            if (same := without_zero(source, node)) is not None:
+                edits.append(Edit(*span(source, node), same))
+        elif node.lineno <= inside:
+            continue
+        elif isinstance(node, ast.If) and (known := truth(node.test, values)) is not None:
+            found.append((node, known))
+            inside = node.end_lineno or 0
+        elif isinstance(node, ast.For) and isinstance(node.target, ast.Name) and (only := single(node, values)) is not None:
             values[node.target.id] = only
-            return blocks_of(source).inlined(node)
+            if named := [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == node.target.id and n is not node.target]:
+                return applied(source, [Edit(*span(source, n), str(only)) for n in named])
+            found.append((node, True))
+            inside = node.end_lineno or 0
+    if not found:
+        return applied(source, edits)
+    for node, known in reversed(found):  # from the last line up, so that what stands above stays where it is
+        blocks = blocks_of(source)
+        source = blocks.chosen(node, known) if isinstance(node, ast.If) else blocks.inlined(node)
     return source
 
 
+def decidable(tree: ast.Module) -> list[Any]:
+    """What may be decided, in the order of the lines."""
+    found = [node for node in ast.walk(tree) if isinstance(node, (ast.If, ast.For, ast.keyword, ast.BinOp))]
+    return sorted(found, key=lambda node: (node.lineno, node.col_offset))
+
+
 def truth(test: ast.expr, values: Mapping[str, Value]) -> bool | None:
-    """What a test is, where the constants say it: names, not, and, or, comparison with a literal."""
+    """What a test is, where the constants say it: names, numbers, not, and, or, comparison with a literal."""
+    if isinstance(test, ast.Constant):
+        return bool(test.value)
     if isinstance(test, ast.Name):
         return bool(values[test.id]) if test.id in values else None
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
@@ -107,6 +147,22 @@ def truth(test: ast.expr, values: Mapping[str, Value]) -> bool | None:
     return None
 
 
+def without_zero(source: str, node: ast.BinOp) -> str | None:
+    """`0 + x` and `x + 0` as x; what a literal 0 is times, over or modulo a constant of the module, which is 0."""
+    if is_zero(node.right) and isinstance(node.op, ast.Add):
+        return source[slice(*span(source, node.left))]
+    if not is_zero(node.left):
+        return None
+    if isinstance(node.op, ast.Add):
+        return source[slice(*span(source, node.right))]
+    constant = isinstance(node.right, ast.Name) and node.right.id.isupper()
+    return "0" if constant and isinstance(node.op, (ast.Mult, ast.FloorDiv, ast.Mod)) else None
+
+
+def is_zero(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and type(node.value) is int and node.value == 0
+
+
 def single(loop: ast.For, values: Mapping[str, Value]) -> int | None:
     """The one number that `for x in tl.static_range(A, b)` visits, where A is a constant and there is one."""
     call = loop.iter
@@ -119,6 +175,8 @@ def single(loop: ast.For, values: Mapping[str, Value]) -> int | None:
 
 def written_out(source: str, slot: Slot) -> str:
     """The slot's name in parameter lists and calls replaced by what it stands for."""
+    if not re.search(rf"\b{slot.name}\b", source):
+        return source
     edits = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
@@ -152,17 +210,36 @@ def listed(source: str, place: ast.AST, names: Sequence[str]) -> Edit:
 def pruned(source: str, keep: str) -> str:
     """Without assignments, parameters, functions, constants and imports that nothing reads."""
     tree = ast.parse(source)
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} | {keep}
+    if edits := [Edit(*blocks_of(source).lines(node), "") for node in tree.body if names_of(node) and not names_of(node) & names]:
+        return applied(source, edits)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    edits = []
+    unread: dict[str, list[int]] = {}
     for function in functions:
         read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-        if edits := [Edit(*blocks_of(source).lines(node), "") for node in unread_assignments(function, read)]:
-            return applied(source, edits)
-        unread = [at for at, (place, _) in enumerate(parameters(function)) if place.arg not in read]
-        if unread and function.name != keep:
-            return without_parameters(source, tree, function, unread)
-    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} | {keep}
-    edits = [Edit(*blocks_of(source).lines(node), "") for node in tree.body if names_of(node) and not names_of(node) & read]
-    return applied(source, edits)
+        edits += [Edit(*blocks_of(source).lines(node), "") for node in unread_assignments(function, read)]
+        if function.name != keep:
+            places = enumerate(parameters(function))
+            set_again = {t.id for n in function.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+            unread[function.name] = [
+                at for at, (p, _) in places if p.arg not in read or (p.arg in set_again and replaced(function, p.arg))
+            ]
+    return applied(source, edits or without_parameters(source, tree, functions, unread))
+
+
+def replaced(function: ast.FunctionDef, name: str) -> bool:
+    """Whether the body sets a name before it reads it: then nothing depends on what is passed."""
+    for node in function.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return not reads(node.value, name)
+        if reads(node, name):
+            return False
+    return False
+
+
+def reads(tree: ast.AST, name: str) -> bool:
+    return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(tree))
 
 
 def unread_assignments(function: ast.FunctionDef, read: set[str]) -> Iterator[ast.stmt]:
@@ -174,15 +251,20 @@ def unread_assignments(function: ast.FunctionDef, read: set[str]) -> Iterator[as
             yield node
 
 
-def without_parameters(source: str, tree: ast.Module, function: ast.FunctionDef, unread: Sequence[int]) -> str:
-    """The function and every call of it without the parameters at these places; `f[grid](…)` is a call too."""
-    edits = [Edit(*without_argument(source, *span(source, parameters(function)[at][0])), "") for at in unread]
+def without_parameters(
+    source: str, tree: ast.Module, functions: Sequence[ast.FunctionDef], unread: Mapping[str, Sequence[int]]
+) -> list[Edit]:
+    """The functions and every call of them without the parameters at these places; `f[grid](…)` is a call too."""
+    edits: list[Edit] = []
+    for function in functions:
+        places = parameters(function)
+        edits += [Edit(*without_argument(source, *span(source, places[at][0])), "") for at in unread.get(function.name, ())]
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = node.func.value if isinstance(node.func, ast.Subscript) else node.func
-            if isinstance(called, ast.Name) and called.id == function.name:
-                edits += [Edit(*without_argument(source, *span(source, node.args[at])), "") for at in unread]
-    return applied(source, edits)
+            if isinstance(called, ast.Name):
+                edits += [Edit(*without_argument(source, *span(source, node.args[at])), "") for at in unread.get(called.id, ())]
+    return edits
 
 
 def names_of(node: ast.stmt) -> set[str]:

@@ -71,7 +71,7 @@ class FxBuilder:
         return self.add(target, tuple(read(i) for i in inputs), attrs, shape, dtype)
 
     def constant(self, data: Tensor | float | int | bool, dtype: str) -> Value:
-        tensor = torch.as_tensor(data).to(getattr(torch, dtype))
+        tensor = torch.as_tensor(data).to(device=self.device, dtype=getattr(torch, dtype))
         name = unused_attribute(self.module, "_attnopt_constant")
         self.module.register_buffer(name, tensor)
         with self.module.graph.inserting_before(self.before):
@@ -80,6 +80,17 @@ class FxBuilder:
         return Value(node.name, tuple(tensor.shape), dtype, handle=node, load=lambda: tensor)
 
     # Below: handles, sizes, fake values.
+
+    @property
+    def device(self) -> torch.device:
+        """Where the replaced value is: there new tensors are made."""
+        value = self.before.meta.get("val")
+        return value.device if isinstance(value, Tensor) else torch.device("cpu")
+
+    def placed(self, dtype: str) -> dict[str, Any]:
+        """Type and place of a tensor that is made from numbers."""
+        place = {} if self.device.type == "cpu" else {"device": self.device}
+        return {"dtype": torch_dtype(dtype), **place}
 
     def handle(self, value: Value) -> fx.Node:
         """The FX node of a value; one that exists only in the canonical graph is written now."""
@@ -245,14 +256,14 @@ def write_iota(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict
     start, step = attrs.get("start", 0), attrs.get("step", 1)
     length, start = b.size(shape[0]), b.size(start) if isinstance(start, Symbol) else start
     if (start, step) == (0, 1):
-        return aten.arange.default, (length,), {"dtype": torch_dtype(dtype or "int64")}
+        return aten.arange.default, (length,), b.placed(dtype or "int64")
     if isinstance(length, int) and not isinstance(start, fx.Node):
-        return aten.arange.start_step, (start, start + step * length, step), {"dtype": torch_dtype(dtype or "int64")}
+        return aten.arange.start_step, (start, start + step * length, step), b.placed(dtype or "int64")
     raise NotImplementedError("an arange of unknown length that does not count from 0")
 
 
 def write_full(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
-    return aten.full.default, ([b.size(d) for d in shape], attrs["value"]), {"dtype": torch_dtype(dtype)}
+    return aten.full.default, ([b.size(d) for d in shape], attrs["value"]), b.placed(dtype)
 
 
 def write_triangle(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:

@@ -74,7 +74,7 @@ def traced_examples(model: nn.Module) -> tuple[Tensor, ...] | None:
     if not values or not all(isinstance(v, Tensor) for v in values):
         return None
     sizes = [[int(getattr(s, "node", s).hint if isinstance(s, torch.SymInt) else s) for s in v.shape] for v in values]
-    return tuple(torch.zeros(size, dtype=v.dtype) for size, v in zip(sizes, values, strict=True))
+    return tuple(torch.zeros(size, dtype=v.dtype, device=v.device) for size, v in zip(sizes, values, strict=True))
 
 
 def trace(

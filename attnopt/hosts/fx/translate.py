@@ -94,7 +94,7 @@ class Translation:
             if node.target in self.state:
                 self.graph.inputs.append(value)
             else:
-                value.load = lambda: data.detach()
+                value.load = lambda: data.detach().cpu()  # read beside tensors that are computed here
             self.values[node] = value
 
     # What rules use.

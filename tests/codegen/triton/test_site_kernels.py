@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from lowering_cases import CASES, Case, opened
 
 from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.prefill import Form
-from attnopt.codegen.triton.site_kernels import form_of, write_kernels
+from attnopt.codegen.triton.site_kernels import form_of, limits_of, write_kernels
+from attnopt.ir.clause import Clause
 from attnopt.ir.site import Refusal
 
 
@@ -30,3 +32,12 @@ def test_forms():
     form = Form(24, 32, "float16", (("bias", "float16"), ("seen", "bool")))
     assert form_of(site) == form
     assert form_of(site, "bfloat16") == replace(form, dtype="bfloat16")
+
+
+def test_weights_that_multiply_channels_bound_the_scores():
+    _, site = opened(CASES["causal"], "torch")
+    gain = replace(site.q.value, load=lambda: torch.tensor([0.5, -3.0]))
+    spec = site.spec.with_(qk_norm=Clause("norm", ("rms",), (("q_gain", "g"), ("k_gain", "moving"))))
+    normed = replace(site, spec=spec, operands={"g": replace(site.q, value=gain), "moving": site.k})
+    assert limits_of(normed) == (("g", 3.0),)
+    assert limits_of(site) == ()

@@ -103,6 +103,9 @@ def test_a_flag_that_is_on_and_a_hole_with_operands():
         ("if A:\n    x\nelif u:\n    y\nelse:\n    z\n", {"A": False}, "if u:\n    y\nelse:\n    z\n"),
         ("if u:\n    if A:\n        # why\n        x\n\n        y\n", {"A": True}, "if u:\n    # why\n    x\n\n    y\n"),
         ("for P in tl.static_range(A, 2):\n    if P:\n        x\n    y\n", {"A": 1}, "x\ny\n"),
+        ("if A:\n    x\n    if B:\n        y\nif not B:\n    z\n", {"A": True, "B": False}, "x\nz\n"),
+        ("f(x, key=A)\n", {"A": False}, "f(x)\n"),
+        ("f(x, key=A)\n", {"A": True}, "f(x, key=A)\n"),
         ("for P in tl.static_range(A, 2):\n    if P:\n        x\n", {"A": 0}, "for P in tl.static_range(A, 2):\n    if P:\n        x\n"),
     ],
 )
@@ -130,6 +133,15 @@ def test_a_last_argument_goes_with_the_comma_before_it():
 def test_chains_of_names_that_nothing_reads():
     text = "@jit\ndef f(a, b):\n    c = b\n    d = c\n    return a\n\n\nf(1, 2)\n"
     assert repeated(text, lambda t: pruned(t, "g")) == "@jit\ndef f(a):\n    return a\n\n\nf(1)\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [("a = 1\n    return a", False), ("a = a + 1\n    return a", True), ("if c:\n        a = 1\n    return a", True), ("b = a\n    a = 1\n    return a + b", True)],
+)
+def test_a_parameter_that_is_set_before_it_is_read(body, kept):
+    text = repeated(f"@jit\ndef f(a, c):\n    {body} + c\n\n\nf(1, 2)\n", lambda t: pruned(t, "g"))
+    assert ("def f(a, c)" in text, "f(1, 2)" in text) == (kept, kept)
 
 
 def test_edits():

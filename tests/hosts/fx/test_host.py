@@ -7,12 +7,15 @@ import inspect
 import pytest
 import torch
 from hf_models import ATTENTIONS, build, inputs
+from self_attention import SelfAttention, example
 from torch import nn
 
+from attnopt.codegen.library.sdpa import Sdpa
 from attnopt.errors import InputMismatch, OutputNotWritable, UnreadableModel, UntraceableModel
 from attnopt.hosts.fx import FxHost, capture, load_pt2
+from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
-from attnopt.plan.choose import apply_choices, boundary, choose
+from attnopt.plan.choose import apply_choices, boundary, choose, emit
 
 
 def opened(model: nn.Module, example=None, **options) -> FxHost:
@@ -192,3 +195,16 @@ def test_int8_layers_are_near_and_saved(bert, tmp_path):
     torch.testing.assert_close(host.runner()(named)[0], wanted, atol=0, rtol=0)
     copy.save_pt2(tmp_path / "m.pt2", {})
     torch.testing.assert_close(load_pt2(tmp_path / "m.pt2")[0](**inputs("bert"))[0], got, atol=0, rtol=0)
+
+
+def test_new_tensors_are_made_where_the_model_is():
+    """A GPU's place: of a model that has no data, everything that a kernel adds has none either."""
+    inputs = {name: x.to("meta") for name, x in example().items()}
+    host = opened(SelfAttention().eval().to("meta"), inputs)
+    (site,) = recognise(host.graph).sites
+    before = set(host.module.graph.nodes)
+    emit(host, site.with_step("test", parse("softmax scale(0.25) add((k - q) * 0.5) causal & window(3)")), Sdpa())
+    added = [n for n in host.module.graph.nodes if n not in before]
+    assert {"arange", "where"} <= {str(n.target).split(".")[1] for n in added if n.op == "call_function"}
+    assert {n.meta["val"].device.type for n in added if isinstance(n.meta["val"], torch.Tensor)} == {"meta"}
+    assert {x.device.type for x in host.module.state_dict().values()} == {"meta"}

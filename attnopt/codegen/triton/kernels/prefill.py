@@ -2,117 +2,112 @@
 
     o[q] = sum_k exp(s[q, k] - top) v[k] / sum_k exp(s[q, k] - top)         s = score_mod(q k' * SCALE), -inf where hidden
 
-    grid      one program for each block of BLOCK_Q rows of one head: ceil(q_len / BLOCK_Q) * batch * heads
+    items     one for each block of BLOCK_Q rows of one head: ceil(q_len / BLOCK_Q) * batch * heads
+    grid      one program for each item; or as many as run at once, which take the items in turns, those with most keys first
     a program holds its queries, walks over blocks of BLOCK_K keys, and keeps for each row the largest score (b_top), the sum of
               weights (b_sum) and the weighted sum of values (b_o); each grows by exp2(old top - new top) when the top moves
     ranges    key_range says which keys the block of rows can see at all, inner_range which of them every row sees: blocks inside
               need no mask (phase 0), blocks at the edges do (phase 1); what lies outside is not read
-    prefixes  p_ pointer   s_ stride   i_ index of a program or block   o_ offsets   m_ mask   b_ block of data
+    packed    sequences of any lengths stand one after the other, those of q from q_starts[b] to q_starts[b + 1]; positions count
+              from 0 in each, and p_work lists the blocks of queries: sequence, and block within it
+    prefixes  p_ pointer   d_ descriptor   s_ stride   i_ index of a program or block   o_ offsets   m_ mask   b_ block of data
     widths    rows of q and k are D channels, rows of v are E: a power of two (…_MAIN), and a second one (…_REST) for what is left
 
-Positions past the end of queries or keys read the last row again; only the store, and the mask of the last block, leave them out.
-Source: "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning".
+Positions past the end of queries or keys read the last row again (or zeros); only the store, and the mask of the last block, leave
+them out. Sources: "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning"; "FlashAttention-3".
 """
 
-import torch
 import triton
 import triton.language as tl
 
-BLOCK_Q = tl.constexpr(64)
-BLOCK_K = tl.constexpr(32)
-NUM_WARPS = 4
-NUM_STAGES = 2
-SCALE = tl.constexpr(1.0)
-LOG2E = tl.constexpr(1.4426950408889634)
-D = tl.constexpr(16)
-D_MAIN = tl.constexpr(16)
-D_REST = tl.constexpr(0)
-E = tl.constexpr(16)
-E_MAIN = tl.constexpr(16)
-E_REST = tl.constexpr(0)
-D_PADDED = tl.constexpr(False)
-E_PADDED = tl.constexpr(False)
-PRECISION = tl.constexpr("ieee")
-PHASES = tl.constexpr(0)
-RANGE = tl.constexpr(False)
-SCORES = tl.constexpr(False)
-MASK = tl.constexpr(False)
-INNER_MASK = tl.constexpr(False)
-LEADING = tl.constexpr(False)
-LEFT_EDGE = tl.constexpr(False)
-LONGEST_FIRST = tl.constexpr(False)
-OFFSET = tl.constexpr(False)
-SINK = tl.constexpr(False)
-EMPTY_ROWS = tl.constexpr(False)
-MEAN_OF_EMPTY = tl.constexpr(False)
-LSE = tl.constexpr(False)
-
-
-@triton.jit
-def key_range(q_first, q_last, q_len, kv_len):
-    """The first key that any of the queries q_first … q_last sees, and the one after the last."""
-    return 0, kv_len
-
-
-@triton.jit
-def inner_range(q_first, q_last, q_len, kv_len):
-    """The first of the keys that all of the queries q_first … q_last see, and the one after the last."""
-    return 0, kv_len
-
-
-@triton.jit
-def leading_keys(q_len, kv_len):
-    """Keys 0 … n - 1 that are visible besides the range."""
-    return 0
-
-
-@triton.jit
-def query_offset(q_len, kv_len):
-    """The position of the first query."""
-    return 0
-
-
-@triton.jit
-def score_mod(score, b, h, q, row, k, m_k, q_len, kv_len, operands):
-    """What happens to a score after the first scale; rows stand along the first axis, keys along the second."""
-    return score
-
-
-@triton.jit
-def mask_mod(b, h, q, row, k, m_k, q_len, kv_len, operands):
-    """Whether a query sees a key."""
-    return True
-
-
-@triton.jit
-def inner_mask_mod(b, h, q, row, k, m_k, q_len, kv_len, operands):
-    """What of mask_mod is left to be asked inside the range that every row sees."""
-    return True
-
-
-@triton.jit
-def sink_logit(b, h, q, row, q_len, kv_len, operands):
-    """One more logit of each row, which takes weight and gives nothing."""
-    return 0.0
+from attnopt.codegen.triton.kernels.prefill_blocks import item_of, load_block, load_d, load_d_rest, load_e, load_e_rest
+from attnopt.codegen.triton.kernels.prefill_holes import (
+    BLOCK_K, BLOCK_Q, CENTERED, DESCRIPTORS, D_MAIN, D_REST, E, EMPTY_ROWS, E_MAIN, E_PADDED, E_REST, FACTORS, INNER_MASK,
+    K_NORM, LEADING, LEFT_EDGE, LOG2E, LONGEST_FIRST, LSE, MASK, MEAN_OF_EMPTY, OFFSET, PACKED, PERSISTENT, PHASES, PRECISION,
+    Q_NORM, RANGE, SCALE, SCORES, SINK, SPECIALISED, STATIC, STATIC_SCALE, channel_factor, inner_mask_mod, inner_range,
+    key_range, leading_keys, mask_mod, query_offset, score_mod, sink_logit,
+)  # fmt: skip
+from attnopt.codegen.triton.kernels.prefill_norms import centred, inverse_norm
 
 
 @triton.jit
 def prefill(
-    p_q, p_k, p_v, p_o, p_lse,
+    p_q, p_k, p_v, p_o, p_lse, d_q, d_q_rest, d_k, d_k_rest, d_v, d_v_rest, p_norms,
     operands,
-    q_len, kv_len, heads, key_heads, value_heads,
+    p_q_starts, p_k_starts, p_work, p_items,
+    q_len, kv_len, rows, batch, heads, key_heads, value_heads, section,
     s_qb, s_qh, s_qm, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn,
 ):  # fmt: skip
-    q_blocks = tl.cdiv(q_len, BLOCK_Q)
-    i_bh = tl.program_id(0) // q_blocks
-    i_m = tl.program_id(0) % q_blocks
-    if LONGEST_FIRST:
-        i_m = q_blocks - 1 - i_m  # later rows see more keys: programs that take long start first
-    i_b = tl.cast(i_bh // heads, tl.int64)
-    i_h = tl.cast(i_bh % heads, tl.int64)
-    p_q += i_b * s_qb + i_h * s_qh
-    p_k += i_b * s_kb + i_h * key_heads // heads * s_kh
-    p_v += i_b * s_vb + i_h * value_heads // heads * s_vh
+    if PERSISTENT:
+        if PACKED:
+            items = tl.load(p_items) * heads
+        else:
+            items = tl.cdiv(q_len, BLOCK_Q) * batch * heads
+        programs = tl.num_programs(0)
+        turns = items // programs
+        turns += tl.where(item_of(turns, programs) < items, 1, 0)
+        for turn in range(0, turns):
+            attend(
+                item_of(turn, programs),
+                p_q, p_k, p_v, p_o, p_lse, d_q, d_q_rest, d_k, d_k_rest, d_v, d_v_rest, p_norms,
+                operands,
+                p_q_starts, p_k_starts, p_work,
+                q_len, kv_len, rows, batch, heads, key_heads, value_heads, section,
+                s_qb, s_qh, s_qm, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn,
+            )  # fmt: skip
+    else:
+        attend(
+            tl.program_id(0),
+            p_q, p_k, p_v, p_o, p_lse, d_q, d_q_rest, d_k, d_k_rest, d_v, d_v_rest, p_norms,
+            operands,
+            p_q_starts, p_k_starts, p_work,
+            q_len, kv_len, rows, batch, heads, key_heads, value_heads, section,
+            s_qb, s_qh, s_qm, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn,
+        )  # fmt: skip
+
+
+@triton.jit
+def attend(
+    i_item,
+    p_q, p_k, p_v, p_o, p_lse, d_q, d_q_rest, d_k, d_k_rest, d_v, d_v_rest, p_norms,
+    operands,
+    p_q_starts, p_k_starts, p_work,
+    q_len, kv_len, rows, batch, heads, key_heads, value_heads, section,
+    s_qb, s_qh, s_qm, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn,
+):  # fmt: skip
+    """One block of queries of one head, from the first key that it sees to the last."""
+    if PACKED:
+        i_m = tl.load(p_work + i_item // heads * 2 + 1)
+        i_b = tl.cast(tl.load(p_work + i_item // heads * 2), tl.int64)
+        i_h = tl.cast(i_item % heads, tl.int64)
+        q_start = tl.load(p_q_starts + i_b)
+        k_start = tl.load(p_k_starts + i_b)
+        q_len = tl.load(p_q_starts + i_b + 1) - q_start
+        kv_len = tl.load(p_k_starts + i_b + 1) - k_start
+        p_q += tl.cast(q_start, tl.int64) * s_qm + i_h * s_qh
+        p_k += tl.cast(k_start, tl.int64) * s_kn + i_h * key_heads // heads * s_kh
+        k_first = tl.cast(k_start, tl.int64)  # the row of the first key
+        p_v += tl.cast(k_start, tl.int64) * s_vn + i_h * value_heads // heads * s_vh
+    else:
+        q_blocks = tl.cdiv(q_len, BLOCK_Q)
+        if PERSISTENT:
+            # The longest blocks of all heads come first, but only of so many heads as the cache holds keys and values of.
+            i_section = i_item // (section * q_blocks)
+            i_item -= i_section * section * q_blocks
+            width = tl.minimum(section, batch * heads - i_section * section)
+            i_bh = i_section * section + i_item % width
+            i_m = i_item // width
+        else:
+            i_bh = i_item // q_blocks
+            i_m = i_item % q_blocks
+        if LONGEST_FIRST:
+            i_m = q_blocks - 1 - i_m  # later rows see more keys: programs that take long start first
+        i_b = tl.cast(i_bh // heads, tl.int64)
+        i_h = tl.cast(i_bh % heads, tl.int64)
+        p_q += i_b * s_qb + i_h * s_qh
+        p_k += i_b * s_kb + i_h * key_heads // heads * s_kh
+        k_first = i_b * kv_len  # the row of the first key
+        p_v += i_b * s_vb + i_h * value_heads // heads * s_vh
 
     o_m = i_m * BLOCK_Q + tl.arange(0, BLOCK_Q)  # [BLOCK_Q]
     o_row = tl.minimum(o_m, q_len - 1)
@@ -127,21 +122,37 @@ def prefill(
         q += offset
         q_first += offset
         q_last += offset
-    p_rows = p_q + tl.cast(row, tl.int64) * s_qm
-    if D_REST:
-        o_d_rest = D_MAIN + tl.arange(0, D_REST)
-        b_q = tl.load(p_rows + o_d[None, :])  # [BLOCK_Q, D_MAIN]
-        if D_PADDED:
-            b_q_rest = tl.load(p_rows + o_d_rest[None, :], mask=o_d_rest[None, :] < D, other=0.0)  # [BLOCK_Q, D_REST]
+    if DESCRIPTORS:
+        if PACKED:
+            i_first = 0  # one batch, in which the sequences stand
+            q_row = q_start + i_m * BLOCK_Q
+            k_row = k_start
         else:
-            b_q_rest = tl.load(p_rows + o_d_rest[None, :])  # [BLOCK_Q, D_REST]
+            i_first = i_b
+            q_row = i_m * BLOCK_Q
+            k_row = 0
+        b_q = load_block(d_q, i_first, i_h, q_row, 0, BLOCK_Q, D_MAIN)  # [BLOCK_Q, D_MAIN]
+        if D_REST:
+            b_q_rest = load_block(d_q_rest, i_first, i_h, q_row, D_MAIN, BLOCK_Q, D_REST)  # [BLOCK_Q, D_REST]
     else:
-        if D_PADDED:
-            b_q = tl.load(p_rows + o_d[None, :], mask=o_d[None, :] < D, other=0.0)  # [BLOCK_Q, D_MAIN]
-        else:
-            b_q = tl.load(p_rows + o_d[None, :])  # [BLOCK_Q, D_MAIN]
+        p_rows = p_q + tl.cast(row, tl.int64) * s_qm
+        b_q = load_d(p_rows, o_d[None, :])  # [BLOCK_Q, D_MAIN]
+        if D_REST:
+            o_d_rest = D_MAIN + tl.arange(0, D_REST)
+            b_q_rest = load_d_rest(p_rows, o_d_rest[None, :])  # [BLOCK_Q, D_REST]
+    if FACTORS:
+        b_x = tl.cast(b_q, tl.float32)
+        if Q_NORM:
+            if CENTERED:
+                b_x = centred(b_x, o_d)
+            b_x *= inverse_norm(b_x)[:, None]
+        b_x *= channel_factor(i_h, i_h * key_heads // heads, o_d[None, :], operands)
+        if CENTERED and K_NORM:
+            b_x = centred(b_x, o_d)  # in the place of the keys: sum_d q_d (k_d - mean k) = sum_d (q_d - mean q) k_d
+        b_q = b_x.to(b_q.dtype)
 
-    b_top = tl.full([BLOCK_Q], -float("inf"), tl.float32)
+    if not STATIC:
+        b_top = tl.full([BLOCK_Q], -float("inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_Q], tl.float32)
     b_o = tl.zeros([BLOCK_Q, E_MAIN], tl.float32)
     if E_REST:
@@ -182,7 +193,7 @@ def prefill(
             blocks = edges
         else:
             blocks = inner_end - inner_first
-        for i in range(0, blocks):
+        for i in tl.range(0, blocks, warp_specialize=SPECIALISED):
             if EDGE:
                 i_n = inner_end + i
                 if LEFT_EDGE:
@@ -193,25 +204,30 @@ def prefill(
                 i_n = inner_first + i
             o_n = i_n * BLOCK_K + tl.arange(0, BLOCK_K)  # [BLOCK_K]
             m_k = (o_n < kv_len)[None, :]
-            o_j = tl.arange(0, BLOCK_K)
-            if EDGE:
-                o_j = tl.minimum(o_j, kv_len - 1 - i_n * BLOCK_K)
+            if K_NORM or not DESCRIPTORS:
+                o_j = tl.arange(0, BLOCK_K)
+                if EDGE:
+                    o_j = tl.minimum(o_j, kv_len - 1 - i_n * BLOCK_K)
             start = tl.cast(i_n, tl.int64) * BLOCK_K
-            p_kn = p_k + start * s_kn + o_j[None, :] * s_kn
-            if D_REST:
-                b_k = tl.load(p_kn + o_d[:, None])  # [D_MAIN, BLOCK_K]
-                if D_PADDED:
-                    b_k_rest = tl.load(p_kn + o_d_rest[:, None], mask=o_d_rest[:, None] < D, other=0.0)  # [D_REST, BLOCK_K]
-                else:
-                    b_k_rest = tl.load(p_kn + o_d_rest[:, None])  # [D_REST, BLOCK_K]
-                b_s = tl.dot(b_q, b_k, input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
-                b_s = tl.dot(b_q_rest, b_k_rest, b_s, input_precision=PRECISION)
+            if not DESCRIPTORS:
+                p_kn = p_k + start * s_kn + o_j[None, :] * s_kn
+            if DESCRIPTORS:
+                b_k = tl.trans(load_block(d_k, i_first, i_h * key_heads // heads, k_row + i_n * BLOCK_K, 0, BLOCK_K, D_MAIN))
             else:
-                if D_PADDED:
-                    b_k = tl.load(p_kn + o_d[:, None], mask=o_d[:, None] < D, other=0.0)  # [D_MAIN, BLOCK_K]
+                b_k = load_d(p_kn, o_d[:, None])  # [D_MAIN, BLOCK_K]
+            b_s = tl.dot(b_q, b_k, input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
+            if D_REST:
+                if DESCRIPTORS:
+                    b_k_rest = load_block(
+                        d_k_rest, i_first, i_h * key_heads // heads, k_row + i_n * BLOCK_K, D_MAIN, BLOCK_K, D_REST
+                    )
+                    b_k_rest = tl.trans(b_k_rest)  # [D_REST, BLOCK_K]
                 else:
-                    b_k = tl.load(p_kn + o_d[:, None])  # [D_MAIN, BLOCK_K]
-                b_s = tl.dot(b_q, b_k, input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
+                    b_k_rest = load_d_rest(p_kn, o_d_rest[:, None])  # [D_REST, BLOCK_K]
+                b_s = tl.dot(b_q_rest, b_k_rest, b_s, input_precision=PRECISION)
+            if K_NORM:
+                p_norm = p_norms + (k_first + start) * key_heads + i_h * key_heads // heads
+                b_s = b_s * tl.load(p_norm + o_j * key_heads)[None, :]
             k = o_n[None, :]  # [1, BLOCK_K]
             if SCORES:
                 b_s = score_mod(b_s * SCALE, i_b, i_h, q, row, k, m_k, q_len, kv_len, operands)
@@ -224,37 +240,60 @@ def prefill(
                 b_s = tl.where(inner_mask_mod(i_b, i_h, q, row, k, m_k, q_len, kv_len, operands), b_s, -float("inf"))
 
             # Rows that have seen nothing yet: exp2(-inf - 0) is 0, -inf - -inf would be NaN.
-            if SCORES:
+            if STATIC:
+                # No score is so large that its power leaves float32, nor so small that it is lost: the top is always 0.
+                b_p = tl.exp2(b_s * STATIC_SCALE)
+                b_sum = b_sum + tl.sum(b_p, 1)
+            elif SCORES:
                 b_new = tl.maximum(b_top, tl.max(b_s, 1))  # [BLOCK_Q]
                 b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
                 # The difference comes first: a bias of the smallest float32 would overflow when it meets log2(e).
                 b_p = tl.exp2((b_s - b_safe[:, None]) * LOG2E)
                 b_decay = tl.exp2((b_top - b_safe) * LOG2E)
+                b_sum = b_sum * b_decay + tl.sum(b_p, 1)
+                b_top = b_new
             else:
                 # The top is kept as a power of two, so that each score takes one fused multiply-add.
                 b_new = tl.maximum(b_top, tl.max(b_s, 1) * (SCALE * LOG2E))  # [BLOCK_Q]
                 b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
                 b_p = tl.exp2(b_s * (SCALE * LOG2E) - b_safe[:, None])
                 b_decay = tl.exp2(b_top - b_safe)
-            b_sum = b_sum * b_decay + tl.sum(b_p, 1)
-            b_top = b_new
-            p_vn = p_v + start * s_vn + o_j[:, None] * s_vn
-            if E_REST:
-                b_v = tl.load(p_vn + o_e[None, :])  # [BLOCK_K, E_MAIN]
-                if E_PADDED:
-                    b_v_rest = tl.load(p_vn + o_e_rest[None, :], mask=o_e_rest[None, :] < E, other=0.0)  # [BLOCK_K, E_REST]
-                else:
-                    b_v_rest = tl.load(p_vn + o_e_rest[None, :])  # [BLOCK_K, E_REST]
-                b_o_rest = tl.dot(b_p.to(b_v.dtype), b_v_rest, b_o_rest * b_decay[:, None], input_precision=PRECISION)
+                b_sum = b_sum * b_decay + tl.sum(b_p, 1)
+                b_top = b_new
+            if not DESCRIPTORS:
+                p_vn = p_v + start * s_vn + o_j[:, None] * s_vn
+            if DESCRIPTORS:
+                b_v = load_block(
+                    d_v, i_first, i_h * value_heads // heads, k_row + i_n * BLOCK_K, 0, BLOCK_K, E_MAIN
+                )  # [BLOCK_K, E_MAIN]
+                if PACKED:
+                    if EDGE:  # what the next sequence holds may be infinite
+                        b_v = tl.where((o_n < kv_len)[:, None], b_v, 0.0)
             else:
-                if E_PADDED:
-                    b_v = tl.load(p_vn + o_e[None, :], mask=o_e[None, :] < E, other=0.0)  # [BLOCK_K, E_MAIN]
+                b_v = load_e(p_vn, o_e[None, :])  # [BLOCK_K, E_MAIN]
+            if E_REST:
+                if DESCRIPTORS:
+                    b_v_rest = load_block(
+                        d_v_rest, i_first, i_h * value_heads // heads, k_row + i_n * BLOCK_K, E_MAIN, BLOCK_K, E_REST
+                    )
+                    if PACKED:
+                        if EDGE:
+                            b_v_rest = tl.where((o_n < kv_len)[:, None], b_v_rest, 0.0)
                 else:
-                    b_v = tl.load(p_vn + o_e[None, :])  # [BLOCK_K, E_MAIN]
-            b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_decay[:, None], input_precision=PRECISION)  # [BLOCK_Q, E_MAIN]
+                    b_v_rest = load_e_rest(p_vn, o_e_rest[None, :])  # [BLOCK_K, E_REST]
+            if not STATIC:
+                b_o = b_o * b_decay[:, None]
+                if E_REST:
+                    b_o_rest = b_o_rest * b_decay[:, None]
+            b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision=PRECISION)  # [BLOCK_Q, E_MAIN]
+            if E_REST:
+                b_o_rest = tl.dot(b_p.to(b_v.dtype), b_v_rest, b_o_rest, input_precision=PRECISION)  # [BLOCK_Q, E_REST]
 
-    if (SINK or LSE) and not SCORES:
-        b_top = b_top / LOG2E
+    if SINK or LSE:
+        if STATIC:
+            b_top = tl.where(b_sum == 0.0, -float("inf"), 0.0)
+        elif not SCORES:
+            b_top = b_top / LOG2E
     if SINK:
         b_sink = tl.reshape(tl.broadcast_to(sink_logit(i_b, i_h, q, row, q_len, kv_len, operands), [BLOCK_Q, 1]), [BLOCK_Q])
         b_new = tl.maximum(b_top, b_sink)
@@ -288,50 +327,29 @@ def prefill(
                     m_rest = (o_n < kv_len)[:, None] & (o_e_rest < E)[None, :]
                     b_v_rest = tl.load(p_vn + o_e_rest[None, :], mask=m_rest, other=0.0)
                     b_total_rest += tl.sum(tl.cast(b_v_rest, tl.float32), 0)
+            if PACKED:
+                kv_len = tl.maximum(kv_len, 1)  # a sequence may have none
             b_o = tl.where(m_empty[:, None], (b_total / kv_len)[None, :], b_o)
             if E_REST:
                 b_o_rest = tl.where(m_empty[:, None], (b_total_rest / kv_len)[None, :], b_o_rest)
 
-    # The output is contiguous: [batch, heads, q_len, E].
-    p_rows = p_o + (tl.cast(i_bh, tl.int64) * q_len + o_m[:, None]) * E
+    if PACKED:
+        # The output is contiguous: [rows, heads, E], and the log-sum-exp [heads, rows].
+        p_rows = p_o + ((tl.cast(q_start, tl.int64) + o_m[:, None]) * heads + i_h) * E
+        p_lse += i_h * rows + q_start
+    else:
+        # The output is contiguous: [batch, heads, q_len, E], and the log-sum-exp [batch, heads, q_len].
+        p_rows = p_o + (tl.cast(i_bh, tl.int64) * q_len + o_m[:, None]) * E
+        p_lse += tl.cast(i_bh, tl.int64) * q_len
     m_rows = (o_m < q_len)[:, None]
-    if E_REST:
+    if E_PADDED and not E_REST:
+        tl.store(p_rows + o_e[None, :], b_o, mask=m_rows & (o_e < E)[None, :])
+    else:
         tl.store(p_rows + o_e[None, :], b_o, mask=m_rows)
+    if E_REST:
         if E_PADDED:
             tl.store(p_rows + o_e_rest[None, :], b_o_rest, mask=m_rows & (o_e_rest < E)[None, :])
         else:
             tl.store(p_rows + o_e_rest[None, :], b_o_rest, mask=m_rows)
-    else:
-        if E_PADDED:
-            tl.store(p_rows + o_e[None, :], b_o, mask=m_rows & (o_e < E)[None, :])
-        else:
-            tl.store(p_rows + o_e[None, :], b_o, mask=m_rows)
     if LSE:
-        tl.store(p_lse + tl.cast(i_bh, tl.int64) * q_len + o_m, b_top + tl.log(b_sum), mask=o_m < q_len)  # [batch, heads, q_len]
-
-
-def attention(q, k, v, tensors=None, o=None):
-    """q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E] -> o [B, H, Q, E], and the log-sum-exp [B, H, Q] where the kernel stores it.
-
-    An `o` that is given is written to; it must be contiguous.
-    """
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    batch, heads, q_len, _ = q.shape
-    if o is None:
-        o = torch.empty((batch, heads, q_len, v.shape[3]), dtype=q.dtype, device=q.device)
-    if LSE:
-        lse = torch.empty((batch, heads, q_len), dtype=torch.float32, device=q.device)
-    else:
-        lse = None
-    if o.numel() > 0:
-        prefill[(triton.cdiv(q_len, BLOCK_Q.value) * batch * heads,)](
-            q, k, v, o, lse,
-            tensors,
-            q_len, k.shape[2], heads, k.shape[1], v.shape[1],
-            q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
-            num_warps=NUM_WARPS, num_stages=NUM_STAGES,
-        )  # fmt: skip
-    if LSE:
-        return o, lse
-    else:
-        return o
+        tl.store(p_lse + o_m, b_top + tl.log(b_sum), mask=o_m < q_len)

@@ -2,19 +2,21 @@
 
     attention(q, k, v, "softmax scale(0.25) causal & window(20)", block_q=16, block_k=16)   ->   o [B, H, Q, E]
 
-Slow and obvious: it visits the ranges that the kernel visits, masks where the kernel masks, and rescales when the top moves, so
-that a range that is too narrow shows here as a wrong number, without Triton.
+Slow and obvious: it visits the ranges that the kernel visits, masks where the kernel masks, rescales when the top moves and keeps
+it where scores are bounded, so that a range that is too narrow shows here as a wrong number, without Triton.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from attnopt.codegen.triton.packed_sequences import sequences
 from attnopt.codegen.triton.ranges import Range, extreme, key_range
+from attnopt.codegen.triton.row_norms import NORMS, gains, is_static, normed
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Expr
 from attnopt.ir.reference import query_offset
@@ -35,11 +37,17 @@ class BlockGrid(Grid):
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec | str, *, block_q: int, block_k: int, **operands: Tensor
-) -> Tensor:
-    """q [B, H, Q, D], k [B, G, K, D], v [B, G', K, E] -> [B, H, Q, E], in their dtype. For specs that the kernel supports."""
+    q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec | str, *, block_q: int, block_k: int,
+    limits: Mapping[str, float] | None = None, **operands: Tensor,
+) -> Tensor:  # fmt: skip
+    """q [B, H, Q, D], k [B, G, K, D], v [B, G', K, E] -> [B, H, Q, E], in their dtype. For specs that the kernel supports.
+
+    limits: the largest magnitudes of gains, by name, where they are known.
+    """
     parsed = as_spec(spec)
     heads, q_len, kv_len = q.shape[1], q.shape[2], k.shape[2]
+    static = is_static(parsed, q.shape[3], "float32", dict(limits or {}))
+    q, k_norm = normalised(parsed, q, k, operands)
     k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     offset = query_offset(parsed, q_len, kv_len)
     scope = key_range(parsed.mask)
@@ -54,11 +62,11 @@ def attention(
 
         for i, edge in visited(scope, offset + int(rows[0]), offset + int(rows[-1]), q_len, kv_len, block_k):
             columns = torch.arange(i * block_k, min((i + 1) * block_k, kv_len))
-            b_s = scored(parsed, q[:, :, rows] @ k[:, :, columns].mT, grid(columns), operands)
+            b_s = scored(parsed, q[:, :, rows] @ k[:, :, columns].mT * k_norm[..., columns], grid(columns), operands)
             mask = parsed.mask if edge else scope.undecided
             if mask is not None:
                 b_s = torch.where(evaluate(mask, grid(columns), operands).bool(), b_s, -torch.inf)
-            b_new = torch.maximum(b_top, b_s.amax(-1, keepdim=True))
+            b_new = torch.zeros_like(b_top) if static else torch.maximum(b_top, b_s.amax(-1, keepdim=True))
             b_safe = torch.where(b_new == -torch.inf, 0.0, b_new)
             b_p, b_decay = (b_s - b_safe).exp(), (b_top - b_safe).exp()
             b_sum, b_top = b_sum * b_decay + b_p.sum(-1, keepdim=True), b_new
@@ -71,6 +79,45 @@ def attention(
         empty = v.mean(2, keepdim=True) if averaged else torch.zeros_like(b_o)
         blocks.append(torch.where(b_sum == 0, empty, b_o / torch.where(b_sum == 0, 1.0, b_sum)))
     return torch.cat(blocks, 2)
+
+
+def attention_packed(
+    q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, spec: AttentionSpec | str, *, block_q: int, block_k: int,
+    **operands: Tensor,
+) -> Tensor:  # fmt: skip
+    """q [rows, H, D], k [keys, G, D], v [keys, G', E], starts [B + 1] -> [rows, H, E]: each sequence on its own."""
+    o = q.new_zeros((*q.shape[:2], v.shape[2]))
+    for one in sequences(as_spec(spec), q, k, v, q_starts, k_starts, operands):
+        if one.k.shape[2] > 0:
+            made = attention(one.q, one.k, one.v, spec, block_q=block_q, block_k=block_k, **one.operands)
+            o[one.rows] = made[0].transpose(0, 1)
+    return o
+
+
+def normalised(spec: AttentionSpec, q: Tensor, k: Tensor, operands: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The queries with all factors of channels, and what is left for the scores: one over the norm of each key, [B, H, 1, K]."""
+    norm, heads = spec.qk_norm, q.shape[1]
+    ones = q.new_ones((1, 1, 1, k.shape[2]))
+    if norm is None:
+        return q, ones
+    center = norm.word(0) == "layer" or norm.word("center") == "yes"
+
+    def centred(x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True) if center else x
+
+    def inverse_norm(x: Tensor) -> Tensor:
+        if NORMS[norm.word(0)] == "rms":
+            return torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.number("eps"))
+        return 1 / x.norm(dim=-1, keepdim=True).clamp(min=norm.number("eps"))
+
+    if normed(norm, "q"):
+        q = centred(q) * inverse_norm(centred(q))
+    for side, name in gains(norm).items():
+        count = heads if side == "q" else k.shape[1]
+        q = q * operands[name].expand(count, q.shape[3]).repeat_interleave(heads // count, 0)[:, None]
+    if not normed(norm, "k"):
+        return q, ones
+    return centred(q), inverse_norm(centred(k)).mT.repeat_interleave(heads // k.shape[1], 1)
 
 
 def visited(scope: Range, q_first: int, q_last: int, q_len: int, kv_len: int, block_k: int) -> Iterator[tuple[int, bool]]:

@@ -1,0 +1,130 @@
+"""One side of a cache in its bits: what `cache(…)` of a spec rounds to, as codes with their scales and zero points.
+
+    k [B, G, K, D], cache(k=int4, group=32)   ->   codes uint8 [B, G, K, D / 2], scales [B, G, K, D / 32], zeros of the same shape
+
+    x ~ (code + zero) * scale          fp8, and int8 that is symmetric, have no zero points
+
+int8 keeps its codes less 128 (symmetric ones as they are) in int8. int4 keeps two codes in a byte: byte j of D / 2 holds channel j in
+its low half and channel D / 2 + j in its high half, so that the halves of a row of bytes are halves of a row of channels.
+`unpack(pack(x))` is `stored(x)` of the reference, bit for bit, in x's own dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnopt.ir.clause import Clause
+from attnopt.ir.expr import Const
+from attnopt.ir.signatures import BITS
+from attnopt.ir.site import Refusal
+from attnopt.ir.storage import FLOATS, FP8_MAX, codes, extremes, fp8_step, steps
+
+PACKED = ("int8", "int4", "fp8")
+MIDDLE = {"int8": 128, "int4": 0}  # what is taken off a code before it is stored
+PLAIN = (
+    "outliers",
+    "k_basis",
+    "v_balance",
+    "k_bits",
+    "v_bits",
+    "k_shift",
+    "k_spread",
+    "v_shift",
+    "v_spread",
+    "codebook",
+    "recent",
+)
+WHAT = {"recent": "the newest tokens stay exact", "codebook": "keys are read from a codebook"}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Codes [B, G, K, D or D / 2], scales and zeros [B, G, K or ceil(K / group) or 1, ceil(D / group) or 1 or D]."""
+
+    codes: Tensor
+    scales: Tensor | None = None
+    zeros: Tensor | None = None
+
+
+def refusal(clause: Clause | None) -> Refusal | None:
+    """None where codes, scales and zero points hold all that the clause says."""
+    if clause is None:
+        return None
+    signature = clause.signature.options
+    if (option := next((o for o in PLAIN if clause.get(o) != signature[o][1]), None)) is not None:
+        return Refusal(WHAT.get(option, f"{option} of the cache"), clause)
+    if clause.word("levels") == "middles" and any(BITS[clause.word(side)] < 8 or clause.word(side) == "int8" for side in "kv"):
+        return Refusal("levels of the cache lie in the middle of their bins", clause)
+    odd = next((clause.word(side) for side in "kv" if clause.word(side) not in (*FLOATS, *PACKED)), None)
+    return None if odd is None else Refusal(f"{odd} codes have no packed form", clause)
+
+
+def pack(x: Tensor, clause: Clause | None, side: str) -> Packed:
+    """k or v [B, G, K, D] as `clause` stores it; call `refusal` first. Raises ValueError for int4 rows of an odd width."""
+    storage = "fp32" if clause is None else clause.word(side)
+    if clause is None or storage == "fp32":
+        return Packed(x)
+    if storage in FLOATS:
+        return Packed(x.to(FLOATS[storage]))
+    x = x if x.dtype == torch.float64 else x.float()
+    kind = x.dtype if clause.word("scales") == "fp32" else FLOATS[clause.word("scales")]
+    if storage == "fp8":
+        step = fp8_step(x, clause, side)
+        held = (x / step).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        return Packed(held, once(step, clause, side).to(kind))
+    clip = clause.expr("clip")
+    assert isinstance(clip, Const)
+    low, high = (e * float(clip.value) for e in extremes(x, x, clause.word(f"{side}_axis"), clause.count("group")))
+    step, zero, most = steps(low, high, BITS[storage], clause)
+    found = codes(x, step, zero, most)
+    scales, zeros = (once(e, clause, side).to(kind) for e in (step, zero))
+    if storage == "int4":
+        return Packed(nibbles(found.to(torch.uint8)), scales, None if clause.word("levels") == "symmetric" else zeros)
+    if clause.word("levels") == "symmetric":
+        return Packed((found + zero).to(torch.int8), scales)
+    return Packed((found - MIDDLE["int8"]).to(torch.int8), scales, zeros)
+
+
+def unpack(packed: Packed, clause: Clause | None, side: str, dtype: torch.dtype) -> Tensor:
+    """The numbers [B, G, K, D] that a packed side stands for, in `dtype`."""
+    storage = "fp32" if clause is None else clause.word(side)
+    if packed.scales is None or clause is None:
+        return packed.codes.to(dtype)
+    found = apart(packed.codes) if storage == "int4" else packed.codes
+    scales = everywhere(packed.scales.to(dtype), found.shape, clause, side)
+    if packed.zeros is None:
+        return (found.to(dtype) - (7 if storage == "int4" else 0)) * scales
+    return (found.to(dtype) + MIDDLE[storage] + everywhere(packed.zeros.to(dtype), found.shape, clause, side)) * scales
+
+
+def once(x: Tensor, clause: Clause, side: str) -> Tensor:
+    """One number for each scale group, of x [B, G, K, D] whose groups are of equal numbers."""
+    by_channel, group = clause.word(f"{side}_axis") == "channel", clause.count("group")
+    return (x[:, :, :: group or max(1, x.shape[2])] if by_channel else x[..., :: group or x.shape[3]]).contiguous()
+
+
+def everywhere(x: Tensor, shape: torch.Size, clause: Clause, side: str) -> Tensor:
+    """`once` undone: each scale group's number for all of its members, [B, G, K, D]."""
+    axis = 2 if clause.word(f"{side}_axis") == "channel" else 3
+    return x.repeat_interleave(clause.count("group") or shape[axis], axis).narrow(axis, 0, shape[axis])
+
+
+def nibbles(x: Tensor) -> Tensor:
+    """Codes 0 … 15 [..., D] two to a byte, [..., D / 2]."""
+    if x.shape[-1] % 2:
+        raise ValueError(f"rows of {x.shape[-1]} channels cannot be packed two to a byte")
+    low, high = x.chunk(2, -1)
+    return low | (high << 4)
+
+
+def apart(x: Tensor) -> Tensor:
+    """The codes of bytes [..., D / 2], as [..., D]."""
+    return torch.cat([x & 15, x >> 4], -1)
+
+
+def tokens_per_scale(clause: Clause, side: str) -> int:
+    """How many tokens share a scale; 0 is all."""
+    return clause.count("group") if clause.word(f"{side}_axis") == "channel" else 1

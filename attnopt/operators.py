@@ -1,0 +1,141 @@
+"""Operators of torch whose kernels are made when they first run: what torch must know of them to load a graph, and no more.
+
+    import attnopt; torch.export.load("fast.pt2")   ->   torch.ops.attnopt.triton_attention is known; no compiler is imported
+
+attnopt::triton_attention(q, k, v, operands, spec) computes a spec by the kernel that is emitted for it: on a GPU, or in Triton's
+interpreter. On CPU tensors outside of the interpreter it computes the spec's meaning in plain PyTorch, exact and slow, so that a
+model that was made for a GPU can be checked, saved and tried where there is none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnopt.errors import InputMismatch
+
+
+@torch.library.custom_op("attnopt::triton_attention", mutates_args=())
+def triton_attention(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Tensor:
+    """q [B, H, Q, D], k [B, G, K, D], v [B, G', K, E] -> o [B, H, Q, E]; operands in the order of the spec's. Inference only."""
+    from attnopt.codegen.triton.triton_attention import read, run_triton
+
+    made: Tensor = run_triton(q, k, v, operands, read(spec))
+    return made
+
+
+@triton_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+@torch.library.custom_op("attnopt::triton_attention_lse", mutates_args=())
+def triton_attention_lse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> tuple[Tensor, Tensor]:
+    """The output and the log-sum-exp of each row, float32 [B, H, Q]."""
+    from attnopt.codegen.triton.triton_attention import read, run_triton
+
+    o, lse = run_triton(q, k, v, operands, read(spec), lse=True)
+    return o, lse
+
+
+@triton_attention_lse.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> tuple[Tensor, Tensor]:
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+@torch.library.custom_op("attnopt::triton_attention_packed", mutates_args=())
+def triton_attention_packed(
+    q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, operands: list[Tensor], spec: str
+) -> Tensor:
+    """Sequences one after the other: q [rows, H, D], k [keys, G, D], v [keys, G', E], starts int32 [B + 1] -> o [rows, H, E]."""
+    from attnopt.codegen.triton.packed_attention import run_packed
+    from attnopt.codegen.triton.triton_attention import read
+
+    made: Tensor = run_packed(q, k, v, q_starts, k_starts, operands, read(spec))
+    return made
+
+
+@triton_attention_packed.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, operands: list[Tensor], spec: str) -> Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+@torch.library.custom_op("attnopt::triton_attention_packed_lse", mutates_args=())
+def triton_attention_packed_lse(
+    q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, operands: list[Tensor], spec: str
+) -> tuple[Tensor, Tensor]:
+    """The output and the log-sum-exp of each row, [H, rows]."""
+    from attnopt.codegen.triton.packed_attention import run_packed
+    from attnopt.codegen.triton.triton_attention import read
+
+    o, lse = run_packed(q, k, v, q_starts, k_starts, operands, read(spec), lse=True)
+    return o, lse
+
+
+@triton_attention_packed_lse.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, operands: list[Tensor], spec: str
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+
+
+@torch.library.custom_op("attnopt::triton_decode", mutates_args=())
+def triton_decode(
+    q: Tensor, k: Tensor, v: Tensor, k_scales: Tensor | None, k_zeros: Tensor | None, v_scales: Tensor | None, v_zeros: Tensor | None,
+    pages: Tensor | None, lengths: Tensor | None, operands: list[Tensor], spec: str,
+) -> Tensor:  # fmt: skip
+    """q [B, H, Q, D] against a cache, the parts of which are passed one by one: see `decode_attention`. Inference only."""
+    from attnopt.codegen.triton.decode_attention import run_decode
+    from attnopt.codegen.triton.triton_attention import read
+    from attnopt.ir.kv_cache import Cache
+
+    made: Tensor = run_decode(q, Cache(k, v, k_scales, k_zeros, v_scales, v_zeros, pages, lengths), operands, read(spec))
+    return made
+
+
+@torch.library.custom_op("attnopt::triton_decode_lse", mutates_args=())
+def triton_decode_lse(
+    q: Tensor, k: Tensor, v: Tensor, k_scales: Tensor | None, k_zeros: Tensor | None, v_scales: Tensor | None, v_zeros: Tensor | None,
+    pages: Tensor | None, lengths: Tensor | None, operands: list[Tensor], spec: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The output and the log-sum-exp of each row."""
+    from attnopt.codegen.triton.decode_attention import run_decode
+    from attnopt.codegen.triton.triton_attention import read
+    from attnopt.ir.kv_cache import Cache
+
+    o, lse = run_decode(q, Cache(k, v, k_scales, k_zeros, v_scales, v_zeros, pages, lengths), operands, read(spec), lse=True)
+    return o, lse
+
+
+def decoded(q: Tensor, v: Tensor, spec: str) -> Tensor:
+    """A tensor of the shape that decoding returns: the spec says whether a byte of v holds two channels."""
+    from attnopt.codegen.triton.decode_attention import value_width
+    from attnopt.codegen.triton.triton_attention import read
+
+    return q.new_empty((*q.shape[:-1], value_width(v, read(spec))))
+
+
+@triton_decode.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    return decoded(q, v, rest[-1])
+
+
+@triton_decode_lse.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return decoded(q, v, rest[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+def refuse_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """torch calls it where an input asks for a gradient: better now than in a backward pass that is not there."""
+    raise InputMismatch(
+        "Triton kernels of attnopt have no gradient", where=inputs[-1], next_move="Call them under torch.no_grad()."
+    )
+
+
+OPERATORS = (
+    triton_attention, triton_attention_lse, triton_attention_packed, triton_attention_packed_lse, triton_decode, triton_decode_lse,
+)  # fmt: skip
+for operator in OPERATORS:
+    operator.register_autograd(lambda ctx, *gradients: None, setup_context=refuse_gradients)
