@@ -116,7 +116,7 @@ def select_kernels(host: Host, sites: Sequence[Site], request: Request) -> list[
     for site in sites:
         group = Group(host, (site,))
         for rewrite in (p for p in request.passes if p.exact):
-            proposed = rewrite.propose(group)
+            proposed = rewrite.propose(group, None)
             if isinstance(proposed, Refusal):
                 refused[site.name] = str(proposed)
             else:

@@ -95,9 +95,18 @@ class FxHost:
         self.edited = True
         self._graph = None
 
-    def quantize_linears(self, nodes: Sequence[Node]) -> None:
+    def set_constant(self, value: Value, data: Tensor) -> None:
+        held = value.handle
+        self.replace(value, FxBuilder(self.module, name_symbols(self.placeholders()), held).constant(data, value.dtype))
+
+    def quantize_linears(
+        self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
+    ) -> None:
         for node in nodes:
-            quantize_linear(self.builder(node), self.node(node.name))
+            builder, reads = self.builder(node), (inputs or {}).get(node.name)
+            quantize_linear(
+                builder, self.node(node.name), (factors or {}).get(node.name), None if reads is None else builder.handle(reads)
+            )
         self.quantized = (*self.quantized, *(node.name for node in nodes))
 
     # Running.

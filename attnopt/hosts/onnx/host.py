@@ -17,12 +17,12 @@ from torch import Tensor
 from attnopt.hosts.onnx.builder import OnnxBuilder
 from attnopt.hosts.onnx.checking import verify
 from attnopt.hosts.onnx.conversion import convert
-from attnopt.hosts.onnx.element_types import dtype_name
+from attnopt.hosts.onnx.element_types import as_onnx, dtype_name
 from attnopt.hosts.onnx.examples import example_inputs
 from attnopt.hosts.onnx.execution import runner
 from attnopt.hosts.onnx.inference import infer, needs_inference
 from attnopt.hosts.onnx.inputs import InputSpec, as_array, call_inputs, named_inputs
-from attnopt.hosts.onnx.int8 import quantize
+from attnopt.hosts.onnx.int8 import quantize_layer
 from attnopt.hosts.onnx.places import Names, Places, by_node
 from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
@@ -120,11 +120,27 @@ class OnnxHost:
         self._graph = self._names = self._places = None
         self._written = []
 
-    def quantize_linears(self, nodes: Sequence[Node]) -> None:
-        quantized = quantize(self.model, [n.name for n in nodes])
-        quantized.metadata_props.update(self.model.metadata_props)
-        self.model = quantized
-        self._graph = self._names = self._places = None
+    def set_constant(self, value: Value, data: Tensor) -> None:
+        held = value.handle
+        name = self.names.unique(f"{held.name}_changed")
+        made = ir.Value(name=name, type=held.type, shape=held.shape, const_value=as_onnx(data, name))
+        self.model.graph.register_initializer(made)
+        ir.convenience.replace_all_uses_with(held, made)
+
+    def quantize_linears(
+        self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
+    ) -> None:
+        wanted = {n.name: n for n in nodes}
+        for held in [n for n in self.model.graph.all_nodes() if n.name in wanted and n.op_type in ("MatMul", "Gemm")]:
+            node = wanted[held.name or ""]
+            weight, factor, reads = node.inputs[1], (factors or {}).get(node.name), (inputs or {}).get(node.name)
+            assert weight is not None and weight.load is not None
+            data = weight.load().T if node.op == "linear" else weight.load()
+            data = data if factor is None else data * factor[:, None]
+            if reads is not None:
+                held.replace_input_with(0, self.builder(node).handle(reads))
+            quantize_layer(self.model, held, data, self.names, self._written)
+        self.model.graph.sort()
 
     def convert_opset(self, to: int) -> OnnxHost | Refusal:
         """The same model at a higher opset, by ONNX's own converter and checked; or why it cannot be."""
