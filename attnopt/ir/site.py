@@ -158,6 +158,10 @@ class Host(Protocol):
         """What these values hold when the model runs on these inputs."""
         ...
 
+    def tapper(self, values: Sequence[Value]) -> Callable[[Mapping[str, Tensor]], list[Any]]:
+        """`tap` for many inputs: made once, then called with each. Raises NotIsolated for what cannot be tapped."""
+        ...
+
     def isolate(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[[Sequence[Any]], list[Any]]:
         """The part of the model between these values as a callable of its own, to be timed. Raises NotIsolated."""
         ...

@@ -153,22 +153,32 @@ class OnnxHost:
         return runner(self.model)
 
     def tap(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:
+        return self.tapper(values)(inputs)
+
+    def tapper(self, values: Sequence[Value]) -> Callable[[Mapping[str, Tensor]], list[Any]]:
         tapped = self.copy()
         names = [tapped.written_name(v) for v in values]
         graph = tapped.model.graph
         graph.sort()
         made = {v.name: v for n in graph for v in n.outputs}
+        given = {v.name for v in graph.inputs}
         present = {o.name for o in graph.outputs}
         for name, value in zip(names, values, strict=True):
-            if name not in present and name not in inputs and not value.is_constant:
+            if name not in present and name not in given and not value.is_constant:
                 if name not in made:
                     raise NotIsolated(f"'{name}' is made inside of a node's own graph")
                 graph.outputs.append(made[name])
                 present.add(name)
-        results = dict(inputs)
-        if not present.isdisjoint(names):
-            results |= zip([o.name or "" for o in graph.outputs], runner(tapped.model)(inputs), strict=True)
-        return [v.load() if v.load is not None else results[name] for name, v in zip(names, values, strict=True)]
+        running = None if present.isdisjoint(names) else runner(tapped.model)
+        outputs = [o.name or "" for o in graph.outputs]
+
+        def run(inputs: Mapping[str, Tensor]) -> list[Any]:
+            results = dict(inputs)
+            if running is not None:
+                results |= zip(outputs, running(inputs), strict=True)
+            return [v.load() if v.load is not None else results[name] for name, v in zip(names, values, strict=True)]
+
+        return run
 
     def written_name(self, value: Value) -> str:
         """The ONNX name of a value of an equal host; one that is only in the canonical graph is written here."""
