@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnopt.analysis.calibration import read_calibration
+from attnopt.analysis.calibration import Calibration, read_calibration
 from attnopt.errors import UnreadableModel, UnsupportedFormat
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
@@ -39,6 +39,11 @@ class Opened:
             return []
         names = [spec.name for spec in self.host.input_specs]
         return read_calibration(calibration, names, self.host.named_inputs)
+
+    def calibration(self, given: Any) -> Calibration:
+        """Calibration data in samples: those given, else the example inputs (which are few)."""
+        batches = self.batches(given) or ([self.inputs] if self.inputs is not None else [])
+        return Calibration.of(self.host.graph, batches)
 
 
 def open_model(model: Any, example_inputs: Any, *, dynamic_shapes: Any, need_inputs: bool) -> Opened:

@@ -49,12 +49,14 @@ class AttentionMeasure:
 
     def add(self, data: Mapping[Value, Tensor], inputs: Batch) -> None:
         site = held(self.site, data, self.graph.sizes(inputs))
-        real_q, real_k = (self.padding.rows(self.site.size("b"), self.site.size(axis), inputs) for axis in "qk")
+        real_q, real_k = (
+            self.padding.rows(self.site.size(n), len(x), x.shape[2], inputs) for n, x in (("q", site.q), ("k", site.k))
+        )
         self.begin(site)
         for name, x, real in (("q", site.q, real_q), ("k", site.k, real_k), ("v", site.v, real_k)):
             by_row = x.transpose(1, 2).flatten(2)  # [B, L, H * D]
-            self.rows[name].add(by_row.flatten(0, 1) if real is None else by_row[real[:, -x.shape[2] :]])
-        whole = real_or_all(real_q, site.q)
+            self.rows[name].add(by_row.flatten(0, 1) if real is None else by_row[real])
+        whole = torch.ones(len(site.q), site.q.shape[2], dtype=torch.bool) if real_q is None else real_q
         q, k, v = (x if x.dtype == torch.float64 else x.float() for x in (site.q, site.k, site.v))
         for block in attended(self.site.spec, q, k, v, site.operands, sizes=site.sizes, elements=SCORES):
             self.add_block(block, whole[:, block.first : block.first + block.weights.shape[2]])
@@ -106,13 +108,6 @@ class AttentionMeasure:
 
     def value(self, result: Mapping[str, Tensor]) -> AttentionStatistics:
         return joined(AttentionStatistics, result, site=self.site.name)
-
-
-def real_or_all(real: Tensor | None, q: Tensor) -> Tensor:
-    """Which queries [B, Q] are no padding."""
-    if real is None:
-        return torch.ones(q.shape[0], q.shape[2], dtype=torch.bool)
-    return real[:, -q.shape[2] :].expand(q.shape[0], q.shape[2])
 
 
 def cell(positions: Tensor, keys: int) -> Tensor:

@@ -3,7 +3,8 @@
     list of dicts or tuples | DataLoader | data.npz   ->   named batches   ->   (to choose, to validate)
 
 A sample is one independent sequence: one index along the batch axis, which is the first dimension that all inputs of two or more
-dimensions share (or have size 1 along). Where they share none, each batch is one sample. A mean loss is only as good as its number
+dimensions share, sizes of 1 aside. (Exporters name it differently for each input: dimensions of several names are one where all
+batches have equal sizes there.) Where inputs share none, each batch is one sample. A mean loss is only as good as its number
 of samples: each half needs LEAST of them, because the bound on a loss is too narrow with fewer (see `plan.quality`).
 """
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from attnopt.errors import InputMismatch
-from attnopt.ir.dims import Dim
+from attnopt.ir.dims import Dim, Symbol
 from attnopt.ir.graph import Graph
 
 LEAST = 16  # samples in each half
@@ -44,9 +45,9 @@ class Calibration:
 
     @classmethod
     def of(cls, graph: Graph, batches: Sequence[Batch]) -> Calibration:
-        dim = batch_dim(graph)
-        having = [v.name for v in graph.inputs if dim is not None and v.shape and v.shape[0] == dim]
-        return cls(tuple(batches), frozenset(having), not isinstance(dim, int) and bool(having))
+        dims = batch_dims(graph, batches)
+        having = [v.name for v in graph.inputs if v.shape and v.shape[0] in dims]
+        return cls(tuple(batches), frozenset(having), bool(dims) and not any(isinstance(d, int) for d in dims))
 
     @property
     def samples(self) -> int:
@@ -65,9 +66,10 @@ class Calibration:
         random = torch.Generator().manual_seed(seed)
         halves: tuple[list[Batch], list[Batch]] = ([], [])
         if len(self.batches) < HALVES and self.sliced:
-            for i, batch in enumerate(self.batches):
+            for batch in self.batches:
                 order = torch.randperm(self.size(batch), generator=random)
-                middle = (len(order) + i % 2) // 2  # odd samples go to either half in turn
+                counts = [sum(self.size(b) for b in half) for half in halves]
+                middle = (len(order) + (counts[0] < counts[1])) // 2  # an odd sample goes to the smaller half
                 for half, rows in zip(halves, (order[:middle], order[middle:]), strict=True):
                     half.append(self.cut(batch, rows.sort().values))
         else:
@@ -98,11 +100,14 @@ class Calibration:
         return made.hexdigest()
 
 
-def batch_dim(graph: Graph) -> Dim | None:
-    """The first dimension that all inputs of rank two or more share, those of size 1 aside; None where they share none."""
-    first = {v.shape[0] for v in graph.inputs if v.shape is not None and len(v.shape) > 1}
-    varying = first - {1} or first
-    return next(iter(varying)) if len(varying) == 1 else None
+def batch_dims(graph: Graph, batches: Sequence[Batch]) -> frozenset[Dim]:
+    """The dimension along which samples lie, under all of its names; empty where there is none."""
+    having = [v for v in graph.inputs if v.shape is not None and len(v.shape) > 1 and v.shape[0] != 1]
+    dims = frozenset(v.shape[0] for v in having if v.shape)
+    if len(dims) < 2:
+        return dims
+    equal = all(len({batch[v.name].shape[0] for v in having}) == 1 for batch in batches)
+    return dims if equal and all(isinstance(d, Symbol) and len(d.names) == 1 for d in dims) else frozenset()
 
 
 def described(name: str, tensor: Tensor) -> bytes:
