@@ -29,8 +29,8 @@ def explored(setting: Setting, model: str, budgets: Sequence[float] = BUDGETS) -
     plans: dict[tuple[int, ...], tuple[str, float | None]] = {}
     for allowed in progress(list(budgets), "budgets"):
         for goal in ("time", "memory"):
-            search.allowed, search.goal = allowed, goal
-            found = search.chosen()
+            search.goal = goal
+            found = search.chosen(allowed)
             if found and found[0].saved > 0:
                 plans.setdefault(found[0].picks, (f"budget {allowed:g}, {goal}", allowed))
     for kind in search.kinds:
