@@ -13,6 +13,7 @@ _HOMES = {
     "inspect": "attnopt.api",
     "optimize": "attnopt.api",
     "load": "attnopt.api",
+    "calibrate": "attnopt.api",
     "Optimized": "attnopt.api",
     "attention": "attnopt.runtime.attention",
     "reference": "attnopt.ir.reference",

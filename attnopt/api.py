@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnopt.cost.target import load_target
+from attnopt.cost.target import Target, load_target
 from attnopt.errors import BudgetError, OutputNotWritable, UnknownPass, UnsupportedFormat
 from attnopt.ir.block import Block
 from attnopt.ir.cost import cost
@@ -130,6 +130,19 @@ def kernels(
     return write_kernels(sites, machine.arch, Path(folder), dtype)
 
 
+def calibrate(folder: str | Path | None = None, *, progress: Callable[[str, float], None] | None = None) -> Target:
+    """Measure this machine for about a minute and keep what was found, so that predictions for `cpu` are about it.
+
+    folder: where the file goes; default: the user's folder of configuration, or that of the environment variable ATTNOPT_CONFIG.
+    progress: told what is measured now, and the share of the work that is done (0 to 1).
+    Returns the target. Raises OutputNotWritable. An interrupt leaves what was there before.
+    """
+    from attnopt.plan.calibrate import calibrate as measure
+
+    target, _ = measure(None if folder is None else Path(folder), said=progress or (lambda what, done: None))
+    return target
+
+
 def passes_named(names: Sequence[str] | None) -> tuple[Pass, ...]:
     if names is None:
         return ALL
@@ -140,4 +153,4 @@ def passes_named(names: Sequence[str] | None) -> tuple[Pass, ...]:
     return tuple(p for p in ALL if p.name in names)
 
 
-__all__ = ["Optimized", "inspect", "kernels", "load", "optimize"]
+__all__ = ["Optimized", "calibrate", "inspect", "kernels", "load", "optimize"]

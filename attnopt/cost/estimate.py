@@ -46,6 +46,10 @@ class Estimate:
         return Estimate(self.seconds + other.seconds, self.flops + other.flops, self.bytes + other.bytes,
                         max(self.working_set, other.working_set), longer.bound, longer.why)  # fmt: skip
 
+    def __mul__(self, weight: float) -> Estimate:
+        """So many calls, or a share of one."""
+        return replace(self, seconds=self.seconds * weight, flops=self.flops * weight, bytes=self.bytes * weight)
+
 
 NOTHING = Estimate(0.0, 0.0, 0.0, 0.0, "launch", "nothing is computed")
 

@@ -7,13 +7,17 @@ The kernel is written into a model of one attention by its own lowering and cut 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from attnopt.codegen import SINGLE
 from attnopt.codegen.lowering import Lowering
 from attnopt.codegen.spelled_out import SpelledOut
+from attnopt.cost.kernels import phases
+from attnopt.cost.phase import Phase
+from attnopt.cost.problem import Problem
+from attnopt.cost.target import Target
 from attnopt.hosts.fx import FxHost
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.hosts.single_attention import OPSET, example, single_attention
@@ -40,6 +44,15 @@ class Point:
     @property
     def shape(self) -> dict[str, int]:
         return dict(self.sizes)
+
+    @property
+    def line(self) -> tuple[str, Sizes]:
+        """What it shares with the points of other kernels, which are timed in turn with it."""
+        return self.spec, self.sizes
+
+    def passes(self, target: Target) -> list[Phase]:
+        """What the kernel does, for the cost model."""
+        return phases(self.kernel, Problem(parse(self.spec), self.shape, self.dtype), target)
 
     def __str__(self) -> str:
         return f"{self.kernel}: {self.spec} {self.dtype} " + " ".join(f"{axis}={size}" for axis, size in self.sizes)
@@ -80,3 +93,19 @@ def call(of: Point) -> Callable[[], object]:
     result = emit(trial, site, lowering)
     data = trial.tap(read, example(of.shape, of.dtype))
     return bind(trial.isolate(read, [result]), data)
+
+
+def ready(group: Iterable[Point], failed: Callable[[Point, str], None]) -> dict[Point, Callable[[], object]]:
+    """The points of one line that their kernels can compute, as calls; a kernel that breaks is told and left out."""
+    calls: dict[Point, Callable[[], object]] = {}
+    for each in group:
+        if refusal(each) is not None:
+            continue
+        try:
+            made = call(each)
+            made()
+        except Exception as failure:  # whatever a runtime or a compiler throws
+            failed(each, str(failure).splitlines()[0] if str(failure) else type(failure).__name__)
+        else:
+            calls[each] = made
+    return calls

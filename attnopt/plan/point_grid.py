@@ -5,6 +5,7 @@ points()   ->   every kernel at every (spec, shape) that it can compute and that
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 from attnopt.plan.kernel_points import KERNELS, Point, point
@@ -31,7 +32,8 @@ BANDED = (
     "window(33) & lookahead(32)",
     "chunk(64)",
 )
-FLEXIBLE = ("softcap(30.0) causal", "causal & window(64)", "causal & window(200)")
+FLEXIBLE = ("softcap(30.0) causal", "causal & window(128)")
+FLEX_LENGTHS = (192, 320, 512, 768, 1024)
 LATE = ("", "padding")  # for few queries on many keys: the kernels' causal masks count from the first key
 FEWEST = 192  # queries from which a band is worth anything
 
@@ -51,17 +53,21 @@ def lines() -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def flex_lines() -> Iterator[tuple[str, dict[str, int]]]:
-    """FlexAttention compiles every line anew, for seconds: three of them, of one width, on all lengths."""
-    for given in PREFILL:
-        shape = shape_of(given)
-        if shape["d"] == 64 and shape["q"] >= FEWEST // 2:
-            for mask in FLEXIBLE:
-                yield f"softmax scale(0.125) {mask} empty(zero)", shape
+    """FlexAttention compiles each line for seconds, and anew for other heads: few lines of one width and head count, on some lengths."""
+    for length in FLEX_LENGTHS:
+        for mask in FLEXIBLE:
+            yield f"softmax scale(0.125) {mask} empty(zero)", shape_of((1, 4, 4, length, length, 64))
 
 
-def points(kernels: Sequence[str] = tuple(KERNELS), *, flex: bool = True) -> Iterator[Point]:
-    """Points in order of shape; whether a kernel can compute one is asked when it is measured."""
+def share(line: str, shape: dict[str, int], of: int) -> int:
+    """0 … of - 1: the same for all kernels of a line, at every run and everywhere."""
+    return hashlib.sha256(f"{line} {sorted(shape.items())}".encode()).digest()[0] % of
+
+
+def groups(*, flex: bool = True, kernels: Sequence[str] = tuple(KERNELS)) -> Iterator[list[Point]]:
+    """The points of one line after the other; whether a kernel can compute one is asked when it is measured."""
     for line, shape in lines():
-        yield from (point(line, shape, kernel) for kernel in kernels if kernel != "flex")
-    if flex and "flex" in kernels:
-        yield from (point(line, shape, "flex") for line, shape in flex_lines())
+        yield [point(line, shape, kernel) for kernel in kernels if kernel != "flex"]
+    if flex:
+        for line, shape in flex_lines():
+            yield [point(line, shape, "flex")]
