@@ -41,11 +41,10 @@ class InputSpec:
 
 @dataclass
 class FxHost:
-    """A flat GraphModule with its calling convention. `quantized` names the nodes that were made int8."""
+    """A flat GraphModule with its calling convention."""
 
     module: fx.GraphModule
     captured: Captured
-    quantized: tuple[str, ...] = ()
     edited: bool = False
     kind: str = "torch"
     _graph: Graph | None = field(default=None, repr=False)
@@ -69,7 +68,7 @@ class FxHost:
     def copy(self) -> FxHost:
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.module.graph, {}))
-        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.quantized, self.edited)
+        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.edited)
 
     # Editing.
 
@@ -108,7 +107,6 @@ class FxHost:
                 builder, held, (factors or {}).get(node.name), None if reads is None else builder.handle(reads)
             )
             self.graph.moved(held, made)
-        self.quantized = (*self.quantized, *(node.name for node in nodes))
 
     # Running.
 
