@@ -35,6 +35,7 @@ from attnopt.plan.workshop import Workshop
 from attnopt.report.data import RewriteReport
 from attnopt.report.search import SearchReport, StepReport
 
+UNTIMED = "the plan is for shapes that were given: times are predictions, and nothing was timed on the example inputs"
 UNSEEN = "no calibration data were given: the loss was chosen and judged by the example inputs, and holds for them alone"
 
 
@@ -113,6 +114,8 @@ def under_budget(setting: Setting) -> Outcome:
         steps, moves, loss = verified(search, plan, loss)
     result = search.losses.workshop.built(moves) if moves else setting.current
     notes = [*search.notes, *([] if setting.data is not None else [UNSEEN])]
+    if setting.workload is not None and setting.select == "measure":
+        notes.append(UNTIMED)
     if setting.store.failure:
         notes.append(setting.store.failure)
     if not moves and search.kinds:

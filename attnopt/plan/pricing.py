@@ -44,11 +44,13 @@ class Timed:
 
 @dataclass
 class Prices:
-    """Predictions for one model on one target. timed: what was measured, by key."""
+    """Predictions for one model on one target, each made once. timed: what was measured, by key."""
 
     workshop: Workshop
     loads: Sequence[Load]
     timed: dict[tuple[str, str], Timed] = field(default_factory=dict)
+    known: dict[Proposal, tuple[float, float]] = field(default_factory=dict)
+    keys: dict[Proposal, tuple[str, str]] = field(default_factory=dict)
 
     def saved(self, proposal: Proposal) -> float:
         """Seconds that an option saves, weighted over the loads: as its kind was measured to, else as predicted."""
@@ -63,8 +65,10 @@ class Prices:
 
     def predicted(self, proposal: Proposal) -> tuple[float, float]:
         """Predicted seconds of what an option touches, as it is and as the option makes it."""
-        pairs = [(load.weight, *self.at(proposal, load.sizes)) for load in self.loads]
-        return sum(w * before for w, before, _ in pairs), sum(w * after for w, _, after in pairs)
+        if proposal not in self.known:
+            pairs = [(load.weight, *self.at(proposal, load.sizes)) for load in self.loads]
+            self.known[proposal] = sum(w * before for w, before, _ in pairs), sum(w * after for w, _, after in pairs)
+        return self.known[proposal]
 
     def at(self, proposal: Proposal, sizes: Mapping[str, int]) -> tuple[float, float]:
         before = after = 0.0
@@ -95,9 +99,11 @@ class Prices:
 
     def key(self, proposal: Proposal) -> tuple[str, str]:
         """Kind and shape: options of one key save the same."""
-        layers = sorted(str(n.inputs[1].shape) for m in proposal.moves for n in m.group.linears if n.inputs[1] is not None)
-        sites = sorted(f"{s.spec} {s.shape}" for m in proposal.moves for s in m.group.sites)
-        return proposal.kind, "; ".join([*layers, *sites])
+        if proposal not in self.keys:
+            layers = sorted(str(n.inputs[1].shape) for m in proposal.moves for n in m.group.linears if n.inputs[1] is not None)
+            sites = sorted(f"{s.spec} {s.shape}" for m in proposal.moves for s in m.group.sites)
+            self.keys[proposal] = proposal.kind, "; ".join([*layers, *sites])
+        return self.keys[proposal]
 
 
 def touched(removes: Sequence[Node], storage: Mapping[str, str], linears: Sequence[Node]) -> list[Node]:

@@ -47,7 +47,7 @@ class Move:
         return bool(mine.touches & others.touches or removed & other.sites or gone & self.sites)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Proposal:
     """Moves that are made together; none leaves the group as it is. kind: of what, equal for all groups it is offered to."""
 

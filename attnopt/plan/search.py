@@ -10,14 +10,15 @@ Losses are predicted to add up (`losses`); the measurement of the whole has the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from attnopt.ir.site import Refusal
 from attnopt.plan.bound import LEVEL, upper_bound
 from attnopt.plan.effort import Effort, Spent
 from attnopt.plan.judge import Judge
-from attnopt.plan.knapsack import Option, Problem, Solution, solve
+from attnopt.plan.knapsack import Option, Place, Problem, Solution, solve
 from attnopt.plan.losses import Losses
 from attnopt.plan.pricing import Prices, Timed
 from attnopt.plan.proposals import Class, Move, Proposal, exclusions_of, kinds_of, moves_of, places, ties_of, uniform
@@ -99,7 +100,17 @@ class Search:
 
     @property
     def kinds(self) -> list[str]:
-        return list(kinds_of(self.classes))
+        return list(self.counts)
+
+    @cached_property
+    def counts(self) -> Mapping[str, int]:
+        """Every kind, and how many groups it is offered to."""
+        return kinds_of(self.classes)
+
+    @cached_property
+    def bonds(self) -> tuple[tuple[tuple[Place, ...], ...], tuple[tuple[Place, Place], ...]]:
+        """Ties and exclusions."""
+        return ties_of(self.classes), exclusions_of(self.classes)
 
     # Measure.
 
@@ -159,7 +170,7 @@ class Search:
             return 0.0
         if place in self.alone:
             return self.losses.additive(self.alone[place].mean)
-        return self.losses.additive(self.everywhere[option.kind].mean) / kinds_of(self.classes)[option.kind]
+        return self.losses.additive(self.everywhere[option.kind].mean) / self.counts[option.kind]
 
     def problem(self, scale: float, allowed: float) -> Problem:
         groups = []
@@ -170,7 +181,7 @@ class Search:
             worths = [self.worth(o) for o in each.options]
             # Where two plans save alike, the one that loses less.
             groups.append(tuple(Option(-w + 1e-6 * span * x / budget, scale * x) for w, x in zip(worths, losses, strict=True)))
-        return Problem(tuple(groups), ties_of(self.classes), exclusions_of(self.classes))
+        return Problem(tuple(groups), *self.bonds)
 
     def chosen(self, allowed: float) -> list[Planned]:
         """Plans that lose no more where they were chosen by, best first: solved for and tightened, and each kind everywhere."""
