@@ -12,9 +12,12 @@ from attnopt.version import VERSION as __version__
 _HOMES = {
     "inspect": "attnopt.api",
     "optimize": "attnopt.api",
+    "explore": "attnopt.api",
     "kernels": "attnopt.api",
     "load": "attnopt.api",
+    "calibrate": "attnopt.api",
     "Optimized": "attnopt.api",
+    "Budget": "attnopt.plan.budget",
     "attention": "attnopt.runtime.attention",
     "reference": "attnopt.ir.reference",
     "parse": "attnopt.ir.spec",

@@ -1,32 +1,32 @@
-"""The public functions: inspect, optimize, kernels, load. Everything below is reached through them or through `attnopt.attention`."""
+"""The public functions: inspect, optimize, explore, kernels, load; everything below is reached through them or `attnopt.attention`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from attnopt.cost.target import Target, load_target
+from attnopt.asked import Asked
+from attnopt.cost.target import Target
 from attnopt.emission import emit_kernels, require_kernels
-from attnopt.errors import BudgetError, UnknownPass
+from attnopt.errors import BudgetError
 from attnopt.ir.block import Block
 from attnopt.ir.cost import cost
 from attnopt.ir.dims import evaluate as evaluate_dim
 from attnopt.ir.site import Site
 from attnopt.opening import Opened, open_model
 from attnopt.optimized import Optimized, load
-from attnopt.passes import ALL, Pass
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
-from attnopt.plan.pipeline import Request, run
+from attnopt.plan.budget import Budget
+from attnopt.plan.pipeline import run
+from attnopt.plan.quality import Score
+from attnopt.report.frontier import Frontier
 from attnopt.report.inspection import InspectedSite, Inspection
+from attnopt.report.plan import Plan
 
 if TYPE_CHECKING:
     from attnopt.codegen.triton.site_kernels import SiteKernel
-
-SELECTS = ("measure", "model", "always")
 
 
 def inspect(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None) -> Inspection:
@@ -58,46 +58,75 @@ def optimize(
     example_inputs: Any = None,
     *,
     target: str = "cpu",
-    budget: float = 0.0,
+    budget: float | Budget = 0.0,
     calibration: Any = None,
     select: str | None = None,
     passes: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
+    quality: Score | None = None,
+    shapes: str | Sequence[str] | None = None,
+    effort: str = "low",
+    seed: int = 0,
+    plan: Plan | str | Path | None = None,
+    cache: str | Path | None = None,
 ) -> Optimized:
     """Return the same model with its attentions computed by faster kernels; the given model is not touched.
 
     target: a name of `attnopt targets`, with a runtime if wanted ("cpu+onnxruntime").
-    budget: largest allowed loss in the output's natural metric; 0 allows exact rewrites only.
-    calibration: inputs on which the loss is measured (a list of input dicts, or a path to .npz); default: the example inputs.
-    select: "measure" (time each kernel, keep what is faster), "model" (predict), "always" (every exact rewrite); default: measure
+    budget: largest allowed loss, a number in the output's natural metric or a `Budget`; 0 allows exact rewrites only.
+    calibration: inputs on which the loss is measured (a list of input dicts, a DataLoader, or a path to .npz). One half chooses the plan;
+    on the other the one-sided 95 % bound of the loss is within the budget. Default: the example inputs, for which alone it then holds.
+    select: "measure" (time each kernel, keep what is faster), "model" (predict), "always" (every rewrite that holds); default: measure
     where the target is this machine's CPU, or the GPU that the example inputs are on, else predict.
     passes: names to restrict the rewrites to; default all.
+    quality: for Budget(metric="quality", drop=…): a function of named inputs and outputs of a batch that returns a score per sample.
+    shapes: what the plan is for ("prefill:4096 decode:32768x8"); default: the example inputs. effort: "low" (about a minute of
+    measuring), "medium", "high" (hours). seed: of the halves and of the bound; equal seeds, equal plans, but for timing.
+    plan: of an earlier result (`.plan`, or a path to its .json, .onnx or .pt2), applied without a search.
+    cache: a folder for finished measurements, so that an interrupted search goes on; default: that of ATTNOPT_CACHE, else none.
 
     The result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves.
     Raises AccuracyError rather than return a model that differs beyond the tolerance of its dtype, UnknownTarget,
-    UnknownPass, UnreadableModel, UntraceableModel, InputMismatch, BudgetError.
+    UnknownPass, UnreadableModel, UntraceableModel, InputMismatch, BudgetError, WorkloadError, PlanError.
     """
-    machine, runtime = load_target(target)
-    chosen = passes_named(passes)
-    if not isinstance(budget, (int, float)) or not 0 <= budget < float("inf"):
-        raise BudgetError(f"budget {budget!r} is not a number of at least 0", next_move="Give 0 for exact rewrites only.")
-    if select is not None and select not in SELECTS:
-        raise BudgetError(f"select={select!r} is none of {', '.join(SELECTS)}", next_move="Leave it out to measure.")
+    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, plan, cache)
+    checked = asked.checked()
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=True)
-    request = Request(
-        target=machine.name,
-        runtime=runtime or opened.runtime,
-        opset=opened.opset,
-        select=select or ("measure" if at_hand(machine, opened.inputs) else "model"),
-        budget=float(budget),
-        passes=chosen,
-        inputs=opened.inputs,
-        calibration=opened.batches(calibration),
-        output_name=opened.output_name,
-        kind=machine.kind,
-    )
-    host, report = run(opened.host, request)
+    host, report = run(opened.host, asked.request(opened, checked))
     return Optimized(opened, host, report)  # type: ignore[arg-type]  # a copy of opened.host
+
+
+def explore(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    target: str = "cpu",
+    calibration: Any = None,
+    budget: float | Budget = 0.1,
+    select: str | None = None,
+    passes: Sequence[str] | None = None,
+    dynamic_shapes: Any = None,
+    quality: Score | None = None,
+    shapes: str | Sequence[str] | None = None,
+    effort: str = "low",
+    seed: int = 0,
+    cache: str | Path | None = None,
+) -> Frontier:
+    """What a model costs in time and memory for what it may lose: the budget swept up to `budget`, each plan measured.
+
+    The arguments are those of `optimize`. Returns a Frontier: `.points` (each with its `.plan`, for `optimize(plan=…)`), `.save(path)`
+    for a page with a picture; it prints as a table. Raises BudgetError for a budget of 0, and what `optimize` raises.
+    """
+    from attnopt.plan.frontier import explored
+    from attnopt.plan.pipeline import exact_setting
+
+    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, None, cache)
+    checked = asked.checked()
+    if checked.budget.exact:
+        raise BudgetError("a budget of 0 leaves nothing to explore", next_move="Leave it out to sweep up to 0.1.")
+    opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=True)
+    name = Path(model).name if isinstance(model, (str, Path)) else type(model).__name__
+    return explored(exact_setting(opened.host, asked.request(opened, checked)), name)
 
 
 def kernels(
@@ -120,24 +149,17 @@ def kernels(
     return emit_kernels(opened, folder, architecture, dtype)
 
 
-def at_hand(machine: Target, inputs: Mapping[str, Tensor] | None) -> bool:
-    """Whether the model runs on the target now: this CPU, or a GPU of its architecture that the example inputs are on."""
-    device = next((x.device for x in (inputs or {}).values() if x.device.type != "cpu"), None)
-    if device is None or machine.kind == "cpu":
-        return machine.kind == "cpu"
-    from attnopt.codegen.triton.triton_attention import named
+def calibrate(folder: str | Path | None = None, *, progress: Callable[[str, float], None] | None = None) -> Target:
+    """Measure this machine for about a minute and keep what was found, so that predictions for `cpu` are about it.
 
-    return named(device) == machine.arch
+    folder: where the file goes; default: the user's folder of configuration, or that of the environment variable ATTNOPT_CONFIG.
+    progress: told what is measured now, and the share of the work that is done (0 to 1).
+    Returns the target. Raises OutputNotWritable. An interrupt leaves what was there before.
+    """
+    from attnopt.plan.calibrate import calibrate as measure
 
-
-def passes_named(names: Sequence[str] | None) -> tuple[Pass, ...]:
-    if names is None:
-        return ALL
-    known = {p.name: p for p in ALL}
-    for name in names:
-        if name not in known:
-            raise UnknownPass(name, list(known))
-    return tuple(p for p in ALL if p.name in names)
+    target, _ = measure(None if folder is None else Path(folder), said=progress or (lambda what, done: None))
+    return target
 
 
-__all__ = ["Optimized", "inspect", "kernels", "load", "optimize"]
+__all__ = ["Budget", "Optimized", "calibrate", "explore", "inspect", "kernels", "load", "optimize"]

@@ -37,6 +37,10 @@ class UnknownTarget(UnknownName):
     kind, listing = "target", "targets"
 
 
+class UnreadableTarget(AttnoptError):
+    """A target file of the user's that is not one."""
+
+
 class UnknownPass(UnknownName):
     kind, listing = "pass", "passes"
 
@@ -63,6 +67,14 @@ class OutputNotWritable(AttnoptError):
 
 class BudgetError(AttnoptError):
     """A budget or selection that means nothing."""
+
+
+class WorkloadError(AttnoptError):
+    """Shapes that cannot be read, or that the model cannot have; ends in an example that works."""
+
+
+class PlanError(AttnoptError):
+    """A plan that is none, or does not fit the model."""
 
 
 class AccuracyError(AttnoptError):

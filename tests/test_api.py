@@ -13,7 +13,7 @@ from self_attention import SPEC, SelfAttention, example
 from torch import nn
 
 import attnopt
-from attnopt.api import at_hand
+from attnopt.asked import at_hand
 from attnopt.cost.target import load_target
 from attnopt.errors import (
     BudgetError,

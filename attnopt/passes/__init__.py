@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from attnopt.passes.candidate import Candidate, Group, Pass
+from attnopt.passes.candidate import Candidate, Evidence, Group, Pass
 from attnopt.passes.fuse.fuse_attention import FuseAttention
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
 
 ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8())
 
-__all__ = ["ALL", "Candidate", "DynamicInt8", "FuseAttention", "Group", "Pass"]
+__all__ = ["ALL", "Candidate", "DynamicInt8", "Evidence", "FuseAttention", "Group", "Pass"]

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from attnopt.codegen import LOWERINGS, ON_GPU
 from attnopt.codegen.lowering import Lowering
+from attnopt.cost.target import Target, read
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
-from attnopt.plan.prediction import is_fused, predicted
+from attnopt.plan.predict import best, example_shapes, predicted
 from attnopt.plan.timing import finished, in_turn
 from attnopt.report.data import Choice
 
@@ -66,32 +67,45 @@ def choose(
     runtime: str,
     opset: int,
     select: str,
-    kind: str = "cpu",
+    target: Target | None = None,
 ) -> list[Chosen]:
-    """One choice per site, for a target that is a "cpu" or a "gpu". `inputs` are needed for select="measure"."""
+    """One choice per site. `inputs` are needed for select="measure"; target: default this machine, its kind decides what may run."""
     known: dict[tuple[str, str, bool], Chosen] = {}
     result = []
     for site in sites:
         key = (str(site.spec), str(site.shape), is_fused(site))
         if key not in known:
-            known[key] = choose_one(host, site, inputs, runtime, opset, select, kind)
+            known[key] = choose_one(host, site, inputs, runtime, opset, select, target or read("cpu"))
         result.append(replace(known[key], site=site))
     return result
 
 
 def choose_one(
-    host: Host, site: Site, inputs: Mapping[str, Tensor] | None, runtime: str, opset: int, select: str, kind: str = "cpu"
+    host: Host, site: Site, inputs: Mapping[str, Tensor] | None, runtime: str, opset: int, select: str, target: Target
 ) -> Chosen:
-    fits, refused = applicable(site, host, runtime, opset, kind)
+    fits, refused = applicable(site, host, runtime, opset, target.kind)
     if not fits:
         why = refused[0].why if refused else f"no kernel for host {host.kind}"
         return Chosen(site, None, why, tuple(refused))
     if select == "always" or inputs is None:
         return Chosen(site, fits[0], "first kernel that computes it", (Choice(fits[0].name, True, "exact"), *refused))
     if select == "model":
-        lowering, why = predicted(site, fits, kind)
-        return Chosen(site, lowering, why, tuple(refused))
+        return by_model(host, site, fits, refused, inputs, target)
     return measured(host, site, fits, refused, inputs)
+
+
+def by_model(
+    host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence[Choice], inputs: Mapping[str, Tensor], target: Target
+) -> Chosen:
+    """The kernel that is predicted to be fastest at the example's sizes; nothing runs."""
+    shapes = example_shapes(host, site, inputs)
+    if not shapes:
+        kept = None if is_fused(site) else fits[0]
+        return Chosen(site, kept, "not predicted: a length is only known when the model runs", tuple(refused))
+    times = predicted(site, fits, target, shapes, host=host.kind)
+    name, why = best(site, times)
+    choices = [Choice(n, n == name, f"predicted {e.seconds * 1e3:.3g} ms, {e.why}") for n, e in times.items()]
+    return Chosen(site, next((x for x in fits if x.name == name), None), why, (*choices, *refused))
 
 
 def measured(host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence[Choice], inputs: Mapping[str, Tensor]) -> Chosen:
@@ -215,3 +229,8 @@ def reread(site: Site, replaced: Mapping[Value, Value]) -> Site:
     if form is not None:
         form = replace(form, operands={name: current(operand) for name, operand in form.operands.items()})
     return replace(site, q=current(site.q), k=current(site.k), v=current(site.v), operands=loads, tensor_form=form)
+
+
+def is_fused(site: Site) -> bool:
+    """Whether the site was one attention node already."""
+    return any(node.op == "attention" for node in site.nodes)

@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass
 
 from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called, loads_of, pointer, strides
-from attnopt.codegen.triton.ranges import Range, extreme, key_range
 from attnopt.codegen.triton.row_norms import NORMS, factor_line, gain_arguments, is_static, normed
 from attnopt.codegen.triton.row_norms import refusal as norm_refusal
+from attnopt.ir.ranges import Range, extreme, key_range
 from attnopt.codegen.triton.specialise import Slot, Value, specialise
 from attnopt.codegen.triton.template import PREFILL, joined
 from attnopt.codegen.triton.tiles import SPLIT, Tile

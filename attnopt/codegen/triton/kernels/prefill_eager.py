@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from attnopt.codegen.triton.packed_sequences import sequences
-from attnopt.codegen.triton.ranges import Range, extreme, key_range
 from attnopt.codegen.triton.row_norms import NORMS, gains, is_static, normed
+from attnopt.ir.ranges import Range, extreme, key_range
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Expr
 from attnopt.ir.reference import query_offset
