@@ -27,6 +27,12 @@ def exports(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
+def not_calibrated(monkeypatch, tmp_path_factory):
+    """What was measured of the machine that tests run on says nothing here."""
+    monkeypatch.setenv("ATTNOPT_CONFIG", str(tmp_path_factory.getbasetemp() / "no_config"))
+
+
+@pytest.fixture(autouse=True)
 def seeded():
     random.seed(0)
     np.random.seed(0)

@@ -90,6 +90,27 @@ def test_the_module_is_the_command():
     assert ended.stderr == "UnreadableModel: there is no file 'absent.onnx'. Check the path.\n"
 
 
+def test_calibrate_says_what_it_measured_and_where_it_is(attnopt, monkeypatch, tmp_path):
+    from dataclasses import replace
+
+    from attnopt.cost.target import load_target
+
+    def measured(*, said, clock=None):
+        said("products of float32", 0.5)
+        return replace(
+            load_target("cpu")[0], description="toy, 2 threads", peak={"float32": 0.125}, bandwidth=2.5e10, measured="2026-01-02"
+        )
+
+    monkeypatch.setenv("ATTNOPT_CONFIG", str(tmp_path))
+    monkeypatch.setattr("attnopt.plan.calibrate.measured", measured)
+    assert "no: attnopt calibrate" in attnopt("targets").out
+    ended = attnopt("calibrate")
+    (path,) = tmp_path.iterdir()
+    assert ended.out == f"toy, 2 threads: 125 GFLOP/s of float32, 25 GB/s of memory\nwritten to {path}\n"
+    assert "2026-01-02" in attnopt("targets").out
+    assert next(t for t in json.loads(attnopt("targets", "--json").out) if t["name"] == "cpu")["measured"] == "2026-01-02"
+
+
 def test_targets_and_passes_are_listed(attnopt):
     assert "h200" in attnopt("targets").out
     assert {t["name"] for t in json.loads(attnopt("targets", "--json").out)} >= {"cpu", "h200"}

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnopt.codegen.additive_mask import additive_mask, scaled_then_biased
+from attnopt.codegen.library.flex import never_empty
+from attnopt.codegen.lowering import first_refusal
 from attnopt.codegen.materialize import broadcast, shape_of
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand
@@ -27,7 +29,10 @@ class SpelledOut:
         return "eager" if self.host == "torch" else "ort-eager"
 
     def supports(self, site: Site, runtime: str) -> Refusal | None:
-        return scaled_then_biased(site, softcap=True)
+        filled = site.spec.mask is None or site.spec.empty_row != "zero" or never_empty(site)
+        return scaled_then_biased(site, softcap=True) or first_refusal(
+            (filled, "a row without visible key must be zero; a plain softmax makes it no number"), at=site.name
+        )
 
     def emit(self, site: Site, builder: Builder) -> Value:
         a, dtype = site.axes, site.q.value.dtype

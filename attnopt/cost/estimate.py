@@ -145,7 +145,7 @@ def of_phases(passes: Sequence[Phase], dtype: str, target: Target) -> Estimate:
 
 def spoken(value: float, unit: str) -> str:
     """134217728 bytes -> "134 MB"."""
-    scale, letter = next(((s, n) for s, n in UNITS if value >= s), (1.0, ""))
+    scale, letter = next(((s, n) for s, n in UNITS if value >= 0.9995 * s), (1.0, ""))
     return f"{value / scale:.3g} {letter}{unit}"
 
 

@@ -65,7 +65,7 @@ def fit(samples: Sequence[Sample], target: Target) -> dict[str, Efficiency]:
     counts = {name: len({o for o, f in zip(owner, family, strict=True) if families[f] == name}) for name in families}
     table = found.reshape(len(families), len(RANGES))
     return {
-        name: Efficiency(**{key: float(min(value, RANGES[key][2])) for key, value in zip(RANGES, numbers, strict=True)})
+        name: Efficiency(**{key: float(f"{min(value, RANGES[key][2]):.4g}") for key, value in zip(RANGES, numbers, strict=True)})
         for name, numbers in zip(families, table, strict=True)
         if counts[name] >= FEWEST
     }

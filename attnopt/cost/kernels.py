@@ -58,9 +58,9 @@ def fused(problem: Problem, target: Target, family: str, tile: Tile, *, skips: b
     pairs = problem.heads * (problem.pairs(rows, keys) if skips else problem.all_pairs)
     read = pairs / (rows * packed) * problem.row_bytes  # each tile of queries reads the keys and values of all that it visits
     once = problem.queries_bytes + problem.keys_bytes + mask
-    tasks = problem.heads * math.ceil(problem["q"] / rows)
+    tasks: float = problem.heads * math.ceil(problem["q"] / rows)
     if target.kind == "gpu" and tasks < target.units:
-        tasks = max(tasks, min(target.units, tasks * math.ceil(problem["k"] / SPLIT_KEYS)))
+        tasks = min(target.units, tasks * max(1.0, problem["k"] / SPLIT_KEYS))
     return Phase(
         "attention", family, flops=2.0 * pairs * (problem["d"] + problem["e"]),
         operations=pairs * (problem.per_score + bool(mask)) + pairs / rows * problem.conversions,
@@ -134,7 +134,7 @@ def product(problem: Problem, scores: float, matrix: float, width: int, family: 
     """Scores from queries and keys, or output from scores and values: [Q, K] by width for every head."""
     operands = problem.heads * (problem["q"] + problem["k"]) * width * problem.width
     return Phase("products", family, flops=2.0 * scores * width, bytes=matrix + operands, working_set=matrix + operands,
-                 rows=problem["q"], tasks=problem.heads)  # fmt: skip
+                 rows=problem["q"], tasks=problem.heads * math.ceil(problem["q"] / 128))  # fmt: skip
 
 
 def by_head(problem: Problem, target: Target, family: str, *, builtin: bool) -> list[Phase]:

@@ -123,7 +123,7 @@ def sizes_for(load: Load, sites: Sequence[Site]) -> dict[str, int]:
     """Values of the symbols in the batch, the queries and the keys of every site."""
     sizes: dict[str, int] = {}
     for site in sites:
-        settle(site.size("b"), load.batch, sizes, "batch", load, site)
+        settle(site.size("b"), load.batch, sizes, "sequences", load, site)
         settle(site.size("q"), load.query, sizes, "new tokens", load, site)
     for site in sites:
         keys = site.size("k")

@@ -23,6 +23,7 @@ def single_linear(host: str, inputs: int, outputs: int) -> FxHost | OnnxHost:
     if host == "torch":
         layer = torch.nn.Linear(inputs, outputs).eval()
         layer.weight.data.copy_(weight)
+        layer.bias.data.zero_()
         dims = {"input": {0: torch.export.Dim("rows", min=1)}}
         return FxHost.from_captured(capture(layer, {"input": torch.zeros(7, inputs)}, dims))
     nodes = [

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from attnopt.codegen.additive_mask import held
 from attnopt.codegen.lowering import Lowering
-from attnopt.cost.estimate import NOTHING, Estimate, estimate
+from attnopt.cost.estimate import NOTHING, SUMMED, Estimate, estimate
+from attnopt.cost.kernels import KERNELS
 from attnopt.cost.target import Target
 from attnopt.ir.dims import evaluate
 from attnopt.ir.site import Host, Site
@@ -31,7 +32,9 @@ def predicted(
 ) -> dict[str, Estimate]:
     """Weighted sums over the shapes, by name of the kernel; `original` is the site as it stands in a host ("torch", "onnx")."""
     fused = any(node.op == "attention" for node in site.nodes)
-    names = {ORIGINAL: (ONE_NODE if fused else SPELLED_OUT)[host], **{x.name: x.name for x in lowerings}}
+    spelled = SPELLED_OUT[host]  # and what stands for a kernel that the cost model does not know
+    names = {x.name: x.name if x.name.removeprefix(SUMMED) in KERNELS else spelled for x in lowerings}
+    names = {ORIGINAL: ONE_NODE[host] if fused else spelled, **names}
     return {name: weighted(site, kernel, target, shapes) for name, kernel in names.items()}
 
 
