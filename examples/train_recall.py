@@ -18,6 +18,7 @@ from recall_task import BOS, VOCABULARY, RecallBatch, recall_batch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from trained_models import accuracy
 from training import device_named, train
 
 LENGTHS = ((8, 64), (16, 128), (32, 256), (32, 512), (32, 1024), (32, 1900))  # pairs, length of the context
@@ -52,18 +53,6 @@ def batches(steps: int, tokens: int, device: torch.device) -> Iterator[RecallBat
 
 def loss(model: nn.Module, batch: RecallBatch) -> torch.Tensor:
     return batch.loss(model(batch.tokens, use_cache=False).logits)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, pairs: int, length: int, count: int = 16, seed: int = 0) -> float:
-    """Share of right answers over sequences that no training has seen."""
-    device = next(model.parameters()).device
-    made = recall_batch(count, pairs, length, seed)
-    right = [
-        RecallBatch(tokens, made.asked, answers, places).accuracy(model(tokens.to(device), use_cache=False).logits.cpu())
-        for tokens, answers, places in zip(made.tokens.split(4), made.answers.split(4), made.places.split(4), strict=True)
-    ]
-    return float(torch.cat(right).mean())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,10 +22,30 @@ def test_code_lm_loses_what_it_should_by_position():
 
 @pytest.mark.parametrize(("pairs", "length"), [(8, 64), (32, 512)])
 def test_recall_is_exact(pairs, length):
-    made = recall_task.recall_batch(8, pairs, length, seed=1)
+    assert trained_models.accuracy(trained_models.recall_model(), pairs, length, count=8, seed=1) == 1.0
+
+
+def test_what_a_window_costs():
+    """The judge of long context: the recall model fails with a window, the language model hardly notices."""
+    made = recall_task.recall_batch(4, 32, 512, seed=1)
+    seen = trained_models.sinks_and_window(made.tokens.shape[1], 4, 64)
     with torch.no_grad():
-        accuracy = made.accuracy(trained_models.recall_model()(made.tokens, use_cache=False).logits)
-    assert accuracy.mean() == 1.0
+        logits = trained_models.recall_model()(made.tokens, attention_mask=seen.expand(4, 1, -1, -1), use_cache=False).logits
+    assert float(made.accuracy(logits).mean()) < 0.5
+    model, windows = trained_models.code_lm(), trained_models.code_windows(4, 256)
+    whole = trained_models.losses(model, windows)
+    near = trained_models.losses(model, windows, seen=trained_models.sinks_and_window(256, 4, 64))
+    assert abs(float((near - whole).mean())) < 0.1
+    everything = trained_models.losses(model, windows, seen=trained_models.sinks_and_window(256, 0, 256))
+    torch.testing.assert_close(everything, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_without_an_attention():
+    model, windows = trained_models.code_lm(), trained_models.code_windows(4, 256)
+    whole = trained_models.losses(model, windows).mean()
+    with trained_models.without_attention(model, 0):
+        assert trained_models.losses(model, windows).mean() > whole + 0.1
+    assert trained_models.losses(model, windows).mean() == whole
 
 
 def test_recall_needs_the_pair_that_is_asked_for():
