@@ -146,6 +146,21 @@ class Host(Protocol):
         """Let every user of `old` (and the graph outputs) read `new`."""
         ...
 
+    def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        """None where the model can do without these inputs and outputs; else why its signature must keep them."""
+        ...
+
+    def drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
+        """Take the past (inputs) and present (outputs) of layers that were removed out of what the model takes and returns.
+
+        What is left of a numbered family moves up. Sizes that were read from a dropped input are read elsewhere from `finish` on.
+        """
+        ...
+
+    def adapt(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named inputs of the model as it was opened, as those that it takes now."""
+        ...
+
     def finish(self) -> None:
         """Remove nodes that nothing reads, verify the host's own invariants, and lift `graph` anew."""
         ...

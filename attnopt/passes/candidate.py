@@ -1,38 +1,92 @@
 """What a pass returns: candidates. A pass proposes, the planner decides.
 
-    propose(group, evidence) -> candidates          apply(candidate, group) -> group
+    propose(group, evidence) -> candidates | Refusal          apply(candidate, group) -> group
 
-A `Group` is the sites that must agree (or the linear layers of a model). A candidate says what it would change, whether that
-is exact, and where it comes from; applying it changes the spec of sites or the weights of a host, never the kernel.
+A `Group` is what must agree: the sites and linear layers that a rewrite changes together, in the host that they live in. `per` of a
+pass says which groups it is shown:
+
+    site     one attention                                     linear   the linear layers that read one value, or hold one weight
+    block    attentions whose blocks hold the same weights     table    the attentions that load one stored table
+    model    everything
+
+A candidate says what it would change, whether that is exact, where it comes from, and what it leaves to compute, so that it can be
+priced before it is applied. Applying it changes the spec of sites (a lowering computes them afterwards), or edits the host of the
+group in place, never both for one site. docs/passes.md builds one pass from nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
+from attnopt.ir.block import Block, Norm
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Host, Refusal, Site
+
+Per = Literal["site", "linear", "block", "table", "model"]
+Change = Literal["kernel", "mask", "selection", "precision", "cache", "score", "weights", "structure"]
+Needs = Literal["nothing", "calibration", "tuning"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Sites that are rewritten together, in the host that they live in."""
+    """Sites and linear layers that are rewritten together, in the host that they live in.
+
+    blocks: what stands around each of `sites`, in their order; empty where nobody read them. linears: canonical nodes with a
+    constant weight. norm: the norm whose result all of `linears` read, where there is one.
+    """
 
     host: Host
-    sites: tuple[Site, ...]
+    sites: tuple[Site, ...] = ()
+    name: str = ""
+    blocks: tuple[Block, ...] = ()
+    linears: tuple[Node, ...] = ()
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One possible rewrite of a group. `nodes` are the canonical nodes whose weights it changes, if any."""
+    """One possible rewrite of a group.
+
+    kind: the variant, equal for all groups it is offered to ("int8 smooth 0.5"): candidates of one kind are timed together.
+    changes: what of a site it changes; candidates of one site that change different things may be taken together.
+    nodes: the canonical nodes whose weights it changes. removes: those that are not computed any more. storage: how a linear layer
+    holds its weight afterwards, by node name ("int8").
+    needs: "nothing", "calibration", or "tuning" (a few steps of training).
+    tie: candidates of different groups with the same tie (not "") are taken all or none.
+    options: what `apply` needs, as plain data (numbers, strings, lists): a plan file holds it.
+    """
 
     pass_name: str
     exact: bool
     description: str
     source: str = ""
     nodes: tuple[Node, ...] = ()
-    options: dict[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""
+    changes: tuple[Change, ...] = ()
+    removes: tuple[Node, ...] = ()
+    storage: Mapping[str, str] = field(default_factory=dict)
+    needs: Needs = "nothing"
+    tie: str = ""
+
+    @property
+    def touches(self) -> frozenset[str]:
+        """Names of the nodes that it changes or removes: two candidates that touch one node are not taken together."""
+        return frozenset(n.name for n in (*self.nodes, *self.removes))
+
+
+class Evidence(Protocol):
+    """What calibration saw, as far as passes read it. A pass that needs what is not there refuses."""
+
+    def linear(self, node: Node) -> Any:
+        """Statistics of what a linear layer reads; None where it was not tapped."""
+        ...
+
+    def attention(self, site: Site) -> Any:
+        """Statistics of an attention; None where it was not tapped."""
+        ...
 
 
 class Pass(Protocol):
@@ -44,6 +98,16 @@ class Pass(Protocol):
     @property
     def exact(self) -> bool: ...
 
-    def propose(self, group: Group) -> list[Candidate] | Refusal: ...
+    @property
+    def per(self) -> Per: ...
 
-    def apply(self, candidate: Candidate, group: Group) -> Group: ...
+    def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
+        """Candidates, the least change first; or why there are none. Without calibration there is no evidence."""
+        ...
+
+    def apply(self, candidate: Candidate, group: Group) -> Group:
+        """The group with changed sites, or with its host edited in place: the planner gives a copy and calls `finish`.
+
+        Nodes of the candidate may be of an equal host: find them by name.
+        """
+        ...

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, fx
 
 from attnopt.errors import InputMismatch, UnsupportedFormat
+from attnopt.hosts.fx import interface
 from attnopt.hosts.fx.builder import FxBuilder
 from attnopt.hosts.fx.call import Convention, as_call, split
 from attnopt.hosts.fx.capture import Captured
+from attnopt.hosts.fx.dropping import drop, leaves_of, let_go, unreadable
 from attnopt.hosts.fx.flat import flat_module, has_effect
 from attnopt.hosts.fx.int8 import quantize_linear
 from attnopt.hosts.fx.program import limits, read_with_metadata, save_program, to_onnx
@@ -23,6 +25,7 @@ from attnopt.hosts.fx.symbols import name_symbols
 from attnopt.hosts.fx.translate import translate
 from attnopt.hosts.fx.trees import told
 from attnopt.ir.graph import Graph, Node, Value
+from attnopt.ir.site import Refusal
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class FxHost:
     captured: Captured
     quantized: tuple[str, ...] = ()
     edited: bool = False
+    dropped: tuple[fx.Node, ...] = ()
     kind: str = "torch"
     _graph: Graph | None = field(default=None, repr=False)
 
@@ -90,10 +94,26 @@ class FxHost:
             if node.target is torch.ops.aten.view.default and not node.kwargs:
                 node.target = torch.ops.aten.reshape.default
         self.module.graph.eliminate_dead_code(has_effect)
+        let_go(self.module, self.dropped)
         self.module.graph.lint()
         self.module.recompile()
-        self.edited = True
+        self.edited, self.dropped = True, ()
         self._graph = None
+
+    def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        nodes = [v.handle for v in inputs]
+        where = leaves_of(self, nodes, outputs)
+        return interface.refusal(self.captured, *where) or unreadable(self.placeholders(), nodes)
+
+    def drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
+        nodes = [v.handle for v in inputs]
+        where = leaves_of(self, nodes, outputs)
+        self.captured = interface.without(self.captured, *where)
+        self.dropped = (*self.dropped, *drop(self.module, nodes, where[1]))
+
+    def adapt(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        taken = {n.name for n in self.placeholders()}
+        return {name: tensor for name, tensor in inputs.items() if name in taken}
 
     def quantize_linears(self, nodes: Sequence[Node]) -> None:
         for node in nodes:
