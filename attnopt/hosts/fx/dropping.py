@@ -1,8 +1,8 @@
 """Inputs and outputs of an FX graph that a rewritten model does without: the slots of a cache that belonged to a removed layer.
 
-    %past_3 = placeholder; sym_size(%past_3, 2)      ->      sym_size(%past_4, 2)       the same length, by name
-    return (logits, …, %present_3, …)                ->      return (logits, …)
-    copy_(%key_cache_3, …)                           ->      nothing: state that the model kept in a buffer
+%past_3 = placeholder; sym_size(%past_3, 2)      ->      sym_size(%past_4, 2)       the same length, by name
+return (logits, …, %present_3, …)                ->      return (logits, …)
+copy_(%key_cache_3, …)                           ->      nothing: state that the model kept in a buffer
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ def unreadable(placeholders: Sequence[fx.Node], inputs: Collection[fx.Node]) -> 
     """A refusal where one of the inputs is all that tells some size."""
     sizes = sizes_of(placeholders, inputs)
     for node in inputs:
-        lost = [] if node.op != "placeholder" else [d for d in dims_of(placeholders, node) if not isinstance(d, int) and d not in sizes]
+        lost = (
+            []
+            if node.op != "placeholder"
+            else [d for d in dims_of(placeholders, node) if not isinstance(d, int) and d not in sizes]
+        )
         if lost:
             return Refusal(f"no other input tells the size {lost[0]}", node.name)
     return None

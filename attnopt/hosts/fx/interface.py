@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from typing import Any
 
 from torch.utils import _pytree as pytree
 
@@ -124,7 +123,10 @@ def smaller_cache(spec: pytree.TreeSpec, numbers: Iterator[int], dropped: Collec
     """Keys, values and counts by layer, and the windows of the layers that are left."""
     names, layout = spec.context
     kept = [[i for i, _ in enumerate(child.children()) if next(numbers) not in dropped] for child in spec.children()]
-    lists = [pytree.TreeSpec(list, None, [child.children()[i] for i in left]) for child, left in zip(spec.children(), kept, strict=True)]
+    lists = [
+        pytree.TreeSpec(list, None, [child.children()[i] for i in left])
+        for child, left in zip(spec.children(), kept, strict=True)
+    ]
     if [x.num_leaves for x in lists] == [x.num_leaves for x in spec.children()]:
         return spec
     if kept[0] != kept[1] or spec.children()[0].num_leaves != len(layout):

@@ -17,6 +17,7 @@ from torch import Tensor
 from attnopt.hosts.onnx.builder import OnnxBuilder
 from attnopt.hosts.onnx.checking import verify
 from attnopt.hosts.onnx.conversion import convert
+from attnopt.hosts.onnx.dropping import forget_outputs, let_go, unreadable
 from attnopt.hosts.onnx.element_types import dtype_name
 from attnopt.hosts.onnx.examples import example_inputs
 from attnopt.hosts.onnx.execution import runner
@@ -45,6 +46,8 @@ class OnnxHost:
     _names: Names | None = field(default=None, repr=False)
     _places: dict[Node, tuple[Graph, Places]] | None = field(default=None, repr=False)
     _written: list[ir.Node] = field(default_factory=list, repr=False)
+    _dropped: tuple[ir.Value, ...] = field(default=(), repr=False)
+    _first_names: dict[str, str] = field(default_factory=dict, repr=False)  # of inputs that have another name now
 
     @classmethod
     def from_model(cls, model: Any) -> OnnxHost:
@@ -70,7 +73,7 @@ class OnnxHost:
         return dict(self.model.metadata_props)
 
     def copy(self) -> OnnxHost:
-        return OnnxHost(self.model.clone())
+        return OnnxHost(self.model.clone(), _first_names=dict(self._first_names))
 
     # Editing.
 
@@ -105,20 +108,37 @@ class OnnxHost:
         """Let everything read `new`; a graph output keeps its name, shape and type."""
         held, made = old.handle, new.handle
         output = held.is_graph_output()
+        if output and (made.is_graph_output() or made.is_graph_input()):  # it has a name of its own to keep
+            made = self.builder(old.producer).node("Identity", [new], new.shape or (), new.dtype).handle  # type: ignore[arg-type]
         ir.convenience.replace_all_uses_with(held, made, replace_graph_outputs=output)
         if output:
             name, held.name = held.name, self.names.unique(f"{held.name}_replaced")
             made.name, made.shape, made.type = name, held.shape, held.type
 
     def finish(self) -> None:
+        forget_outputs(self.model, self._dropped)
         for graph, places in {id(graph): (graph, places) for graph, places in self.places.values()}.values():
             make_presents(self.model, graph, places, self.names, self._written, self.replace)
         reroute(self.model, self.graph, self.names)
         RemoveUnusedNodesPass()(self.model)
+        self._first_names = let_go(self.model, self.graph.inputs, self._dropped, self.names, self._first_names)
+        RemoveUnusedNodesPass()(self.model)
         RemoveUnusedOpsetsPass()(self.model)
         verify(self.model, self._written)
         self._graph = self._names = self._places = None
-        self._written = []
+        self._written, self._dropped = [], ()
+
+    def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        return unreadable(self.graph.inputs, inputs)
+
+    def drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
+        given = zip(self.model.graph.outputs, self.graph.outputs, strict=True)
+        left = [held for held, v in given if any(v is o for o in outputs)]
+        self._dropped = (*self._dropped, *(v.handle for v in inputs), *left)
+
+    def adapt(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        first = {v.name or "": self._first_names.get(v.name or "", v.name or "") for v in self.model.graph.inputs}
+        return {name: inputs[source] for name, source in first.items() if source in inputs}
 
     def quantize_linears(self, nodes: Sequence[Node]) -> None:
         quantized = quantize(self.model, [n.name for n in nodes])

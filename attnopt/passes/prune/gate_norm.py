@@ -60,20 +60,17 @@ class GateNorm:
             refusal = host.refuses_drop([v for s in taken for v in s.inputs], [v for s in taken for v in s.outputs])
             if refusal is not None:
                 return found or refusal
-            names = [s.site.name for s in taken]
-            found.append(
-                Candidate(
-                    self.name,
-                    False,
-                    f"without the attention of {len(taken)} of {layers} layers: {', '.join(names)} (g up to {g:.4g})",
-                    SOURCE,
-                    options={"sites": names},
-                    kind=f"{len(taken)} of {layers}",
-                    changes=("structure",),
-                    removes=tuple(node for s in taken for node in s.removed),
-                )
-            )
+            found.append(self.candidate(taken, layers, g))
         return found or Refusal(f"no layer may go: {layers} layers, {self.protect} protected, at most {self.most:g} of them")
+
+    def candidate(self, gone: Sequence[Sublayer], layers: int, g: float) -> Candidate:
+        names = [s.site.name for s in gone]
+        what = f"without the attention of {len(gone)} of {layers} layers: {', '.join(names)} (g up to {g:.4g})"
+        removes = tuple(node for s in gone for node in s.removed)
+        return Candidate(
+            self.name, False, what, SOURCE, options={"sites": names}, kind=f"{len(gone)} of {layers}", changes=("structure",),
+            removes=removes,
+        )  # fmt: skip
 
     def ranked(self, group: Group) -> list[tuple[float, tuple[Sublayer, ...]]] | Refusal:
         """The decisions with their g, the least first. Sublayers that hold the same weights are one."""
