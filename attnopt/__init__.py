@@ -14,6 +14,7 @@ _HOMES = {
     "optimize": "attnopt.api",
     "load": "attnopt.api",
     "Optimized": "attnopt.api",
+    "Budget": "attnopt.plan.budget",
     "attention": "attnopt.runtime.attention",
     "reference": "attnopt.ir.reference",
     "parse": "attnopt.ir.spec",

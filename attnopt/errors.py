@@ -65,6 +65,10 @@ class BudgetError(AttnoptError):
     """A budget or selection that means nothing."""
 
 
+class WorkloadError(AttnoptError):
+    """Shapes that cannot be read, or that the model cannot have; ends in an example that works."""
+
+
 class AccuracyError(AttnoptError):
     """The result differs from the original beyond what its dtype allows; it is not handed over."""
 

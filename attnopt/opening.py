@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from attnopt.errors import InputMismatch, UnreadableModel, UnsupportedFormat
+from attnopt.analysis.calibration import Calibration, read_calibration
+from attnopt.errors import UnreadableModel, UnsupportedFormat
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
-from attnopt.ir.dims import solved
 
 
 @dataclass(frozen=True)
@@ -33,29 +31,19 @@ class Opened:
 
     def symbols(self) -> dict[str, int]:
         """Values of the graph's symbolic sizes at the example inputs."""
-        sizes: dict[str, int] = {}
-        for value in self.host.graph.inputs:
-            tensor = (self.inputs or {}).get(value.name)
-            if tensor is None or value.shape is None:
-                continue
-            for dim, size in zip(value.shape, tensor.shape, strict=False):
-                if (found := solved(dim, int(size))) is not None:
-                    sizes[found[0]] = found[1]
-        return sizes
+        return self.host.graph.sizes(self.inputs or {})
 
     def batches(self, calibration: Any) -> list[Mapping[str, Tensor]]:
         """Calibration inputs as named tensors, checked against the model's inputs."""
         if calibration is None:
             return []
-        if isinstance(calibration, (str, Path)):
-            calibration = read_npz(Path(calibration), [spec.name for spec in self.host.input_specs])
-        if isinstance(calibration, Mapping) or not isinstance(calibration, Sequence) or not calibration:
-            raise InputMismatch(
-                "calibration is not a non-empty list of inputs",
-                where=type(calibration).__name__,
-                next_move="Give a list of the same kind of inputs as example_inputs, or the path of an .npz file.",
-            )
-        return [self.host.named_inputs(batch) for batch in calibration]
+        names = [spec.name for spec in self.host.input_specs]
+        return read_calibration(calibration, names, self.host.named_inputs)
+
+    def calibration(self, given: Any) -> Calibration:
+        """Calibration data in samples: those given, else the example inputs (which are few)."""
+        batches = self.batches(given) or ([self.inputs] if self.inputs is not None else [])
+        return Calibration.of(self.host.graph, batches)
 
 
 def open_model(model: Any, example_inputs: Any, *, dynamic_shapes: Any, need_inputs: bool) -> Opened:
@@ -92,32 +80,3 @@ def is_onnx(model: Any) -> bool:
         f"a {type(model).__name__} is not a model",
         next_move="Give an nn.Module, ExportedProgram, GraphModule, onnx.ModelProto, or a path to .onnx or .pt2.",
     )
-
-
-def read_npz(path: Path, names: Sequence[str]) -> list[dict[str, Tensor]]:
-    """One array per input name, cut along the first axis into batches: [samples, batch, …], or [samples, …] of batch one."""
-    try:
-        archive = np.load(path)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array, and no name says which input that is")
-        with archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as failure:
-        raise InputMismatch(
-            f"cannot read calibration data: {failure}",
-            where=str(path),
-            next_move="Save it with numpy.savez(path, input_name=array, …).",
-        ) from None
-    missing = [n for n in names if n not in arrays]
-    if missing:
-        raise InputMismatch(
-            f"calibration data lacks {', '.join(missing)}",
-            where=str(path),
-            next_move=f"It holds {', '.join(arrays) or 'nothing'}; the model reads {', '.join(names)}.",
-        )
-    counts = {name: len(arrays[name]) for name in names}
-    if len(set(counts.values())) != 1 or not next(iter(counts.values()), 0):
-        raise InputMismatch(
-            "calibration arrays differ in their number of samples", where=str(counts), next_move="Make them equal."
-        )
-    return [{name: torch.from_numpy(arrays[name][i : i + 1]) for name in names} for i in range(next(iter(counts.values())))]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from attnopt.codegen.library.multi_head_attention import MultiHeadAttention
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site
-from attnopt.passes import Candidate, Group
+from attnopt.passes import Candidate, Evidence, Group
+from attnopt.passes.candidate import Per
 from attnopt.plan.timing import Timing
 
 
@@ -42,9 +43,12 @@ class Off:
     shares: tuple[float, ...]
     name: str = "off"
     exact: bool = False
+    per: Per = "model"
 
-    def propose(self, group: Group) -> list[Candidate] | Refusal:
-        found = [Candidate(self.name, False, f"off by {share}", options={"share": share}) for share in self.shares]
+    def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
+        found = [
+            Candidate(self.name, False, f"off by {share}", options={"share": share}, kind=f"off {share}") for share in self.shares
+        ]
         return found or Refusal("nothing to be off")
 
     def apply(self, candidate: Candidate, group: Group) -> Group:

@@ -1,4 +1,4 @@
-"""Whatever a user gives becomes a host with named inputs; calibration data are read, cut and checked."""
+"""Whatever a user gives becomes a host with named inputs, and calibration data that are checked against them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from self_attention import SelfAttention, example
 from torch import nn
 
 from attnopt.errors import InputMismatch, UnreadableModel, UnsupportedFormat
-from attnopt.opening import is_onnx, open_model, read_npz
+from attnopt.opening import is_onnx, open_model
 
 SHAPE = ("batch", 4, "length", 8)
 
@@ -51,32 +51,13 @@ def test_which_host(tmp_path):
             is_onnx(model)
 
 
-def test_calibration_is_a_list_of_inputs():
+def test_calibration_in_samples():
     given = opened(small_models.spelled_out())
-    one, two = ({name: torch.randn(1, 4, length, 8) for name in "qkv"} for length in (3, 4))
+    one, two = ({name: torch.randn(2, 4, length, 8) for name in "qkv"} for length in (3, 4))
     assert given.batches(None) == []
-    batches = given.batches([one, tuple(two.values())])
-    assert [b["q"].shape[2] for b in batches] == [3, 4]
-    torch.testing.assert_close(dict(batches[1]), two)
-    for wrong in ([], one, torch.zeros(2), 3):
-        with pytest.raises(InputMismatch, match="not a non-empty list") as raised:
-            given.batches(wrong)
-        assert raised.value.where == type(wrong).__name__
-    with pytest.raises(InputMismatch, match="input 'v' is missing"):
+    assert [b["q"].shape[2] for b in given.batches([one, tuple(two.values())])] == [3, 4]
+    assert given.calibration([one, two]).samples == 4
+    assert given.calibration(None).samples == 2  # the example inputs
+    with pytest.raises(InputMismatch, match="input 'v' is missing") as raised:
         given.batches([one, {"q": one["q"], "k": one["k"]}])
-
-
-def test_calibration_files_are_cut_into_samples(tmp_path):
-    arrays = {name: np.random.default_rng(0).standard_normal((3, 4, 5, 8)).astype(np.float32) for name in "qkv"}
-    np.savez(tmp_path / "data.npz", other=np.zeros(2), **arrays)
-    batches = opened(small_models.spelled_out()).batches(tmp_path / "data.npz")
-    assert [tuple(b["q"].shape) for b in batches] == [(1, 4, 5, 8)] * 3
-    assert np.array_equal(np.concatenate([b["k"].numpy() for b in batches]), arrays["k"])
-    read = read_npz(tmp_path / "data.npz", ["q"])
-    assert [list(sample) for sample in read] == [["q"]] * 3
-    np.savez(tmp_path / "none.npz", q=np.zeros((0, 2)))
-    with pytest.raises(InputMismatch, match="number of samples"):
-        read_npz(tmp_path / "none.npz", ["q"])
-    with pytest.raises(InputMismatch, match="lacks v") as raised:
-        read_npz(tmp_path / "none.npz", ["q", "v"])
-    assert raised.value.next_move == "It holds q; the model reads q, v."
+    assert raised.value.where == "calibration batch 1"

@@ -7,13 +7,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from attnopt.cost.efficiency import PLAIN, Efficiency, efficiencies, shipped
 from attnopt.errors import UnknownTarget
 
 RUNTIMES = ("torch", "onnxruntime")
@@ -23,7 +26,11 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclass(frozen=True)
 class Target:
-    """A machine. Rates in 1e12 operations a second by dtype (dense), bandwidth in bytes a second, sizes in bytes."""
+    """A machine. Rates in 1e12 operations a second by dtype (dense), bandwidths in bytes a second, sizes in bytes.
+
+    levels: (working set, bandwidth) as measured, ascending; where empty, the last-level cache and the memory are the levels.
+    launch: seconds until a kernel that does nothing is done. measured: the day on which this machine was measured.
+    """
 
     name: str
     kind: str  # "cpu" or "gpu"
@@ -35,9 +42,34 @@ class Target:
     memory: int = 0
     shared_memory: int = 0  # per unit; on a cpu its second-level cache
     cache: int = 0  # last level
+    cache_bandwidth: float = 0.0
+    launch: float = 0.0
+    levels: tuple[tuple[float, float], ...] = ()
     peak: dict[str, float] = field(default_factory=dict)
-    efficiencies: dict[str, float] = field(default_factory=dict)  # share of the peak reached, where it was measured
+    efficiencies: dict[str, Efficiency] = field(default_factory=dict)  # where they were measured
     features: tuple[str, ...] = ()
+    measured: str = ""
+
+    def rate(self, dtype: str) -> float:
+        """Operations a second of matrix products; of a type without a rate of its own, that of float32."""
+        return self.peak.get(dtype, self.peak.get("float32", 0.0)) * 1e12
+
+    def bandwidth_at(self, working_set: float) -> float:
+        """Bytes a second where so many bytes are gone through again and again: between two measured levels, by their logarithms."""
+        levels = self.levels or ((self.cache, self.cache_bandwidth or self.bandwidth), (2 * self.cache, self.bandwidth))
+        below = [level for level in levels if level[0] <= working_set]
+        if not below:
+            return levels[0][1]
+        if len(below) == len(levels):
+            return levels[-1][1]
+        (low, fast), (high, slow) = below[-1], levels[len(below)]
+        share = math.log(working_set / low) / math.log(high / low)
+        return fast * (slow / fast) ** share
+
+    def efficiency(self, family: str) -> Efficiency:
+        """Of this machine where it was measured, else as shipped for its kind."""
+        known = {**shipped(self.kind), **self.efficiencies}
+        return known.get(family, known[PLAIN])
 
 
 def load_target(name: str) -> tuple[Target, str | None]:
@@ -66,8 +98,16 @@ def read(name: str) -> Target:
     data = tomllib.loads(text)
     if data["kind"] == "cpu":
         data = this_machine() | data
-    data["features"] = tuple(data.get("features", ()))
-    return Target(name=name, **data)
+    return target_from(name, data)
+
+
+def target_from(name: str, data: dict[str, Any]) -> Target:
+    """A target from the tables of its file."""
+    held = dict(data)
+    held["features"] = tuple(held.get("features", ()))
+    held["levels"] = tuple((float(size), float(rate)) for size, rate in held.get("levels", ()))
+    held["efficiencies"] = efficiencies(held.get("efficiencies", {}))
+    return Target(name=name, **held)
 
 
 def this_machine() -> dict[str, object]:

@@ -24,7 +24,7 @@ class Grid:
     """The iteration space: batch x heads x queries x keys, on a device.
 
     offset: absolute position of query 0. sizes: lengths by name, besides q and k. q_step, k_step: visit every so many queries
-    and keys only.
+    and keys only. first_row: number of the first query, where the grid is a block of rows of a longer one.
     """
 
     batch: int
@@ -36,11 +36,14 @@ class Grid:
     sizes: Mapping[str, int] = field(default_factory=dict)
     q_step: int = 1
     k_step: int = 1
+    first_row: int = 0
 
     def index(self, name: str) -> Tensor:
         axis = {"b": 0, "h": 1, "q": 2, "row": 2, "k": 3}[name]
         length = (self.batch, self.heads, self.q_len, self.kv_len)[axis]
         values = torch.arange(0, length, (1, 1, self.q_step, self.k_step)[axis], device=self.device)
+        if axis == 2:
+            values = values + self.first_row
         return (values + self.offset if name == "q" else values).view([-1 if i == axis else 1 for i in range(4)])
 
     def size(self, name: str) -> int:

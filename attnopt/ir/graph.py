@@ -7,13 +7,13 @@ do nothing (identity, contiguous, dropout that is off) do not appear: their outp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from attnopt.ir.dims import Shape
+from attnopt.ir.dims import Shape, solved
 
 # name -> inputs and attributes. `opaque` is everything else: it has inputs, outputs and the host's name for it.
 LAYOUT = {
@@ -154,6 +154,16 @@ class Graph:
     def of(self, *ops: str) -> Iterator[Node]:
         """The nodes with one of these operations, in order."""
         return (n for n in self.nodes if n.op in ops)
+
+    def sizes(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+        """The values of the symbolic sizes that the shapes of these named inputs tell."""
+        found: dict[str, int] = {}
+        for value in self.inputs:
+            if value.name in inputs and value.shape is not None:
+                for dim, size in zip(value.shape, inputs[value.name].shape, strict=False):
+                    if (told := solved(dim, int(size))) is not None:
+                        found[told[0]] = told[1]
+        return found
 
     def bodies(self) -> Iterator[tuple[Node, str, Graph]]:
         """What the nodes of this graph run: (node, name of its attribute, graph), in order; not what those run in turn."""

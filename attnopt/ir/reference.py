@@ -71,11 +71,16 @@ def attend(spec: AttentionSpec | str, q: Tensor, k: Tensor, v: Tensor, **operand
     return replace(found, output=output)
 
 
-def rows_of(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, operands: Mapping[str, Tensor]) -> Rows:
-    """Everything up to the normaliser: what is attended to, normalised, rotated, rounded, scored, masked and selected."""
+def rows_of(
+    spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, operands: Mapping[str, Tensor], grid: Grid | None = None
+) -> Rows:
+    """Everything up to the normaliser: what is attended to, normalised, rotated, rounded, scored, masked and selected.
+
+    grid: where the rows of q stand, if not on a grid of their own (a block of the rows of a longer attention).
+    """
     k, v = sources(spec, q, k, v, operands)
     batch, heads, q_len, _ = q.shape
-    grid = Grid(batch, heads, q_len, k.shape[2], query_offset(spec, q_len, k.shape[2]), q.device)
+    grid = grid or Grid(batch, heads, q_len, k.shape[2], query_offset(spec, q_len, k.shape[2]), q.device)
     call = Call(spec, grid, operands, q.dtype)
     if spec.qk_norm is not None:
         q, k = (normalize_rows(call, x, spec.qk_norm, side) for x, side in ((q, "q"), (k, "k")))

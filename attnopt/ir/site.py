@@ -173,12 +173,25 @@ class Host(Protocol):
         """What these values hold when the model runs on these inputs."""
         ...
 
+    def tapper(self, values: Sequence[Value]) -> Callable[[Mapping[str, Tensor]], list[Any]]:
+        """`tap` for many inputs: made once, then called with each. Raises NotIsolated for what cannot be tapped."""
+        ...
+
     def isolate(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[[Sequence[Any]], list[Any]]:
         """The part of the model between these values as a callable of its own, to be timed. Raises NotIsolated."""
         ...
 
-    def quantize_linears(self, nodes: Sequence[Node]) -> None:
-        """Store the constant weights of these linear or matmul nodes as int8; their inputs are quantised on the fly."""
+    def set_constant(self, value: Value, data: Tensor) -> None:
+        """Store other data of the same shape in place of a constant, for all that read it here; other hosts keep theirs."""
+        ...
+
+    def quantize_linears(
+        self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
+    ) -> None:
+        """Store the constant weights of these linear or matmul nodes as int8; their inputs are quantised on the fly.
+
+        factors: by node name, what each input channel of the weight [in] is multiplied by first. inputs: what is read instead.
+        """
         ...
 
 

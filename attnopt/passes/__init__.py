@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from attnopt.passes.candidate import Candidate, Group, Pass
+from attnopt.passes.candidate import Candidate, Evidence, Group, Pass
 from attnopt.passes.fuse.fuse_attention import FuseAttention
 from attnopt.passes.prune.gate_norm import GateNorm
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
 
 ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8(), GateNorm())
 
-__all__ = ["ALL", "Candidate", "DynamicInt8", "FuseAttention", "GateNorm", "Group", "Pass"]
+__all__ = ["ALL", "Candidate", "DynamicInt8", "Evidence", "FuseAttention", "GateNorm", "Group", "Pass"]

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from attnopt.ir.site import Host, Refusal, Runner
 from attnopt.passes import Group, Pass
+from attnopt.patterns import recognise
 from attnopt.plan.choose import NOISE
+from attnopt.plan.groups import Grouping
 from attnopt.plan.quality import Metric, measured_loss
 from attnopt.plan.timing import in_turn
 from attnopt.report.data import RewriteReport
@@ -31,7 +33,7 @@ class Evidence:
 
 def approximate(host: Host, rewrite: Pass, evidence: Evidence, *, measure: bool) -> tuple[Host, list[RewriteReport]]:
     """The host after the best candidate that holds the budget, and the record of all tries."""
-    proposed = rewrite.propose(Group(host, ()))
+    proposed = rewrite.propose(Grouping(host, recognise(host.graph).sites).whole()[0], None)
     if isinstance(proposed, Refusal):
         return host, [RewriteReport(rewrite.name, "nothing proposed", False, proposed.reason)]
     tries: list[RewriteReport] = []

@@ -116,7 +116,7 @@ def select_kernels(host: Host, sites: Sequence[Site], request: Request) -> list[
     for site in sites:
         group = Group(host, (site,))
         for rewrite in (p for p in request.passes if p.exact):
-            proposed = rewrite.propose(group)
+            proposed = rewrite.propose(group, None)
             if isinstance(proposed, Refusal):
                 refused[site.name] = str(proposed)
             else:
@@ -138,11 +138,11 @@ def under_budget(host: Host, current: Host, request: Request) -> tuple[Host, lis
     first = next((t for t in outputs[0] if t.is_floating_point()), None)
     if first is None:
         why = "the model returns no real numbers, on which a loss is measured"
-        return current, [RewriteReport(p.name, "not tried", False, why) for p in request.passes if not p.exact]
+        return current, [RewriteReport(p.name, "not tried", False, why) for p in request.passes if not p.exact and p.per == "linear"]
     assert request.inputs is not None
     evidence = Evidence(inputs, outputs, request.inputs, natural_metric(request.output_name, first), request.budget)
     tries: list[RewriteReport] = []
-    for rewrite in (p for p in request.passes if not p.exact):
+    for rewrite in (p for p in request.passes if not p.exact and p.per == "linear"):
         current, more = approximate(current, rewrite, evidence, measure=request.select == "measure")
         tries += more
     return current, tries

@@ -1,15 +1,23 @@
-"""How much a rewrite loses, in the natural metric of the model's output.
+"""How much a rewrite loses: in the natural metric of the model's output, or in the user's own score.
 
 logits      mean KL(original || result) in nats          embeddings   mean 1 - cosine        otherwise   relative error
+quality     what a score of the user's falls by, original less result
+
+A loss is a mean over samples (independent sequences, see `analysis.calibration`); its bound is in `bound`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from attnopt.plan.bound import upper_bound
+
+Score = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Any]
 
 
 @dataclass(frozen=True)
@@ -20,10 +28,31 @@ class Metric:
     loss: Callable[[Tensor, Tensor], float]
 
 
+@dataclass(frozen=True)
+class Loss:
+    """mean: over samples, in `metric`. upper: its one-sided 95 % bootstrap bound. values: the loss of each sample, in order."""
+
+    metric: str
+    mean: float
+    upper: float
+    samples: int
+    values: tuple[float, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, metric: str, values: Sequence[float], seed: int = 0) -> Loss:
+        """From the loss of each sample. A loss that is no number (the result holds NaN) counts as infinite."""
+        known = tuple(float("inf") if v != v else float(v) for v in values)
+        mean = sum(known) / len(known) if known else float("inf")
+        return cls(metric, mean, upper_bound(known, seed=seed), len(known), known)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.mean:.3g} (at most {self.upper:.3g} with 95 % confidence, {self.samples} samples)"
+
+
 def kl(before: Tensor, after: Tensor) -> float:
-    """Mean KL divergence in nats over all rows; [..., classes] logits."""
+    """Mean KL divergence in nats over all rows; [..., classes] logits. A class that the original rules out adds nothing."""
     p, q = (torch.log_softmax(t.double(), -1).reshape(-1, t.shape[-1]) for t in (before, after))
-    return float((p.exp() * (p - q)).sum(-1).mean())
+    return float((p.exp() * (p - q)).masked_fill(p == -torch.inf, 0.0).sum(-1).mean())
 
 
 def cosine(before: Tensor, after: Tensor) -> float:

@@ -13,7 +13,8 @@ from plan_fakes import Kernel, Off, clock
 from attnopt.errors import AccuracyError
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
-from attnopt.passes import Candidate, FuseAttention, Group
+from attnopt.passes import Candidate, Evidence, FuseAttention, Group
+from attnopt.passes.candidate import Per
 from attnopt.plan.pipeline import Request, run
 
 
@@ -86,8 +87,9 @@ class Forbidden:
 
     name: str = "forbidden"
     exact: bool = False
+    per: Per = "model"
 
-    def propose(self, group: Group) -> list[Candidate] | Refusal:
+    def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         raise AssertionError("asked for an approximation")
 
     def apply(self, candidate: Candidate, group: Group) -> Group:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called, loads_of, pointer, strides
-from attnopt.codegen.triton.ranges import Range, extreme, key_range
+from attnopt.ir.ranges import Range, extreme, key_range
 from attnopt.codegen.triton.specialise import Slot, Value, specialise
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.ir.clause import Clause

@@ -115,9 +115,18 @@ class FxHost:
         taken = {n.name for n in self.placeholders()}
         return {name: tensor for name, tensor in inputs.items() if name in taken}
 
-    def quantize_linears(self, nodes: Sequence[Node]) -> None:
+    def set_constant(self, value: Value, data: Tensor) -> None:
+        held = value.handle
+        self.replace(value, FxBuilder(self.module, name_symbols(self.placeholders()), held).constant(data, value.dtype))
+
+    def quantize_linears(
+        self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
+    ) -> None:
         for node in nodes:
-            quantize_linear(self.builder(node), self.node(node.name))
+            builder, reads = self.builder(node), (inputs or {}).get(node.name)
+            quantize_linear(
+                builder, self.node(node.name), (factors or {}).get(node.name), None if reads is None else builder.handle(reads)
+            )
         self.quantized = (*self.quantized, *(node.name for node in nodes))
 
     # Running.
@@ -142,26 +151,34 @@ class FxHost:
         return run
 
     def tap(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:
+        return self.tapper(values)(inputs)
+
+    def tapper(self, values: Sequence[Value]) -> Callable[[Mapping[str, Tensor]], list[Any]]:
+        if any(v.handle is None for v in values):
+            return self.tapper_of_written(values)
         graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self.module.graph, copied)
-        if any(v.handle is None for v in values):
-            return self.tap_written(values, inputs)
         graph.output(tuple(copied[v.handle] for v in values))
         without_writes(graph)
         graph.eliminate_dead_code(has_effect)
-        with torch.no_grad():
-            return [t.clone() for t in fx.GraphModule(self.module, graph)(*self.flat_inputs(inputs))]
+        module = fx.GraphModule(self.module, graph)
 
-    def tap_written(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:
-        """Tap a copy in which the values that exist only in the canonical graph are written."""
+        def run(inputs: Mapping[str, Tensor]) -> list[Any]:
+            with torch.no_grad():
+                return [t.clone() for t in module(*self.flat_inputs(inputs))]
+
+        return run
+
+    def tapper_of_written(self, values: Sequence[Value]) -> Callable[[Mapping[str, Tensor]], list[Any]]:
+        """Taps of a copy in which the values that exist only in the canonical graph are written."""
         tapped = self.copy()
         twins = {v.name: v for v in (*tapped.graph.inputs, *(o for n in tapped.graph.nodes for o in n.outputs))}
         for value in values:
             twin = twins[value.name]
             if twin.handle is None and twin.producer is not None:
                 twin.handle = tapped.builder(twin.producer).handle(twin)
-        return tapped.tap([twins[v.name] for v in values], inputs)
+        return tapped.tapper([twins[v.name] for v in values])
 
     def isolate(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[[Sequence[Any]], list[Any]]:
         return isolate(self.module, name_symbols(self.placeholders()), inputs, outputs)

@@ -12,9 +12,14 @@ from attnopt.hosts.fx.builder import FxBuilder
 from attnopt.runtime.dynamic_int8 import quantize_weight
 
 
-def quantize_linear(builder: FxBuilder, node: fx.Node) -> None:
-    """Write the int8 layer in place of a linear, matmul or addmm node with a constant weight."""
+def quantize_linear(builder: FxBuilder, node: fx.Node, factors: Tensor | None = None, reads: fx.Node | None = None) -> None:
+    """Write the int8 layer in place of a linear, matmul or addmm node with a constant weight.
+
+    factors [in] multiply the channels of the weight first; reads: what the layer reads instead.
+    """
     x, weight, bias = parts_of(builder.module, node)
+    x = x if reads is None else reads
+    weight = weight if factors is None else weight * factors
     stored, scales = quantize_weight(weight)
     made = builder.call(
         torch.ops.attnopt.linear_dynamic_int8.default,

@@ -18,12 +18,12 @@ from attnopt.hosts.onnx.builder import OnnxBuilder
 from attnopt.hosts.onnx.checking import verify
 from attnopt.hosts.onnx.conversion import convert
 from attnopt.hosts.onnx.dropping import forget_outputs, let_go, unreadable
-from attnopt.hosts.onnx.element_types import dtype_name
+from attnopt.hosts.onnx.element_types import as_onnx, dtype_name
 from attnopt.hosts.onnx.examples import example_inputs
 from attnopt.hosts.onnx.execution import runner
 from attnopt.hosts.onnx.inference import infer, needs_inference
 from attnopt.hosts.onnx.inputs import InputSpec, as_array, call_inputs, named_inputs
-from attnopt.hosts.onnx.int8 import quantize
+from attnopt.hosts.onnx.int8 import quantize_layer
 from attnopt.hosts.onnx.places import Names, Places, by_node
 from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
@@ -140,11 +140,27 @@ class OnnxHost:
         first = {v.name or "": self._first_names.get(v.name or "", v.name or "") for v in self.model.graph.inputs}
         return {name: inputs[source] for name, source in first.items() if source in inputs}
 
-    def quantize_linears(self, nodes: Sequence[Node]) -> None:
-        quantized = quantize(self.model, [n.name for n in nodes])
-        quantized.metadata_props.update(self.model.metadata_props)
-        self.model = quantized
-        self._graph = self._names = self._places = None
+    def set_constant(self, value: Value, data: Tensor) -> None:
+        held = value.handle
+        name = self.names.unique(f"{held.name}_changed")
+        made = ir.Value(name=name, type=held.type, shape=held.shape, const_value=as_onnx(data, name))
+        self.model.graph.register_initializer(made)
+        ir.convenience.replace_all_uses_with(held, made)
+
+    def quantize_linears(
+        self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
+    ) -> None:
+        wanted = {n.name: n for n in nodes}
+        for held in [n for n in self.model.graph.all_nodes() if n.name in wanted and n.op_type in ("MatMul", "Gemm")]:
+            node = wanted[held.name or ""]
+            weight, factor, reads = node.inputs[1], (factors or {}).get(node.name), (inputs or {}).get(node.name)
+            assert weight is not None and weight.load is not None
+            data = weight.load().T if node.op == "linear" else weight.load()
+            data = data if factor is None else data * factor[:, None]
+            if reads is not None:
+                held.replace_input_with(0, self.builder(node).handle(reads))
+            quantize_layer(self.model, held, data, self.names, self._written)
+        self.model.graph.sort()
 
     def convert_opset(self, to: int) -> OnnxHost | Refusal:
         """The same model at a higher opset, by ONNX's own converter and checked; or why it cannot be."""
@@ -157,22 +173,32 @@ class OnnxHost:
         return runner(self.model)
 
     def tap(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:
+        return self.tapper(values)(inputs)
+
+    def tapper(self, values: Sequence[Value]) -> Callable[[Mapping[str, Tensor]], list[Any]]:
         tapped = self.copy()
         names = [tapped.written_name(v) for v in values]
         graph = tapped.model.graph
         graph.sort()
         made = {v.name: v for n in graph for v in n.outputs}
+        given = {v.name for v in graph.inputs}
         present = {o.name for o in graph.outputs}
         for name, value in zip(names, values, strict=True):
-            if name not in present and name not in inputs and not value.is_constant:
+            if name not in present and name not in given and not value.is_constant:
                 if name not in made:
                     raise NotIsolated(f"'{name}' is made inside of a node's own graph")
                 graph.outputs.append(made[name])
                 present.add(name)
-        results = dict(inputs)
-        if not present.isdisjoint(names):
-            results |= zip([o.name or "" for o in graph.outputs], runner(tapped.model)(inputs), strict=True)
-        return [v.load() if v.load is not None else results[name] for name, v in zip(names, values, strict=True)]
+        running = None if present.isdisjoint(names) else runner(tapped.model)
+        outputs = [o.name or "" for o in graph.outputs]
+
+        def run(inputs: Mapping[str, Tensor]) -> list[Any]:
+            results = dict(inputs)
+            if running is not None:
+                results |= zip(outputs, running(inputs), strict=True)
+            return [v.load() if v.load is not None else results[name] for name, v in zip(names, values, strict=True)]
+
+        return run
 
     def written_name(self, value: Value) -> str:
         """The ONNX name of a value of an equal host; one that is only in the canonical graph is written here."""

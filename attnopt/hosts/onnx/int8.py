@@ -1,67 +1,82 @@
-"""Linear layers on int8 weights by onnxruntime's own dynamic quantiser.
+"""Linear layers on int8 weights in standard operators, as onnxruntime's own dynamic quantiser writes them.
 
-MatMul(x, W)   ->   DynamicQuantizeLinear(x), MatMulInteger(…, W_int8), scale       which onnxruntime runs as one kernel
+MatMul(x, W)   ->   DynamicQuantizeLinear(x), MatMulInteger(…, W_int8), Cast, Mul(s_x * s_w)       which onnxruntime runs as one kernel
+Gemm(x, W, b)  ->   the same, Add(b)
+
+The weight is symmetric with one scale for each output channel. Layers that read one value share its quantisation.
 """
 
 from __future__ import annotations
 
-import logging
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-import onnx
 import onnx_ir as ir
+import torch
+from torch import Tensor
 
+from attnopt.hosts.onnx.element_types import as_onnx
 from attnopt.hosts.onnx.places import Names
-from attnopt.hosts.onnx.writing import LIMIT, size_of_weights
+from attnopt.runtime.dynamic_int8 import quantize_weight
 
 
-def quantize(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A model in which the named MatMul and Gemm nodes are int8: weights symmetric, one scale per output channel."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+@dataclass(frozen=True)
+class Writer:
+    """Inserts before one node; `written` notes what was made."""
 
-    model = model.clone()
-    own_weights(model, set(names))
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # the quantiser advises to pre-process models that need none
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "quantized.onnx"
-        large = size_of_weights(model) > LIMIT
-        source: object = ir.to_proto(model)
-        if large:
-            source = Path(folder) / "source.onnx"
-            ir.save(model, source, external_data="source.data")  # type: ignore[arg-type]
-        try:
-            quantize_dynamic(
-                source,  # type: ignore[arg-type]
-                target,
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-                nodes_to_quantize=[
-                    *names,
-                    *(f"{name}_MatMul" for name in names),
-                ],  # how it renames a Gemm that it splits
-                use_external_data_format=large,
-                extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
-            )
-        finally:
-            logger.setLevel(level)
-        return ir.serde.deserialize_model(onnx.load(target))
+    model: ir.Model
+    before: ir.Node
+    names: Names
+    written: list[ir.Node]
+
+    def node(self, op_type: str, inputs: list[ir.Value], kinds: list[ir.DataType], **attrs: int) -> tuple[ir.Value, ...]:
+        made = ir.node(op_type, inputs, attrs, num_outputs=len(kinds), name=self.names.unique(f"{self.before.name}_{op_type}"))
+        made.metadata_props.update(self.before.metadata_props)
+        for i, (value, kind) in enumerate(zip(made.outputs, kinds, strict=True)):
+            value.name = self.names.unique(f"{made.name}_output_{i}")
+            value.type = ir.TensorType(kind)
+        self.before.graph.insert_before(self.before, made)  # type: ignore[union-attr]
+        self.written.append(made)
+        return tuple(made.outputs)
+
+    def constant(self, data: Tensor) -> ir.Value:
+        name = self.names.unique(f"{self.before.name}_constant")
+        held = ir.Value(name=name, const_value=as_onnx(data, name))
+        held.type, held.shape = ir.TensorType(held.const_value.dtype), ir.Shape(list(data.shape))  # type: ignore[union-attr]
+        self.model.graph.register_initializer(held)
+        return held
 
 
-def own_weights(model: ir.Model, names: set[str]) -> None:
-    """Give the named nodes weights that no other node reads: the quantiser would round those for the others as well.
+def quantize_layer(model: ir.Model, node: ir.Node, weight: Tensor, names: Names, written: list[ir.Node]) -> None:
+    """Write the int8 layer in place of a MatMul or Gemm node; `weight` is what it multiplies by, [in, out] float32."""
+    write = Writer(model, node, names, written)
+    x, output = node.inputs[0], node.outputs[0]
+    assert x is not None
+    alpha, beta = (1.0 if (a := node.attributes.get(n)) is None else a.as_float() for n in ("alpha", "beta"))
+    stored, scales = quantize_weight(weight.T)
+    data, scale, zero = quantized(write, x)
+    held = write.constant(stored.T.contiguous())
+    zeros = write.constant(torch.zeros(len(scales), dtype=torch.int8))
+    (product,) = write.node("MatMulInteger", [data, held, zero, zeros], [ir.DataType.INT32])
+    (real,) = write.node("Cast", [product], [ir.DataType.FLOAT], to=int(ir.DataType.FLOAT))
+    (factor,) = write.node("Mul", [scale, write.constant(scales * alpha)], [ir.DataType.FLOAT])
+    (result,) = write.node("Mul", [real, factor], [ir.DataType.FLOAT])
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None:
+        if beta != 1.0:
+            (bias,) = write.node("Mul", [bias, write.constant(torch.tensor(beta))], [ir.DataType.FLOAT])
+        (result,) = write.node("Add", [result, bias], [ir.DataType.FLOAT])
+    result.shape = output.shape
+    is_output = output.is_graph_output()
+    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=is_output)
+    if is_output:
+        name, output.name = output.name, names.unique(f"{output.name}_replaced")
+        result.name, result.type = name, output.type
+    node.graph.remove(node, safe=True)  # type: ignore[union-attr]
 
-    layer(x, W), other(y, W)   ->   layer(x, W_int8), other(y, W)       the data is shared
-    """
-    taken = Names([*model.graph.initializers, *(v.name or "" for node in model.graph for v in node.outputs)])
-    for name, held in list(model.graph.initializers.items()):
-        chosen = [(node, i) for node, i in held.uses() if node.name in names]
-        if not chosen or (len(chosen) == len(held.uses()) and not held.is_graph_output()):
-            continue
-        own = ir.Value(name=taken.unique(f"{name}_own"), shape=held.shape, type=held.type, const_value=held.const_value)
-        model.graph.register_initializer(own)
-        for node, i in chosen:
-            node.replace_input_with(i, own)
+
+def quantized(write: Writer, x: ir.Value) -> tuple[ir.Value, ...]:
+    """(integers, scale, zero point) of a value: those of a node that is there already, else of a new one."""
+    for user in x.consumers():
+        if user.op_type == "DynamicQuantizeLinear" and user.graph is write.before.graph:
+            return tuple(user.outputs)  # it may stand later: the caller sorts
+    return write.node("DynamicQuantizeLinear", [x], [ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8])

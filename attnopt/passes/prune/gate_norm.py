@@ -46,7 +46,7 @@ class GateNorm:
     exact: bool = False
     per: Per = "model"
 
-    def propose(self, group: Group, evidence: Evidence | None = None) -> list[Candidate] | Refusal:
+    def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         decisions = self.ranked(group)
         if isinstance(decisions, Refusal):
             return decisions

@@ -1,40 +1,65 @@
-"""Keep the weights of linear layers as int8 and quantise their inputs on the fly.
+"""Keep the weights of linear layers as int8 and quantise their inputs on the fly, smoothed where that helps.
 
-    y = x W' + b   ->   y = (q(x) q(W)') * s_x * s_w + b       s_w per output channel, s_x per call, weights symmetric
+    y = x W' + b   ->   y = (q(x / s) q(W s)') * s_x * s_w + b       s_w per output channel, s_x per call, weights symmetric
 
-The runtime's own dynamic quantiser does it. Candidates run from all linear layers to ever fewer: the layers that read the
-embedding or write the model's output lose most and are left out first.
+The runtime's own dynamic quantiser does it. A group is the layers that read one value (q, k and v; gate and up), or hold one weight.
+With evidence a second candidate divides the input by powers of two first (`attnopt.passes.smoothing`). Where that input is a norm
+that nobody else reads, 1 / s is folded into the norm; elsewhere it is one multiplication in front of the layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from attnopt.ir.graph import Graph, Node
+from torch import Tensor
+
+from attnopt.ir.block import Norm
+from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Refusal
-from attnopt.passes.candidate import Candidate, Group
+from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.smoothing import best_smoothing, factors
+
 
 
 @dataclass(frozen=True)
 class DynamicInt8:
-    """Keep the weights of linear layers as int8 and quantise their inputs on the fly."""
+    """Keep the weights of linear layers as int8 and quantise their inputs on the fly, smoothed where that helps."""
 
     name: str = "dynamic-int8"
     exact: bool = False
+    per: Per = "linear"
     smallest: int = 64  # a layer with fewer inputs or outputs gains nothing
 
-    def propose(self, group: Group) -> list[Candidate] | Refusal:
-        layers = self.layers(group.host.graph)
+    def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
+        layers = tuple(n for n in group.linears if self.suits(n))
         if not layers:
-            return Refusal(f"no linear layer with constant weights of at least {self.smallest} x {self.smallest}")
-        subsets = {"all linear layers": layers, "all linear layers but the last": layers[:-1]}
-        half = layers[len(layers) // 4 : -max(1, len(layers) // 4)]
-        subsets["the middle half of the linear layers"] = half
-        return [
-            Candidate(self.name, False, f"{what} ({len(nodes)}) in int8", "dynamic quantisation", nodes)
-            for what, nodes in subsets.items()
-            if nodes
-        ]
+            return Refusal(f"no linear layer with constant weights of at least {self.smallest} x {self.smallest}", group.name)
+        names = "the linear layer" if len(layers) == 1 else f"the {len(layers)} linear layers"
+        plain = self.candidate(layers, f"{names} in int8", "int8", {})
+        smooth = None if evidence is None else smoothing(layers, evidence)
+        if smooth is None:
+            return [plain]
+        fold = group.norm is not None and folds(group.norm, layers, group.host.graph)
+        where = "folded into the norm" if fold else "one multiplication in front"
+        said = f"{names} in int8, inputs smoothed (alpha {smooth.alpha:g}, {where})"
+        options = {"exponents": list(smooth.exponents), "fold": fold}
+        return [plain, self.candidate(layers, said, "int8 smoothed", options)]
+
+    def candidate(self, layers: tuple[Node, ...], description: str, kind: str, options: dict[str, Any]) -> Candidate:
+        return Candidate(
+            self.name,
+            False,
+            description,
+            "SmoothQuant" if options else "dynamic quantisation",
+            layers,
+            options,
+            kind,
+            changes=("weights",),
+            storage={n.name: "int8" for n in layers},
+            needs="calibration" if options else "nothing",
+        )
 
     def layers(self, graph: Graph) -> tuple[Node, ...]:
         """The layers that may be int8, in graph order."""
@@ -54,6 +79,90 @@ class DynamicInt8:
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Changes the host of the group in place; give it a copy."""
-        by_name = {n.name: n for n in group.host.graph.of("linear", "matmul")}
-        group.host.quantize_linears([by_name[n.name] for n in candidate.nodes])
+        wanted = {n.name for n in candidate.nodes}
+        nodes = [n for n in group.host.graph.of("linear", "matmul") if n.name in wanted]
+        if "exponents" not in candidate.options:
+            group.host.quantize_linears(nodes)
+            return group
+        s = factors(candidate.options["exponents"])
+        inputs: dict[str, Value] = {}
+        if candidate.options["fold"]:
+            assert group.norm is not None
+            fold(group, s)
+        else:
+            inputs = divided(group, nodes, s)
+        group.host.quantize_linears(nodes, {n.name: s for n in nodes}, inputs)
         return group
+
+
+def smoothing(layers: Sequence[Node], evidence: Evidence) -> Any:
+    """The best smoothing of layers that read one value; None where that is not so, or calibration did not see it."""
+    seen = evidence.linear(layers[0])
+    weights = [matrix(n) for n in layers]
+    if seen is None or any(len(w[0]) != len(seen.input.max_abs) for w in weights) or len({source(n) for n in layers}) != 1:
+        return None
+    return best_smoothing(weights, seen.input.max_abs, seen.input.mean_square)
+
+
+def matrix(node: Node) -> Tensor:
+    """The weight as [out, in]."""
+    weight = node.inputs[1]
+    assert weight is not None and weight.load is not None
+    return weight.load() if node.op == "linear" else weight.load().T
+
+
+def source(node: Node) -> Value | None:
+    """What a layer reads, before operations that keep its channels."""
+    value = node.inputs[0]
+    while value is not None and value.producer is not None and keeps_channels(value.producer):
+        value = value.producer.inputs[0]
+    return value
+
+
+def keeps_channels(node: Node) -> bool:
+    """Whether a node only lays rows out anew: each keeps its channels."""
+    shapes = [v.shape for v in (*node.inputs[:1], node.output) if v is not None and v.shape]
+    return node.op in ("reshape", "cast", "expand") and len(shapes) == 2 and shapes[0][-1] == shapes[1][-1]  # type: ignore[index]
+
+
+def folds(norm: Norm, layers: Sequence[Node], graph: Graph) -> bool:
+    """Whether the norm can be scaled per channel: it has a weight of its own, and only these layers read its result."""
+    weight = norm.weight
+    own = [v for v in (weight, norm.bias) if v is not None]
+    if weight is None or any(v.handle is None or v.load is None or len(v.users) != 1 for v in own):
+        return False
+    queue, seen = [norm.output], set()
+    while queue:
+        value = queue.pop()
+        if value in graph.outputs:
+            return False
+        for user in value.users:
+            if keeps_channels(user) and user.inputs[0] is value:
+                queue.append(user.output)
+            elif user not in layers or user.inputs[0] is not value:
+                return False
+            seen.add(user)
+    return all(n in seen for n in layers)
+
+
+def fold(group: Group, s: Tensor) -> None:
+    """norm(x) * weight + bias   ->   norm(x) * (weight / s) + bias / s"""
+    norm = group.norm
+    assert norm is not None and norm.weight is not None
+    gain, offset = norm.gain(), norm.offset()
+    assert gain is not None
+    changed = [(norm.weight, gain / s - norm.shift)] + ([(norm.bias, offset / s)] if norm.bias and offset is not None else [])
+    for value, data in changed:
+        group.host.set_constant(value, data.reshape(value.load().shape))  # type: ignore[misc]
+
+
+def divided(group: Group, nodes: Sequence[Node], s: Tensor) -> dict[str, Value]:
+    """x / s in front of the layers, by name; layers that read the same value share it."""
+    made: dict[Value, Value] = {}
+    for node in nodes:
+        x = node.inputs[0]
+        assert x is not None
+        if x not in made:
+            builder = group.host.builder(node)
+            made[x] = builder.emit("mul", x, builder.constant(1.0 / s, x.dtype), shape=x.shape or (), dtype=x.dtype)
+    return {n.name: made[n.inputs[0]] for n in nodes if n.inputs[0] is not None}

@@ -23,7 +23,7 @@ def hosts():
 def test_proposes_one_kernel_and_keeps_the_spec():
     for host in hosts():
         group = Group(host, recognise(host.graph).sites)
-        (candidate,) = FuseAttention().propose(group)
+        (candidate,) = FuseAttention().propose(group, None)
         assert (candidate.pass_name, candidate.exact, candidate.nodes) == ("fuse-attention", True, ())
         done = FuseAttention().apply(candidate, group)
         assert [site.steps for site in done.sites] == [("fuse-attention",)]
@@ -44,7 +44,7 @@ def test_weights_that_are_read_cannot_vanish():
     q, k, v = (torch.randn(2, 4, 5, 16) for _ in range(3))
     host = FxHost.from_captured(capture(WeightsOut(), (q, k, v)))
     (site,) = recognise(host.graph).sites
-    refused = FuseAttention().propose(Group(host, (site,)))
+    refused = FuseAttention().propose(Group(host, (site,)), None)
     assert isinstance(refused, Refusal)
     assert refused.reason == "the attention weights themselves are read, and a fused kernel never makes them"
     assert refused.node == site.weights_used.name

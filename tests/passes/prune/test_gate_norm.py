@@ -73,7 +73,7 @@ def past_of(model, ids):
 
 def pruned(host, removed):
     group = group_of(host)
-    candidate = GateNorm(most=0.7).propose(group)[removed - 1]
+    candidate = GateNorm(most=0.7).propose(group, None)[removed - 1]
     copied = host.copy()
     GateNorm().apply(candidate, group_of(copied))
     copied.finish()
@@ -153,7 +153,7 @@ def test_layers_that_hold_the_same_weights_are_one_decision():
     less = without(model, [f"encoder.albert_layer_groups.0.albert_layers.{scores.index(min(scores))}.attention"])
     host = FxHost.from_captured(capture(model, {"input_ids": IDS}))
     for each in (host, OnnxHost.from_model(host.to_onnx())):
-        (candidate,) = GateNorm().propose(group_of(each))
+        (candidate,) = GateNorm().propose(group_of(each), None)
         assert candidate.kind == "2 of 4"
         made, _ = pruned(each, 1)
         got = made.runner()({"input_ids": IDS})[0]
@@ -168,7 +168,7 @@ def test_blocks_of_other_forms(family):
     example = block_models.inputs(family)
     host = FxHost.from_captured(capture(model, example))
     group = group_of(host)
-    refused = GateNorm().propose(group)
+    refused = GateNorm().propose(group, None)
     assert isinstance(refused, Refusal) and "no layer may go: 1 layers" in refused.reason  # the last one stays
     candidate = GateNorm().candidate([s for s in GateNorm().ranked(group)][0][1], 1, 0.0)
     made = host.copy()
@@ -190,7 +190,7 @@ def test_flags_and_refusals():
     assert "model.layers.0.self_attn" not in [s.site.name for _, (s,) in GateNorm(protect=1).ranked(group)]
     plain, folded = (GateNorm(fold_norm_gain=fold).score(group.blocks[1]) for fold in (False, True))
     assert plain == pytest.approx(folded)  # an untrained norm has a gain of ones
-    assert [len(c.options["sites"]) for c in GateNorm(most=1.0).propose(group)] == [1, 2]
+    assert [len(c.options["sites"]) for c in GateNorm(most=1.0).propose(group, None)] == [1, 2]
     cross = block_models.build("bart", "eager")
     host = FxHost.from_captured(capture(cross, block_models.inputs("bart")))
     kept = {s.site.name for _, sublayers in GateNorm().ranked(group_of(host)) for s in sublayers}

@@ -1,6 +1,9 @@
-"""dynamic-int8: which layers, in which order it gives them up, and how near the result is, in both hosts."""
+"""dynamic-int8: which layers, when their inputs are smoothed, and how near the result is, in both hosts."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from torch import nn
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
-from attnopt.passes import DynamicInt8, Group
+from attnopt.passes import DynamicInt8
+from attnopt.plan.groups import Grouping
 
 WIDTHS = [64, 96, 64, 128, 64]
 X = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
@@ -57,50 +61,120 @@ def opened(kind):
     return onnx_layers() if kind == "onnx" else FxHost.from_captured(capture(Layers().eval(), (X,)))
 
 
+def groups(host):
+    """Those with layers wide enough, in graph order."""
+    return [g for g in Grouping(host, ()).of("linear") if any(DynamicInt8().suits(n) for n in g.linears)]
+
+
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_wide_layers_with_constant_weights(kind):
     host = opened(kind)
-    candidates = DynamicInt8().propose(Group(host, ()))
-    assert [c.description for c in candidates] == [
-        "all linear layers (4) in int8",
-        "all linear layers but the last (3) in int8",
-        "the middle half of the linear layers (2) in int8",
-    ]
-    whole, most, middle = (c.nodes for c in candidates)
-    assert (most, middle) == (whole[:-1], whole[1:-1])
-    assert all(not c.exact and c.pass_name == "dynamic-int8" and c.source for c in candidates)
+    found = groups(host)
+    assert [len(g.linears) for g in found] == [1, 1, 1, 1]
+    proposed = [DynamicInt8().propose(g, None) for g in found]
+    assert [c.description for (c,) in proposed] == ["the linear layer in int8"] * 4
+    assert [c.nodes for (c,) in proposed] == [g.linears for g in found]
+    (candidate,) = proposed[0]
+    assert (candidate.exact, candidate.pass_name, candidate.kind, candidate.needs) == (False, "dynamic-int8", "int8", "nothing")
+    assert (candidate.storage, candidate.changes) == ({candidate.nodes[0].name: "int8"}, ("weights",))
     assert len(DynamicInt8(smallest=80).layers(host.graph)) == 0
     assert len(DynamicInt8(smallest=8).layers(host.graph)) == 5
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
-@pytest.mark.parametrize("chosen", [0, 2])
+@pytest.mark.parametrize("chosen", [(0, 1, 2, 3), (1, 2)])
 def test_the_result_is_near_and_the_original_stays(kind, chosen):
     host = opened(kind)
     name = next(iter(host.example_inputs()))
     wanted = host.runner()({name: X})[0]
     copy = host.copy()
-    candidate = DynamicInt8().propose(Group(host, ()))[chosen]
-    result = DynamicInt8().apply(candidate, Group(copy, ())).host
-    result.finish()
-    got = result.runner()({name: X})[0]
+    for i in chosen:
+        (candidate,) = DynamicInt8().propose(groups(host)[i], None)
+        assert DynamicInt8().apply(candidate, replace(groups(host)[i], host=copy)).host is copy
+    copy.finish()
+    got = copy.runner()({name: X})[0]
     relative = float((got - wanted).norm() / wanted.norm())
     assert 1e-5 < relative < 0.02
     torch.testing.assert_close(host.runner()({name: X})[0], wanted, atol=0, rtol=0)
-    left = {n.name for n in DynamicInt8().layers(result.graph)}
-    assert len(left) == 4 - len(candidate.nodes)
-    assert left.isdisjoint(n.name for n in candidate.nodes)
+    assert len(DynamicInt8().layers(copy.graph)) == 4 - len(chosen)
 
 
 def test_models_without_such_layers_are_refused():
     host = OnnxHost.from_model(small_models.spelled_out())
-    refused = DynamicInt8().propose(Group(host, ()))
+    (group,) = Grouping(host, ()).of("model")
+    refused = DynamicInt8().propose(group, None)
     assert isinstance(refused, Refusal)
     assert refused.reason == "no linear layer with constant weights of at least 64 x 64"
 
 
-def test_one_layer_is_one_candidate():
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")]
-    model = small_models.model(nodes, [small_models.value("x", ["n", 64])], weights={"w": np.ones((64, 64), np.float32)})
-    (candidate,) = DynamicInt8().propose(Group(OnnxHost.from_model(model), ()))
-    assert candidate.description == "all linear layers (1) in int8"
+@dataclass(frozen=True)
+class Seen:
+    """Evidence of what the layers of a host read on these inputs."""
+
+    host: object
+    inputs: dict
+
+    def linear(self, node):
+        (x,) = self.host.tap([node.inputs[0]], self.inputs)
+        rows = x.reshape(-1, x.shape[-1]).double()
+        return SimpleNamespace(input=SimpleNamespace(max_abs=rows.abs().amax(0), mean_square=rows.square().mean(0)))
+
+    def attention(self, site):
+        return None
+
+
+class Normed(nn.Module):
+    """Two layers that read one norm, three of whose 64 channels are a hundred times the others; `leaks` also returns the norm."""
+
+    def __init__(self, kind, leaks):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm = nn.LayerNorm(64) if kind == "layer" else nn.RMSNorm(64, eps=1e-6)
+        self.norm.weight.data[[3, 17, 40]] = 100.0
+        if kind == "layer":
+            self.norm.bias.data = torch.randn(64)
+        self.first, self.second, self.leaks = nn.Linear(64, 64), nn.Linear(64, 96), leaks
+        for layer in (self.first, self.second):
+            layer.weight.data[:, [3, 17, 40]] /= 100.0
+
+    def forward(self, x):
+        normed = self.norm(x)
+        result = torch.cat([self.first(normed), self.second(normed)], -1)
+        return (result, normed) if self.leaks else result
+
+
+def hosts_of(model, x):
+    captured = FxHost.from_captured(capture(model, (x,)))
+    yield captured
+    yield OnnxHost.from_model(captured.to_onnx())
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_smoothing_takes_outliers_out_of_the_inputs(kind, leaks):
+    """Folded into a norm that only the layers read, in front of them otherwise; nothing but the rounding changes."""
+    x = torch.randn(4, 10, 64)
+    for host in hosts_of(Normed(kind, leaks).eval(), x):
+        inputs = dict.fromkeys(host.example_inputs(), x)
+        (group,) = groups(host)
+        assert len(group.linears) == 2
+        plain, smooth = DynamicInt8().propose(group, Seen(host, inputs))
+        assert (smooth.kind, smooth.needs, smooth.source, smooth.options["fold"]) == ("int8 smoothed", "calibration", "SmoothQuant", not leaks)
+        wanted, *normed = host.runner()(inputs)
+        errors = []
+        for candidate in (plain, smooth):
+            copy = host.copy()
+            DynamicInt8().apply(candidate, replace(groups(copy)[0], host=copy))
+            copy.finish()
+            got, *after = copy.runner()(inputs)
+            errors.append(float((got - wanted).norm() / wanted.norm()))
+            torch.testing.assert_close(after, normed, atol=0, rtol=0)
+        assert errors[1] < errors[0] / 4
+        torch.testing.assert_close(host.runner()(inputs)[0], wanted, atol=0, rtol=0)
+
+
+def test_layers_whose_inputs_are_even_are_not_smoothed():
+    host = opened("torch")
+    (name,) = host.example_inputs()
+    (plain,) = DynamicInt8().propose(groups(host)[0], Seen(host, {name: X}))
+    assert plain.kind == "int8"

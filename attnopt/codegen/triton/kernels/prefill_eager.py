@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnopt.codegen.triton.ranges import Range, extreme, key_range
+from attnopt.ir.ranges import Range, extreme, key_range
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Expr
 from attnopt.ir.reference import query_offset

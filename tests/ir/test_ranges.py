@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from attnopt.codegen.triton.kernels.prefill_eager import visited
-from attnopt.codegen.triton.ranges import Range, key_range
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Expr
 from attnopt.ir.grammar import parse_expr
+from attnopt.ir.ranges import Range, key_range
 
 MASKS = [
     "causal", "k < q", "window(5)", "lookahead(3)", "window(5) & lookahead(3)", "causal & window(1)", "causal & window(0)",

@@ -1,0 +1,160 @@
+"""Predicted time of one attention or one linear layer on a target, with what bounds it in words.
+
+    estimate("softmax causal", {b: 1, h: 32, g: 8, q: 1, k: 32768, d: 128, e: 128}, "bfloat16", "sdpa", h200)
+        ->  Estimate(seconds=3.9e-05, …, bound="memory", why="bound by memory: 134 MB at 4.8 TB/s")
+
+Every kernel is a list of phases (`kernels`), every phase is priced by the roofline (`phase`) with the shares that the target's kernels
+reach (`efficiency`). Rates come from the target's data, so that a plan for a machine can be made on another; a `cpu` that was never
+calibrated is measured in a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from attnopt.cost.efficiency import Efficiency
+from attnopt.cost.kernels import family, phases
+from attnopt.cost.machine import rated
+from attnopt.cost.phase import Parts, Phase, priced
+from attnopt.cost.problem import Problem
+from attnopt.cost.target import Target
+from attnopt.ir.cost import WIDTHS
+from attnopt.ir.spec import AttentionSpec, as_spec
+
+SUMMED = "summed-"  # prefix of the lowering that computes each added attention with one kernel
+UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """seconds: of one call. flops, bytes: computed and moved by the kernel as it works, not the least that would do.
+
+    working_set: the most bytes that a pass goes through. bound: "products", "scores", "memory" or "launch"; why: the same in words.
+    """
+
+    seconds: float
+    flops: float
+    bytes: float
+    working_set: float
+    bound: str
+    why: str
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """One after the other; what bounds the longer bounds the sum."""
+        longer = self if self.seconds >= other.seconds else other
+        return Estimate(self.seconds + other.seconds, self.flops + other.flops, self.bytes + other.bytes,
+                        max(self.working_set, other.working_set), longer.bound, longer.why)  # fmt: skip
+
+
+NOTHING = Estimate(0.0, 0.0, 0.0, 0.0, "launch", "nothing is computed")
+
+
+def estimate(
+    spec: AttentionSpec | str,
+    shape: Mapping[str, int],
+    dtype: str = "float32",
+    kernel: str = "sdpa",
+    *,
+    target: Target,
+    surrounding: float = 0.0,
+) -> Estimate:
+    """The price of one call of a kernel, named as in reports ("sdpa", "flex", "ort-gqa", "triton", "eager", …).
+
+    shape: b, h, g (query, key heads), q, k (lengths), d, e (key, value width).
+    surrounding: bytes that the model goes through between two calls, which push keys and values out of the caches.
+    """
+    spec = as_spec(spec)
+    if kernel.startswith(SUMMED) or spec.plus:
+        single = kernel.removeprefix(SUMMED)
+        own = estimate(spec.with_(plus=(), gate=None), shape, dtype, single, target=target, surrounding=surrounding)
+        rest = (estimate(c.spec(1), shape, dtype, single, target=target, surrounding=surrounding) for c in spec.plus)
+        return sum(rest, own)
+    problem = Problem(spec, dict(shape), dtype)
+    passes = [replace(p, working_set=p.working_set + surrounding) for p in phases(kernel, problem, target)]
+    return of_phases(passes, problem.product_type, target.efficiency(family(kernel, problem, target)), target)
+
+
+def estimate_linear(
+    rows: int,
+    n: int,
+    m: int,
+    dtype: str = "float32",
+    weights: str = "",
+    *,
+    target: Target,
+    runtime: str = "",
+    surrounding: float = 0.0,
+) -> Estimate:
+    """A linear layer on `rows` rows, n inputs, m outputs, its weights stored as `weights` ("int8", "int4", …; default as `dtype`).
+
+    Narrow weights are computed in int8 where the target has a rate for it, after a pass that quantises the inputs. For a runtime
+    with kernels of its own, its name ("onnxruntime").
+    """
+    width, stored = WIDTHS[dtype] / 8, WIDTHS[weights or dtype] / 8
+    narrow = bool(weights) and stored < min(width, 2.0)
+    inside = rows * n * width
+    once = inside + rows * m * width + n * m * stored
+    passes = [Phase("products", flops=2.0 * rows * n * m, bytes=once, working_set=once + surrounding, rows=rows)]
+    if narrow:
+        passes.insert(0, Phase("quantise", operations=4.0 * rows * n + 2.0 * rows * m, bytes=2 * inside, working_set=inside))
+    name = ("ort-" if runtime == "onnxruntime" else "") + ("linear-int8" if narrow else "linear")
+    rate = "int8" if narrow and "int8" in target.peak else dtype
+    return of_phases(passes, rate, target.efficiency(name), target)
+
+
+def estimate_pass(elements: float, dtype: str = "float32", *, target: Target, operands: int = 1, runtime: str = "") -> Estimate:
+    """One node that reads `operands` tensors of so many elements and writes one: a norm, an addition, a rotation."""
+    moved = elements * (operands + 1) * WIDTHS.get(dtype, 32) / 8
+    name = "ort-elementwise" if runtime == "onnxruntime" else "elementwise"
+    return of_phases([Phase("pass", operations=elements, bytes=moved, working_set=moved)], dtype, target.efficiency(name), target)
+
+
+def of_phases(passes: Sequence[Phase], dtype: str, efficiency: Efficiency, target: Target) -> Estimate:
+    """The sum over the passes of one kernel."""
+    target = rated(target)
+    parts = [priced(p, dtype, efficiency, target) for p in passes]
+    spent = {name: sum(getattr(p, name) for p in parts) for name in ("products", "scores", "memory", "launch")}
+    bound = max(spent, key=spent.__getitem__)
+    return Estimate(
+        seconds=sum(p.total for p in parts),
+        flops=sum(p.flops + p.operations for p in passes),
+        bytes=sum(p.bytes + p.rereads for p in passes),
+        working_set=max((p.working_set for p in passes), default=0.0),
+        bound=bound,
+        why=WORDS[bound](passes, parts, dtype, target) if passes else NOTHING.why,
+    )
+
+
+def spoken(value: float, unit: str) -> str:
+    """134217728 bytes -> "134 MB"."""
+    scale, letter = next(((s, n) for s, n in UNITS if value >= s), (1.0, ""))
+    return f"{value / scale:.3g} {letter}{unit}"
+
+
+def products(passes: Sequence[Phase], parts: Sequence[Parts], dtype: str, target: Target) -> str:
+    flops, spent = sum(p.flops for p in passes), sum(p.products for p in parts)
+    return f"bound by products: {spoken(flops, 'FLOP')} at {spoken(flops / spent, 'FLOP/s')} ({dtype})"
+
+
+def scores(passes: Sequence[Phase], parts: Sequence[Parts], dtype: str, target: Target) -> str:
+    done, spent = sum(p.operations for p in passes), sum(p.scores for p in parts)
+    return f"bound by work on scores: {spoken(done, 'operations')} at {spoken(done / spent, '/s')}"
+
+
+def memory(passes: Sequence[Phase], parts: Sequence[Parts], dtype: str, target: Target) -> str:
+    """The pass that moves longest, at the rate that it reaches."""
+    at = max(range(len(parts)), key=lambda i: parts[i].memory)
+    moved = passes[at].bytes + passes[at].rereads
+    place = "the caches" if target.cache >= passes[at].working_set > 0 else "memory"
+    return f"bound by {place}: {spoken(moved, 'B')} of {passes[at].what} at {spoken(moved / parts[at].memory, 'B/s')}"
+
+
+def launch(passes: Sequence[Phase], parts: Sequence[Parts], dtype: str, target: Target) -> str:
+    calls = sum(p.launches for p in passes)
+    return f"bound by launches: {calls:.0f} of {sum(p.launch for p in parts) / calls * 1e6:.3g} us"
+
+
+WORDS: dict[str, Callable[[Sequence[Phase], Sequence[Parts], str, Target], str]] = {
+    "products": products, "scores": scores, "memory": memory, "launch": launch,
+}  # fmt: skip

@@ -1,0 +1,204 @@
+"""What each kernel does, as phases: which pairs it computes, what goes through memory, what runs side by side.
+
+    sdpa              products on tiles, scores stay in registers; a causal mask is built in, any other is a tensor that is read
+    flex, triton      the same, and whole blocks that the mask rules out are not visited
+    local-…           chunks of queries beside the keys of their band
+    eager, ort-…      the score matrix is written and read, once or several times
+
+A kernel is priced by its name, as reports print it. One that is not known here is priced as `eager`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from attnopt.cost.mask_nodes import additive, mask_bytes
+from attnopt.cost.phase import Phase
+from attnopt.cost.problem import Problem
+from attnopt.cost.target import Target
+from attnopt.ir.band import Band, band, chunking
+from attnopt.ir.cost import WITHOUT_PAIRS, cost_alone
+from attnopt.ir.expr import Term
+
+Tile = tuple[int, int]
+SPLIT_KEYS = 512  # keys that one task of a decoding kernel reads at least, where few queries leave units idle
+
+
+def phases(kernel: str, problem: Problem, target: Target) -> list[Phase]:
+    """The passes of a kernel, in order. `problem.spec` has no `plus`."""
+    if problem.spec.normalizer.name in WITHOUT_PAIRS and problem.spec.selection is None:
+        return [without_pairs(problem)]
+    return KERNELS.get(kernel, eager)(problem, target)
+
+
+def family(kernel: str, problem: Problem, target: Target) -> str:
+    """Under which name the target keeps the kernel's shares."""
+    if kernel.startswith("sdpa") and target.kind == "gpu" and needs_mask(problem):
+        return "sdpa-masked"
+    return {"sdpa-repeated": "sdpa"}.get(kernel, kernel)
+
+
+def needs_mask(problem: Problem) -> bool:
+    """Whether the kernel reads a mask or a bias as a tensor."""
+    spec = problem.spec
+    return bool(spec.biases) or (spec.mask is not None and not builtin_causal(problem))
+
+
+def builtin_causal(problem: Problem) -> bool:
+    return problem.spec.mask == Term("causal") and problem.spec.offset is None and not problem.spec.biases
+
+
+def without_pairs(problem: Problem) -> Phase:
+    """A state of d x e numbers is read and updated once per token; no scores are made."""
+    known = cost_alone(problem.spec, problem.shape, problem.dtype)
+    return Phase(
+        "state", flops=known.flops, bytes=known.bytes, working_set=known.working_set, rows=problem["d"], tasks=problem.heads
+    )
+
+
+def fused(
+    problem: Problem, target: Target, tile: Tile, *, skips: bool, mask: float = 0.0, made: tuple[Phase, ...] = ()
+) -> list[Phase]:
+    """Tiles of queries go through the keys that they see. mask: bytes of a mask that is read as a tensor, after `made` made it."""
+    packed = problem["h"] // problem["g"] if target.kind == "gpu" and problem["q"] < tile[0] else 1  # heads of a group as rows
+    rows, keys = min(tile[0], max(1, problem["q"])), tile[1]
+    pairs = problem.heads * (problem.pairs(rows, keys) if skips else problem.all_pairs)
+    read = pairs / (rows * packed) * problem.row_bytes  # each tile of queries reads the keys and values of all that it visits
+    once = problem.queries_bytes + problem.keys_bytes + mask
+    tasks = problem.heads * math.ceil(problem["q"] / rows)
+    if target.kind == "gpu" and tasks < target.units:
+        tasks = max(tasks, min(target.units, tasks * math.ceil(problem["k"] / SPLIT_KEYS)))
+    return [*made, Phase(
+        "attention", flops=2.0 * pairs * (problem["d"] + problem["e"]),
+        operations=pairs * (problem.per_score + bool(mask)) + pairs / rows * problem.conversions,
+        bytes=once, working_set=once, rereads=max(0.0, read - problem.keys_bytes), rereads_set=problem["k"] * problem.row_bytes,
+        rows=rows, tasks=tasks,
+    )]  # fmt: skip
+
+
+def sdpa(problem: Problem, target: Target) -> list[Phase]:
+    """torch's scaled_dot_product_attention; on a CPU its tiles follow the number of queries."""
+    if target.kind == "cpu" and problem["d"] != problem["e"]:
+        return eager(problem, target)
+    q = problem["q"]
+    rows = (256 if q >= 768 else 64 if q >= 192 else 32) if target.kind == "cpu" else 128
+    if needs_mask(problem):
+        return fused(problem, target, (rows, 512), skips=False, mask=mask_bytes(problem), made=tuple(additive(problem)))
+    return fused(problem, target, (rows, 512 if target.kind == "cpu" else 128), skips=True)
+
+
+def sdpa_repeated(problem: Problem, target: Target) -> list[Phase]:
+    return [*repeated(problem), *sdpa(many_heads(problem), target)]
+
+
+def blocks(tile: Tile) -> Callable[[Problem, Target], list[Phase]]:
+    """Kernels that visit the blocks that the mask leaves and compute mask and biases inside."""
+    return lambda problem, target: fused(problem, target, tile, skips=True)
+
+
+def local(problem: Problem, target: Target, *, fused_chunks: bool) -> list[Phase]:
+    """Queries in chunks, each beside the keys of its band: keys and values are gathered, then attended to."""
+    cut = chunking(band(problem.spec.mask) or Band(0, 0))
+    count = math.ceil(problem["q"] / cut.rows)
+    spec = problem.spec.with_(mask=None, score=tuple(c for c in problem.spec.score if c.name != "add"))
+    shape = {**problem.shape, "b": problem["b"] * count, "q": cut.rows, "k": cut.keys}
+    chunk = Problem(spec, shape, problem.dtype)
+    copied = 2.0 * (chunk.queries_bytes + chunk.keys_bytes)
+    gather = Phase("gather", bytes=copied, working_set=copied, launches=4)
+    pairs = problem["b"] * count * cut.rows * cut.keys  # one mask for all heads
+    mask = Phase(
+        "mask", operations=3.0 * pairs, bytes=4.0 * pairs * problem.width, working_set=pairs * problem.width, launches=12
+    )
+    if fused_chunks:
+        return [gather, mask, *fused(chunk, target, (cut.rows, cut.keys), skips=False, mask=pairs * problem.width)]
+    return [gather, mask, *eager(chunk, target, masked=pairs * problem.width)]
+
+
+def eager(problem: Problem, target: Target, *, masked: float | None = None) -> list[Phase]:
+    """Product, score terms, softmax, product as nodes of their own: each reads and writes the score matrix."""
+    made: list[Phase] = additive(problem) if masked is None else []
+    mask = mask_bytes(problem) if masked is None else masked
+    scores = problem.heads * problem.all_pairs
+    matrix = scores * problem.width
+    terms = len(problem.spec.score) - len(problem.spec.biases) + (1 if mask else 0)
+    passes = [Phase("scores", operations=scores, bytes=2.0 * matrix, working_set=2.0 * matrix) for _ in range(terms)]
+    if mask:
+        passes[-1] = replace(passes[-1], bytes=2.0 * matrix + mask)
+    softmax = Phase("scores", operations=5.0 * scores, bytes=2.0 * matrix, working_set=2.0 * matrix)
+    grown = many_heads(problem) if problem["h"] != problem["g"] else problem
+    return [
+        *(repeated(problem) if grown is not problem else []), *made,
+        product(grown, scores, matrix, problem["d"]), *passes, softmax, product(grown, scores, matrix, problem["e"]),
+    ]  # fmt: skip
+
+
+def product(problem: Problem, scores: float, matrix: float, width: int) -> Phase:
+    """Scores from queries and keys, or output from scores and values: [Q, K] by width for every head."""
+    operands = problem.heads * (problem["q"] + problem["k"]) * width * problem.width
+    return Phase("products", flops=2.0 * scores * width, bytes=matrix + operands, working_set=matrix + operands,
+                 rows=min(problem["q"], problem["k"]), tasks=problem.heads)  # fmt: skip
+
+
+def by_head(problem: Problem, target: Target, *, builtin: bool) -> list[Phase]:
+    """onnxruntime's operators: one call, in which each head makes its whole score matrix; what is hidden is not normalised.
+
+    A mask that is not built in is a tensor, and is copied for every head before its scores are added to it.
+    """
+    scores = problem.heads * problem.all_pairs
+    seen = problem.heads * (problem.pairs() if builtin else problem.all_pairs)
+    head = problem.all_pairs * problem.width
+    masked = 0.0 if builtin else mask_bytes(problem)
+    once = problem.queries_bytes + problem.keys_bytes + masked
+    passes = 4.0 + (2.0 if masked else 0.0)  # written, normalised in place, read; the mask copied in
+    call = Phase(
+        "attention", flops=2.0 * scores * (problem["d"] + problem["e"]), operations=seen * problem.per_score,
+        bytes=once, working_set=once, rereads=passes * problem.heads * head, rereads_set=head * min(problem.heads, max(1, target.units)),
+        rows=problem["q"], tasks=problem.heads,
+    )  # fmt: skip
+    return [*([] if builtin else additive(problem)), call]
+
+
+def ort_gqa(problem: Problem, target: Target) -> list[Phase]:
+    return by_head(problem, target, builtin=True)
+
+
+def ort_mha(problem: Problem, target: Target) -> list[Phase]:
+    """Grouped heads are repeated first. Without mask it works on tiles; a causal mask is built in but not skipped."""
+    grown = many_heads(problem) if problem["h"] != problem["g"] else problem
+    before = repeated(problem) if grown is not problem else []
+    if problem.spec.mask is None and not problem.spec.biases:
+        return [*before, *fused(grown, target, (64, 64), skips=False)]
+    return [*before, *by_head(grown, target, builtin=builtin_causal(problem))]
+
+
+def onnx_attention(problem: Problem, target: Target) -> list[Phase]:
+    return by_head(problem, target, builtin=builtin_causal(problem))
+
+
+def many_heads(problem: Problem) -> Problem:
+    """The same with a key head for every query head."""
+    return replace(problem, shape={**problem.shape, "g": problem["h"]})
+
+
+def repeated(problem: Problem) -> list[Phase]:
+    """Keys and values of grouped heads written out for every query head."""
+    written = many_heads(problem).keys_bytes
+    copied = problem.keys_bytes + written
+    return [Phase("repeat", bytes=copied, working_set=copied, launches=4)]
+
+
+KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
+    "sdpa": sdpa,
+    "sdpa-repeated": sdpa_repeated,
+    "flex": blocks((128, 128)),
+    "triton": blocks((128, 64)),
+    "local-sdpa": lambda problem, target: local(problem, target, fused_chunks=True),
+    "local-attention": lambda problem, target: local(problem, target, fused_chunks=False),
+    "ort-gqa": ort_gqa,
+    "ort-mha": ort_mha,
+    "onnx-attention": onnx_attention,
+    "eager": eager,
+    "ort-eager": eager,
+}
