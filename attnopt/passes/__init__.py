@@ -6,7 +6,8 @@ from attnopt.passes.candidate import Candidate, Evidence, Group, Pass
 from attnopt.passes.fuse.fuse_attention import FuseAttention
 from attnopt.passes.prune.gate_norm import GateNorm
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
+from attnopt.passes.sparsify.sinks_window import SinksWindow
 
-ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8(), GateNorm())
+ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8(), GateNorm(), SinksWindow())
 
-__all__ = ["ALL", "Candidate", "DynamicInt8", "Evidence", "FuseAttention", "GateNorm", "Group", "Pass"]
+__all__ = ["ALL", "Candidate", "DynamicInt8", "Evidence", "FuseAttention", "GateNorm", "Group", "Pass", "SinksWindow"]
