@@ -157,6 +157,26 @@ class Host(Protocol):
         """
         ...
 
+    def refuses_split(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        """None where several tensors can stand where the model takes or returns one of these; else why its signature must stay."""
+        ...
+
+    def split_input(
+        self, value: Value, parts: Sequence[tuple[str, Shape, str]], made: Callable[[Tensor], Sequence[Tensor]]
+    ) -> list[Value]:
+        """Take several tensors (word, shape, dtype) in place of one, from `finish` on; `made` makes them of what was given before.
+
+        In torch they are a tuple where the tensor was; in ONNX the first keeps its name, the others add their word to it.
+        """
+        ...
+
+    def split_outputs(self, parts: Mapping[Value, Sequence[tuple[str, Value]]]) -> None:
+        """Return several values (word, value) in place of one, as `split_input` takes them.
+
+        To be called once before `finish`, and not together with `drop`.
+        """
+        ...
+
     def adapt(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named inputs of the model as it was opened, as those that it takes now."""
         ...

@@ -138,7 +138,9 @@ def under_budget(host: Host, current: Host, request: Request) -> tuple[Host, lis
     first = next((t for t in outputs[0] if t.is_floating_point()), None)
     if first is None:
         why = "the model returns no real numbers, on which a loss is measured"
-        return current, [RewriteReport(p.name, "not tried", False, why) for p in request.passes if not p.exact and p.per == "linear"]
+        return current, [
+            RewriteReport(p.name, "not tried", False, why) for p in request.passes if not p.exact and p.per == "linear"
+        ]
     assert request.inputs is not None
     evidence = Evidence(inputs, outputs, request.inputs, natural_metric(request.output_name, first), request.budget)
     tries: list[RewriteReport] = []

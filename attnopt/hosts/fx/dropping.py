@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from attnopt.hosts.fx.state import writes_state
 from attnopt.hosts.fx.symbols import name_symbols
-from attnopt.ir.dims import Dim
+from attnopt.ir.dims import Dim, Shape
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Refusal
 
@@ -27,7 +27,8 @@ SIZE = torch.ops.aten.sym_size.int
 
 def leaves_of(host: FxHost, inputs: Sequence[fx.Node], outputs: Sequence[Value]) -> tuple[frozenset[int], frozenset[int]]:
     """Their positions among the leaves that the model takes and returns. State is among neither."""
-    taken = [i for i, n in enumerate(host.placeholders()) if any(n is x for x in inputs)]
+    left = [n for n in host.placeholders() if n not in host.dropped]
+    taken = [i for i, n in enumerate(left) if any(n is x for x in inputs)]
     tensors = [i for i, n in enumerate(host.output_leaves()) if isinstance(n, fx.Node) and is_real(n.meta.get("val"))]
     given = zip(tensors, host.graph.outputs, strict=False)  # behind them stands what is written to state
     return frozenset(taken), frozenset(i for i, value in given if any(value is x for x in outputs))
@@ -65,6 +66,19 @@ def sizes_of(placeholders: Sequence[fx.Node], without: Collection[fx.Node]) -> d
             for axis, dim in enumerate(symbols.shape(held)):
                 found.setdefault(dim, (node, axis))
     return found
+
+
+def split_placeholder(module: fx.GraphModule, node: fx.Node, parts: Sequence[tuple[str, Shape, str]]) -> list[fx.Node]:
+    """Placeholders behind one: `int8_past`, … of (word, shape, dtype). Sizes of the shape are those of the old one, or numbers."""
+    held, made, before = node.meta["val"], [], node
+    symbols = name_symbols([n for n in module.graph.nodes if n.op == "placeholder"])
+    sizes = dict(zip(symbols.shape(held), held.shape, strict=True))
+    for word, shape, dtype in parts:
+        with module.graph.inserting_after(before):
+            before = module.graph.placeholder(f"{word}_{node.name}")
+        before.meta["val"] = held.new_empty([sizes.get(d, d) for d in shape], dtype=getattr(torch, dtype))
+        made.append(before)
+    return made
 
 
 def drop(module: fx.GraphModule, inputs: Sequence[fx.Node], outputs: Collection[int]) -> list[fx.Node]:

@@ -1,7 +1,9 @@
-"""What a torch model takes and returns, changed with its graph: tensors that vanish from its arguments and results.
+"""What a torch model takes and returns, changed with its graph: tensors that vanish, and tensors that become several.
 
     forward(ids, past=DynamicCache of 8 layers) -> (logits, DynamicCache of 8)
         ->  without layer 3    forward(ids, past=DynamicCache of 7 layers) -> (logits, DynamicCache of 7)
+
+    forward(ids, past=[(k, v), …])  ->  int8 cache         forward(ids, past=[((codes, scales, zeros), (codes, scales, zeros)), …])
 
 A container keeps its class and loses the element; one that is left empty goes as well, up to a whole parameter. The layers of a
 cache after a dropped one move up, which is their new number.
@@ -10,8 +12,9 @@ cache after a dropped one move up, which is their new number.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch.utils import _pytree as pytree
 
@@ -21,45 +24,56 @@ from attnopt.hosts.fx.capture import Captured
 from attnopt.hosts.fx.trees import flatten, unflatten
 from attnopt.ir.site import Refusal
 
+Remake = Callable[[Any], Sequence[Any]]
+
 
 class Kept(Exception):
-    """Internal: a container that cannot lose one of its elements."""
+    """Internal: a container that cannot hold other elements than it does."""
 
 
-def without(captured: Captured, inputs: Collection[int], outputs: Collection[int]) -> Captured:
-    """The calling convention and the example without these leaves (by position). Raises Kept."""
+def changed(captured: Captured, inputs: Mapping[int, Remake], outputs: Mapping[int, int]) -> Captured:
+    """The calling convention and the example with other leaves at these positions.
+
+    inputs: what is made of a leaf: nothing, where it is dropped, or several, which are a tuple then. outputs: how many come. Raises Kept.
+    """
     convention = captured.convention
-    traced = arguments_without(convention, convention.traced, inputs)
-    example = arguments_without(convention, captured.example, inputs)
+    traced = arguments_with(convention, convention.traced, inputs)
+    example = arguments_with(convention, captured.example, inputs)
     gone = frozenset(convention.traced.keys() - traced.keys())
     parameters = [p for name, p in convention.signature.parameters.items() if name not in gone]
     signature = inspect.Signature(parameters)
     in_spec = flatten(split(signature, traced), convention.caches)[1]
-    out_spec = spec_without(convention.out_spec, dropped_leaves(convention.out_spec, outputs))
+    out_spec = spec_with(convention.out_spec, outputs)
     if out_spec is None:
         raise Kept("nothing would be returned")
-    changed = replace(convention, signature=signature, traced=traced, in_spec=in_spec, out_spec=out_spec)
-    return replace(captured, convention=changed, example=example, gone=captured.gone | gone)
+    now = replace(convention, signature=signature, traced=traced, in_spec=in_spec, out_spec=out_spec)
+    return replace(captured, convention=now, example=example, gone=captured.gone | gone)
 
 
-def refusal(captured: Captured, inputs: Collection[int], outputs: Collection[int]) -> Refusal | None:
+def refusal(captured: Captured, inputs: Mapping[int, Remake], outputs: Mapping[int, int]) -> Refusal | None:
     try:
-        without(captured, inputs, outputs)
+        changed(captured, inputs, outputs)
     except Kept as reason:
         return Refusal(str(reason))
     return None
 
 
-def arguments_without(convention: Convention, arguments: Arguments, dropped: Collection[int]) -> Arguments:
+def nothing(leaf: Any) -> list[Any]:
+    return []
+
+
+def arguments_with(convention: Convention, arguments: Arguments, remake: Mapping[int, Remake]) -> Arguments:
     """The arguments by name; those of which nothing is left are absent."""
     left, at = {}, 0
     for name in in_order(convention.signature, arguments):
         leaves, spec = flatten(arguments[name], convention.caches)
-        here = dropped_leaves(spec, {i - at for i in dropped if 0 <= i - at < len(leaves)})
+        made = {i: remake[at + i](leaf) for i, leaf in enumerate(leaves) if at + i in remake}
+        counts = with_counts(spec, {i: len(x) for i, x in made.items()})
         at += len(leaves)
-        smaller = spec_without(spec, here)
-        if smaller is not None:
-            left[name] = unflatten([x for i, x in enumerate(leaves) if i not in here], smaller, convention.caches)
+        now = spec_with(spec, counts)
+        if now is not None:
+            kept = [made.get(i, [leaf]) if counts.get(i, 1) else [] for i, leaf in enumerate(leaves)]
+            left[name] = unflatten([x for some in kept for x in some], now, convention.caches)
     return {name: left[name] for name in arguments if name in left}
 
 
@@ -71,9 +85,9 @@ def in_order(signature: inspect.Signature, arguments: Arguments) -> list[str]:
     return [*args, *kwargs.values()]
 
 
-def dropped_leaves(spec: pytree.TreeSpec, dropped: Collection[int]) -> frozenset[int]:
+def with_counts(spec: pytree.TreeSpec, counts: Mapping[int, int]) -> dict[int, int]:
     """With what goes beside: a layer of a cache that loses its keys loses its count of tokens."""
-    more = set(dropped)
+    more = dict(counts)
 
     def visit(part: pytree.TreeSpec, at: int) -> int:
         if part.is_leaf():
@@ -86,25 +100,25 @@ def dropped_leaves(spec: pytree.TreeSpec, dropped: Collection[int]) -> frozenset
             _, layout = part.context
             counted = [i for i, window in enumerate(layout) if window is not None]
             for place, layer in enumerate(counted if len(starts) > 2 else ()):
-                more.update({starts[2] + place} if starts[0] + layer in dropped else ())
+                more.update({starts[2] + place: 0} if counts.get(starts[0] + layer) == 0 else {})
         return at
 
     visit(spec, 0)
-    return frozenset(more)
+    return more
 
 
-def spec_without(spec: pytree.TreeSpec, dropped: Collection[int]) -> pytree.TreeSpec | None:
-    """The tree without these leaves; None where nothing is left of it. Raises Kept."""
-    numbers = iter(range(spec.num_leaves))
-    return smaller(spec, numbers, dropped)
+def spec_with(spec: pytree.TreeSpec, counts: Mapping[int, int]) -> pytree.TreeSpec | None:
+    """The tree with so many leaves in place of one; None where nothing is left of it. Raises Kept."""
+    return rebuilt(spec, iter(range(spec.num_leaves)), with_counts(spec, counts))
 
 
-def smaller(spec: pytree.TreeSpec, numbers: Iterator[int], dropped: Collection[int]) -> pytree.TreeSpec | None:
+def rebuilt(spec: pytree.TreeSpec, numbers: Iterator[int], counts: Mapping[int, int]) -> pytree.TreeSpec | None:
     if spec.is_leaf():
-        return None if next(numbers) in dropped else spec
+        count = counts.get(next(numbers), 1)
+        return spec if count == 1 else pytree.TreeSpec(tuple, None, [spec] * count) if count else None
     if is_cache(spec):
-        return smaller_cache(spec, numbers, dropped)
-    parts = [smaller(child, numbers, dropped) for child in spec.children()]
+        return rebuilt_cache(spec, numbers, counts)
+    parts = [rebuilt(child, numbers, counts) for child in spec.children()]
     kept = [part for part in parts if part is not None]
     if len(kept) == len(parts) or spec.type in (tuple, list):
         return pytree.TreeSpec(spec.type, spec.context, kept) if kept or not parts else None
@@ -119,14 +133,16 @@ def is_cache(spec: pytree.TreeSpec) -> bool:
     return isinstance(context, list) and len(context) == 2 and isinstance(context[0], list) and KEYS in context[0]
 
 
-def smaller_cache(spec: pytree.TreeSpec, numbers: Iterator[int], dropped: Collection[int]) -> pytree.TreeSpec | None:
+def rebuilt_cache(spec: pytree.TreeSpec, numbers: Iterator[int], counts: Mapping[int, int]) -> pytree.TreeSpec | None:
     """Keys, values and counts by layer, and the windows of the layers that are left."""
     names, layout = spec.context
-    kept = [[i for i, _ in enumerate(child.children()) if next(numbers) not in dropped] for child in spec.children()]
-    lists = [
-        pytree.TreeSpec(list, None, [child.children()[i] for i in left])
-        for child, left in zip(spec.children(), kept, strict=True)
-    ]
+    found = [[counts.get(next(numbers), 1) for _ in child.children()] for child in spec.children()]
+    if any(count > 1 for child in found for count in child):
+        raise Kept(
+            f"a {spec.type.__name__} holds one tensor of keys and one of values for each layer, no codes with their scales"
+        )
+    kept = [[i for i, count in enumerate(child) if count] for child in found]
+    lists = [pytree.TreeSpec(list, None, [c.children()[i] for i in left]) for c, left in zip(spec.children(), kept, strict=True)]
     if [x.num_leaves for x in lists] == [x.num_leaves for x in spec.children()]:
         return spec
     if kept[0] != kept[1] or spec.children()[0].num_leaves != len(layout):

@@ -14,6 +14,7 @@ import torch
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from torch import Tensor
 
+from attnopt.hosts.adapting import Remake, adapted
 from attnopt.hosts.onnx.builder import OnnxBuilder
 from attnopt.hosts.onnx.checking import verify
 from attnopt.hosts.onnx.conversion import convert
@@ -29,9 +30,11 @@ from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
 from attnopt.hosts.onnx.shape_reads import reroute
+from attnopt.hosts.onnx.splitting import split_input, split_output
 from attnopt.hosts.onnx.translate import translate
 from attnopt.hosts.onnx.writing import write
 from attnopt.ir.collection import paused_collection
+from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import NotIsolated, Refusal
 
@@ -47,6 +50,7 @@ class OnnxHost:
     _places: dict[Node, tuple[Graph, Places]] | None = field(default=None, repr=False)
     _written: list[ir.Node] = field(default_factory=list, repr=False)
     _dropped: tuple[ir.Value, ...] = field(default=(), repr=False)
+    _remade: dict[str, tuple[str, Remake, int]] = field(default_factory=dict, repr=False)  # inputs that were parts of one
     _first_names: dict[str, str] = field(default_factory=dict, repr=False)  # of inputs that have another name now
 
     @classmethod
@@ -73,7 +77,7 @@ class OnnxHost:
         return dict(self.model.metadata_props)
 
     def copy(self) -> OnnxHost:
-        return OnnxHost(self.model.clone(), _first_names=dict(self._first_names))
+        return OnnxHost(self.model.clone(), _first_names=dict(self._first_names), _remade=dict(self._remade))
 
     # Editing.
 
@@ -137,8 +141,21 @@ class OnnxHost:
         self._dropped = (*self._dropped, *(v.handle for v in inputs), *left)
 
     def adapt(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        first = {v.name or "": self._first_names.get(v.name or "", v.name or "") for v in self.model.graph.inputs}
-        return {name: inputs[source] for name, source in first.items() if source in inputs}
+        return adapted([v.name or "" for v in self.model.graph.inputs], inputs, self._first_names, self._remade)
+
+    def refuses_split(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        return None
+
+    def split_input(self, value: Value, parts: Sequence[tuple[str, Shape, str]], made: Remake) -> list[Value]:
+        held, source = value.handle, value.name
+        values = split_input(self.model, held, parts, self.names)
+        self._remade |= {v.name: (source, made, i) for i, v in enumerate(values)}
+        return values
+
+    def split_outputs(self, parts: Mapping[Value, Sequence[tuple[str, Value]]]) -> None:
+        given = list(zip(self.model.graph.outputs, self.graph.outputs, strict=True))
+        for held, value in given:
+            split_output(self.model, held, parts.get(value, ()), self.names)
 
     def set_constant(self, value: Value, data: Tensor) -> None:
         held = value.handle

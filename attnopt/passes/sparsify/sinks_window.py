@@ -48,11 +48,13 @@ class SinksWindow:
         seen = None if evidence is None else evidence.attention(site)
         ranked = []
         for s, w in found:
-            kept = None if seen is None else seen.kept(s, w, 0 if looks_back(site) else w)
-            dropped = None if kept is None else 1.0 - float(kept.mean())
-            bound = None if kept is None else 2.0 * (1.0 - float(kept.min())) * float(seen.v.max_abs.max())
+            dropped = bound = None
+            if seen is not None:
+                kept = seen.kept(s, w, 0 if looks_back(site) else w)
+                dropped = 1.0 - float(kept.mean())
+                bound = 2.0 * (1.0 - float(kept.min())) * float(seen.v.max_abs.max())
             ranked.append((s, w, dropped, bound))
-        ranked.sort(key=lambda c: (c[2] is not None and c[2], -c[1], -c[0]))
+        ranked.sort(key=lambda c: (c[2] or 0.0, -c[1], -c[0]))
         return [self.candidate(site, *c) for c in ranked]
 
     def candidate(self, site: Site, sinks: int, window: int, dropped: float | None, bound: float | None) -> Candidate:
