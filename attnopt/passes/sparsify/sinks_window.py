@@ -81,11 +81,11 @@ class SinksWindow:
 
 
 def near(sinks: int, window: int, back: bool) -> Expr:
-    """window(w) | global(s), and as far ahead where the mask does not say that only earlier keys are seen."""
+    """window(w) | global(s), and as far ahead where the mask does not say that only earlier keys are seen; 0 sinks are none."""
     beside: Expr = Term("window", (window,))
     if not back:
         beside = apply("and", beside, Term("lookahead", (window,)))
-    return Apply("or", (beside, Term("global", (sinks,))))
+    return Apply("or", (beside, Term("global", (sinks,)))) if sinks else beside
 
 
 def looks_back(site: Site) -> bool:
