@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnopt.asked import Asked
 from attnopt.cost.target import load_target
-from attnopt.errors import BudgetError, OutputNotWritable, UnknownPass, UnsupportedFormat
+from attnopt.errors import OutputNotWritable, UnsupportedFormat
 from attnopt.ir.block import Block
 from attnopt.ir.cost import cost
 from attnopt.ir.dims import evaluate as evaluate_dim
 from attnopt.ir.site import Site
 from attnopt.opening import Opened, open_model
 from attnopt.optimized import Optimized, load
-from attnopt.passes import ALL, Pass
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
-from attnopt.plan.pipeline import Request, run
+from attnopt.plan.budget import Budget
+from attnopt.plan.pipeline import run
+from attnopt.plan.quality import Score
 from attnopt.report.inspection import InspectedSite, Inspection
+from attnopt.report.plan import Plan
 
 if TYPE_CHECKING:
     from attnopt.codegen.triton.site_kernels import SiteKernel
-
-SELECTS = ("measure", "model", "always")
 
 
 def inspect(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None) -> Inspection:
@@ -55,43 +56,40 @@ def optimize(
     example_inputs: Any = None,
     *,
     target: str = "cpu",
-    budget: float = 0.0,
+    budget: float | Budget = 0.0,
     calibration: Any = None,
     select: str | None = None,
     passes: Sequence[str] | None = None,
     dynamic_shapes: Any = None,
+    quality: Score | None = None,
+    shapes: str | Sequence[str] | None = None,
+    effort: str = "low",
+    seed: int = 0,
+    plan: Plan | str | Path | None = None,
+    cache: str | Path | None = None,
 ) -> Optimized:
     """Return the same model with its attentions computed by faster kernels; the given model is not touched.
 
     target: a name of `attnopt targets`, with a runtime if wanted ("cpu+onnxruntime").
-    budget: largest allowed loss in the output's natural metric; 0 allows exact rewrites only.
-    calibration: inputs on which the loss is measured (a list of input dicts, or a path to .npz); default: the example inputs.
-    select: "measure" (time each kernel, keep what is faster; default), "model" (predict), "always" (every exact rewrite).
+    budget: largest allowed loss, a number in the output's natural metric or a `Budget`; 0 allows exact rewrites only.
+    calibration: inputs on which the loss is measured (a list of input dicts, a DataLoader, or a path to .npz). One half chooses the plan;
+    on the other the one-sided 95 % bound of the loss is within the budget. Default: the example inputs, for which alone it then holds.
+    select: "measure" (time each kernel, keep what is faster; default), "model" (predict), "always" (every rewrite that holds).
     passes: names to restrict the rewrites to; default all.
+    quality: for Budget(metric="quality", drop=…): a function of named inputs and outputs of a batch that returns a score per sample.
+    shapes: what the plan is for ("prefill:4096 decode:32768x8"); default: the example inputs. effort: "low" (about a minute of
+    measuring), "medium", "high" (hours). seed: of the halves and of the bound; equal seeds, equal plans, but for timing.
+    plan: of an earlier result (`.plan`, or a path to its .json, .onnx or .pt2), applied without a search.
+    cache: a folder for finished measurements, so that an interrupted search goes on; default: that of ATTNOPT_CACHE, else none.
 
     The result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves.
     Raises AccuracyError rather than return a model that differs beyond the tolerance of its dtype, UnknownTarget,
-    UnknownPass, UnreadableModel, UntraceableModel, InputMismatch, BudgetError.
+    UnknownPass, UnreadableModel, UntraceableModel, InputMismatch, BudgetError, WorkloadError, PlanError.
     """
-    machine, runtime = load_target(target)
-    chosen = passes_named(passes)
-    if not isinstance(budget, (int, float)) or not 0 <= budget < float("inf"):
-        raise BudgetError(f"budget {budget!r} is not a number of at least 0", next_move="Give 0 for exact rewrites only.")
-    if select is not None and select not in SELECTS:
-        raise BudgetError(f"select={select!r} is none of {', '.join(SELECTS)}", next_move="Leave it out to measure.")
+    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, plan, cache)
+    checked = asked.checked()
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=True)
-    request = Request(
-        target=machine.name,
-        runtime=runtime or opened.runtime,
-        opset=opened.opset,
-        select=select or ("measure" if machine.name == "cpu" else "model"),
-        budget=float(budget),
-        passes=chosen,
-        inputs=opened.inputs,
-        calibration=opened.batches(calibration),
-        output_name=opened.output_name,
-    )
-    host, report = run(opened.host, request)
+    host, report = run(opened.host, asked.request(opened, checked))
     return Optimized(opened, host, report)  # type: ignore[arg-type]  # a copy of opened.host
 
 
@@ -130,14 +128,4 @@ def kernels(
     return write_kernels(sites, machine.arch, Path(folder), dtype)
 
 
-def passes_named(names: Sequence[str] | None) -> tuple[Pass, ...]:
-    if names is None:
-        return ALL
-    known = {p.name: p for p in ALL}
-    for name in names:
-        if name not in known:
-            raise UnknownPass(name, list(known))
-    return tuple(p for p in ALL if p.name in names)
-
-
-__all__ = ["Optimized", "inspect", "kernels", "load", "optimize"]
+__all__ = ["Budget", "Optimized", "inspect", "kernels", "load", "optimize"]

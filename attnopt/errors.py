@@ -69,6 +69,10 @@ class WorkloadError(AttnoptError):
     """Shapes that cannot be read, or that the model cannot have; ends in an example that works."""
 
 
+class PlanError(AttnoptError):
+    """A plan that is none, or does not fit the model."""
+
+
 class AccuracyError(AttnoptError):
     """The result differs from the original beyond what its dtype allows; it is not handed over."""
 

@@ -9,18 +9,24 @@ from typing import Any
 
 from torch import Tensor
 
+from attnopt.cost.target import load_target
 from attnopt.errors import AccuracyError, UnsupportedFormat
 from attnopt.hosts.fx import FxHost, load_pt2
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.opening import Opened
-from attnopt.passes import DynamicInt8
 from attnopt.patterns import recognise
 from attnopt.plan.choose import apply_choices, choose
 from attnopt.plan.quality import first_floating, measured_loss, natural_metric
+from attnopt.plan.replay import moves_from, transferred
 from attnopt.plan.verify import difference, require_equal
+from attnopt.plan.workshop import Workshop
 from attnopt.report.data import Report
+from attnopt.report.plan import Plan
 
-METADATA_KEY = "attnopt.report"
+METADATA_KEY, PLAN_KEY = "attnopt.report", "attnopt.plan"
+
+
+ALLOWANCE = 2.0  # a loss on the few example inputs may lie above the mean that the budget bounds
 
 
 class Optimized:
@@ -36,6 +42,12 @@ class Optimized:
         return self._call(*args, **kwargs)
 
     @property
+    def plan(self) -> Plan:
+        """What was done, to be applied again: `attnopt.optimize(model, plan=fast.plan)`."""
+        assert self.report.plan is not None
+        return self.report.plan
+
+    @property
     def module(self) -> Any:
         """The optimised torch module (torch models only)."""
         return self._call
@@ -46,10 +58,13 @@ class Optimized:
         Raises UnsupportedFormat for another suffix and OutputNotWritable where the place cannot be written.
         """
         target = Path(path)
-        metadata = {METADATA_KEY: json.dumps(self.report.to_json())}
+        metadata = {METADATA_KEY: json.dumps(self.report.to_json()), PLAN_KEY: json.dumps(self.plan.to_json())}
         if target.suffix == ".onnx":
-            host = self._host if isinstance(self._host, OnnxHost) else as_onnx(self._opened, self._host, self.report)
-            host.save(target, metadata)
+            if isinstance(self._host, OnnxHost):
+                self._host.save(target, metadata)
+            else:
+                host, plan = as_onnx(self._opened, self._host, self.report)
+                host.save(target, {**metadata, PLAN_KEY: json.dumps(plan.to_json())})
         elif target.suffix == ".pt2" and isinstance(self._host, FxHost):
             self._host.save_pt2(target, metadata)
         else:
@@ -60,12 +75,13 @@ class Optimized:
         return target
 
 
-def as_onnx(opened: Opened, host: FxHost, report: Report) -> OnnxHost:
-    """The ONNX form of an optimised torch model: exported as it was, fused and quantised again for onnxruntime, and compared.
+def as_onnx(opened: Opened, host: FxHost, report: Report) -> tuple[OnnxHost, Plan]:
+    """The ONNX form of an optimised torch model, and its plan: exported as it was, its plan applied for onnxruntime, and compared.
 
     Kernels are chosen as they were for torch (`report.select`), but among onnxruntime's and, where measured, by its times.
 
-    Raises AccuracyError where the file would not compute what the torch model does, UnsupportedFormat where it cannot be made.
+    Raises AccuracyError where the file would not compute what the torch model does, UnsupportedFormat and PlanError where it cannot
+    be made.
     """
     original = opened.host
     assert isinstance(original, FxHost)
@@ -74,27 +90,24 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> OnnxHost:
     sites = recognise(exported.graph).sites
     named = by_position(exported, inputs) if report.select == "measure" else None
     chosen = choose(exported, sites, named, runtime="onnxruntime", opset=exported.opset, select=report.select)
+    before = report.plan
+    steps = transferred(before.steps, original, exported) if before is not None and before.steps else []
+    kernels = {c.site.name: c.lowering for c in chosen if c.lowering is not None}
     result: Any = apply_choices(exported, chosen)
-    if host.quantized:
-        before, after = (DynamicInt8().layers(h.graph) for h in (original, result))
-        if len(before) != len(after):
-            raise UnsupportedFormat(
-                f"the ONNX export has {len(after)} linear layers where the torch model has {len(before)}, so int8 cannot be carried over",
-                next_move="Export as .pt2, or export the original to ONNX and optimise that file with the budget.",
-            )
-        result = result.copy()
-        names = [new.name for old, new in zip(before, after, strict=True) if old.name in host.quantized]
-        result.quantize_linears([n for n in DynamicInt8().layers(result.graph) if n.name in names])
-        result.finish()
+    if steps:
+        sizes = exported.graph.sizes(by_position(exported, inputs))
+        machine = load_target(report.target)[0]
+        result = Workshop(exported, kernels, machine, "onnxruntime", exported.opset, sizes).built(moves_from(steps, exported))
     wanted, got = original.runner()(inputs), result.runner()(by_position(result, inputs))
-    if host.quantized:
+    if steps:
         metric = natural_metric(opened.output_name, first_floating(wanted))
         loss = measured_loss(metric, [wanted], [got])
-        if loss > report.budget:
+        if report.search is not None and metric.name == report.search.metric and loss > ALLOWANCE * report.budget:
             raise AccuracyError(*worst(wanted, got), report.budget)
     else:
         require_equal(wanted, got)
-    return result  # type: ignore[no-any-return]
+    plan = Plan("onnx", report.target, "onnxruntime", {name: x.name for name, x in kernels.items()}, tuple(steps), report.budget)
+    return result, plan
 
 
 def by_position(host: OnnxHost, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,13 +126,14 @@ class Loaded:
     def __init__(self, call: Any, metadata: dict[str, str]) -> None:
         self._call = call
         self.report: dict[str, Any] | None = json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+        self.plan = Plan.from_json(json.loads(metadata[PLAN_KEY])) if PLAN_KEY in metadata else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
 
 def load(path: str | Path) -> Loaded:
-    """Read a model that `export` wrote (or any .onnx or .pt2) as a callable; `.report` is the record inside, if any."""
+    """Read a model that `export` wrote (or any .onnx or .pt2) as a callable; `.report` and `.plan` are the records inside, if any."""
     source = Path(path)
     if source.suffix == ".pt2":
         return Loaded(*load_pt2(source))

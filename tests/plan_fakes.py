@@ -47,7 +47,8 @@ class Off:
 
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         found = [
-            Candidate(self.name, False, f"off by {share}", options={"share": share}, kind=f"off {share}") for share in self.shares
+            Candidate(self.name, False, f"off by {x}", options={"share": x}, kind=f"off {x}", changes=("structure",))
+            for x in self.shares
         ]
         return found or Refusal("nothing to be off")
 

@@ -13,8 +13,8 @@ from self_attention import SelfAttention, example
 from torch import nn
 
 import attnopt
-from attnopt.errors import AccuracyError, InputMismatch, OutputNotWritable, UnsupportedFormat
-from attnopt.passes import DynamicInt8
+from attnopt.errors import AccuracyError, InputMismatch, OutputNotWritable, PlanError, UnsupportedFormat
+from attnopt.plan import groups
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +154,9 @@ def test_onnx_models_are_not_written_as_pt2(tmp_path):
 def test_a_linear_layer_that_onnx_does_not_have(monkeypatch, model, tmp_path):
     """int8 layers are matched in order: where their number differs, nothing is guessed."""
     fast = attnopt.optimize(model, example(8, 12), budget=0.05, select="always")
-    seen = DynamicInt8.layers
-    monkeypatch.setattr(
-        DynamicInt8, "layers", lambda self, graph: seen(self, graph)[: 4 if graph is fast._opened.host.graph else 3]
-    )
-    with pytest.raises(UnsupportedFormat, match="has 3 linear layers where the torch model has 4"):
+    seen = groups.linears_of
+    monkeypatch.setattr(groups, "linears_of", lambda graph: list(seen(graph))[: 4 if graph is fast._opened.host.graph else 3])
+    with pytest.raises(PlanError, match="has 3 linear layers where the torch model has 4"):
         fast.export(tmp_path / "m.onnx")
 
 

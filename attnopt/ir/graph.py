@@ -165,6 +165,13 @@ class Graph:
                         found[told[0]] = told[1]
         return found
 
+    def moved(self, old: Any, new: Any) -> None:
+        """Values that the host holds under `old` it now holds under `new`: an edit wrote another node in its place."""
+        for node in self.nodes:
+            for value in node.outputs:
+                if value.handle is old:
+                    value.handle = new
+
     def bodies(self) -> Iterator[tuple[Node, str, Graph]]:
         """What the nodes of this graph run: (node, name of its attribute, graph), in order; not what those run in turn."""
         for node in self.nodes:

@@ -19,6 +19,7 @@ from attnopt.ir.graph import Graph, Node
 from attnopt.ir.site import Host, Site
 from attnopt.passes import Group
 from attnopt.passes.candidate import Per
+from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
 from attnopt.patterns.block.norms import norm_at
 from attnopt.patterns.block.projection import root
@@ -28,10 +29,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Grouping:
-    """A host with its sites, from which the groups of each kind are made; blocks are read when they are first asked for."""
+    """A host, from which the groups of each kind are made. Sites (those given, else recognised) and blocks are read when asked for."""
 
     host: Host
-    sites: tuple[Site, ...]
+    given: tuple[Site, ...] | None = None
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        return recognise(self.host.graph).sites if self.given is None else self.given
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:

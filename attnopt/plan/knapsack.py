@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -107,8 +108,8 @@ def constraints(problem: Problem, column: dict[Place, int], budget: float) -> Ro
         if len(present) < len(tied):  # one of them is over the budget: none can be taken
             for n in present:
                 rows.add({n: 1.0}, 0.0, 0.0)
-        for a, b in zip(present, present[1:], strict=False):
-            rows.add({a: 1.0, b: -1.0}, 0.0, 0.0)
+        for one, other in pairwise(present):
+            rows.add({one: 1.0, other: -1.0}, 0.0, 0.0)
     for a, b in problem.excludes:
         if a in column and b in column:
             rows.add({column[a]: 1.0, column[b]: 1.0}, 0.0, 1.0)

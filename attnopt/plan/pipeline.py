@@ -1,6 +1,6 @@
 """The story of one optimisation, step by step.
 
-recognise -> propose -> choose kernels -> apply -> verify -> approximate under the budget -> time -> roll back if slower
+recognise -> propose -> choose kernels -> apply -> verify -> search under the budget -> time -> roll back if slower -> record the plan
 """
 
 from __future__ import annotations
@@ -12,32 +12,51 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from attnopt.analysis.calibration import Calibration
+from attnopt.analysis.store import Store
+from attnopt.cost.target import load_target
+from attnopt.cost.workload import Workload
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import ALL, Group, Pass
-from attnopt.patterns import recognise
-from attnopt.plan.approximate import Evidence, approximate
+from attnopt.patterns import Recognition, recognise
+from attnopt.plan.budget import QUALITY, Budget
+from attnopt.plan.budgeted import Outcome, Setting, under_budget
 from attnopt.plan.choose import ORIGINAL, Chosen, apply_choices, choose
-from attnopt.plan.quality import natural_metric
+from attnopt.plan.effort import EFFORTS, Effort
+from attnopt.plan.proposals import Move
+from attnopt.plan.quality import Score
+from attnopt.plan.replay import kernels_from, moves_from, step_of
 from attnopt.plan.timing import in_turn
 from attnopt.plan.verify import difference, require_equal, seeded
-from attnopt.report.data import Report, RewriteReport, SiteReport
+from attnopt.plan.workshop import Workshop
+from attnopt.report.data import Difference, Report, RewriteReport, SiteReport
+from attnopt.report.plan import Plan
 
 SLOWER = 1.05  # a whole model that measures slower than this share of the original is rolled back
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. `inputs` are named example tensors; `calibration` what losses are measured on."""
+    """What the user asked for. `inputs` are named example tensors; `calibration` what losses are measured on, where data were given.
+
+    names: of the outputs. quality: the user's score, for a budget in it. plan: applied as it is, without a search.
+    """
 
     target: str
     runtime: str
     opset: int
     select: str
-    budget: float
+    budget: Budget = field(default_factory=Budget)
     passes: tuple[Pass, ...] = ALL
     inputs: Mapping[str, Tensor] | None = None
-    calibration: Sequence[Mapping[str, Tensor]] = ()
-    output_name: str = ""
+    calibration: Calibration | None = None
+    names: tuple[str, ...] = ()
+    quality: Score | None = None
+    effort: Effort = EFFORTS["low"]
+    seed: int = 0
+    workload: Workload | None = None
+    store: Store = field(default_factory=Store)
+    plan: Plan | None = None
 
 
 @dataclass
@@ -53,6 +72,20 @@ class Clock:
         self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - started
 
 
+@dataclass
+class State:
+    """Where the story stands: the result, what was chosen for sites, what was moved, and what is to be reported."""
+
+    result: Host
+    chosen: list[Chosen]
+    moves: tuple[Move, ...] = ()
+    exact: Difference | None = None
+    outcome: Outcome | None = None
+    rewrites: tuple[RewriteReport, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    seconds: tuple[float | None, float | None] = (None, None)
+
+
 def run(host: Host, request: Request) -> tuple[Host, Report]:
     """The optimised host (the given one where nothing was gained) and the report. Never changes the given host."""
     clock = Clock()
@@ -61,56 +94,129 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
     with clock.step("choose"):
         chosen = select_kernels(host, found.sites, request)
     with clock.step("apply"):
-        result = apply_choices(host, chosen)
-    exact = None
-    rewrites: list[RewriteReport] = []
-    notes: list[str] = []
-    seconds_before = seconds_after = None
+        state = State(apply_choices(host, chosen), chosen)
+        if request.plan is not None and request.plan.steps:
+            replay(host, request, state)
     if request.inputs is not None:
-        with clock.step("verify"):
-            original = seeded(host.runner(), request.inputs)
-            exact = (
-                require_equal(original, seeded(result.runner(), request.inputs))
-                if result is not host
-                else difference(original, original)
-            )
-        if request.budget > 0:
-            with clock.step("approximate"):
-                result, rewrites = under_budget(host, result, request)
-            if any(r.kept for r in rewrites):
-                exact = difference(original, seeded(result.runner(), request.inputs), exact=False)
-        if request.select == "measure" and result is not host:
-            with clock.step("time"):
-                before, after = host.runner(), result.runner()
-                times = in_turn({"before": lambda: before(request.inputs), "after": lambda: after(request.inputs)})  # type: ignore[arg-type]
-            seconds_before, seconds_after = times["before"].median, times["after"].median
-            if times["after"].ratio(times["before"]) > SLOWER:
-                notes.append(
-                    f"rolled back: the whole model measured {seconds_after * 1e3:.3g} ms against {seconds_before * 1e3:.3g} ms before"
-                )
-                result, exact, seconds_after = host, difference(original, original), seconds_before
-                undone = "rolled back with the whole model"
-                chosen = [replace(c, lowering=None, why=undone) for c in chosen]
-                rewrites = [replace(r, kept=False, why=f"{r.why}; {undone}") if r.kept else r for r in rewrites]
-    report = Report(
+        verify(host, request, state, clock)
+    return state.result, reported(request, state, found, clock)
+
+
+def replay(host: Host, request: Request, state: State) -> None:
+    """Make the moves of the plan that was given."""
+    assert request.plan is not None
+    state.moves = moves_from(request.plan.steps, host)
+    kernels = {c.site.name: c.lowering for c in state.chosen if c.lowering is not None}
+    sizes = host.graph.sizes(request.inputs or {})
+    shop = Workshop(host, kernels, load_target(request.target)[0], request.runtime, request.opset, sizes)
+    state.result = shop.built(state.moves)
+
+
+def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
+    """Run the result beside the original, search under the budget, time both, and roll back what is slower."""
+    assert request.inputs is not None
+    inputs = request.inputs
+    with clock.step("verify"):
+        original = seeded(host.runner(), inputs)
+        if state.result is host:
+            state.exact = difference(original, original)
+        elif state.moves:
+            state.exact = difference(original, seeded(state.result.runner(), inputs), exact=False)
+        else:
+            state.exact = require_equal(original, seeded(state.result.runner(), inputs))
+    approximate = tuple(p for p in request.passes if not p.exact)
+    if not request.budget.exact and request.plan is None and approximate:
+        if not any(t.is_floating_point() for t in original) and request.budget.metric != QUALITY:
+            why = "the model returns no real numbers, on which a loss is measured"
+            state.rewrites = tuple(RewriteReport(p.name, "not tried", False, why) for p in approximate)
+        else:
+            with clock.step("search"):
+                search(host, request, state, approximate)
+            if state.moves:
+                state.exact = difference(original, seeded(state.result.runner(), inputs), exact=False)
+    if request.select == "measure" and state.result is not host:
+        with clock.step("time"):
+            before, after = host.runner(), state.result.runner()
+            times = in_turn({"before": lambda: before(inputs), "after": lambda: after(inputs)})
+        state.seconds = (times["before"].median, times["after"].median)
+        if times["after"].ratio(times["before"]) > SLOWER and request.plan is None:
+            roll_back(host, state)
+            state.exact = difference(original, original)
+
+
+def search(host: Host, request: Request, state: State, passes: tuple[Pass, ...]) -> None:
+    assert request.inputs is not None
+    setting = Setting(
+        host=host,
+        current=state.result,
+        sites=[c.site for c in state.chosen],
+        chosen=state.chosen,
+        passes=passes,
+        inputs=request.inputs,
+        data=request.calibration,
+        budget=request.budget,
+        target=load_target(request.target)[0],
+        runtime=request.runtime,
+        opset=request.opset,
+        select=request.select,
+        effort=request.effort,
+        seed=request.seed,
+        names=request.names,
+        quality=request.quality,
+        workload=request.workload,
+        store=request.store,
+    )
+    outcome = under_budget(setting)
+    state.result, state.moves, state.outcome, state.rewrites = outcome.host, outcome.moves, outcome, outcome.rewrites
+    state.notes += outcome.notes
+
+
+def roll_back(host: Host, state: State) -> None:
+    """The original again, because the whole model measured slower."""
+    before, after = state.seconds
+    assert before is not None and after is not None
+    state.notes.append(f"rolled back: the whole model measured {after * 1e3:.3g} ms against {before * 1e3:.3g} ms before")
+    undone = "rolled back with the whole model"
+    state.result, state.moves, state.seconds = host, (), (before, before)
+    state.chosen = [replace(c, lowering=None, why=undone) for c in state.chosen]
+    state.rewrites = tuple(replace(r, kept=False, why=f"{r.why}; {undone}") if r.kept else r for r in state.rewrites)
+
+
+def reported(request: Request, state: State, found: Recognition, clock: Clock) -> Report:
+    held = None if state.outcome is None else state.outcome.search
+    plan = Plan(
+        host=state.result.kind,
+        target=request.target,
+        runtime=request.runtime,
+        kernels={c.site.name: c.lowering.name for c in state.chosen if c.lowering is not None},
+        steps=tuple(step_of(m) for m in state.moves),
+        budget=request.budget.allowed,
+        metric=held.metric if held and state.moves else "",
+        loss=held.loss if held and state.moves else None,
+        bound=held.bound if held and state.moves else None,
+    )
+    return Report(
         target=request.target,
         runtime=request.runtime,
         select=request.select,
-        budget=request.budget,
-        sites=tuple(site_report(c) for c in chosen),
+        budget=request.budget.allowed,
+        sites=tuple(site_report(c, state.moves) for c in state.chosen),
         refusals=found.refusals,
-        rewrites=tuple(rewrites),
-        difference=exact,
-        seconds_before=seconds_before,
-        seconds_after=seconds_after,
-        notes=tuple(notes),
+        rewrites=state.rewrites,
+        difference=state.exact,
+        seconds_before=state.seconds[0],
+        seconds_after=state.seconds[1],
+        notes=tuple(state.notes),
         seconds_spent=clock.spent,
+        search=held,
+        plan=plan if request.plan is None else request.plan,
     )
-    return result, report
 
 
 def select_kernels(host: Host, sites: Sequence[Site], request: Request) -> list[Chosen]:
-    """Let each exact pass propose for each site; choose among the kernels for what was proposed."""
+    """Let each exact pass propose for each site; choose among the kernels for what was proposed. A given plan names them."""
+    if request.plan is not None:
+        return kernels_from(request.plan.kernels, sites, host, request.runtime)
     ready: list[Site] = []
     refused: dict[str, str] = {}
     for site in sites:
@@ -130,36 +236,22 @@ def select_kernels(host: Host, sites: Sequence[Site], request: Request) -> list[
     return [by_name.get(s.name) or Chosen(s, None, refused.get(s.name, "")) for s in sites]
 
 
-def under_budget(host: Host, current: Host, request: Request) -> tuple[Host, list[RewriteReport]]:
-    """Each approximate pass in turn, its loss measured against the untouched original."""
-    inputs = request.calibration or ([request.inputs] if request.inputs is not None else [])
-    run_original = host.runner()
-    outputs = [run_original(i) for i in inputs]
-    first = next((t for t in outputs[0] if t.is_floating_point()), None)
-    if first is None:
-        why = "the model returns no real numbers, on which a loss is measured"
-        return current, [
-            RewriteReport(p.name, "not tried", False, why) for p in request.passes if not p.exact and p.per == "linear"
-        ]
-    assert request.inputs is not None
-    evidence = Evidence(inputs, outputs, request.inputs, natural_metric(request.output_name, first), request.budget)
-    tries: list[RewriteReport] = []
-    for rewrite in (p for p in request.passes if not p.exact and p.per == "linear"):
-        current, more = approximate(current, rewrite, evidence, measure=request.select == "measure")
-        tries += more
-    return current, tries
-
-
-def site_report(chosen: Chosen) -> SiteReport:
+def site_report(chosen: Chosen, moves: Sequence[Move] = ()) -> SiteReport:
+    """What became of one site; a move that changes its spec changes what it computes."""
     site = chosen.site
+    after, steps = site, site.steps if chosen.lowering else ()
+    for move in moves:
+        if not move.edits and any(s.name == site.name for s in move.group.sites):
+            sites = move.rewrite.apply(move.candidate, replace(move.group, sites=(after,))).sites
+            after, steps = sites[0], (*steps, move.rewrite.name)
     return SiteReport(
         name=site.name,
         before=str(site.spec),
-        after=str(site.spec),
+        after=str(after.spec),
         shape={axis: str(size) for axis, size in site.shape.items()},
         kernel=chosen.lowering.name if chosen.lowering else ORIGINAL,
         why=chosen.why,
-        steps=site.steps if chosen.lowering else (),
+        steps=steps,
         seconds_before=chosen.seconds_before,
         seconds_after=chosen.seconds_after,
         choices=chosen.choices,

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from attnopt.ir.site import Refusal
+from attnopt.report.plan import Plan
+from attnopt.report.search import SearchReport
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything about one `optimize`. Times are medians of runs in turn, in seconds per call of the whole model."""
+    """Everything about one `optimize`. Times are medians of runs in turn, in seconds per call of the whole model.
+
+    search: what was considered under the budget; None where nothing approximate was asked for. plan: what was done, to do it again.
+    """
 
     target: str
     runtime: str
@@ -75,6 +80,8 @@ class Report:
     seconds_after: float | None = None
     notes: tuple[str, ...] = ()
     seconds_spent: dict[str, float] = field(default_factory=dict)
+    search: SearchReport | None = None
+    plan: Plan | None = None
 
     @property
     def fused(self) -> int:
@@ -86,11 +93,18 @@ class Report:
         return self.seconds_before / self.seconds_after if self.seconds_before and self.seconds_after else None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary with the same content as the table."""
-        record = asdict(replace(self, refusals=()))  # a refusal holds its node, and with it the whole graph
+        """A JSON-able dictionary with the same content as the table and `explain`; the plan has a JSON of its own."""
+        record = asdict(replace(self, refusals=(), plan=None))  # a refusal holds its node, and with it the whole graph
+        del record["plan"]
         record["refusals"] = [refusal_json(r) for r in self.refusals]
         record["fused"], record["speedup"] = self.fused, self.speedup
         return record
+
+    def explain(self) -> Any:
+        """For each group what was considered, and why it lost; a table that prints."""
+        from attnopt.report.search_table import search_table
+
+        return search_table(self.search)
 
     def __str__(self) -> str:
         from attnopt.report.table import as_text

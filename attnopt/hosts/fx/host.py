@@ -148,10 +148,11 @@ class FxHost:
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:
         for node in nodes:
-            builder, reads = self.builder(node), (inputs or {}).get(node.name)
-            quantize_linear(
-                builder, self.node(node.name), (factors or {}).get(node.name), None if reads is None else builder.handle(reads)
+            builder, held, reads = self.builder(node), self.node(node.name), (inputs or {}).get(node.name)
+            made = quantize_linear(
+                builder, held, (factors or {}).get(node.name), None if reads is None else builder.handle(reads)
             )
+            self.graph.moved(held, made)
         self.quantized = (*self.quantized, *(node.name for node in nodes))
 
     # Running.

@@ -12,7 +12,7 @@ from attnopt.hosts.fx.builder import FxBuilder
 from attnopt.runtime.dynamic_int8 import quantize_weight
 
 
-def quantize_linear(builder: FxBuilder, node: fx.Node, factors: Tensor | None = None, reads: fx.Node | None = None) -> None:
+def quantize_linear(builder: FxBuilder, node: fx.Node, factors: Tensor | None = None, reads: fx.Node | None = None) -> fx.Node:
     """Write the int8 layer in place of a linear, matmul or addmm node with a constant weight.
 
     factors [in] multiply the channels of the weight first; reads: what the layer reads instead.
@@ -27,6 +27,7 @@ def quantize_linear(builder: FxBuilder, node: fx.Node, factors: Tensor | None = 
         shape=(),
     )
     node.replace_all_uses_with(made.handle)
+    return made.handle  # type: ignore[no-any-return]
 
 
 def builder_value(builder: FxBuilder, part: fx.Node | Tensor | None) -> object:

@@ -176,7 +176,8 @@ class OnnxHost:
             data = data if factor is None else data * factor[:, None]
             if reads is not None:
                 held.replace_input_with(0, self.builder(node).handle(reads))
-            quantize_layer(self.model, held, data, self.names, self._written)
+            output = held.outputs[0]
+            self.graph.moved(output, quantize_layer(self.model, held, data, self.names, self._written))
         self.model.graph.sort()
 
     def convert_opset(self, to: int) -> OnnxHost | Refusal:

@@ -46,7 +46,7 @@ class Writer:
         return held
 
 
-def quantize_layer(model: ir.Model, node: ir.Node, weight: Tensor, names: Names, written: list[ir.Node]) -> None:
+def quantize_layer(model: ir.Model, node: ir.Node, weight: Tensor, names: Names, written: list[ir.Node]) -> ir.Value:
     """Write the int8 layer in place of a MatMul or Gemm node; `weight` is what it multiplies by, [in, out] float32."""
     write = Writer(model, node, names, written)
     x, output = node.inputs[0], node.outputs[0]
@@ -72,6 +72,7 @@ def quantize_layer(model: ir.Model, node: ir.Node, weight: Tensor, names: Names,
         name, output.name = output.name, names.unique(f"{output.name}_replaced")
         result.name, result.type = name, output.type
     node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+    return result
 
 
 def quantized(write: Writer, x: ir.Value) -> tuple[ir.Value, ...]:

@@ -1,0 +1,202 @@
+"""From a budget to a plan: data cut in two, evidence, options of all passes, the search, the check of each step, the report.
+
+    Setting(host, current, chosen, …)  ->  Outcome(host, moves, loss, reports)
+
+A budget that nothing meets gives the exact plan, and the outcome says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from attnopt.analysis.calibration import Calibration
+from attnopt.analysis.evidence import Evidence
+from attnopt.analysis.store import Store
+from attnopt.cost.target import Target
+from attnopt.cost.workload import Workload
+from attnopt.ir.site import Host, Site
+from attnopt.passes import Pass
+from attnopt.plan.budget import Budget
+from attnopt.plan.choose import Chosen
+from attnopt.plan.effort import Effort, Spent
+from attnopt.plan.explain import explained
+from attnopt.plan.groups import Grouping
+from attnopt.plan.judge import Judge
+from attnopt.plan.losses import Losses
+from attnopt.plan.pricing import Load, Prices
+from attnopt.plan.proposals import Class, Move, Proposal, classes_of, moves_of
+from attnopt.plan.quality import Loss, Score
+from attnopt.plan.search import Planned, Search
+from attnopt.plan.stepwise import Stopwatch, checked, in_order
+from attnopt.plan.workshop import Workshop
+from attnopt.report.data import RewriteReport
+from attnopt.report.search import SearchReport, StepReport
+
+UNSEEN = "no calibration data were given: the loss was chosen and judged by the example inputs, and holds for them alone"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a search is given. data: calibration given by the user, None where there are only the example inputs."""
+
+    host: Host
+    current: Host
+    sites: Sequence[Site]
+    chosen: Sequence[Chosen]
+    passes: Sequence[Pass]
+    inputs: Mapping[str, Tensor]
+    data: Calibration | None
+    budget: Budget
+    target: Target
+    runtime: str
+    opset: int
+    select: str
+    effort: Effort
+    seed: int = 0
+    names: Sequence[str] = ()
+    quality: Score | None = None
+    workload: Workload | None = None
+    store: Store = field(default_factory=Store)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The host after the plan (the current one where none held), its moves, and the records."""
+
+    host: Host
+    moves: tuple[Move, ...]
+    rewrites: tuple[RewriteReport, ...]
+    search: SearchReport
+    notes: tuple[str, ...] = ()
+
+
+def prepared(setting: Setting) -> Search:
+    """The search with everything that it needs, before it has measured anything."""
+    spent = Spent(setting.effort)
+    choose, validate = halves(setting)
+    evidence = Evidence(setting.host, choose, sites=setting.sites, store=setting.store)
+    classes = classes_of(Grouping(setting.host, tuple(setting.sites)), setting.passes, evidence)
+    sizes = setting.host.graph.sizes(setting.inputs)
+    kernels = {c.site.name: c.lowering for c in setting.chosen if c.lowering is not None}
+    shop = Workshop(setting.host, kernels, setting.target, setting.runtime, setting.opset, sizes)
+    bound = setting.workload.bind(setting.sites) if setting.workload is not None else ()
+    prices = Prices(shop, [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)])
+    judged = {"names": setting.names, "quality": setting.quality, "seed": setting.seed}
+    judge = Judge(setting.host, choose, setting.budget, **judged)  # type: ignore[arg-type]
+    validator = None if validate is None else Judge(setting.host, validate, setting.budget, **judged)  # type: ignore[arg-type]
+    kept = setting.store.folder is not None and setting.quality is None  # a user's function has no key
+    contents = evidence.key("loss", judge.metric.name, setting.runtime, str(sorted(kernels))) if kept else ""
+    losses = Losses(judge, shop, spent, setting.store, contents)
+    timed = setting.select == "measure" and setting.workload is None
+    watch = Stopwatch(setting.current.runner(), setting.inputs, spent) if timed else None
+    goal = "everything" if setting.select == "always" else "time"
+    return Search(classes, prices, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal)
+
+
+def halves(setting: Setting) -> tuple[Calibration, Calibration | None]:
+    """(to choose by, to validate by); without calibration data the example inputs, and nothing."""
+    if setting.data is not None:
+        return setting.data.split(setting.seed)
+    return Calibration.of(setting.host.graph, [setting.inputs]), None
+
+
+def under_budget(setting: Setting) -> Outcome:
+    """The fastest plan within the budget, validated and checked step by step. Never changes the hosts of the setting."""
+    search = prepared(setting)
+    plan, loss = search.found()
+    steps: Sequence[StepReport] = ()
+    moves = () if plan is None else moves_of(search.classes, plan.picks)
+    if plan is not None and search.stopwatch is not None:
+        steps, moves, loss = verified(search, plan, loss)
+    result = search.losses.workshop.built(moves) if moves else setting.current
+    notes = [*search.notes, *([] if setting.data is not None else [UNSEEN])]
+    if setting.store.failure:
+        notes.append(setting.store.failure)
+    if not moves and search.kinds:
+        least = "" if search.least is None else f"; the least that any plan lost is {search.least}"
+        notes.append(f"no approximate plan that saves anything is within the budget {setting.budget}{least}: the plan is exact")
+    record = searched(search, setting, plan, moves, loss, steps)
+    return Outcome(result, moves, rewrites(search, setting.passes, moves, loss), record, tuple(notes))
+
+
+def verified(search: Search, plan: Planned, loss: Loss | None) -> tuple[Sequence[StepReport], tuple[Move, ...], Loss | None]:
+    """The steps of the plan as they were checked, the moves that stay, and their loss; none where what is left does not hold."""
+    assert search.stopwatch is not None
+    kinds = {m: search.classes[g].options[i].kind for g, i in enumerate(plan.picks) for m in search.classes[g].options[i].moves}
+    moves = moves_of(search.classes, plan.picks)
+    best_first = sorted(moves, key=lambda m: -sum(search.worth(o) for o in options_of(search.classes, plan.picks, kinds[m])))
+    steps = checked(best_first, kinds, search.stopwatch, search.losses, search.allowed)
+    undone = {s.kind for s in steps if not s.kept}
+    if not undone:
+        return steps, moves, loss
+    left = tuple(in_order(moves, [m for m in moves if kinds[m] not in undone]))
+    if not left:
+        return steps, (), None
+    again = search.losses.of(left) if search.validator is None else search.validation(left, 0)
+    return (steps, left, again) if search.holds(again) else (steps, (), None)
+
+
+def options_of(classes: Sequence[Class], picks: Sequence[int], kind: str) -> list[Proposal]:
+    return [each.options[i] for each, i in zip(classes, picks, strict=True) if each.options[i].kind == kind]
+
+
+def rewrites(search: Search, passes: Sequence[Pass], moves: Sequence[Move], loss: Loss | None) -> tuple[RewriteReport, ...]:
+    """One line for each pass: what was taken of it, or the first reason why not."""
+    made = []
+    for rewrite in passes:
+        own = [m for m in moves if m.rewrite is rewrite]
+        offered = [m for each in search.classes for o in each.options for m in o.moves if m.rewrite is rewrite]
+        groups = len({m.group.name for m in offered})
+        if not offered:
+            reasons = [r.reason for each in search.classes for name, r in each.refusals if name == rewrite.name]
+            made.append(RewriteReport(rewrite.name, "nothing proposed", False, next(iter(reasons), "no group to look at")))
+            continue
+        counts: dict[str, int] = {}
+        for move in own:
+            counts[move.candidate.kind] = counts.get(move.candidate.kind, 0) + 1
+        said = ", ".join(f"{kind} ({count})" for kind, count in counts.items()) or "nothing"
+        metric, budget = search.losses.judge.metric.name, search.allowed
+        kinds = {o.kind for each in search.classes for o in each.options if any(m.rewrite is rewrite for m in o.moves)}
+        least = min((x for kind, x in search.everywhere.items() if kind in kinds), key=lambda x: x.mean, default=None)
+        found = loss if own else least
+        why = (
+            f"{loss}, within the budget {budget:g}"
+            if own and loss is not None
+            else f"everywhere it loses {least}: see the groups"
+        )
+        made.append(
+            RewriteReport(
+                rewrite.name,
+                f"{len(own)} of {groups} groups: {said}",
+                bool(own),
+                why,
+                metric,
+                found.mean if found else None,
+                budget,
+            )
+        )
+    return tuple(made)
+
+
+def searched(
+    search: Search, setting: Setting, plan: Planned | None, moves: Sequence[Move], loss: Loss | None, steps: Sequence[StepReport]
+) -> SearchReport:
+    counts = (search.losses.judge.calibration.samples, 0 if search.validator is None else search.validator.calibration.samples)
+    return SearchReport(
+        effort=setting.effort.name,
+        seed=setting.seed,
+        seconds=search.spent.seconds,
+        measurements=search.spent.measurements,
+        remembered=search.spent.remembered,
+        peak_memory=search.spent.peak_memory,
+        gap=search.gap,
+        samples=counts,
+        loss=None if loss is None else loss.mean,
+        bound=None if loss is None or search.validator is None else loss.upper,
+        metric=search.losses.judge.metric.name,
+        groups=explained(search, None if plan is None else plan.picks, moves),
+        steps=tuple(steps),
+    )

@@ -1,0 +1,62 @@
+"""How long a search may take: minutes or hours.
+
+    low       a minute of measuring, then the integer program on what is known        medium    ten minutes        high    two hours
+
+What time does not allow to measure for each group alone is predicted from what all groups of its kind lose together.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+
+from attnopt.errors import BudgetError
+
+
+@dataclass(frozen=True)
+class Effort:
+    """seconds: of measuring, after which no new measurement begins. rounds: of tightening. timing: seconds for each callable timed."""
+
+    name: str
+    seconds: float
+    rounds: int
+    timing: float
+
+
+EFFORTS = {e.name: e for e in (Effort("low", 60.0, 5, 0.4), Effort("medium", 600.0, 10, 1.0), Effort("high", 7200.0, 20, 3.0))}
+
+
+def effort_named(name: str) -> Effort:
+    """Raises BudgetError for an unknown one."""
+    if name not in EFFORTS:
+        raise BudgetError(f"effort={name!r} is none of {', '.join(EFFORTS)}", next_move="Leave it out for a minute of search.")
+    return EFFORTS[name]
+
+
+@dataclass
+class Spent:
+    """What a search has used so far."""
+
+    effort: Effort
+    started: float = field(default_factory=time.perf_counter)
+    measurements: int = 0
+    remembered: int = 0  # measurements that were read back, not made
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    @property
+    def over(self) -> bool:
+        return self.seconds > self.effort.seconds
+
+    @property
+    def peak_memory(self) -> int:
+        """The most bytes that this process has held so far; 0 on a system that does not tell."""
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024

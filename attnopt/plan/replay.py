@@ -1,0 +1,129 @@
+"""Plans and moves: record what was done, and do it again without a search, in the same model or in its export to ONNX.
+
+recorded(host, chosen, moves)  ->  Plan          moves_from(plan, host)  ->  the same moves          transferred(plan, torch, onnx)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from attnopt.codegen import LOWERINGS
+from attnopt.codegen.lowering import Lowering
+from attnopt.errors import PlanError, UnknownPass
+from attnopt.ir.graph import Node
+from attnopt.ir.site import Host, Site
+from attnopt.passes import ALL, Candidate, Group
+from attnopt.plan.choose import Chosen
+from attnopt.plan.groups import Grouping
+from attnopt.plan.proposals import Move
+from attnopt.report.plan import PlanStep
+
+OTHER = "The plan is of another model, or of another form of this one (torch, ONNX): search again."
+
+
+def step_of(move: Move) -> PlanStep:
+    candidate = move.candidate
+    return PlanStep(
+        rewrite=candidate.pass_name,
+        per=move.rewrite.per,
+        group=move.group.name,
+        kind=candidate.kind,
+        description=candidate.description,
+        source=candidate.source,
+        nodes=tuple(n.name for n in candidate.nodes),
+        removes=tuple(n.name for n in candidate.removes),
+        changes=candidate.changes,
+        storage=dict(candidate.storage),
+        options=dict(candidate.options),
+    )
+
+
+def moves_from(steps: Iterable[PlanStep], host: Host) -> tuple[Move, ...]:
+    """The moves that steps describe, on a host with the same names. Raises PlanError where it has not, UnknownPass."""
+    grouping = Grouping(host)
+    passes = {p.name: p for p in ALL}
+    made = []
+    for step in steps:
+        if step.rewrite not in passes:
+            raise UnknownPass(step.rewrite, passes)
+        rewrite = passes[step.rewrite]
+        group = next((g for g in grouping.of(rewrite.per) if g.name == step.group), None)
+        if group is None:
+            raise PlanError(f"the model has no '{step.group}', which '{step.rewrite}' of the plan changes", next_move=OTHER)
+        nodes = {n.name: n for n in reversed(host.graph.nodes)} | {n.name: n for n in group.linears}
+        made.append(Move(rewrite, group, candidate_of(step, nodes)))
+    return tuple(made)
+
+
+def candidate_of(step: PlanStep, nodes: Mapping[str, Node]) -> Candidate:
+    if missing := [n for n in (*step.nodes, *step.removes) if n not in nodes]:
+        raise PlanError(f"the model has no node '{missing[0]}', which '{step.rewrite}' of the plan changes", next_move=OTHER)
+    return Candidate(
+        step.rewrite,
+        False,
+        step.description,
+        step.source,
+        tuple(nodes[n] for n in step.nodes),
+        step.options,
+        step.kind,
+        step.changes,  # type: ignore[arg-type]
+        tuple(nodes[n] for n in step.removes),
+        step.storage,
+    )
+
+
+def kernels_from(kernels: Mapping[str, str], sites: Sequence[Site], host: Host, runtime: str) -> list[Chosen]:
+    """The kernel that a plan names for each site. Raises PlanError for a site or kernel that is not there, or does not fit."""
+    known = {x.name: x for x in LOWERINGS if x.host == host.kind}
+    names = {s.name for s in sites}
+    if missing := [name for name in kernels if name not in names]:
+        raise PlanError(f"the model has no attention '{missing[0]}'", next_move=OTHER)
+    return [Chosen(s, fitting(kernels[s.name], s, known, runtime), "as the plan says") if s.name in kernels else
+            Chosen(s, None, "the plan leaves it as it is") for s in sites]  # fmt: skip
+
+
+def fitting(name: str, site: Site, known: Mapping[str, Lowering], runtime: str) -> Lowering:
+    if name not in known:
+        raise PlanError(f"the plan names the kernel '{name}', which is not known here", where=site.name, next_move=OTHER)
+    if (refusal := known[name].supports(site, runtime)) is not None:
+        raise PlanError(f"the kernel '{name}' of the plan does not fit: {refusal.reason}", where=site.name, next_move=OTHER)
+    return known[name]
+
+
+def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[PlanStep]:
+    """The steps in the names of an export: groups and layers are matched in order. Raises PlanError where their numbers differ."""
+    old, new = Grouping(before), Grouping(after)
+    made = []
+    for step in steps:
+        groups, others = old.of(step.per), new.of(step.per)  # type: ignore[arg-type]
+        at = next(i for i, g in enumerate(groups) if g.name == step.group)
+        if len(old.linears) != len(new.linears) or len(groups) != len(others) or not alike(groups[at], others[at]):
+            raise PlanError(
+                f"the ONNX export has {len(new.linears)} linear layers where the torch model has {len(old.linears)}, so that "
+                f"'{step.rewrite}' cannot be carried over",
+                next_move="Export as .pt2, or export the original to ONNX and optimise that file with the budget.",
+            )
+        names = dict(zip((n.name for n in groups[at].linears), (n.name for n in others[at].linears), strict=True))
+        names |= dict(zip(site_nodes(groups[at]), site_nodes(others[at]), strict=False))
+        if any(n not in names for n in (*step.nodes, *step.removes)):
+            raise PlanError(f"'{step.rewrite}' changes nodes that the export does not have", next_move="Export as .pt2.")
+        made.append(
+            replace(
+                step,
+                group=others[at].name,
+                nodes=tuple(names[n] for n in step.nodes),
+                removes=tuple(names[n] for n in step.removes),
+                storage={names[n]: kept for n, kept in step.storage.items()},
+            )
+        )
+    return made
+
+
+def alike(one: Group, other: Group) -> bool:
+    return len(one.linears) == len(other.linears) and len(one.sites) == len(other.sites)
+
+
+def site_nodes(group: Group) -> list[str]:
+    """The last node of each site: the only one of which two forms of a model have one each."""
+    return [s.nodes[-1].name for s in group.sites if s.nodes]

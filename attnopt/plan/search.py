@@ -1,0 +1,245 @@
+"""The search: measure what kinds of rewrites save and lose, solve for the best plan within the budget, measure that plan, tighten.
+
+    every kind everywhere   ->  what it saves, what it loses          each option alone  ->  its own loss, while time lasts
+    solve -> measure whole on the half to choose by -> scale the predicted losses by measured / predicted -> solve again
+    validate the best on the other half, which nothing has seen; where it fails, tighten and try the next, at a higher confidence
+
+Losses are predicted to add up (`losses`); the measurement of the whole has the last word. Nothing is drawn at random but by the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from attnopt.ir.site import Refusal
+from attnopt.plan.bound import LEVEL, upper_bound
+from attnopt.plan.effort import Effort, Spent
+from attnopt.plan.judge import Judge
+from attnopt.plan.knapsack import Option, Problem, Solution, solve
+from attnopt.plan.losses import Losses
+from attnopt.plan.pricing import Prices, Timed
+from attnopt.plan.proposals import Class, Move, Proposal, exclusions_of, kinds_of, moves_of, places, ties_of, uniform
+from attnopt.plan.quality import Loss
+from attnopt.plan.stepwise import Stopwatch
+
+ATTEMPTS = 4  # plans that are validated at most
+NEAR = 0.85  # a plan that uses this share of the budget is not loosened further
+SOLVER = 10.0  # seconds for one integer program
+EVERYTHING = 1.0  # what any rewrite is worth with select="always"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One plan: the option of each class, what it saves as predicted, its loss where it was chosen by."""
+
+    picks: tuple[int, ...]
+    saved: float
+    loss: Loss
+
+
+@dataclass
+class Search:
+    """All that a search needs, and what it finds on the way.
+
+    validator: the judge on the other half; None where there are no data but the examples, on which then the mean has to do.
+    stopwatch: None where nothing is timed. goal: "time", "memory" (bytes of weights), or "everything" (as many rewrites as hold).
+    """
+
+    classes: Sequence[Class]
+    prices: Prices
+    losses: Losses
+    validator: Judge | None
+    allowed: float
+    effort: Effort
+    spent: Spent
+    stopwatch: Stopwatch | None = None
+    goal: str = "time"
+    alone: dict[tuple[int, int], Loss] = field(default_factory=dict)
+    everywhere: dict[str, Loss] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    least: Loss | None = None  # the smallest loss of any plan that was measured
+    gap: float = 0.0
+
+    def found(self) -> tuple[Planned | None, Loss | None]:
+        """The best plan that holds the budget, with its validated loss; None where no plan does."""
+        if not self.kinds:
+            return None, None
+        self.measure_kinds()
+        self.measure_options()
+        plans = self.chosen()
+        return self.validated(plans)
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(kinds_of(self.classes))
+
+    # Measure.
+
+    def measure_kinds(self) -> None:
+        """Each kind everywhere: its loss, and what its options save, for all shapes together and for each."""
+        for kind in self.kinds:
+            moves = moves_of(self.classes, uniform(self.classes, kind))
+            self.everywhere[kind] = self.losses.of(moves, f"{kind} everywhere")
+            if self.stopwatch is not None and self.everywhere[kind].samples:
+                self.time_kind(kind)
+
+    def time_kind(self, kind: str) -> None:
+        assert self.stopwatch is not None
+        by_key: dict[tuple[str, str], list[Proposal]] = {}
+        for _, option in places(self.classes):
+            if option.kind == kind:
+                by_key.setdefault(self.prices.key(option), []).append(option)
+        whole = moves_of(self.classes, uniform(self.classes, kind))
+        plans = {(kind, ""): whole}
+        if len(by_key) > 1:
+            plans |= {key: tuple(m for m in whole if m in own_moves(options)) for key, options in by_key.items()}
+        for key, saved in self.stopwatch.saved(plans, self.losses.workshop.built).items():
+            touched = [
+                o for k, options in by_key.items() if key in (k, (kind, "")) for o in options if set(o.moves) <= set(whole)
+            ]
+            before = sum(self.prices.predicted(o)[0] for o in touched)
+            self.prices.timed[key] = Timed(saved, before, max(1, len(touched)))
+
+    def measure_options(self) -> None:
+        """Each option alone, those that save most first, while time lasts; what is not measured is predicted from its kind."""
+        waiting = sorted(
+            ((place, o) for place, o in places(self.classes) if o.moves and self.worth(o) > 0),
+            key=lambda found: (-self.worth(found[1]), found[0]),
+        )
+        skipped = 0
+        for place, option in waiting:
+            if self.spent.over:
+                skipped += 1
+                continue
+            self.alone[place] = self.losses.of(option.moves, option.description)
+        if skipped:
+            self.notes.append(
+                f"{skipped} of {len(waiting)} options were not measured alone: time was up, a higher effort has more"
+            )
+
+    # Choose.
+
+    def worth(self, option: Proposal) -> float:
+        if self.goal == "everything":
+            return EVERYTHING * len(option.moves)
+        return self.prices.bytes_saved(option) if self.goal == "memory" else self.prices.saved(option)
+
+    def predicted(self, place: tuple[int, int]) -> float:
+        """The additive loss of an option: its own, else its share of what its kind loses everywhere."""
+        option = self.classes[place[0]].options[place[1]]
+        if not option.moves:
+            return 0.0
+        if place in self.alone:
+            return self.losses.additive(self.alone[place].mean)
+        return self.losses.additive(self.everywhere[option.kind].mean) / kinds_of(self.classes)[option.kind]
+
+    def problem(self, scale: float) -> Problem:
+        groups = []
+        span = max((abs(self.worth(o)) for _, o in places(self.classes)), default=0.0) or 1.0
+        budget = self.losses.additive(self.allowed) or 1.0
+        for g, each in enumerate(self.classes):
+            losses = [self.predicted((g, i)) for i in range(len(each.options))]
+            worths = [self.worth(o) for o in each.options]
+            # Where two plans save alike, the one that loses less.
+            groups.append(tuple(Option(-w + 1e-6 * span * x / budget, scale * x) for w, x in zip(worths, losses, strict=True)))
+        return Problem(tuple(groups), ties_of(self.classes), exclusions_of(self.classes))
+
+    def chosen(self) -> list[Planned]:
+        """Plans that hold the budget where they were chosen by, best first: solved for and tightened, and each kind everywhere."""
+        held: dict[tuple[int, ...], Planned] = {}
+        scale, tried = 1.0, set()
+        for _ in range(self.effort.rounds):
+            solution = self.solved(scale)
+            if solution is None or solution.picks in tried or not any(solution.picks):
+                break
+            tried.add(solution.picks)
+            plan = self.judged(solution.picks)
+            measured, predicted = self.losses.additive(self.limit(plan.loss)), solution.loss / scale
+            ratio = measured / predicted if predicted > 0 and measured < float("inf") else 2.0 * scale
+            if self.holds(plan.loss):
+                held[plan.picks] = plan
+                if self.limit(plan.loss) >= NEAR * self.allowed:
+                    break
+                scale = min(0.9 * scale, max(ratio, 0.25 * scale))
+            else:
+                scale = max(1.1 * scale, 1.02 * ratio)
+            if self.spent.seconds > 2 * self.effort.seconds:
+                break
+        for kind, loss in self.everywhere.items():
+            picks = uniform(self.classes, kind)
+            if any(picks) and self.holds(loss):
+                held.setdefault(picks, Planned(picks, self.total_worth(picks), loss))
+        return sorted(held.values(), key=lambda p: (-p.saved, p.picks))
+
+    def solved(self, scale: float) -> Solution | None:
+        solution = solve(self.problem(scale), self.losses.additive(self.allowed), seconds=SOLVER)
+        if isinstance(solution, Refusal):
+            return None
+        self.gap = max(self.gap, solution.gap)
+        return solution
+
+    def judged(self, picks: tuple[int, ...]) -> Planned:
+        loss = self.losses.of(moves_of(self.classes, picks), "the whole plan")
+        if self.least is None or loss.mean < self.least.mean:
+            self.least = loss
+        return Planned(picks, self.total_worth(picks), loss)
+
+    def total_worth(self, picks: Sequence[int]) -> float:
+        return sum(self.worth(each.options[i]) for each, i in zip(self.classes, picks, strict=True))
+
+    def limit(self, loss: Loss) -> float:
+        """What must be within the budget: the bound of the loss, or without other data its mean."""
+        return loss.mean if self.validator is None else loss.upper
+
+    def holds(self, loss: Loss) -> bool:
+        return self.limit(loss) <= self.allowed
+
+    # Validate.
+
+    def validated(self, plans: list[Planned]) -> tuple[Planned | None, Loss | None]:
+        """The first of the plans that holds on data which nothing was chosen by. Each further attempt halves the chance of luck."""
+        waiting, allowance, attempt = list(plans), self.allowed, 0
+        while waiting and attempt < ATTEMPTS:
+            plan = next((p for p in waiting if p.saved > 0 and self.limit(p.loss) <= allowance), None)
+            if plan is None:
+                break
+            waiting.remove(plan)
+            loss = self.validation(moves_of(self.classes, plan.picks), attempt) if self.validator is not None else plan.loss
+            if self.least is None or loss.mean < self.least.mean:
+                self.least = loss
+            if self.holds(loss):
+                return plan, loss
+            attempt += 1
+            self.notes.append(
+                f"a plan with {loss.metric} {plan.loss.mean:.3g} lost {loss.upper:.3g} on the data held back: tightened"
+            )
+            allowance = min(allowance, self.limit(plan.loss)) * min(0.9, self.allowed / loss.upper if loss.upper > 0 else 0.9)
+            waiting += self.within(allowance)
+            waiting.sort(key=lambda p: (-p.saved, p.picks))
+        return None, None
+
+    def validation(self, moves: Sequence[Move], attempt: int) -> Loss:
+        """The loss on the other half, its bound at 95 %, 97.5 %, … for the first, second, … attempt."""
+        assert self.validator is not None
+        self.spent.measurements += 1
+        loss = self.validator.loss(self.losses.workshop.built(moves), "validation")
+        if not attempt:
+            return loss
+        upper = upper_bound(loss.values, seed=self.validator.seed, level=1.0 - (1.0 - LEVEL) / 2**attempt)
+        return Loss(loss.metric, loss.mean, upper, loss.samples, loss.values)
+
+    def within(self, allowance: float) -> list[Planned]:
+        """The plan solved for a smaller budget."""
+        if allowance <= 0:
+            return []
+        scale = self.losses.additive(self.allowed) / self.losses.additive(allowance)
+        solution = self.solved(max(scale, 1.0))
+        if solution is None or not any(solution.picks):
+            return []
+        plan = self.judged(solution.picks)
+        return [plan] if self.holds(plan.loss) else []
+
+
+def own_moves(options: Sequence[Proposal]) -> list[Move]:
+    return [m for o in options for m in o.moves]

@@ -1,0 +1,79 @@
+"""A plan as data: the kernel of each attention and every rewrite, with all that applying them again needs. It travels in the file.
+
+    Plan.from_json(json.loads(text)) == plan          attnopt plan show fast.onnx
+
+Nothing in it is searched again: factors of smoothing, windows, the layers that were removed stand in the options of their steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from attnopt.errors import PlanError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """One rewrite of one group: names of the pass, the group and its nodes in the model as it was, and the options of the candidate."""
+
+    rewrite: str
+    per: str
+    group: str
+    kind: str
+    description: str
+    source: str = ""
+    nodes: tuple[str, ...] = ()
+    removes: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    storage: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was done to a model. host: "torch" or "onnx", whose names it uses. kernels: by site; a site that is absent is as it was.
+
+    metric, loss, bound: what the plan lost on the data that judged it; None for an exact plan, or where nothing was held back.
+    """
+
+    host: str
+    target: str
+    runtime: str
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple[PlanStep, ...] = ()
+    budget: float = 0.0
+    metric: str = ""
+    loss: float | None = None
+    bound: float | None = None
+    version: int = VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Any) -> Plan:
+        """Raises PlanError for what is no plan, or one of a newer version."""
+        try:
+            if int(record["version"]) > VERSION:
+                raise PlanError(
+                    f"the plan has version {record['version']}, this attnopt reads {VERSION}", next_move="Upgrade attnopt."
+                )
+            steps = tuple(PlanStep(**{**s, **{n: tuple(s[n]) for n in ("nodes", "removes", "changes")}}) for s in record["steps"])
+            known = {f.name for f in fields(cls)}
+            return cls(**{**{name: value for name, value in record.items() if name in known}, "steps": steps})
+        except (KeyError, TypeError, ValueError) as failure:
+            raise PlanError(f"this is no plan: {failure}", next_move="Give what `attnopt plan show --json` prints.") from None
+
+    def __rich__(self) -> Any:
+        from attnopt.report.search_table import plan_table
+
+        return plan_table(self)
+
+    def __str__(self) -> str:
+        from attnopt.report.table import as_text
+
+        return as_text(self)
