@@ -19,8 +19,8 @@ def adapted(
     remade: Mapping[str, tuple[str, Remake, int]],
 ) -> dict[str, Tensor]:
     """What is at hand for these names. first_names: of inputs that were renamed. remade: (source, how, which of the results)."""
-    found: dict[str, Tensor] = {}
-    for name in names:
+    found: dict[str, Tensor] = {name: inputs[name] for name in names if name in inputs and inputs.keys() == set(names)}
+    for name in names if not found else ():
         source, remake, part = remade.get(name, (name, None, 0))
         given = inputs.get(first_names.get(source, source))
         if given is not None:

@@ -186,7 +186,10 @@ class Host(Protocol):
         ...
 
     def runner(self) -> Runner:
-        """A callable from named inputs to the list of outputs, as the target runtime runs it."""
+        """A callable from named inputs to the list of outputs, as the target runtime runs it.
+
+        It takes the inputs of the model as it was opened as well: `adapt` makes of them those that it takes now.
+        """
         ...
 
     def tap(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:

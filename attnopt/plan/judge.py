@@ -86,7 +86,7 @@ class Judge:
         run = host.runner()
         values: list[float] = []
         for i in progress(range(len(self.calibration.batches)), title):
-            values += self.batch_losses(i, lambda inputs: run(host.adapt(inputs)))
+            values += self.batch_losses(i, run)
         return Loss.of(self.metric.name, values, self.seed)
 
     def accepts(self, loss: Loss) -> bool:

@@ -46,16 +46,17 @@ class InputSpec:
 
 @dataclass
 class FxHost:
-    """A flat GraphModule with its calling convention. `quantized` names the nodes that were made int8."""
+    """A flat GraphModule with its calling convention.
+
+    quantized: nodes that were made int8. dropped: placeholders that go at `finish`. remade: inputs that are part of what one was.
+    """
 
     module: fx.GraphModule
     captured: Captured
     quantized: tuple[str, ...] = ()
     edited: bool = False
     dropped: tuple[fx.Node, ...] = ()
-    remade: dict[str, tuple[str, Remake, int]] = field(
-        default_factory=dict
-    )  # inputs that were parts of one: of which, how, which
+    remade: dict[str, tuple[str, Remake, int]] = field(default_factory=dict)
     kind: str = "torch"
     _graph: Graph | None = field(default=None, repr=False)
 
@@ -159,6 +160,7 @@ class FxHost:
 
     def flat_inputs(self, inputs: Mapping[str, Tensor]) -> list[Any]:
         """Named tensors in the order of the placeholders, traced values for the rest."""
+        inputs = self.adapt(inputs) if self.remade else inputs
         return [inputs.get(n.name, leaf) for n, leaf in zip(self.placeholders(), self.convention.leaves(), strict=True)]
 
     def runner(self) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:

@@ -188,7 +188,9 @@ class OnnxHost:
     # Running.
 
     def runner(self) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
-        return runner(self.model)
+        run, names = runner(self.model), {v.name for v in self.model.graph.inputs}
+        changed = bool(self._first_names or self._remade)
+        return lambda inputs: run(self.adapt(inputs) if changed and inputs.keys() != names else inputs)
 
     def tap(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:
         return self.tapper(values)(inputs)

@@ -73,7 +73,7 @@ class Int8Cache:
             tuple(s.present.producer for s in held if s.present.producer is not None),
             {"caches": [[s.site.name, s.side] for s in held], "balance": dict(balance)},
             kind,
-            changes=("cache",),
+            changes=("cache", "structure"),
             needs="calibration" if balance else "nothing",
         )
 
