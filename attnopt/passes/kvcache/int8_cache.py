@@ -70,9 +70,8 @@ class Int8Cache:
             False,
             said,
             "cache(k=int8, v=int8)",
-            tuple(s.present.producer for s in held if s.present.producer is not None),
-            {"caches": [[s.site.name, s.side] for s in held], "balance": dict(balance)},
-            kind,
+            options={"caches": [[s.site.name, s.side] for s in held], "balance": dict(balance)},
+            kind=kind,
             changes=("cache", "structure"),
             needs="calibration" if balance else "nothing",
         )
