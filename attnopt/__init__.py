@@ -12,6 +12,7 @@ from attnopt.version import VERSION as __version__
 _HOMES = {
     "inspect": "attnopt.api",
     "optimize": "attnopt.api",
+    "explore": "attnopt.api",
     "load": "attnopt.api",
     "Optimized": "attnopt.api",
     "Budget": "attnopt.plan.budget",

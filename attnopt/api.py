@@ -1,4 +1,4 @@
-"""The public functions: inspect, optimize, kernels, load. Everything below is reached through them or through `attnopt.attention`."""
+"""The public functions: inspect, optimize, explore, kernels, load; everything below is reached through them or `attnopt.attention`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnopt.asked import Asked
 from attnopt.cost.target import load_target
-from attnopt.errors import OutputNotWritable, UnsupportedFormat
+from attnopt.errors import BudgetError, OutputNotWritable, UnsupportedFormat
 from attnopt.ir.block import Block
 from attnopt.ir.cost import cost
 from attnopt.ir.dims import evaluate as evaluate_dim
@@ -20,6 +20,7 @@ from attnopt.patterns.block import find_blocks
 from attnopt.plan.budget import Budget
 from attnopt.plan.pipeline import run
 from attnopt.plan.quality import Score
+from attnopt.report.frontier import Frontier
 from attnopt.report.inspection import InspectedSite, Inspection
 from attnopt.report.plan import Plan
 
@@ -93,6 +94,39 @@ def optimize(
     return Optimized(opened, host, report)  # type: ignore[arg-type]  # a copy of opened.host
 
 
+def explore(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    target: str = "cpu",
+    calibration: Any = None,
+    budget: float | Budget = 0.1,
+    select: str | None = None,
+    passes: Sequence[str] | None = None,
+    dynamic_shapes: Any = None,
+    quality: Score | None = None,
+    shapes: str | Sequence[str] | None = None,
+    effort: str = "low",
+    seed: int = 0,
+    cache: str | Path | None = None,
+) -> Frontier:
+    """What a model costs in time and memory for what it may lose: the budget swept up to `budget`, each plan measured.
+
+    The arguments are those of `optimize`. Returns a Frontier: `.points` (each with its `.plan`, for `optimize(plan=…)`), `.save(path)`
+    for a page with a picture; it prints as a table. Raises BudgetError for a budget of 0, and what `optimize` raises.
+    """
+    from attnopt.plan.frontier import explored
+    from attnopt.plan.pipeline import exact_setting
+
+    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, None, cache)
+    checked = asked.checked()
+    if checked.budget.exact:
+        raise BudgetError("a budget of 0 leaves nothing to explore", next_move="Leave it out to sweep up to 0.1.")
+    opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=True)
+    name = Path(model).name if isinstance(model, (str, Path)) else type(model).__name__
+    return explored(exact_setting(opened.host, asked.request(opened, checked)), name)
+
+
 def kernels(
     model: Any,
     folder: str | Path,
@@ -128,4 +162,4 @@ def kernels(
     return write_kernels(sites, machine.arch, Path(folder), dtype)
 
 
-__all__ = ["Budget", "Optimized", "inspect", "kernels", "load", "optimize"]
+__all__ = ["Budget", "Optimized", "explore", "inspect", "kernels", "load", "optimize"]

@@ -1,4 +1,4 @@
-"""The command line: inspect, optimize, kernels, targets, passes.
+"""The command line: inspect, optimize, explore, plan, kernels, targets, passes.
 
 Every AttnoptError ends as one line on standard error and exit code 2; other exceptions pass through. Tables and JSON
 alone go to standard output: what libraries print while they work goes to standard error. Commands import what they need
@@ -25,6 +25,20 @@ app = typer.Typer(
     help="Find every attention in a model, understand it, and make it faster without losing accuracy unseen.",
 )
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .pt2 file.")]
+TargetName = Annotated[
+    str, typer.Option("--target", help="A name of `attnopt targets`, with a runtime if wanted: cpu+onnxruntime.")
+]
+CalibrationPath = Annotated[
+    Path | None, typer.Option("--calibration", help="An .npz with one array per input: what the loss is measured on.")
+]
+PassNames = Annotated[
+    list[str] | None, typer.Option("--passes", help="Names of passes to restrict to, separated by commas or repeated.")
+]
+Shapes = Annotated[str | None, typer.Option("--shapes", help="What the plan is for: 'prefill:4096 decode:32768x8'.")]
+EffortName = Annotated[str, typer.Option("--effort", help="low (a minute of measuring), medium, or high (hours).")]
+CacheFolder = Annotated[
+    Path | None, typer.Option("--cache", help="A folder for finished measurements, so that an interrupted search goes on.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -60,30 +74,105 @@ def inspect(
 def optimize(
     model: ModelPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the result: .onnx, or .pt2 for a .pt2 model.")],
-    target: Annotated[str, typer.Option(help="A name of `attnopt targets`, with a runtime if wanted: cpu+onnxruntime.")] = "cpu",
+    target: TargetName = "cpu",
     budget: Annotated[float, typer.Option(help="Largest allowed loss; 0 allows exact rewrites only.")] = 0.0,
-    calibration: Annotated[
-        Path | None, typer.Option(help="An .npz with one array per input: what the loss is measured on.")
-    ] = None,
+    metric: Annotated[str, typer.Option(help="What the budget is in: natural, kl, cosine, relative, or quality.")] = "natural",
+    drop: Annotated[float | None, typer.Option(help="With --quality: by how much the score may fall.")] = None,
+    quality: Annotated[str | None, typer.Option(help="A score to keep: FILE.py:FUNCTION, of named inputs and outputs.")] = None,
+    calibration: CalibrationPath = None,
     select: Annotated[str | None, typer.Option(help="measure, model or always: how kernels are chosen.")] = None,
-    passes: Annotated[
-        list[str] | None, typer.Option(help="Names of passes to restrict to, separated by commas or repeated.")
-    ] = None,
+    passes: PassNames = None,
+    shapes: Shapes = None,
+    effort: EffortName = "low",
+    seed: Annotated[int, typer.Option(help="Of the halves of the calibration data and of the bound.")] = 0,
+    plan: Annotated[Path | None, typer.Option(help="Apply the plan in this .json, .onnx or .pt2, without a search.")] = None,
+    cache: CacheFolder = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say for each group what was considered, and why it lost.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a faster model, and say what was done, why, and what it cost."""
     from attnopt.api import optimize as optimize_model
+    from attnopt.score_file import score_in
 
     require_writable(output, model)
-    names = [name.strip() for given in passes for name in given.split(",")] if passes else None
     with redirect_stdout(sys.stderr):
-        result = optimize_model(model, target=target, budget=budget, calibration=calibration, select=select, passes=names)
+        result = optimize_model(
+            model,
+            target=target,
+            budget=budget_of(budget, metric, drop),
+            calibration=calibration,
+            select=select,
+            passes=names_of(passes),
+            quality=None if quality is None else score_in(quality),
+            shapes=shapes,
+            effort=effort,
+            seed=seed,
+            plan=plan,
+            cache=cache,
+        )
         result.export(output)
     if as_json:
         typer.echo(json.dumps(result.report.to_json(), indent=2))
         return
     show(result.report)
+    if explain:
+        show(result.report.explain())
     typer.echo(f"written to {output}")
+
+
+@app.command()
+def explore(
+    model: ModelPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the page: .html.")],
+    target: TargetName = "cpu",
+    budget: Annotated[float, typer.Option(help="The largest loss that is looked at.")] = 0.1,
+    calibration: CalibrationPath = None,
+    passes: PassNames = None,
+    shapes: Shapes = None,
+    effort: EffortName = "low",
+    cache: CacheFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw what the model costs in time and memory for what it may lose."""
+    from attnopt.api import explore as explore_model
+
+    require_place(output, (".html",), "an .html page")
+    with redirect_stdout(sys.stderr):
+        frontier = explore_model(
+            model,
+            target=target,
+            budget=budget,
+            calibration=calibration,
+            passes=names_of(passes),
+            shapes=shapes,
+            effort=effort,
+            cache=cache,
+        )
+        frontier.save(output)
+    if as_json:
+        typer.echo(json.dumps(frontier.to_json(), indent=2))
+        return
+    show(frontier)
+    typer.echo(f"written to {output}")
+
+
+plans = typer.Typer(no_args_is_help=True, help="Plans, which travel inside optimised models.")
+app.add_typer(plans, name="plan")
+
+
+@plans.command(name="show")
+def show_plan(
+    model: Annotated[Path, typer.Argument(metavar="FILE", help="An .onnx or .pt2 that attnopt wrote, or a plan in .json.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print the plan inside a file; with --json in the form that `optimize --plan` reads."""
+    from attnopt.asked import plan_from
+
+    found = plan_from(model)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        show(found)
 
 
 @app.command()
@@ -143,12 +232,29 @@ def options(
         raise typer.Exit
 
 
+def names_of(passes: list[str] | None) -> list[str] | None:
+    return [name.strip() for given in passes for name in given.split(",")] if passes else None
+
+
+def budget_of(limit: float, metric: str, drop: float | None) -> Any:
+    """A bare number as it is, so that 0 and mistakes mean what they do in Python."""
+    from attnopt.plan.budget import QUALITY, Budget
+
+    if metric == QUALITY or drop is not None:
+        return Budget(QUALITY, drop=drop)
+    return limit if metric == "natural" else Budget(metric, limit=limit)
+
+
 def require_writable(output: Path, model: Path) -> None:
     """Refuse a place that cannot be written before the work, not after it."""
-    if output.suffix not in (".onnx", ".pt2"):
-        raise UnsupportedFormat(f"cannot write '{output.suffix or output.name}'", next_move="Name the output .onnx or .pt2.")
     if output.suffix == ".pt2" and model.suffix == ".onnx":
         raise UnsupportedFormat("an ONNX model cannot be written as .pt2", next_move="Name the output .onnx.")
+    require_place(output, (".onnx", ".pt2"), ".onnx or .pt2")
+
+
+def require_place(output: Path, suffixes: tuple[str, ...], wanted: str) -> None:
+    if output.suffix not in suffixes:
+        raise UnsupportedFormat(f"cannot write '{output.suffix or output.name}'", next_move=f"Name the output {wanted}.")
     folder = output.parent
     if not folder.is_dir():
         raise OutputNotWritable(f"there is no folder '{folder}'", next_move="Make it, or choose another place.")

@@ -24,7 +24,7 @@ class Effort:
     timing: float
 
 
-EFFORTS = {e.name: e for e in (Effort("low", 60.0, 5, 0.4), Effort("medium", 600.0, 10, 1.0), Effort("high", 7200.0, 20, 3.0))}
+EFFORTS = {e.name: e for e in (Effort("low", 60.0, 8, 0.4), Effort("medium", 600.0, 16, 1.0), Effort("high", 7200.0, 32, 3.0))}
 
 
 def effort_named(name: str) -> Effort:

@@ -68,6 +68,8 @@ def taken_for(search: Search, place: tuple[int, int], option: Proposal) -> str:
 def lost(search: Search, g: int, i: int, picks: Sequence[int] | None, kept: Sequence[Move]) -> str:
     """The first reason that holds, the most certain first."""
     each, option = search.classes[g], search.classes[g].options[i]
+    if picks is not None and picks[g] == i:
+        return "undone: the step was checked, and is not faster or lost more than predicted"
     for move in option.moves:
         if (failure := search.losses.failures.get(described(move))) is not None:
             return f"did not run: {failure}"
@@ -79,8 +81,6 @@ def lost(search: Search, g: int, i: int, picks: Sequence[int] | None, kept: Sequ
         return f"{loss_of(search, (g, i))}, over the budget {search.allowed:g}"
     if worth <= 0:
         return f"saves nothing: {gain_of(search, option)}"
-    if picks is not None and picks[g] == i:
-        return "undone: the step was checked, and is not faster or lost more than predicted"
     for j, other in enumerate(each.options):
         if j != i and other.moves and search.worth(other) >= worth and search.predicted((g, j)) <= search.predicted((g, i)):
             return f"beaten by '{other.kind}', which saves as much and loses no more"

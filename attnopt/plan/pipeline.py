@@ -146,7 +146,14 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
 
 def search(host: Host, request: Request, state: State, passes: tuple[Pass, ...]) -> None:
     assert request.inputs is not None
-    setting = Setting(
+    outcome = under_budget(setting_for(host, request, state, passes))
+    state.result, state.moves, state.outcome, state.rewrites = outcome.host, outcome.moves, outcome, outcome.rewrites
+    state.notes += outcome.notes
+
+
+def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, ...]) -> Setting:
+    assert request.inputs is not None
+    return Setting(
         host=host,
         current=state.result,
         sites=[c.site for c in state.chosen],
@@ -166,9 +173,13 @@ def search(host: Host, request: Request, state: State, passes: tuple[Pass, ...])
         workload=request.workload,
         store=request.store,
     )
-    outcome = under_budget(setting)
-    state.result, state.moves, state.outcome, state.rewrites = outcome.host, outcome.moves, outcome, outcome.rewrites
-    state.notes += outcome.notes
+
+
+def exact_setting(host: Host, request: Request) -> Setting:
+    """What a search starts from: the model with its exact plan."""
+    chosen = select_kernels(host, recognise(host.graph).sites, request)
+    state = State(apply_choices(host, chosen), chosen)
+    return setting_for(host, request, state, tuple(p for p in request.passes if not p.exact))
 
 
 def roll_back(host: Host, state: State) -> None:

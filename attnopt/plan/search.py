@@ -9,6 +9,7 @@ Losses are predicted to add up (`losses`); the measurement of the whole has the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ from attnopt.plan.stepwise import Stopwatch
 
 ATTEMPTS = 4  # plans that are validated at most
 NEAR = 0.85  # a plan that uses this share of the budget is not loosened further
+LOOSE = 1e-3  # a factor on losses below which they keep no option out
 SOLVER = 10.0  # seconds for one integer program
 EVERYTHING = 1.0  # what any rewrite is worth with select="always"
 
@@ -36,6 +38,32 @@ class Planned:
     picks: tuple[int, ...]
     saved: float
     loss: Loss
+
+
+@dataclass
+class Bracket:
+    """The factor on predicted losses, searched between the largest that was too small and the smallest with a plan that holds."""
+
+    guess: float = 1.0
+    low: float = 0.0
+    high: float = math.inf
+
+    def told(self, holds: bool, ratio: float | None = None) -> None:
+        """What the plan at the guess did; ratio: measured over predicted, the factor that would have been right."""
+        if holds:
+            self.high = min(self.high, self.guess)
+        else:
+            self.low = max(self.low, self.guess)
+        between = (
+            self.guess / 2 if self.low == 0 else 2 * self.guess if self.high == math.inf else math.sqrt(self.low * self.high)
+        )
+        wanted = between if ratio is None or not math.isfinite(ratio) else 1.02 * ratio
+        self.guess = wanted if 1.02 * self.low < wanted < 0.98 * self.high else between
+
+    @property
+    def closed(self) -> bool:
+        """Whether no other plan is to be expected: the ends meet, or losses do not matter."""
+        return self.high < 1.05 * self.low or self.high < LOOSE
 
 
 @dataclass
@@ -67,8 +95,7 @@ class Search:
             return None, None
         self.measure_kinds()
         self.measure_options()
-        plans = self.chosen()
-        return self.validated(plans)
+        return self.validated()
 
     @property
     def kinds(self) -> list[str]:
@@ -134,10 +161,10 @@ class Search:
             return self.losses.additive(self.alone[place].mean)
         return self.losses.additive(self.everywhere[option.kind].mean) / kinds_of(self.classes)[option.kind]
 
-    def problem(self, scale: float) -> Problem:
+    def problem(self, scale: float, allowed: float) -> Problem:
         groups = []
         span = max((abs(self.worth(o)) for _, o in places(self.classes)), default=0.0) or 1.0
-        budget = self.losses.additive(self.allowed) or 1.0
+        budget = self.losses.additive(allowed) or 1.0
         for g, each in enumerate(self.classes):
             losses = [self.predicted((g, i)) for i in range(len(each.options))]
             worths = [self.worth(o) for o in each.options]
@@ -145,35 +172,35 @@ class Search:
             groups.append(tuple(Option(-w + 1e-6 * span * x / budget, scale * x) for w, x in zip(worths, losses, strict=True)))
         return Problem(tuple(groups), ties_of(self.classes), exclusions_of(self.classes))
 
-    def chosen(self) -> list[Planned]:
-        """Plans that hold the budget where they were chosen by, best first: solved for and tightened, and each kind everywhere."""
+    def chosen(self, allowed: float) -> list[Planned]:
+        """Plans that lose no more where they were chosen by, best first: solved for and tightened, and each kind everywhere."""
         held: dict[tuple[int, ...], Planned] = {}
-        scale, tried = 1.0, set()
+        scales, tried = Bracket(), dict[tuple[int, ...], Planned]()
         for _ in range(self.effort.rounds):
-            solution = self.solved(scale)
-            if solution is None or solution.picks in tried or not any(solution.picks):
-                break
-            tried.add(solution.picks)
-            plan = self.judged(solution.picks)
-            measured, predicted = self.losses.additive(self.limit(plan.loss)), solution.loss / scale
-            ratio = measured / predicted if predicted > 0 and measured < float("inf") else 2.0 * scale
-            if self.holds(plan.loss):
-                held[plan.picks] = plan
-                if self.limit(plan.loss) >= NEAR * self.allowed:
-                    break
-                scale = min(0.9 * scale, max(ratio, 0.25 * scale))
+            solution = self.solved(scales.guess, allowed)
+            if solution is None or not any(solution.picks):
+                scales.told(True)
+            elif solution.picks in tried:
+                scales.told(self.limit(tried[solution.picks].loss) <= allowed)
             else:
-                scale = max(1.1 * scale, 1.02 * ratio)
-            if self.spent.seconds > 2 * self.effort.seconds:
+                plan = tried[solution.picks] = self.judged(solution.picks)
+                measured, predicted = self.losses.additive(self.limit(plan.loss)), solution.loss / scales.guess
+                holds = self.limit(plan.loss) <= allowed
+                scales.told(holds, measured / predicted if predicted > 0 else None)
+                if holds:
+                    held[plan.picks] = plan
+                    if self.limit(plan.loss) >= NEAR * allowed:
+                        break
+            if scales.closed or self.spent.seconds > 2 * self.effort.seconds:
                 break
         for kind, loss in self.everywhere.items():
             picks = uniform(self.classes, kind)
-            if any(picks) and self.holds(loss):
+            if any(picks) and self.limit(loss) <= allowed:
                 held.setdefault(picks, Planned(picks, self.total_worth(picks), loss))
         return sorted(held.values(), key=lambda p: (-p.saved, p.picks))
 
-    def solved(self, scale: float) -> Solution | None:
-        solution = solve(self.problem(scale), self.losses.additive(self.allowed), seconds=SOLVER)
+    def solved(self, scale: float, allowed: float) -> Solution | None:
+        solution = solve(self.problem(scale, allowed), self.losses.additive(allowed), seconds=SOLVER)
         if isinstance(solution, Refusal):
             return None
         self.gap = max(self.gap, solution.gap)
@@ -197,26 +224,22 @@ class Search:
 
     # Validate.
 
-    def validated(self, plans: list[Planned]) -> tuple[Planned | None, Loss | None]:
-        """The first of the plans that holds on data which nothing was chosen by. Each further attempt halves the chance of luck."""
-        waiting, allowance, attempt = list(plans), self.allowed, 0
-        while waiting and attempt < ATTEMPTS:
-            plan = next((p for p in waiting if p.saved > 0 and self.limit(p.loss) <= allowance), None)
+    def validated(self) -> tuple[Planned | None, Loss | None]:
+        """The best plan that holds on data which nothing was chosen by. One that does not is followed by one that may lose less."""
+        allowed = self.allowed
+        for attempt in range(ATTEMPTS):
+            plan = next((p for p in self.chosen(allowed) if p.saved > 0), None)
             if plan is None:
                 break
-            waiting.remove(plan)
             loss = self.validation(moves_of(self.classes, plan.picks), attempt) if self.validator is not None else plan.loss
             if self.least is None or loss.mean < self.least.mean:
                 self.least = loss
             if self.holds(loss):
                 return plan, loss
-            attempt += 1
             self.notes.append(
-                f"a plan with {loss.metric} {plan.loss.mean:.3g} lost {loss.upper:.3g} on the data held back: tightened"
+                f"a plan that lost {plan.loss.mean:.3g} where it was chosen lost up to {loss.upper:.3g} elsewhere: tightened"
             )
-            allowance = min(allowance, self.limit(plan.loss)) * min(0.9, self.allowed / loss.upper if loss.upper > 0 else 0.9)
-            waiting += self.within(allowance)
-            waiting.sort(key=lambda p: (-p.saved, p.picks))
+            allowed = 0.99 * self.limit(plan.loss) * min(1.0, self.allowed / loss.upper if loss.upper > 0 else 1.0)
         return None, None
 
     def validation(self, moves: Sequence[Move], attempt: int) -> Loss:
@@ -228,17 +251,6 @@ class Search:
             return loss
         upper = upper_bound(loss.values, seed=self.validator.seed, level=1.0 - (1.0 - LEVEL) / 2**attempt)
         return Loss(loss.metric, loss.mean, upper, loss.samples, loss.values)
-
-    def within(self, allowance: float) -> list[Planned]:
-        """The plan solved for a smaller budget."""
-        if allowance <= 0:
-            return []
-        scale = self.losses.additive(self.allowed) / self.losses.additive(allowance)
-        solution = self.solved(max(scale, 1.0))
-        if solution is None or not any(solution.picks):
-            return []
-        plan = self.judged(solution.picks)
-        return [plan] if self.holds(plan.loss) else []
 
 
 def own_moves(options: Sequence[Proposal]) -> list[Move]:
