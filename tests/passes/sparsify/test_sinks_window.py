@@ -51,7 +51,7 @@ def test_the_rewritten_model_is_the_model_with_the_mask():
     model = hf_models.build("llama", "sdpa", layers=1)
     ids = torch.randint(0, hf_models.VOCABULARY, (2, 150))
     model.config.use_cache = False
-    host = FxHost.from_captured(capture(model, {"input_ids": ids[:, :70]}))
+    host = FxHost.from_captured(capture(model, {"input_ids": ids[:, :70].contiguous()}))
     onnx = OnnxHost.from_model(host.to_onnx())
     wanted = model_with_mask(model, ids, 4, 8)
     for each, lowering in ((host, "local-sdpa"), (onnx, "local-attention")):
