@@ -14,6 +14,7 @@ _HOMES = {
     "optimize": "attnopt.api",
     "explore": "attnopt.api",
     "load": "attnopt.api",
+    "calibrate": "attnopt.api",
     "Optimized": "attnopt.api",
     "Budget": "attnopt.plan.budget",
     "attention": "attnopt.runtime.attention",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnopt.asked import Asked
-from attnopt.cost.target import load_target
+from attnopt.cost.target import Target, load_target
 from attnopt.errors import BudgetError, OutputNotWritable, UnsupportedFormat
 from attnopt.ir.block import Block
 from attnopt.ir.cost import cost
@@ -162,4 +162,17 @@ def kernels(
     return write_kernels(sites, machine.arch, Path(folder), dtype)
 
 
-__all__ = ["Budget", "Optimized", "explore", "inspect", "kernels", "load", "optimize"]
+def calibrate(folder: str | Path | None = None, *, progress: Callable[[str, float], None] | None = None) -> Target:
+    """Measure this machine for about a minute and keep what was found, so that predictions for `cpu` are about it.
+
+    folder: where the file goes; default: the user's folder of configuration, or that of the environment variable ATTNOPT_CONFIG.
+    progress: told what is measured now, and the share of the work that is done (0 to 1).
+    Returns the target. Raises OutputNotWritable. An interrupt leaves what was there before.
+    """
+    from attnopt.plan.calibrate import calibrate as measure
+
+    target, _ = measure(None if folder is None else Path(folder), said=progress or (lambda what, done: None))
+    return target
+
+
+__all__ = ["Budget", "Optimized", "calibrate", "explore", "inspect", "kernels", "load", "optimize"]

@@ -62,7 +62,7 @@ class Asked:
         """Raises UnknownTarget, UnknownPass, BudgetError, WorkloadError, PlanError, OutputNotWritable."""
         machine, runtime = load_target(self.target)
         chosen = passes_named(self.passes)
-        budget = Budget.of(self.budget)
+        budget = budget_from(self.budget)
         if self.select is not None and self.select not in SELECTS:
             raise BudgetError(f"select={self.select!r} is none of {', '.join(SELECTS)}", next_move="Leave it out to measure.")
         if (self.quality is None) == (budget.metric == QUALITY):
@@ -98,6 +98,16 @@ class Asked:
             store=checked.store,
             plan=checked.plan,
         )
+
+
+def budget_from(given: float | Budget) -> Budget:
+    """A budget, or a bare number in the natural metric: an error then speaks of nothing but the number."""
+    if isinstance(given, Budget):
+        return given
+    try:
+        return Budget.of(given)
+    except BudgetError as failure:
+        raise BudgetError(failure.message, next_move=failure.next_move) from None
 
 
 def plan_from(given: Plan | str | Path) -> Plan:

@@ -1,4 +1,4 @@
-"""The command line: inspect, optimize, explore, plan, kernels, targets, passes.
+"""The command line: inspect, optimize, explore, plan, kernels, calibrate, targets, passes.
 
 Every AttnoptError ends as one line on standard error and exit code 2; other exceptions pass through. Tables and JSON
 alone go to standard output: what libraries print while they work goes to standard error. Commands import what they need
@@ -193,6 +193,24 @@ def kernels(
         typer.echo(json.dumps(kernel_rows(made), indent=2))
     else:
         show(kernel_table(made))
+
+
+@app.command()
+def calibrate() -> None:
+    """Measure this machine, for about a minute, so that predictions for it are about it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from attnopt.plan.calibrate import calibrate as measure
+
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar, redirect_stdout(sys.stderr):
+        task = bar.add_task("", total=1.0)
+        target, path = measure(said=lambda what, done: bar.update(task, description=what, completed=done))
+    typer.echo(
+        f"{target.description}: {target.peak['float32'] * 1e3:.0f} GFLOP/s of float32, {target.bandwidth / 1e9:.0f} GB/s of memory"
+    )
+    typer.echo(f"written to {path}")
 
 
 @app.command()

@@ -37,6 +37,10 @@ class UnknownTarget(UnknownName):
     kind, listing = "target", "targets"
 
 
+class UnreadableTarget(AttnoptError):
+    """A target file of the user's that is not one."""
+
+
 class UnknownPass(UnknownName):
     kind, listing = "pass", "passes"
 

@@ -10,13 +10,13 @@ calibrated is measured in a moment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from attnopt.cost.efficiency import Efficiency
-from attnopt.cost.kernels import family, phases
+from attnopt.cost.kernels import phases
 from attnopt.cost.machine import rated
-from attnopt.cost.phase import Parts, Phase, priced
+from attnopt.cost.phase import Parts, Phase, features, priced
 from attnopt.cost.problem import Problem
 from attnopt.cost.target import Target
 from attnopt.ir.cost import WIDTHS
@@ -46,6 +46,10 @@ class Estimate:
         return Estimate(self.seconds + other.seconds, self.flops + other.flops, self.bytes + other.bytes,
                         max(self.working_set, other.working_set), longer.bound, longer.why)  # fmt: skip
 
+    def __mul__(self, weight: float) -> Estimate:
+        """So many calls, or a share of one."""
+        return replace(self, seconds=self.seconds * weight, flops=self.flops * weight, bytes=self.bytes * weight)
+
 
 NOTHING = Estimate(0.0, 0.0, 0.0, 0.0, "launch", "nothing is computed")
 
@@ -58,21 +62,24 @@ def estimate(
     *,
     target: Target,
     surrounding: float = 0.0,
+    heads_first: bool = True,
+    held_mask: bool = False,
 ) -> Estimate:
     """The price of one call of a kernel, named as in reports ("sdpa", "flex", "ort-gqa", "triton", "eager", …).
 
     shape: b, h, g (query, key heads), q, k (lengths), d, e (key, value width).
     surrounding: bytes that the model goes through between two calls, which push keys and values out of the caches.
+    heads_first: q, k and v arrive as [B, H, L, D], not as [B, L, H, D]. held_mask: the graph holds the mask as a tensor already.
     """
     spec = as_spec(spec)
+    known = {"target": target, "surrounding": surrounding, "heads_first": heads_first, "held_mask": held_mask}
     if kernel.startswith(SUMMED) or spec.plus:
         single = kernel.removeprefix(SUMMED)
-        own = estimate(spec.with_(plus=(), gate=None), shape, dtype, single, target=target, surrounding=surrounding)
-        rest = (estimate(c.spec(1), shape, dtype, single, target=target, surrounding=surrounding) for c in spec.plus)
-        return sum(rest, own)
-    problem = Problem(spec, dict(shape), dtype)
+        own = estimate(spec.with_(plus=(), gate=None), shape, dtype, single, **known)  # type: ignore[arg-type]
+        return sum((estimate(c.spec(1), shape, dtype, single, **known) for c in spec.plus), own)  # type: ignore[arg-type]
+    problem = Problem(spec, dict(shape), dtype, heads_first, held_mask)
     passes = [replace(p, working_set=p.working_set + surrounding) for p in phases(kernel, problem, target)]
-    return of_phases(passes, problem.product_type, target.efficiency(family(kernel, problem, target)), target)
+    return of_phases(passes, problem.product_type, target)
 
 
 def estimate_linear(
@@ -91,38 +98,48 @@ def estimate_linear(
     Narrow weights are computed in int8 where the target has a rate for it, after a pass that quantises the inputs. For a runtime
     with kernels of its own, its name ("onnxruntime").
     """
+    return of_phases(linear_phases(rows, n, m, dtype, weights, runtime, surrounding), dtype, target)
+
+
+def linear_phases(
+    rows: int, n: int, m: int, dtype: str, weights: str = "", runtime: str = "", surrounding: float = 0.0
+) -> list[Phase]:
+    """The passes of a linear layer: what its inputs need before, and the product."""
     width, stored = WIDTHS[dtype] / 8, WIDTHS[weights or dtype] / 8
     narrow = bool(weights) and stored < min(width, 2.0)
+    name = ("ort-" if runtime == "onnxruntime" else "") + ("linear-int8" if narrow else "linear")
     inside = rows * n * width
     once = inside + rows * m * width + n * m * stored
-    passes = [Phase("products", flops=2.0 * rows * n * m, bytes=once, working_set=once + surrounding, rows=rows)]
-    if narrow:
-        passes.insert(0, Phase("quantise", operations=4.0 * rows * n + 2.0 * rows * m, bytes=2 * inside, working_set=inside))
-    name = ("ort-" if runtime == "onnxruntime" else "") + ("linear-int8" if narrow else "linear")
-    rate = "int8" if narrow and "int8" in target.peak else dtype
-    return of_phases(passes, rate, target.efficiency(name), target)
+    # One row is no product: the weights are read once, and memory bounds it.
+    product = Phase("products", name, flops=2.0 * rows * n * m, operations=2.0 * rows * m * narrow, bytes=once,
+                    working_set=once + surrounding, rows=rows if rows > 1 else math.inf, dtype="int8" if narrow else "")  # fmt: skip
+    if not narrow:
+        return [product]
+    return [Phase("quantise", f"{name}-inputs", operations=4.0 * rows * n, bytes=2 * inside, working_set=inside), product]
 
 
 def estimate_pass(elements: float, dtype: str = "float32", *, target: Target, operands: int = 1, runtime: str = "") -> Estimate:
     """One node that reads `operands` tensors of so many elements and writes one: a norm, an addition, a rotation."""
     moved = elements * (operands + 1) * WIDTHS.get(dtype, 32) / 8
     name = "ort-elementwise" if runtime == "onnxruntime" else "elementwise"
-    return of_phases([Phase("pass", operations=elements, bytes=moved, working_set=moved)], dtype, target.efficiency(name), target)
+    return of_phases([Phase("pass", name, operations=elements, bytes=moved, working_set=moved)], dtype, target)
 
 
-def of_phases(passes: Sequence[Phase], dtype: str, efficiency: Efficiency, target: Target) -> Estimate:
-    """The sum over the passes of one kernel."""
+def of_phases(passes: Sequence[Phase], dtype: str, target: Target) -> Estimate:
+    """The sum over the passes of one kernel. dtype: of products that do not say theirs."""
+    if not passes:
+        return NOTHING
     target = rated(target)
-    parts = [priced(p, dtype, efficiency, target) for p in passes]
+    parts = [priced(features(p, dtype, target), target.efficiency(p.family), target.launch) for p in passes]
     spent = {name: sum(getattr(p, name) for p in parts) for name in ("products", "scores", "memory", "launch")}
     bound = max(spent, key=spent.__getitem__)
     return Estimate(
-        seconds=sum(p.total for p in parts),
+        seconds=float(sum(p.total for p in parts)),
         flops=sum(p.flops + p.operations for p in passes),
         bytes=sum(p.bytes + p.rereads for p in passes),
-        working_set=max((p.working_set for p in passes), default=0.0),
+        working_set=max(p.working_set for p in passes),
         bound=bound,
-        why=WORDS[bound](passes, parts, dtype, target) if passes else NOTHING.why,
+        why=WORDS[bound](passes, parts, dtype, target),
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from attnopt.cost.mask_nodes import additive, mask_bytes
 from attnopt.cost.phase import Phase
@@ -24,6 +25,7 @@ from attnopt.ir.expr import Term
 
 Tile = tuple[int, int]
 SPLIT_KEYS = 512  # keys that one task of a decoding kernel reads at least, where few queries leave units idle
+PASSES = {"torch": "elementwise", "onnxruntime": "ort-elementwise"}  # families of nodes that go through a tensor once
 
 
 def phases(kernel: str, problem: Problem, target: Target) -> list[Phase]:
@@ -31,13 +33,6 @@ def phases(kernel: str, problem: Problem, target: Target) -> list[Phase]:
     if problem.spec.normalizer.name in WITHOUT_PAIRS and problem.spec.selection is None:
         return [without_pairs(problem)]
     return KERNELS.get(kernel, eager)(problem, target)
-
-
-def family(kernel: str, problem: Problem, target: Target) -> str:
-    """Under which name the target keeps the kernel's shares."""
-    if kernel.startswith("sdpa") and target.kind == "gpu" and needs_mask(problem):
-        return "sdpa-masked"
-    return {"sdpa-repeated": "sdpa"}.get(kernel, kernel)
 
 
 def needs_mask(problem: Problem) -> bool:
@@ -53,15 +48,11 @@ def builtin_causal(problem: Problem) -> bool:
 def without_pairs(problem: Problem) -> Phase:
     """A state of d x e numbers is read and updated once per token; no scores are made."""
     known = cost_alone(problem.spec, problem.shape, problem.dtype)
-    return Phase(
-        "state", flops=known.flops, bytes=known.bytes, working_set=known.working_set, rows=problem["d"], tasks=problem.heads
-    )
+    return Phase("state", "eager", known.flops, 0.0, known.bytes, known.working_set, rows=problem["d"], tasks=problem.heads)
 
 
-def fused(
-    problem: Problem, target: Target, tile: Tile, *, skips: bool, mask: float = 0.0, made: tuple[Phase, ...] = ()
-) -> list[Phase]:
-    """Tiles of queries go through the keys that they see. mask: bytes of a mask that is read as a tensor, after `made` made it."""
+def fused(problem: Problem, target: Target, family: str, tile: Tile, *, skips: bool, mask: float = 0.0) -> Phase:
+    """Tiles of queries go through the keys that they see. mask: bytes of one that is read as a tensor."""
     packed = problem["h"] // problem["g"] if target.kind == "gpu" and problem["q"] < tile[0] else 1  # heads of a group as rows
     rows, keys = min(tile[0], max(1, problem["q"])), tile[1]
     pairs = problem.heads * (problem.pairs(rows, keys) if skips else problem.all_pairs)
@@ -70,12 +61,12 @@ def fused(
     tasks = problem.heads * math.ceil(problem["q"] / rows)
     if target.kind == "gpu" and tasks < target.units:
         tasks = max(tasks, min(target.units, tasks * math.ceil(problem["k"] / SPLIT_KEYS)))
-    return [*made, Phase(
-        "attention", flops=2.0 * pairs * (problem["d"] + problem["e"]),
+    return Phase(
+        "attention", family, flops=2.0 * pairs * (problem["d"] + problem["e"]),
         operations=pairs * (problem.per_score + bool(mask)) + pairs / rows * problem.conversions,
         bytes=once, working_set=once, rereads=max(0.0, read - problem.keys_bytes), rereads_set=problem["k"] * problem.row_bytes,
         rows=rows, tasks=tasks,
-    )]  # fmt: skip
+    )  # fmt: skip
 
 
 def sdpa(problem: Problem, target: Target) -> list[Phase]:
@@ -83,65 +74,70 @@ def sdpa(problem: Problem, target: Target) -> list[Phase]:
     if target.kind == "cpu" and problem["d"] != problem["e"]:
         return eager(problem, target)
     q = problem["q"]
-    rows = (256 if q >= 768 else 64 if q >= 192 else 32) if target.kind == "cpu" else 128
-    if needs_mask(problem):
-        return fused(problem, target, (rows, 512), skips=False, mask=mask_bytes(problem), made=tuple(additive(problem)))
-    return fused(problem, target, (rows, 512 if target.kind == "cpu" else 128), skips=True)
+    rows, keys = (256 if q >= 768 else 64 if q >= 192 else 32, 512) if target.kind == "cpu" else (128, 128)
+    if not needs_mask(problem):
+        return [fused(problem, target, "sdpa", (rows, keys), skips=True)]
+    family = "sdpa-masked" if target.kind == "gpu" else "sdpa"  # on a GPU another kernel, on a CPU the same
+    masked = fused(problem, target, family, (rows, keys), skips=False, mask=mask_bytes(problem))
+    return [*additive(problem, PASSES["torch"]), masked]
 
 
 def sdpa_repeated(problem: Problem, target: Target) -> list[Phase]:
-    return [*repeated(problem), *sdpa(many_heads(problem), target)]
+    return [*repeated(problem, PASSES["torch"]), *sdpa(many_heads(problem), target)]
 
 
-def blocks(tile: Tile) -> Callable[[Problem, Target], list[Phase]]:
+def blocks(family: str, tile: Tile) -> Callable[[Problem, Target], list[Phase]]:
     """Kernels that visit the blocks that the mask leaves and compute mask and biases inside."""
-    return lambda problem, target: fused(problem, target, tile, skips=True)
+    return lambda problem, target: [fused(problem, target, family, tile, skips=True)]
 
 
-def local(problem: Problem, target: Target, *, fused_chunks: bool) -> list[Phase]:
+def local(problem: Problem, target: Target, *, runtime: str, family: str) -> list[Phase]:
     """Queries in chunks, each beside the keys of its band: keys and values are gathered, then attended to."""
     cut = chunking(band(problem.spec.mask) or Band(0, 0))
     count = math.ceil(problem["q"] / cut.rows)
     spec = problem.spec.with_(mask=None, score=tuple(c for c in problem.spec.score if c.name != "add"))
-    shape = {**problem.shape, "b": problem["b"] * count, "q": cut.rows, "k": cut.keys}
-    chunk = Problem(spec, shape, problem.dtype)
+    chunk = replace(problem, spec=spec, shape={**problem.shape, "b": problem["b"] * count, "q": cut.rows, "k": cut.keys})
     copied = 2.0 * (chunk.queries_bytes + chunk.keys_bytes)
-    gather = Phase("gather", bytes=copied, working_set=copied, launches=4)
     pairs = problem["b"] * count * cut.rows * cut.keys  # one mask for all heads
-    mask = Phase(
-        "mask", operations=3.0 * pairs, bytes=4.0 * pairs * problem.width, working_set=pairs * problem.width, launches=12
-    )
-    if fused_chunks:
-        return [gather, mask, *fused(chunk, target, (cut.rows, cut.keys), skips=False, mask=pairs * problem.width)]
-    return [gather, mask, *eager(chunk, target, masked=pairs * problem.width)]
+    before = [
+        Phase("gather", f"{family}-chunks", bytes=copied, working_set=copied),
+        Phase("mask", PASSES[runtime], operations=3.0 * pairs, bytes=4.0 * pairs * problem.width,
+              working_set=pairs * problem.width, launches=12),
+    ]  # fmt: skip
+    if runtime == "torch":
+        return [*before, fused(chunk, target, family, (cut.rows, cut.keys), skips=False, mask=pairs * problem.width)]
+    return [*before, *spelled_out(chunk, runtime, pairs * problem.width, family)]
 
 
-def eager(problem: Problem, target: Target, *, masked: float | None = None) -> list[Phase]:
+def eager(problem: Problem, target: Target, *, runtime: str = "torch") -> list[Phase]:
     """Product, score terms, softmax, product as nodes of their own: each reads and writes the score matrix."""
-    made: list[Phase] = additive(problem) if masked is None else []
-    mask = mask_bytes(problem) if masked is None else masked
+    grown = many_heads(problem)
+    before = [*repeated(problem, PASSES[runtime]), *additive(problem, PASSES[runtime])]
+    return [*before, *spelled_out(grown, runtime, mask_bytes(problem), "eager" if runtime == "torch" else "ort-eager")]
+
+
+def spelled_out(problem: Problem, runtime: str, mask: float, family: str) -> list[Phase]:
     scores = problem.heads * problem.all_pairs
     matrix = scores * problem.width
-    terms = len(problem.spec.score) - len(problem.spec.biases) + (1 if mask else 0)
-    passes = [Phase("scores", operations=scores, bytes=2.0 * matrix, working_set=2.0 * matrix) for _ in range(terms)]
+    terms = len(problem.spec.score) - len(problem.spec.biases)
+    passes = [
+        Phase("scores", PASSES[runtime], operations=scores, bytes=2.0 * matrix, working_set=2.0 * matrix) for _ in range(terms)
+    ]
     if mask:
-        passes[-1] = replace(passes[-1], bytes=2.0 * matrix + mask)
-    softmax = Phase("scores", operations=5.0 * scores, bytes=2.0 * matrix, working_set=2.0 * matrix)
-    grown = many_heads(problem) if problem["h"] != problem["g"] else problem
-    return [
-        *(repeated(problem) if grown is not problem else []), *made,
-        product(grown, scores, matrix, problem["d"]), *passes, softmax, product(grown, scores, matrix, problem["e"]),
-    ]  # fmt: skip
+        passes.append(Phase("scores", PASSES[runtime], operations=scores, bytes=2.0 * matrix + mask, working_set=2.0 * matrix))
+    softmax = Phase("softmax", f"{family}-softmax", operations=5.0 * scores, bytes=2.0 * matrix, working_set=2.0 * matrix)
+    first, second = (product(problem, scores, matrix, problem[axis], family) for axis in "de")
+    return [first, *passes, softmax, second]
 
 
-def product(problem: Problem, scores: float, matrix: float, width: int) -> Phase:
+def product(problem: Problem, scores: float, matrix: float, width: int, family: str) -> Phase:
     """Scores from queries and keys, or output from scores and values: [Q, K] by width for every head."""
     operands = problem.heads * (problem["q"] + problem["k"]) * width * problem.width
-    return Phase("products", flops=2.0 * scores * width, bytes=matrix + operands, working_set=matrix + operands,
-                 rows=min(problem["q"], problem["k"]), tasks=problem.heads)  # fmt: skip
+    return Phase("products", family, flops=2.0 * scores * width, bytes=matrix + operands, working_set=matrix + operands,
+                 rows=problem["q"], tasks=problem.heads)  # fmt: skip
 
 
-def by_head(problem: Problem, target: Target, *, builtin: bool) -> list[Phase]:
+def by_head(problem: Problem, target: Target, family: str, *, builtin: bool) -> list[Phase]:
     """onnxruntime's operators: one call, in which each head makes its whole score matrix; what is hidden is not normalised.
 
     A mask that is not built in is a tensor, and is copied for every head before its scores are added to it.
@@ -153,52 +149,64 @@ def by_head(problem: Problem, target: Target, *, builtin: bool) -> list[Phase]:
     once = problem.queries_bytes + problem.keys_bytes + masked
     passes = 4.0 + (2.0 if masked else 0.0)  # written, normalised in place, read; the mask copied in
     call = Phase(
-        "attention", flops=2.0 * scores * (problem["d"] + problem["e"]), operations=seen * problem.per_score,
+        "attention", family, flops=2.0 * scores * (problem["d"] + problem["e"]), operations=seen * problem.per_score,
         bytes=once, working_set=once, rereads=passes * problem.heads * head, rereads_set=head * min(problem.heads, max(1, target.units)),
         rows=problem["q"], tasks=problem.heads,
     )  # fmt: skip
-    return [*([] if builtin else additive(problem)), call]
+    return [*([] if builtin else additive(problem, PASSES["onnxruntime"])), call]
 
 
 def ort_gqa(problem: Problem, target: Target) -> list[Phase]:
-    return by_head(problem, target, builtin=True)
+    return [*turned(problem), *by_head(problem, target, "ort-gqa", builtin=True)]
 
 
 def ort_mha(problem: Problem, target: Target) -> list[Phase]:
     """Grouped heads are repeated first. Without mask it works on tiles; a causal mask is built in but not skipped."""
-    grown = many_heads(problem) if problem["h"] != problem["g"] else problem
-    before = repeated(problem) if grown is not problem else []
+    grown = many_heads(problem)
+    before = [*repeated(problem, PASSES["onnxruntime"]), *turned(grown)]
     if problem.spec.mask is None and not problem.spec.biases:
-        return [*before, *fused(grown, target, (64, 64), skips=False)]
-    return [*before, *by_head(grown, target, builtin=builtin_causal(problem))]
+        return [*before, fused(grown, target, "ort-mha-tiles", (64, 64), skips=False)]
+    return [*before, *by_head(grown, target, "ort-mha", builtin=builtin_causal(problem))]
 
 
 def onnx_attention(problem: Problem, target: Target) -> list[Phase]:
-    return by_head(problem, target, builtin=builtin_causal(problem))
+    before = [] if problem.heads_first else [copied(problem, "ort-transpose", 3)]
+    return [*before, *by_head(problem, target, "onnx-attention", builtin=builtin_causal(problem))]
+
+
+def turned(problem: Problem) -> list[Phase]:
+    """Operators that read [B, L, H * D] turn it inside; where heads come first, it is turned before as well."""
+    return [copied(problem, "ort-transpose", 4)] * (2 if problem.heads_first else 1)
+
+
+def copied(problem: Problem, family: str, launches: int) -> Phase:
+    moved = 2.0 * (problem.queries_bytes + problem.keys_bytes)
+    return Phase("transpose", family, bytes=moved, working_set=moved, launches=launches)
 
 
 def many_heads(problem: Problem) -> Problem:
     """The same with a key head for every query head."""
-    return replace(problem, shape={**problem.shape, "g": problem["h"]})
+    return problem if problem["h"] == problem["g"] else replace(problem, shape={**problem.shape, "g": problem["h"]})
 
 
-def repeated(problem: Problem) -> list[Phase]:
+def repeated(problem: Problem, family: str) -> list[Phase]:
     """Keys and values of grouped heads written out for every query head."""
-    written = many_heads(problem).keys_bytes
-    copied = problem.keys_bytes + written
-    return [Phase("repeat", bytes=copied, working_set=copied, launches=4)]
+    if problem["h"] == problem["g"]:
+        return []
+    moved = problem.keys_bytes + many_heads(problem).keys_bytes
+    return [Phase("repeat", family, bytes=moved, working_set=moved, launches=4)]
 
 
 KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
     "sdpa": sdpa,
     "sdpa-repeated": sdpa_repeated,
-    "flex": blocks((128, 128)),
-    "triton": blocks((128, 64)),
-    "local-sdpa": lambda problem, target: local(problem, target, fused_chunks=True),
-    "local-attention": lambda problem, target: local(problem, target, fused_chunks=False),
+    "flex": blocks("flex", (128, 128)),
+    "triton": blocks("triton", (128, 64)),
+    "local-sdpa": partial(local, runtime="torch", family="local-sdpa"),
+    "local-attention": partial(local, runtime="onnxruntime", family="local-attention"),
     "ort-gqa": ort_gqa,
     "ort-mha": ort_mha,
     "onnx-attention": onnx_attention,
     "eager": eager,
-    "ort-eager": eager,
+    "ort-eager": partial(eager, runtime="onnxruntime"),
 }

@@ -15,7 +15,7 @@ import torch
 
 from attnopt.cost.target import Target
 
-SIDE = 1024  # of the square matrices: large enough for the peak
+SIDES = (256, 384, 512, 768)  # of square matrices: large enough for the peak, short enough to run undisturbed
 TYPES = ("float32", "bfloat16", "float16", "int8")
 SLOW = 0.05  # a type that is slower than this share of float32 has no kernel of its own here: its rate would mislead
 SIZES = tuple(2**n for n in (18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28))  # working sets: 256 KB to 256 MB
@@ -45,7 +45,7 @@ def with_rates(
     for dtype in types:
         said(f"products of {dtype}")
         rate = product_rate(dtype, seconds)
-        if rate is not None and rate > SLOW * peak.get("float32", 0.0):
+        if rate is not None and rate / 1e12 > SLOW * peak.get("float32", 0.0):
             peak[dtype] = rate / 1e12
     levels = []
     for size in sizes:
@@ -64,29 +64,41 @@ def falling(levels: list[tuple[float, float]]) -> Iterator[tuple[float, float]]:
         yield size, max(rate for _, rate in levels[i:])
 
 
+def clock() -> Callable[[], float]:
+    """What seconds are counted by: on one thread those of this process alone, so that what others do is not counted."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def least_seconds(run: Callable[[], object], seconds: float) -> float:
     """The quickest of repeated runs: what disturbs a machine only ever adds."""
+    now = clock()
     run()
-    best, until = float("inf"), time.perf_counter() + seconds
+    best, until = float("inf"), now() + seconds
     while True:
-        started = time.perf_counter()
+        started = now()
         run()
-        ended = time.perf_counter()
+        ended = now()
         best = min(best, ended - started)
         if ended > until:
             return best
 
 
 def product_rate(dtype: str, seconds: float) -> float | None:
-    """Operations a second of a large square product; None where torch has none of this type here."""
+    """Operations a second of square products, the best of several sizes; None where torch has none of this type here."""
     generator = torch.Generator().manual_seed(0)
-    a = torch.randn(SIDE, SIDE, generator=generator)
+    return max(
+        (rate for side in SIDES if (rate := square(dtype, side, generator, seconds / len(SIDES))) is not None), default=None
+    )
+
+
+def square(dtype: str, side: int, generator: torch.Generator, seconds: float) -> float | None:
+    a = torch.randn(side, side, generator=generator)
     try:
         if dtype == "int8":
             whole = a.clamp(-2, 2).mul(50).to(torch.int8)
-            return 2.0 * SIDE**3 / least_seconds(lambda: torch._int_mm(whole, whole), seconds)
+            return 2.0 * side**3 / least_seconds(lambda: torch._int_mm(whole, whole), seconds)
         typed = a.to(getattr(torch, dtype))
-        return 2.0 * SIDE**3 / least_seconds(lambda: typed @ typed, seconds)
+        return 2.0 * side**3 / least_seconds(lambda: typed @ typed, seconds)
     except (RuntimeError, AttributeError):
         return None
 

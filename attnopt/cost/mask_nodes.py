@@ -5,6 +5,8 @@ causal & padding      ->   q <= k on [Q, K] (9 bytes a pair: int64 in, bool out)
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attnopt.cost.phase import Phase
 from attnopt.cost.problem import Problem
 from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, expand_term
@@ -14,9 +16,11 @@ TRUTHS = ("and", "or", "not", "lt", "le", "gt", "ge", "eq", "ne")
 AXES = {"b": "b", "h": "h", "q": "q", "row": "q", "k": "k"}
 
 
-def additive(problem: Problem) -> list[Phase]:
+def additive(problem: Problem, family: str) -> list[Phase]:
     """The passes that make the one additive mask of a site from its biases and its mask; none where there is nothing to make."""
     spec = problem.spec
+    if problem.held_mask:
+        return []
     biases = [b for b in spec.biases if not isinstance(b, Const)]
     made: list[Phase] = []
     extents = [write(expr, problem, made)[0] for expr in [*biases, *([spec.mask] if spec.mask is not None else [])]]
@@ -24,7 +28,7 @@ def additive(problem: Problem) -> list[Phase]:
     made += [node(whole, 3 * problem.width, problem) for _ in range(max(0, len(biases) - 1))]
     if spec.mask is not None:
         made.append(node(whole, TRUTH + problem.width, problem))  # where(mask, bias, lowest)
-    return [phase for phase in made if phase.bytes]
+    return [replace(phase, family=family) for phase in made if phase.bytes]
 
 
 def mask_bytes(problem: Problem) -> float:
@@ -65,4 +69,4 @@ def size(axes: frozenset[str], problem: Problem) -> float:
 
 def node(axes: frozenset[str], each: float, problem: Problem) -> Phase:
     count = size(axes, problem)
-    return Phase("mask", operations=count, bytes=count * each, working_set=count * each)
+    return Phase("mask", "", operations=count, bytes=count * each, working_set=count * each)

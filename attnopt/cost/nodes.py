@@ -86,8 +86,8 @@ def estimate_node(node: Node, sizes: Mapping[str, int], target: Target, runtime:
     numbers = 0.0 if out is None else float(math.prod(out))
     moved = sum(bytes_of(v, sizes) for v in (*node.inputs, *node.outputs) if v is not None and not small(v, sizes))
     name = "ort-elementwise" if runtime == "onnxruntime" else "elementwise"
-    phase = Phase(node.op, operations=numbers * WORK.get(node.op, 1), bytes=moved, working_set=moved)
-    return of_phases([phase], known, target.efficiency(name), target)
+    phase = Phase(node.op, name, operations=numbers * WORK.get(node.op, 1), bytes=moved, working_set=moved)
+    return of_phases([phase], known, target)
 
 
 def product(
@@ -102,11 +102,11 @@ def product(
     if right.is_constant and len(right.shape or ()) == 2:
         return estimate_linear(math.prod(out[:-1]), width, out[-1], dtype, weights, target=target, runtime=runtime)
     moved = sum(bytes_of(v, sizes) for v in (data, right, node.output) if v is not None)
-    rows = min(out[-2:]) if len(out) > 1 else 1
-    phase = Phase(
-        "products", flops=2.0 * math.prod(out) * width, bytes=moved, working_set=moved, rows=rows, tasks=math.prod(out[:-2])
-    )
-    return of_phases([phase], dtype, target.efficiency("ort-eager" if runtime == "onnxruntime" else "eager"), target)
+    rows = out[-2] if len(out) > 1 else 1
+    name = "ort-eager" if runtime == "onnxruntime" else "eager"
+    tasks = math.prod(out[:-2])
+    phase = Phase("products", name, flops=2.0 * math.prod(out) * width, bytes=moved, working_set=moved, rows=rows, tasks=tasks)
+    return of_phases([phase], dtype, target)
 
 
 def attention_shape(node: Node, sizes: Mapping[str, int]) -> dict[str, int] | None:

@@ -2,7 +2,7 @@
 
     compute = flops / (peak * products) + operations / (float32 peak * scores)
     move    = bytes / (bandwidth of the working set * memory) + rereads / (bandwidth of theirs * memory)
-    seconds = launches * launch + waves * (the longer + what of the shorter does not hide behind it)
+    seconds = launches * launch + waves * (compute + move - what of the shorter hides behind the longer)
 
     waves   = ceil(tasks / units) * units / tasks         133 tiles on 132 units take as long as 264
 
@@ -12,11 +12,14 @@ Source: "Roofline: An Insightful Visual Performance Model" (Williams et al.), wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from attnopt.cost.efficiency import Efficiency
+import numpy as np
+
 from attnopt.cost.target import Target
+
+Numbers = Any  # a float, or an array of them where many phases are priced at once
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,11 @@ class Phase:
 
     bytes: moved once, by a pass whose working set is `working_set`. rereads: bytes read again, from where `rereads_set` bytes stay.
     rows: of the products, the smaller side. tasks: parts that run side by side (0: as many as the machine likes).
+    family: whose shares of the target's rates hold. dtype: of its products, where it is not that of the whole.
     """
 
     what: str
+    family: str
     flops: float = 0.0
     operations: float = 0.0
     bytes: float = 0.0
@@ -37,17 +42,33 @@ class Phase:
     rows: float = math.inf
     tasks: float = 0.0
     launches: float = 1.0
+    dtype: str = ""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Seconds of a phase at the full rates of the target, before any kernel's shares; numbers, or arrays of one length.
+
+    launches: how many. few: one over the rows of its products. waves: see above.
+    """
+
+    products: Numbers
+    scores: Numbers
+    memory: Numbers
+    launches: Numbers
+    few: Numbers
+    waves: Numbers
 
 
 @dataclass(frozen=True)
 class Parts:
     """Seconds of a phase by what they are spent on; `total` is less than their sum where they overlap."""
 
-    products: float
-    scores: float
-    memory: float
-    launch: float
-    total: float
+    products: Numbers
+    scores: Numbers
+    memory: Numbers
+    launch: Numbers
+    total: Numbers
 
 
 def waves(tasks: float, units: int) -> float:
@@ -55,24 +76,25 @@ def waves(tasks: float, units: int) -> float:
     return math.ceil(tasks / units) * units / tasks if tasks > 0 and units > 0 else 1.0
 
 
-def priced(phase: Phase, dtype: str, efficiency: Efficiency, target: Target) -> Parts:
-    """The seconds of one phase on a target whose rates are known."""
-    ramp = (
-        1.0 + efficiency.ramp / phase.rows if phase.rows > 1 else 1.0
-    )  # one row is no product: it is read once, and memory bounds it
-    products = phase.flops / (target.rate(dtype) * efficiency.products) * ramp
-    scores = phase.operations / (target.rate("float32") * efficiency.scores)
-    memory = moved(phase.bytes, phase.working_set, target) + moved(phase.rereads, phase.rereads_set, target)
-    memory /= efficiency.memory
-    launch = phase.launches * (target.launch + efficiency.launch)
-    longer, shorter = max(products + scores, memory), min(products + scores, memory)
-    busy = longer + (1.0 - efficiency.overlap) * shorter
-    return Parts(products, scores, memory, launch, launch + waves(phase.tasks, target.units) * busy)
+def features(phase: Phase, dtype: str, target: Target) -> Features:
+    return Features(
+        products=phase.flops / target.rate(phase.dtype or dtype),
+        scores=phase.operations / target.rate("float32"),
+        memory=moved(phase.bytes, phase.working_set, target) + moved(phase.rereads, phase.rereads_set, target),
+        launches=phase.launches,
+        few=1.0 / phase.rows,
+        waves=waves(phase.tasks, target.units),
+    )
 
 
 def moved(count: float, working_set: float, target: Target) -> float:
     return count / target.bandwidth_at(working_set) if count else 0.0
 
 
-def total(parts: Sequence[Parts]) -> float:
-    return sum(p.total for p in parts)
+def priced(at: Features, efficiency: Any, launch: float) -> Parts:
+    """The seconds of a phase under an Efficiency (or what holds arrays under its names). launch: seconds of any call."""
+    products = at.products / efficiency.products * (1.0 + efficiency.ramp * at.few)
+    scores, memory = at.scores / efficiency.scores, at.memory / efficiency.memory
+    started = at.launches * (launch + efficiency.launch)
+    hidden = efficiency.overlap * np.minimum(products + scores, memory)
+    return Parts(products, scores, memory, started, started + at.waves * (products + scores + memory - hidden))

@@ -27,6 +27,8 @@ class Problem:
     spec: AttentionSpec
     shape: Mapping[str, int]
     dtype: str = "float32"
+    heads_first: bool = True  # q, k and v arrive as [B, H, L, D], not as [B, L, H, D]
+    held_mask: bool = False  # the graph holds mask and biases as a tensor already
 
     def __getitem__(self, axis: str) -> int:
         return self.shape[axis]

@@ -2,7 +2,8 @@
 
     load_target("h200+torch")   ->   (Target(name="h200", arch="sm_90", …), "torch")
 
-`cpu` is the machine that attnopt runs on: its cores and caches are read when it is loaded.
+`cpu` is the machine that attnopt runs on: its cores and caches are read when it is loaded, and what `attnopt calibrate` measured of it
+stands in a file of the user's (`target_file`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from attnopt.cost.efficiency import PLAIN, Efficiency, efficiencies, shipped
-from attnopt.errors import UnknownTarget
+from attnopt.cost.target_file import measured_path
+from attnopt.errors import UnknownTarget, UnreadableTarget
 
 RUNTIMES = ("torch", "onnxruntime")
 LINUX_CORE = Path("/sys/devices/system/cpu/cpu0")  # the kernel's own table, the same on every Linux
@@ -93,12 +95,28 @@ def all_targets() -> list[Target]:
 
 
 @cache
-def read(name: str) -> Target:
+def shipped_data(name: str) -> dict[str, Any]:
     text = (resources.files("attnopt.cost") / "targets" / f"{name}.toml").read_text(encoding="utf-8")
-    data = tomllib.loads(text)
-    if data["kind"] == "cpu":
-        data = this_machine() | data
-    return target_from(name, data)
+    return tomllib.loads(text)
+
+
+def read(name: str) -> Target:
+    """The target as shipped; of `cpu` what the system tells, and what was measured where it was."""
+    data = shipped_data(name)
+    if data["kind"] != "cpu":
+        return target_from(name, data)
+    path = measured_path()
+    try:
+        measured = tomllib.loads(path.read_text(encoding="utf-8"))
+        return target_from(name, this_machine() | data | measured)
+    except FileNotFoundError:
+        return target_from(name, this_machine() | data)
+    except (OSError, ValueError, TypeError) as failure:
+        raise UnreadableTarget(
+            f"the target file cannot be read: {failure}",
+            where=str(path),
+            next_move="Delete it, or run `attnopt calibrate` again.",
+        ) from None
 
 
 def target_from(name: str, data: dict[str, Any]) -> Target:

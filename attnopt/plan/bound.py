@@ -3,8 +3,9 @@
     resample n of n, t* = (mean* - mean) / se*          bound = mean - (5 % quantile of t*) * se
 
 Losses are skewed (most samples lose little, some much), where the plain percentile of resampled means covers the true mean far too
-seldom: 77 % instead of 95 % for eight log-normal losses, 86 % with this one (`tests/plan/test_bound.py` measures it). The samples
-are independent sequences, never tokens of one. Source: Efron and Tibshirani, "An Introduction to the Bootstrap", chapter 12.5.
+seldom: for sixteen log-normal losses (sigma 1) in 81 % of 4,000 trials, this one in 89 %; for exponential losses in 93 %, for normal
+ones in 95 % (`tests/plan/test_bound.py`). The samples are independent sequences, never tokens of one.
+Source: Efron and Tibshirani, "An Introduction to the Bootstrap", chapter 12.5.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def upper_bound(values: Sequence[float], *, seed: int = 0, level: float = LEVEL)
         return math.inf
     if len(x) == 1:
         return math.inf if x[0] else 0.0
-    spread = float(x.std(ddof=1)) / math.sqrt(len(x))
-    if spread == 0.0:
+    if x.min() == x.max():
         return float(x[0])
+    spread = float(x.std(ddof=1)) / math.sqrt(len(x))
     drawn = x[np.random.default_rng(seed).integers(0, len(x), (RESAMPLES, len(x)))]
     spreads = drawn.std(1, ddof=1) / math.sqrt(len(x))
     t = (drawn.mean(1) - x.mean()) / np.maximum(spreads, LEAST_SPREAD * spread)

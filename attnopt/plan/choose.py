@@ -15,10 +15,12 @@ from torch import Tensor
 
 from attnopt.codegen import LOWERINGS
 from attnopt.codegen.lowering import Lowering
+from attnopt.cost.target import Target, read
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
+from attnopt.plan.predict import best, example_shapes, predicted
 from attnopt.plan.timing import in_turn
 from attnopt.report.data import Choice
 
@@ -58,20 +60,35 @@ def applicable(site: Site, host: Host, runtime: str, opset: int) -> tuple[list[L
 
 
 def choose(
-    host: Host, sites: Sequence[Site], inputs: Mapping[str, Tensor] | None, *, runtime: str, opset: int, select: str
+    host: Host,
+    sites: Sequence[Site],
+    inputs: Mapping[str, Tensor] | None,
+    *,
+    runtime: str,
+    opset: int,
+    select: str,
+    target: Target | None = None,
 ) -> list[Chosen]:
-    """One choice per site. `inputs` are needed for select="measure"."""
+    """One choice per site. `inputs` are needed for select="measure", and a target (default: this machine) for "model"."""
     known: dict[tuple[str, str, bool], Chosen] = {}
     result = []
     for site in sites:
         key = (str(site.spec), str(site.shape), is_fused(site))
         if key not in known:
-            known[key] = choose_one(host, site, inputs, runtime, opset, select)
+            known[key] = choose_one(host, site, inputs, runtime, opset, select, target)
         result.append(replace(known[key], site=site))
     return result
 
 
-def choose_one(host: Host, site: Site, inputs: Mapping[str, Tensor] | None, runtime: str, opset: int, select: str) -> Chosen:
+def choose_one(
+    host: Host,
+    site: Site,
+    inputs: Mapping[str, Tensor] | None,
+    runtime: str,
+    opset: int,
+    select: str,
+    target: Target | None = None,
+) -> Chosen:
     fits, refused = applicable(site, host, runtime, opset)
     if not fits:
         why = refused[0].why if refused else f"no kernel for host {host.kind}"
@@ -79,10 +96,22 @@ def choose_one(host: Host, site: Site, inputs: Mapping[str, Tensor] | None, runt
     if select == "always" or inputs is None:
         return Chosen(site, fits[0], "first kernel that computes it", (Choice(fits[0].name, True, "exact"), *refused))
     if select == "model":
-        if is_fused(site):
-            return Chosen(site, None, "one kernel already", tuple(refused))
-        return Chosen(site, fits[0], "predicted: the score matrix never leaves the kernel", tuple(refused))
+        return by_model(host, site, fits, refused, inputs, target or read("cpu"))
     return measured(host, site, fits, refused, inputs)
+
+
+def by_model(
+    host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence[Choice], inputs: Mapping[str, Tensor], target: Target
+) -> Chosen:
+    """The kernel that is predicted to be fastest at the example's sizes; nothing runs."""
+    shapes = example_shapes(host, site, inputs)
+    if not shapes:
+        kept = None if is_fused(site) else fits[0]
+        return Chosen(site, kept, "not predicted: a length is only known when the model runs", tuple(refused))
+    times = predicted(site, fits, target, shapes, host=host.kind)
+    name, why = best(site, times)
+    choices = [Choice(n, n == name, f"predicted {e.seconds * 1e3:.3g} ms, {e.why}") for n, e in times.items()]
+    return Chosen(site, next((x for x in fits if x.name == name), None), why, (*choices, *refused))
 
 
 def measured(host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence[Choice], inputs: Mapping[str, Tensor]) -> Chosen:

@@ -27,14 +27,14 @@ def explored(setting: Setting, model: str, budgets: Sequence[float] = BUDGETS) -
     search.measure_kinds()
     search.measure_options()
     plans: dict[tuple[int, ...], tuple[str, float | None]] = {}
+    for kind in search.kinds:
+        plans.setdefault(uniform(search.classes, kind), (f"{kind} everywhere", None))
     for allowed in progress(list(budgets), "budgets"):
         for goal in ("time", "memory"):
             search.goal = goal
             found = search.chosen(allowed)
             if found and found[0].saved > 0:
                 plans.setdefault(found[0].picks, (f"budget {allowed:g}, {goal}", allowed))
-    for kind in search.kinds:
-        plans.setdefault(uniform(search.classes, kind), (f"{kind} everywhere", None))
     weights = weight_bytes(setting.host.graph)
     points = [point(search, setting, "exact", None, (0,) * len(search.classes), weights)]
     for picks, (name, budget) in progress(list(plans.items()), "plans"):

@@ -242,7 +242,10 @@ def select_kernels(host: Host, sites: Sequence[Site], request: Request) -> list[
             ready.append(group.sites[0])
         else:
             refused.setdefault(site.name, "no exact pass was asked for")
-    decided = choose(host, ready, request.inputs, runtime=request.runtime, opset=request.opset, select=request.select)
+    machine, _ = load_target(request.target)
+    decided = choose(
+        host, ready, request.inputs, runtime=request.runtime, opset=request.opset, select=request.select, target=machine
+    )
     by_name = {c.site.name: c for c in decided}
     return [by_name.get(s.name) or Chosen(s, None, refused.get(s.name, "")) for s in sites]
 

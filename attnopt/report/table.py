@@ -145,12 +145,13 @@ def number(value: float | None, unit: float) -> str:
 
 
 def target_table(targets: Sequence[Any]) -> Any:
-    body = table("target", "machine", "units", "memory", "bandwidth", "bf16", "arch")
+    body = table("target", "machine", "units", "memory", "bandwidth", "bf16", "arch", "measured")
     for t in targets:
         memory = f"{t.memory / 2**30:.0f} GiB" if t.memory else ""
         bandwidth = f"{t.bandwidth / 1e12:.2f} TB/s" if t.bandwidth else ""
-        peak = f"{t.peak['bfloat16']:.0f} TFLOP/s" if "bfloat16" in t.peak else ""
-        body.add_row(t.name, t.description, str(t.units), memory, bandwidth, peak, t.arch)
+        peak = f"{t.peak['bfloat16']:.3g} TFLOP/s" if "bfloat16" in t.peak else ""
+        when = t.measured or ("no: attnopt calibrate" if t.kind == "cpu" else "")
+        body.add_row(t.name, Text(t.description), str(t.units), memory, bandwidth, peak, t.arch, when)
     return body
 
 

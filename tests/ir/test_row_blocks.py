@@ -16,7 +16,7 @@ LOCAL = [
     "softmax scale(0.25) causal & window(4)",
     "softmax offset(size(k) - size(q)) scale(0.25) causal & window(4)",
     "softmax scale(0.25) softcap(3.0) add(load(bias, b, h, row, k)) causal",
-    "softmax scale(0.25) add(alibi) offset(size(k) - size(q)) causal",
+    "softmax scale(0.25) add((k - q) * 0.5 * (1 + h)) offset(size(k) - size(q)) causal",
     "softmax scale(0.25) load(seen, b, row, k) empty(zero)",
     "softmax scale(0.25) load(seen, b, row, k)",
     "softmax norm(l2) rotary(8, base=100.0) offset(4) scale(2.0) causal",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from attnopt.plan.quality import METRICS, measured_loss, natural_metric
+from attnopt.plan.quality import METRICS, Loss, measured_loss, natural_metric
 
 LOG3 = math.log(3.0)
 
@@ -21,6 +21,7 @@ LOG3 = math.log(3.0)
         ("kl", [[LOG3, 0.0]], [[0.0, 0.0]], 0.75 * math.log(1.5) - 0.25 * math.log(2.0)),
         ("kl", [[0.0, 0.0], [1.0, 2.0]], [[LOG3 + 5.0, 5.0], [1.0, 2.0]], math.log(4 / 3) / 4),
         ("kl", [[7.0, 7.0]], [[9.0, 9.0]], 0.0),
+        ("kl", [[7.0, 7.0, -math.inf]], [[9.0, 9.0, -math.inf]], 0.0),  # a class that the model rules out
         ("cosine", [[1.0, 0.0]], [[3.0, 3.0]], 1.0 - math.sqrt(0.5)),
         ("cosine", [[1.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [0.0, 5.0]], 0.5),
         ("cosine", [[1.0, 0.0]], [[-1.0, 0.0]], 2.0),
@@ -54,3 +55,12 @@ def test_the_mean_over_batches_of_the_first_real_output():
     before = [[ids, torch.tensor([3.0, 4.0]), torch.tensor([9.0])], [ids, torch.tensor([5.0])]]
     after = [[ids + 1, torch.tensor([3.0, 9.0]), torch.tensor([0.0])], [ids, torch.tensor([5.0])]]
     assert measured_loss(METRICS["relative"], before, after) == pytest.approx(0.5)
+
+
+def test_a_loss_from_its_samples():
+    loss = Loss.of("mean KL", [0.1, 0.3])
+    assert (loss.mean, loss.samples, loss.values) == (pytest.approx(0.2), 2, (0.1, 0.3))
+    assert loss.upper > loss.mean
+    assert str(Loss.of("mean KL", [0.25] * 4)) == "mean KL 0.25 (at most 0.25 with 95 % confidence, 4 samples)"
+    assert Loss.of("mean KL", [0.1, math.nan]).mean == math.inf
+    assert Loss.of("mean KL", []).upper == math.inf

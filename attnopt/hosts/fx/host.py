@@ -48,12 +48,11 @@ class InputSpec:
 class FxHost:
     """A flat GraphModule with its calling convention.
 
-    quantized: nodes that were made int8. dropped: placeholders that go at `finish`. remade: inputs that are part of what one was.
+    dropped: placeholders that go at `finish`. remade: inputs that are part of what one was.
     """
 
     module: fx.GraphModule
     captured: Captured
-    quantized: tuple[str, ...] = ()
     edited: bool = False
     dropped: tuple[fx.Node, ...] = ()
     remade: dict[str, tuple[str, Remake, int]] = field(default_factory=dict)
@@ -79,7 +78,7 @@ class FxHost:
     def copy(self) -> FxHost:
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.module.graph, {}))
-        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.quantized, self.edited, remade=dict(self.remade))
+        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.edited, remade=dict(self.remade))
 
     # Editing.
 
@@ -154,7 +153,6 @@ class FxHost:
                 builder, held, (factors or {}).get(node.name), None if reads is None else builder.handle(reads)
             )
             self.graph.moved(held, made)
-        self.quantized = (*self.quantized, *(node.name for node in nodes))
 
     # Running.
 

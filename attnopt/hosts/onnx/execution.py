@@ -17,8 +17,12 @@ EXOTIC = {torch.bfloat16: torch.int16}  # numpy has no such type: the bits trave
 
 
 def session(model: ir.Model) -> ort.InferenceSession:
-    """A session with all of onnxruntime's own optimisations; threads do not spin, so that timings in turn are fair."""
+    """A session with all of onnxruntime's own optimisations, on as many threads as torch has here.
+
+    Threads do not spin, so that timings in turn are fair.
+    """
     options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = ["CPUExecutionProvider"]

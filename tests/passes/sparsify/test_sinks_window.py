@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import hf_models
@@ -18,18 +20,22 @@ from attnopt.patterns import recognise
 from attnopt.plan.choose import emit, reread
 from attnopt.plan.groups import Grouping
 
+sys.path.insert(0, str(Path(__file__).parents[3] / "examples"))
+import trained_models
+from recall_task import recall_batch
+
 
 def groups(host):
     return Grouping(host, recognise(host.graph).sites).of("site")
 
 
-def rewritten(host, kind, lowering):
+def rewritten(host, kind, lowering, windows=(24, 8)):
     """Every site with the candidate of this kind, computed by one lowering."""
     made, replaced = host.copy(), {}
     kernel = next(x for x in LOWERINGS if x.name == lowering)
     specs = []
     for group in groups(made):
-        candidate = next(c for c in SinksWindow(sinks=(4,), windows=(24, 8)).propose(group, None) if c.kind == kind)
+        candidate = next(c for c in SinksWindow(sinks=(4,), windows=windows).propose(group, None) if c.kind == kind)
         (site,) = SinksWindow().apply(candidate, group).sites
         specs.append((str(group.sites[0].spec), str(site.spec)))
         replaced[site.output.value] = emit(made, reread(site, replaced), kernel)
@@ -59,6 +65,21 @@ def test_the_rewritten_model_is_the_model_with_the_mask():
         assert "causal" in before and after == before.replace("causal", "causal & (window(8) | global(4))", 1) or "document" in after
         torch.testing.assert_close(made.runner()({"input_ids": ids})[0], wanted, atol=2e-5, rtol=2e-5)
     assert not torch.allclose(wanted, host.runner()({"input_ids": ids})[0], atol=1e-3)
+
+
+def test_recall_fails_where_the_pair_is_left_out():
+    """Trained to recall pairs from anywhere: a window that holds all of them loses nothing, a narrow one what lies outside."""
+    model, batch = trained_models.recall_model(), recall_batch(4, 16, 200, seed=3)
+    model.config.use_cache = False
+    host = FxHost.from_captured(capture(model, {"input_ids": batch.tokens}))
+    accuracies = {}
+    for window in (256, 8):
+        made, _ = rewritten(host, f"sinks 4 window {window}", "sdpa", windows=(256, 8))
+        logits = made.runner()({"input_ids": batch.tokens})[0]
+        torch.testing.assert_close(logits, model_with_mask(model, batch.tokens, 4, window), atol=1e-3, rtol=1e-3)
+        accuracies[window] = float(batch.accuracy(logits).mean())
+    assert accuracies[256] > 0.98
+    assert accuracies[8] < 0.3
 
 
 def test_without_a_causal_mask_it_looks_ahead_as_well():
