@@ -69,7 +69,7 @@ def test_a_part_of_a_rewritten_host():
     """The rewritten part reads what the original computes, whatever stands before it in the copy."""
     evidence, _ = found()
     host = evidence.host
-    trial = Off((0.125,)).apply(Off((0.125,)).propose(Group(host, ()))[0], Group(host.copy(), ())).host
+    trial = Off((0.125,)).apply(Off((0.125,)).propose(Group(host, ()), None)[0], Group(host.copy(), ())).host
     trial.finish()
     made = host.graph.outputs[0]
     reads = [v for v in made.producer.inputs if v is not None and not v.is_constant]

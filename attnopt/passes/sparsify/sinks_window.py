@@ -4,7 +4,7 @@
 
 Per layer: each site chooses its own sinks and window. Attention without a causal mask looks as far ahead as back. With weight m on
 the keys that are left out, an output changes by at most 2 m max|v|; calibration measures m and orders the candidates, the measured loss
-decides. Time falls with the keys that are left: local attention visits no others.
+decides. A window that no calibration sequence reaches beyond is not offered: its loss there is zero, and unknown elsewhere. Time falls with the keys that are left: local attention visits no others.
 
 Sources: StreamingLLM ("Efficient Streaming Language Models with Attention Sinks"), and the base pattern of "Delta Attention"; the bound
 is that of the dropped mass that sparse methods share.
@@ -20,6 +20,7 @@ from attnopt.ir.expr import Apply, Expr, Term, apply, conjunction, conjuncts
 from attnopt.ir.site import Refusal, Site
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 
+UNSEEN = 1e-9  # less weight than this was on no key at all: a softmax leaves none out
 SOURCE = "Efficient Streaming Language Models with Attention Sinks"
 
 
@@ -46,30 +47,31 @@ class SinksWindow:
         if not found:
             return Refusal(f"the smallest window covers all {length} keys", site.name)
         seen = None if evidence is None else evidence.attention(site)
+        if seen is None:
+            return Refusal("what lies outside of a window is weighed on calibration data, and there are none", site.name)
         ranked = []
         for s, w in found:
-            dropped = bound = None
-            if seen is not None:
-                kept = seen.kept(s, w, 0 if looks_back(site) else w)
-                dropped = 1.0 - float(kept.mean())
-                bound = 2.0 * (1.0 - float(kept.min())) * float(seen.v.max_abs.max())
-            ranked.append((s, w, dropped, bound))
-        ranked.sort(key=lambda c: (c[2] or 0.0, -c[1], -c[0]))
+            kept = seen.kept(s, w, 0 if looks_back(site) else w)
+            dropped, most = 1.0 - float(kept.mean()), 1.0 - float(kept.min())
+            if dropped > UNSEEN:
+                ranked.append((s, w, dropped, 2.0 * most * float(seen.v.max_abs.max())))
+        if not ranked:
+            why = f"no calibration sequence reaches beyond a window of {min(self.windows)}: nothing says what it would lose"
+            return Refusal(why, site.name)
+        ranked.sort(key=lambda c: (c[2], -c[1], -c[0]))
         return [self.candidate(site, *c) for c in ranked]
 
-    def candidate(self, site: Site, sinks: int, window: int, dropped: float | None, bound: float | None) -> Candidate:
-        said = f"{sinks} sinks and a window of {window}"
-        if dropped is not None:
-            said += f": leaves out {dropped:.2g} of the weight, and so changes an output by at most {bound:.2g}"
+    def candidate(self, site: Site, sinks: int, window: int, dropped: float, bound: float) -> Candidate:
         return Candidate(
             self.name,
             False,
-            said,
+            f"{sinks} sinks and a window of {window}: leaves out {dropped:.2g} of the weight, "
+            f"and so changes an output by at most {bound:.2g}",
             SOURCE,
             options={"sinks": sinks, "window": window, "dropped": dropped, "bound": bound},
             kind=f"sinks {sinks} window {window}",
             changes=("mask",),
-            needs="nothing" if dropped is None else "calibration",
+            needs="calibration",
         )
 
     def apply(self, candidate: Candidate, group: Group) -> Group:

@@ -25,6 +25,16 @@ import trained_models
 from recall_task import recall_batch
 
 
+def evidence(dropped=lambda first, window: 0.5 ** (window + first)):
+    """As calibration would say: the share of each of two heads that sinks and a window leave out."""
+
+    def kept(first, window, lookahead):
+        return 1 - torch.tensor([0.5, 1.5]) * dropped(first, window)
+
+    seen = SimpleNamespace(kept=kept, v=SimpleNamespace(max_abs=torch.tensor([1.0, 4.0])))
+    return SimpleNamespace(attention=lambda site: seen)
+
+
 def groups(host):
     return Grouping(host, recognise(host.graph).sites).of("site")
 
@@ -35,7 +45,7 @@ def rewritten(host, kind, lowering, windows=(24, 8)):
     kernel = next(x for x in LOWERINGS if x.name == lowering)
     specs = []
     for group in groups(made):
-        candidate = next(c for c in SinksWindow(sinks=(4,), windows=windows).propose(group, None) if c.kind == kind)
+        candidate = next(c for c in SinksWindow(sinks=(4,), windows=windows).propose(group, evidence(lambda first, window: 1 / window)) if c.kind == kind)
         (site,) = SinksWindow().apply(candidate, group).sites
         specs.append((str(group.sites[0].spec), str(site.spec)))
         replaced[site.output.value] = emit(made, reread(site, replaced), kernel)
@@ -85,7 +95,7 @@ def test_recall_fails_where_the_pair_is_left_out():
 def test_without_a_causal_mask_it_looks_ahead_as_well():
     host = FxHost.from_captured(capture(SelfAttention().eval(), (torch.randn(2, 5, 64),)))
     (group,) = groups(host)
-    candidates = SinksWindow().propose(group, None)
+    candidates = SinksWindow().propose(group, evidence(lambda first, window: 1 / (window + first)))
     assert [c.kind for c in candidates[:3]] == ["sinks 16 window 1024", "sinks 4 window 1024", "sinks 16 window 512"]
     (site,) = SinksWindow().apply(candidates[-1], group).sites
     assert str(site.spec.mask) == "window(64) & lookahead(64) | global(4)"
@@ -97,12 +107,7 @@ def test_calibration_orders_the_candidates_by_the_weight_that_they_leave_out():
     (group,) = groups(host)
     dropped = {(4, 64): 0.1, (4, 128): 0.3, (16, 64): 0.02, (16, 128): 0.01}
 
-    def kept(first, window, lookahead):
-        assert lookahead == window
-        return 1 - torch.tensor([0.5, 1.5]) * dropped[first, window]
-
-    seen = SimpleNamespace(kept=kept, v=SimpleNamespace(max_abs=torch.tensor([1.0, 4.0])))
-    found = SinksWindow(windows=(64, 128)).propose(group, SimpleNamespace(attention=lambda site: seen))
+    found = SinksWindow(windows=(64, 128)).propose(group, evidence(lambda first, window: dropped[first, window]))
     assert [(c.options["sinks"], c.options["window"]) for c in found] == [(16, 128), (16, 64), (4, 64), (4, 128)]
     assert [c.options["dropped"] for c in found] == pytest.approx([0.01, 0.02, 0.1, 0.3], rel=1e-5)
     assert found[2].options["bound"] == pytest.approx(2 * 0.15 * 4.0)
@@ -113,8 +118,15 @@ def test_refusals():
     mistral = hf_models.build("mistral", "sdpa", layers=1)
     ids = torch.randint(0, hf_models.VOCABULARY, (2, 12))
     host = FxHost.from_captured(capture(mistral, {"input_ids": ids, "use_cache": False}))
-    refused = SinksWindow().propose(groups(host)[0], None)
+    refused = SinksWindow().propose(groups(host)[0], evidence())
     assert isinstance(refused, Refusal) and "has a window already" in refused.reason
     host = FxHost.from_captured(capture(SelfAttention().eval(), (torch.randn(2, 5, 64),), dynamic_shapes={"x": None}))
     refused = SinksWindow().propose(groups(host)[0], None)
     assert isinstance(refused, Refusal) and refused.reason == "the smallest window covers all 5 keys"
+    host = FxHost.from_captured(capture(SelfAttention().eval(), (torch.randn(2, 5, 64),)))
+    refused = SinksWindow().propose(groups(host)[0], None)
+    assert isinstance(refused, Refusal) and "weighed on calibration data, and there are none" in refused.reason
+    refused = SinksWindow().propose(groups(host)[0], evidence(lambda first, window: 0.0))
+    assert isinstance(refused, Refusal) and "no calibration sequence reaches beyond a window of 64" in refused.reason
+    (only,) = SinksWindow(sinks=(4,)).propose(groups(host)[0], evidence(lambda first, window: float(window < 128) / 9))
+    assert only.kind == "sinks 4 window 64"
