@@ -109,7 +109,7 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> tuple[OnnxHost, Pla
         sizes = exported.graph.sizes(by_position(exported, inputs))
         machine = load_target(report.target)[0]
         result = Workshop(exported, kernels, machine, "onnxruntime", exported.opset, sizes).built(moves_from(steps, exported))
-    wanted, got = original.runner()(inputs), result.runner()(by_position(result, inputs))
+    wanted, got = original.runner()(inputs), result.runner()(by_position(exported, inputs))
     if steps:
         metric = natural_metric(opened.output_name, first_floating(wanted))
         loss = measured_loss(metric, [wanted], [got])

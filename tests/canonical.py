@@ -23,7 +23,7 @@ BINARY: dict[str, Callable[..., Tensor]] = {
 }  # fmt: skip
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     **{name: getattr(torch, name) for name in (
-        "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "relu", "erf", "sin", "cos", "floor",
+        "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "relu", "erf", "sin", "cos", "floor", "round",
         "isnan", "isinf",
     )},
     "silu": F.silu, "not": torch.logical_not,

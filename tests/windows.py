@@ -99,6 +99,11 @@ SETTINGS = {
     "blocks_and_window": Setting("softmax scale(0.25) causal & chunk(4000) & window(20)"),
     "near_blocks": Setting("softmax scale(0.25) near_blocks(16, 1) & causal"),
     "window_and_more": Setting("softmax scale(0.25) causal & window(60) & (global(4) | window(20))"),
+    "sinks": Setting("softmax scale(0.25) causal & (window(20) | global(4))"),
+    "sinks_and_more": Setting("softmax scale(0.25) causal & (window(20) | global(4)) & padding", **PADDED),
+    "many_sinks_both_sides": Setting(
+        "softmax scale(0.25) add(alibi) window(9) & lookahead(9) | global(90)", operands={"slopes": "h"}
+    ),
     "last_keys": Setting("softmax scale(0.25) causal & window(60) & (last(50) | diagonal)"),
     "softcap": Setting("softmax scale(0.25) softcap(2.0) causal & window(20)"),
     "softcap_then_scale": Setting("softmax scale(0.5) scale(0.5) softcap(2.0) scale(3.0) causal & window(20)"),

@@ -2,6 +2,7 @@
 
     rows 0 … L-1     ->   chunk n, row c           row n·C + c
     keys of chunk n  ->   place j of M             key n·C - behind + j, held inside 0 … L-1
+    with `first`     ->   its first places         keys 0 … first-1, but those that stand among the others already
 
 The grid is [B, N, C, M] with heads apart, as six dimensions (b, g, n, r, c, j). One gather along the length serves whatever is
 indexed by it (keys, values, padding, biases); places that were held inside are taken out by the mask. Where the mask keeps
@@ -91,8 +92,18 @@ class ChunkGrid:
 
     def write_places(self) -> Value:
         """The key at (n, j), also outside of 0 … L-1, [N, M]."""
-        offsets = self.count_up(self.chunks.keys, -self.chunks.behind)
-        return self.binary("add", self.once("first"), offsets)
+        chunks = self.chunks
+        beside = chunks.keys - chunks.first
+        near = self.binary("add", self.once("first"), self.count_up(beside, -chunks.behind))
+        if chunks.first == 0:
+            return near
+        lowest = self.binary("add", self.once("first"), self.number(-chunks.behind))
+        sinks = self.builder.emit("reshape", self.count_up(chunks.first), shape=(1, chunks.first), dtype="int64")
+        after = self.binary("gt", sinks, self.binary("add", lowest, self.number(beside - 1)), "bool")
+        apart = self.binary("or", self.binary("lt", sinks, lowest, "bool"), after, "bool")
+        shape = (self.count, chunks.first)
+        far = self.builder.emit("where", apart, sinks, self.number(-1), shape=shape, dtype="int64")
+        return self.builder.emit("concat", far, near, shape=(self.count, chunks.keys), dtype="int64", axis=1)
 
     def write_keys(self) -> Value:
         """The key at (n, j), held inside, [N, M]."""

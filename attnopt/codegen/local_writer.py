@@ -53,8 +53,12 @@ class LocalWriter:
 
     def score_term(self, expr: Expr) -> Value:
         """A bias or factor on the grid; what follows the distance is one tile for all chunks."""
-        writer = self.nearby if follows_distance(expr) else self.writer
+        writer = self.nearby if self.is_tile(expr) else self.writer
         return as_dtype(writer.write(expr), self.dtype, self.builder)
+
+    def is_tile(self, expr: Expr) -> bool:
+        """Whether the expression is alike in all chunks: the first keys of the sequence lie at another distance from each."""
+        return self.grid.chunks.first == 0 and follows_distance(expr)
 
     @property
     def may_be_empty(self) -> bool:
@@ -67,8 +71,8 @@ class LocalWriter:
         """
         blocks = Term("chunk", (self.grid.chunks.rows,)) if self.grid.chunks.behind == 0 else None
         parts = [p for p in conjuncts(self.site.spec.mask) if p != blocks]
-        near = [self.nearby.truth(p) for p in parts if follows_distance(p)]
-        far = [self.grid.once("inside"), *(self.writer.truth(p) for p in parts if not follows_distance(p))]
+        near = [self.nearby.truth(p) for p in parts if self.is_tile(p)]
+        far = [self.grid.once("inside"), *(self.writer.truth(p) for p in parts if not self.is_tile(p))]
         by_size = sorted(far, key=lambda value: sum(size != 1 for size in shape_of(value)))
         hidden = [self.hide(values) for values in (near, by_size) if values]
         return functools.reduce(lambda x, y: self.binary("add", x, y), hidden)

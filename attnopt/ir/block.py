@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnopt.ir.clause import Clause
 from attnopt.ir.dims import Dim
-from attnopt.ir.graph import Node, Value
+from attnopt.ir.graph import LAYOUT, Node, Value
 from attnopt.ir.layout import Operand
 from attnopt.ir.site import Refusal
 
@@ -329,6 +329,13 @@ def caches(steps: Sequence[Step]) -> tuple[CacheUpdate, ...]:
 
 def rows_kept(steps: Sequence[Step]) -> tuple[CacheUpdate, ...]:
     return tuple(step for step in steps if isinstance(step, CacheUpdate))
+
+
+def origin(value: Value) -> Value:
+    """What a past is before layout operations, windows and casts: an input of the graph, or a constant (a learned prefix)."""
+    while value.producer is not None and value.producer.op in (*LAYOUT, "slice", "cast") and value.producer.inputs[0] is not None:
+        value = value.producer.inputs[0]
+    return value
 
 
 def turn(steps: Sequence[Step]) -> Rotary | None:

@@ -226,6 +226,13 @@ def conjuncts(expr: Expr | None) -> tuple[Expr, ...]:
     return (expr,)
 
 
+def disjuncts(expr: Expr) -> tuple[Expr, ...]:
+    """The alternatives of `a | b | …`, left to right."""
+    if isinstance(expr, Apply) and expr.op == "or":
+        return disjuncts(expr.args[0]) + disjuncts(expr.args[1])
+    return (expr,)
+
+
 def children(expr: Expr) -> tuple[Expr, ...]:
     if isinstance(expr, Load):
         return expr.indices

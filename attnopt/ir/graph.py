@@ -25,7 +25,7 @@ ELEMENTWISE = {
     **dict.fromkeys(("add", "sub", "mul", "div", "pow", "floordiv", "mod", "maximum", "minimum"), "(a, b)"),
     **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"), "(a, b) -> bool"),
     **dict.fromkeys(("neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "relu"), "(x)"),
-    **dict.fromkeys(("gelu", "silu", "erf", "sin", "cos", "floor", "not", "isnan", "isinf"), "(x)"),
+    **dict.fromkeys(("gelu", "silu", "erf", "sin", "cos", "floor", "round", "not", "isnan", "isinf"), "(x)"),
     "where": "(condition, a, b)",
     "cast": "(x) dtype: str",
 }

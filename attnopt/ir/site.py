@@ -146,12 +146,50 @@ class Host(Protocol):
         """Let every user of `old` (and the graph outputs) read `new`."""
         ...
 
+    def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        """None where the model can do without these inputs and outputs; else why its signature must keep them."""
+        ...
+
+    def drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
+        """Take the past (inputs) and present (outputs) of layers that were removed out of what the model takes and returns.
+
+        What is left of a numbered family moves up. Sizes that were read from a dropped input are read elsewhere from `finish` on.
+        """
+        ...
+
+    def refuses_split(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        """None where several tensors can stand where the model takes or returns one of these; else why its signature must stay."""
+        ...
+
+    def split_input(
+        self, value: Value, parts: Sequence[tuple[str, Shape, str]], made: Callable[[Tensor], Sequence[Tensor]]
+    ) -> list[Value]:
+        """Take several tensors (word, shape, dtype) in place of one, from `finish` on; `made` makes them of what was given before.
+
+        In torch they are a tuple where the tensor was; in ONNX the first keeps its name, the others add their word to it.
+        """
+        ...
+
+    def split_outputs(self, parts: Mapping[Value, Sequence[tuple[str, Value]]]) -> None:
+        """Return several values (word, value) in place of one, as `split_input` takes them.
+
+        To be called once before `finish`, and not together with `drop`.
+        """
+        ...
+
+    def adapt(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named inputs of the model as it was opened, as those that it takes now."""
+        ...
+
     def finish(self) -> None:
         """Remove nodes that nothing reads, verify the host's own invariants, and lift `graph` anew."""
         ...
 
     def runner(self) -> Runner:
-        """A callable from named inputs to the list of outputs, as the target runtime runs it."""
+        """A callable from named inputs to the list of outputs, as the target runtime runs it.
+
+        It takes the inputs of the model as it was opened as well: `adapt` makes of them those that it takes now.
+        """
         ...
 
     def tap(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:

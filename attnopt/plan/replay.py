@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from attnopt.codegen import LOWERINGS
 from attnopt.codegen.lowering import Lowering
@@ -106,18 +107,39 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
             )
         names = dict(zip((n.name for n in groups[at].linears), (n.name for n in others[at].linears), strict=True))
         names |= dict(zip(site_nodes(groups[at]), site_nodes(others[at]), strict=False))
-        if any(n not in names for n in (*step.nodes, *step.removes)):
+        removes = removed(step.removes, groups[at], others[at], names)
+        if any(n not in names for n in step.nodes) or removes is None:
             raise PlanError(f"'{step.rewrite}' changes nodes that the export does not have", next_move="Export as .pt2.")
         made.append(
             replace(
                 step,
                 group=others[at].name,
                 nodes=tuple(names[n] for n in step.nodes),
-                removes=tuple(names[n] for n in step.removes),
+                removes=removes,
+                options=in_names(step.options, {a.name: b.name for a, b in zip(old.sites, new.sites, strict=False)}),
                 storage={names[n]: kept for n, kept in step.storage.items()},
             )
         )
     return made
+
+
+def removed(names: Sequence[str], group: Group, other: Group, known: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The nodes that go, in the names of the other group: of a site that goes all that it has there. None where one is not known."""
+    gone = [(a, b) for a, b in zip(group.sites, other.sites, strict=True) if a.nodes and a.nodes[-1].name in names]
+    inside = {n.name for a, _ in gone for n in a.nodes}
+    rest = [n for n in names if n not in inside]
+    if any(n not in known for n in rest):
+        return None
+    return tuple(dict.fromkeys([*(known[n] for n in rest), *(n.name for _, b in gone for n in b.nodes)]))
+
+
+def in_names(options: Any, names: Mapping[str, str]) -> Any:
+    """Options in which every name of a site is that of its twin."""
+    if isinstance(options, Mapping):
+        return {names.get(key, key): in_names(value, names) for key, value in options.items()}
+    if isinstance(options, (list, tuple)):
+        return [in_names(value, names) for value in options]
+    return names.get(options, options) if isinstance(options, str) else options
 
 
 def alike(one: Group, other: Group) -> bool:

@@ -53,21 +53,28 @@ def run_local(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: 
     batch, heads, length, _ = q.shape
     first = torch.arange(0, length, chunks.rows, device=q.device)[:, None]
     rows = (first + torch.arange(chunks.rows, device=q.device)).clamp(max=length - 1)
-    places = first + torch.arange(-chunks.behind, chunks.keys - chunks.behind, device=q.device)
+    places = first + torch.arange(-chunks.behind, chunks.keys - chunks.first - chunks.behind, device=q.device)
+    if chunks.first:
+        sinks = torch.arange(chunks.first, device=q.device).expand(len(first), -1)
+        twice = (sinks >= places[:, :1]) & (sinks <= places[:, -1:])
+        places = torch.cat([sinks.masked_fill(twice, -1), places], 1)
     keys = places.clamp(0, length - 1)
     grid = ChunkedGrid(batch, heads, length, length, 0, q.device, rows=rows, keys=keys)
     operands = dict(zip(parsed.operands, tensors, strict=True))
     near = Grid(batch, heads, chunks.rows, chunks.keys, chunks.behind, q.device, {"q": length, "k": length})
 
+    def is_tile(expr: Expr) -> bool:
+        return chunks.first == 0 and follows_distance(expr)
+
     def value(expr: Expr) -> Tensor:
         """On the grid of chunks; what follows the distance is one tile [B|1, 1, H|1, C, M] for all of them."""
-        if not follows_distance(expr):
+        if not is_tile(expr):
             return evaluate(expr, grid, operands)
         tile = evaluate(expr, near, operands)
         return tile.expand(*(1,) * (4 - tile.ndim), *tile.shape).unsqueeze(1)
 
-    near_parts = [p for p in conjuncts(parsed.mask) if follows_distance(p)]
-    far_parts = [p for p in conjuncts(parsed.mask) if not follows_distance(p)]
+    near_parts = [p for p in conjuncts(parsed.mask) if is_tile(p)]
+    far_parts = [p for p in conjuncts(parsed.mask) if not is_tile(p)]
     inside = (places == keys)[None, :, None, None, :]
     visible = [functools.reduce(Tensor.logical_and, (value(p).bool() for p in near_parts))] if near_parts else []
     visible.append(functools.reduce(Tensor.logical_and, (value(p).bool() for p in far_parts), inside))

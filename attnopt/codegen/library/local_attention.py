@@ -5,6 +5,8 @@ with its square, in standard operators that every ONNX runtime has. With C rows 
 
     q [B, G, N, R·C, D] · k [B, G, N, M, D]'  ->  [B, G, N, R, C, M], + mask, softmax, · v [B, G, N, M, E]
 
+Under `window(w) | global(s)` the first s keys of the sequence stand beside every chunk as well.
+
 Grouped key heads are not repeated: the R query heads of a group are rows of one product. The rest of the mask (padding,
 documents, …) and the biases are written on the same grid.
 

@@ -30,7 +30,7 @@ NAMED: dict[str, Any] = {
     "and": aten.logical_and.default, "or": aten.logical_or.default, "xor": aten.logical_xor.default, "not": aten.logical_not.default,
     **{name: getattr(aten, name).default for name in (
         "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "relu", "gelu", "silu", "erf", "sin", "cos",
-        "floor", "isnan", "isinf",
+        "floor", "round", "isnan", "isinf",
     )},
     "where": aten.where.self, "matmul": aten.matmul.default, "linear": aten.linear.default,
 }  # fmt: skip

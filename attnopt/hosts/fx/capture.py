@@ -32,12 +32,16 @@ from attnopt.hosts.fx.trees import told
 
 @dataclass(frozen=True)
 class Captured:
-    """A traced model: the program, how to call it, the user's example arguments, and which dimensions may vary."""
+    """A traced model: the program, how to call it, the user's example arguments, and which dimensions may vary.
+
+    gone: parameters of the program that the rewritten model has no more.
+    """
 
     program: ExportedProgram
     convention: Convention
     example: Arguments
     dynamic: str = ""
+    gone: frozenset[str] = frozenset()
 
 
 def capture(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Captured:

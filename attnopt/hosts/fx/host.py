@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from attnopt.errors import InputMismatch, UnsupportedFormat
+from attnopt.hosts.adapting import Remake, adapted
+from attnopt.hosts.fx import interface
 from attnopt.hosts.fx.builder import FxBuilder
 from attnopt.hosts.fx.call import Convention, as_call, split
 from attnopt.hosts.fx.capture import Captured
+from attnopt.hosts.fx.dropping import drop, leaves_of, let_go, split_placeholder, unreadable
 from attnopt.hosts.fx.flat import flat_module, has_effect
 from attnopt.hosts.fx.int8 import quantize_linear
 from attnopt.hosts.fx.program import limits, read_with_metadata, save_program, to_onnx
@@ -22,7 +25,9 @@ from attnopt.hosts.fx.state import in_place, with_own_state, without_writes, wri
 from attnopt.hosts.fx.symbols import name_symbols
 from attnopt.hosts.fx.translate import translate
 from attnopt.hosts.fx.trees import told
+from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Graph, Node, Value
+from attnopt.ir.site import Refusal
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,16 @@ class InputSpec:
 
 @dataclass
 class FxHost:
-    """A flat GraphModule with its calling convention."""
+    """A flat GraphModule with its calling convention.
+
+    dropped: placeholders that go at `finish`. remade: inputs that are part of what one was.
+    """
 
     module: fx.GraphModule
     captured: Captured
     edited: bool = False
+    dropped: tuple[fx.Node, ...] = ()
+    remade: dict[str, tuple[str, Remake, int]] = field(default_factory=dict)
     kind: str = "torch"
     _graph: Graph | None = field(default=None, repr=False)
 
@@ -68,7 +78,7 @@ class FxHost:
     def copy(self) -> FxHost:
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.module.graph, {}))
-        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.edited)
+        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.edited, remade=dict(self.remade))
 
     # Editing.
 
@@ -89,10 +99,46 @@ class FxHost:
             if node.target is torch.ops.aten.view.default and not node.kwargs:
                 node.target = torch.ops.aten.reshape.default
         self.module.graph.eliminate_dead_code(has_effect)
+        let_go(self.module, self.dropped)
         self.module.graph.lint()
         self.module.recompile()
-        self.edited = True
+        self.edited, self.dropped = True, ()
         self._graph = None
+
+    def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        nodes = [v.handle for v in inputs]
+        taken, given = leaves_of(self, nodes, outputs)
+        counts = dict.fromkeys(given, 0)
+        refusal = interface.refusal(self.captured, dict.fromkeys(taken, interface.nothing), counts)
+        return refusal or unreadable(self.placeholders(), nodes)
+
+    def drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
+        nodes = [v.handle for v in inputs]
+        taken, given = leaves_of(self, nodes, outputs)
+        self.captured = interface.changed(self.captured, dict.fromkeys(taken, interface.nothing), dict.fromkeys(given, 0))
+        self.dropped = (*self.dropped, *drop(self.module, nodes, given))
+
+    def refuses_split(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        taken, given = leaves_of(self, [v.handle for v in inputs], outputs)
+        remake = dict.fromkeys(taken, lambda leaf: [leaf, leaf])
+        return interface.refusal(self.captured, remake, dict.fromkeys(given, 2))
+
+    def split_input(self, value: Value, parts: Sequence[tuple[str, Shape, str]], made: Remake) -> list[Value]:
+        taken, _ = leaves_of(self, [value.handle], ())
+        nodes = split_placeholder(self.module, value.handle, parts)
+        self.captured = interface.changed(self.captured, dict.fromkeys(taken, made), {})
+        self.remade |= {n.name: (value.name, made, i) for i, n in enumerate(nodes)}
+        self.dropped = (*self.dropped, value.handle)
+        return [Value(n.name, shape, dtype, handle=n) for n, (_, shape, dtype) in zip(nodes, parts, strict=True)]
+
+    def split_outputs(self, parts: Mapping[Value, Sequence[tuple[str, Value]]]) -> None:
+        where = {i: [v.handle for _, v in made] for value, made in parts.items() for i in leaves_of(self, (), [value])[1]}
+        end = next(n for n in self.module.graph.nodes if n.op == "output")
+        end.args = (tuple(x for i, leaf in enumerate(end.args[0]) for x in where.get(i, [leaf])),)
+        self.captured = interface.changed(self.captured, {}, {i: len(made) for i, made in where.items()})
+
+    def adapt(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return adapted([n.name for n in self.placeholders()], inputs, {}, self.remade)
 
     def set_constant(self, value: Value, data: Tensor) -> None:
         held = value.handle
@@ -112,6 +158,7 @@ class FxHost:
 
     def flat_inputs(self, inputs: Mapping[str, Tensor]) -> list[Any]:
         """Named tensors in the order of the placeholders, traced values for the rest."""
+        inputs = self.adapt(inputs) if self.remade else inputs
         return [inputs.get(n.name, leaf) for n, leaf in zip(self.placeholders(), self.convention.leaves(), strict=True)]
 
     def runner(self) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:

@@ -29,55 +29,68 @@ PARAMETERS = "attnopt.parameters"
 def program_of(module: fx.GraphModule, captured: Captured) -> ExportedProgram:
     """The edited graph as an ExportedProgram that is called like the original one."""
     graph = fx.Graph()
-    original = captured.program.module()
     output = graph.graph_copy(module.graph, {})
     graph.output(output)
-    graph.set_codegen(original.graph._codegen)
+    graph.set_codegen(calling(captured))
     whole = fx.GraphModule(module, graph)
     args, kwargs = split(captured.convention.signature, captured.convention.traced)
     parameters = graph._codegen.pytree_info.orig_args
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
     with torch.no_grad(), quiet("torch"):
         try:
-            shapes = dynamic_shapes(captured.program, parameters, args, kwargs)
+            shapes = dynamic_shapes(captured.program, inputs, parameters, args, kwargs)
             return torch.export.export(whole, args, kwargs, dynamic_shapes=shapes, strict=False)
         except torch._dynamo.exc.UserError:  # tracing again may find a condition on a size that no Dim can state, such as s != 7
-            shapes = dynamic_shapes(captured.program, parameters, args, kwargs, automatic=True)
+            shapes = dynamic_shapes(captured.program, inputs, parameters, args, kwargs, automatic=True)
             program = torch.export.export(whole, args, kwargs, dynamic_shapes=shapes, strict=False)
-    if fixed := set(varying(captured.program)) - set(varying(program)):
-        name, axis = min(fixed)
+    if fixed := set(varying(inputs)) - set(varying(program_inputs(program))):
+        at, axis = min(fixed)
         raise UnsupportedFormat(
-            f"torch.export cannot save this model with dimension {axis} of '{name}' left open",
+            f"torch.export cannot save this model with dimension {axis} of '{inputs[at].name}' left open",
             next_move="Export it as .onnx, or optimise with dynamic_shapes that fix this dimension.",
         )
     return program
 
 
-def varying(program: ExportedProgram) -> list[tuple[str, int]]:
+def calling(captured: Captured) -> Any:
+    """How the generated code takes and returns trees: as the program did, but for what it takes and returns no more."""
+    original = captured.program.module().graph._codegen
+    convention, spec = captured.convention, captured.program.call_spec
+    if (convention.in_spec, convention.out_spec) == (spec.in_spec, spec.out_spec):
+        return original
+    info = original.pytree_info
+    names = [name for name in info.orig_args if name not in captured.gone]
+    return fx.graph._PyTreeCodeGen(info._replace(orig_args=names, in_spec=convention.in_spec, out_spec=convention.out_spec))
+
+
+def program_inputs(program: ExportedProgram) -> list[fx.Node]:
+    """The placeholders of what a user gives."""
+    given = {s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"}
+    return [n for n in program.graph.nodes if n.op == "placeholder" and n.name in given]
+
+
+def varying(inputs: Sequence[fx.Node]) -> list[tuple[int, int]]:
     """(input, dimension) of every size that is not fixed."""
-    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
-    inputs = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
-    tensors = [(name, values[name]) for name in inputs if isinstance(values.get(name), torch.Tensor)]
-    return [(name, axis) for name, t in tensors for axis, size in enumerate(t.shape) if isinstance(size, torch.SymInt)]
+    tensors = [(i, n.meta["val"]) for i, n in enumerate(inputs) if isinstance(n.meta.get("val"), torch.Tensor)]
+    return [(i, axis) for i, t in tensors for axis, size in enumerate(t.shape) if isinstance(size, torch.SymInt)]
 
 
 def dynamic_shapes(
     program: ExportedProgram,
+    inputs: Sequence[fx.Node],
     parameters: Sequence[str],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
     automatic: bool = False,
 ) -> Any:
-    """The dimensions that vary in a program, in the form that torch.export takes: equal symbols share one Dim.
+    """The dimensions of the inputs that vary in a program, in the form that torch.export takes: equal symbols share one Dim.
 
     automatic: leave all of them to torch instead.
     """
     dims: dict[str, Any] = {}
-    placeholders = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
-    names = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
     flat: list[Any] = []
-    for name in names:
-        value = placeholders.get(name)
+    for value in (node.meta.get("val") for node in inputs):
         if not isinstance(value, torch.Tensor):
             flat.append(None)
             continue

@@ -22,7 +22,7 @@ from torch.utils._sympy.functions import FloorDiv
 from attnopt.hosts.fx.quotients import without_quotients
 from attnopt.ir.dims import Dim, Shape, make, symbol
 
-LAYER = re.compile(r"(_(key|value)(_cache|s)?)?_?[0-9]*$")  # what tells the tensors of one cache apart
+LAYER = re.compile(r"(_(key|value)(_cache|s)?)?(_?[0-9]+)*$")  # what tells the tensors of one cache apart: past_3_1 is of past
 TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
 

@@ -14,9 +14,11 @@ import torch
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from torch import Tensor
 
+from attnopt.hosts.adapting import Remake, adapted
 from attnopt.hosts.onnx.builder import OnnxBuilder
 from attnopt.hosts.onnx.checking import verify
 from attnopt.hosts.onnx.conversion import convert
+from attnopt.hosts.onnx.dropping import forget_outputs, let_go, unreadable
 from attnopt.hosts.onnx.element_types import as_onnx, dtype_name
 from attnopt.hosts.onnx.examples import example_inputs
 from attnopt.hosts.onnx.execution import runner
@@ -28,9 +30,11 @@ from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
 from attnopt.hosts.onnx.shape_reads import reroute
+from attnopt.hosts.onnx.splitting import split_input, split_output
 from attnopt.hosts.onnx.translate import translate
 from attnopt.hosts.onnx.writing import write
 from attnopt.ir.collection import paused_collection
+from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import NotIsolated, Refusal
 
@@ -45,6 +49,9 @@ class OnnxHost:
     _names: Names | None = field(default=None, repr=False)
     _places: dict[Node, tuple[Graph, Places]] | None = field(default=None, repr=False)
     _written: list[ir.Node] = field(default_factory=list, repr=False)
+    _dropped: tuple[ir.Value, ...] = field(default=(), repr=False)
+    _remade: dict[str, tuple[str, Remake, int]] = field(default_factory=dict, repr=False)  # inputs that were parts of one
+    _first_names: dict[str, str] = field(default_factory=dict, repr=False)  # of inputs that have another name now
 
     @classmethod
     def from_model(cls, model: Any) -> OnnxHost:
@@ -70,7 +77,7 @@ class OnnxHost:
         return dict(self.model.metadata_props)
 
     def copy(self) -> OnnxHost:
-        return OnnxHost(self.model.clone())
+        return OnnxHost(self.model.clone(), _first_names=dict(self._first_names), _remade=dict(self._remade))
 
     # Editing.
 
@@ -105,20 +112,50 @@ class OnnxHost:
         """Let everything read `new`; a graph output keeps its name, shape and type."""
         held, made = old.handle, new.handle
         output = held.is_graph_output()
+        if output and (made.is_graph_output() or made.is_graph_input()):  # it has a name of its own to keep
+            made = self.builder(old.producer).node("Identity", [new], new.shape or (), new.dtype).handle  # type: ignore[arg-type]
         ir.convenience.replace_all_uses_with(held, made, replace_graph_outputs=output)
         if output:
             name, held.name = held.name, self.names.unique(f"{held.name}_replaced")
             made.name, made.shape, made.type = name, held.shape, held.type
 
     def finish(self) -> None:
+        forget_outputs(self.model, self._dropped)
         for graph, places in {id(graph): (graph, places) for graph, places in self.places.values()}.values():
             make_presents(self.model, graph, places, self.names, self._written, self.replace)
         reroute(self.model, self.graph, self.names)
         RemoveUnusedNodesPass()(self.model)
+        self._first_names = let_go(self.model, self.graph.inputs, self._dropped, self.names, self._first_names)
+        RemoveUnusedNodesPass()(self.model)
         RemoveUnusedOpsetsPass()(self.model)
         verify(self.model, self._written)
         self._graph = self._names = self._places = None
-        self._written = []
+        self._written, self._dropped = [], ()
+
+    def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        return unreadable(self.graph.inputs, inputs)
+
+    def drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
+        given = zip(self.model.graph.outputs, self.graph.outputs, strict=True)
+        left = [held for held, v in given if any(v is o for o in outputs)]
+        self._dropped = (*self._dropped, *(v.handle for v in inputs), *left)
+
+    def adapt(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return adapted([v.name or "" for v in self.model.graph.inputs], inputs, self._first_names, self._remade)
+
+    def refuses_split(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+        return None
+
+    def split_input(self, value: Value, parts: Sequence[tuple[str, Shape, str]], made: Remake) -> list[Value]:
+        held, source = value.handle, value.name
+        values = split_input(self.model, held, parts, self.names)
+        self._remade |= {v.name: (source, made, i) for i, v in enumerate(values)}
+        return values
+
+    def split_outputs(self, parts: Mapping[Value, Sequence[tuple[str, Value]]]) -> None:
+        given = list(zip(self.model.graph.outputs, self.graph.outputs, strict=True))
+        for held, value in given:
+            split_output(self.model, held, parts.get(value, ()), self.names)
 
     def set_constant(self, value: Value, data: Tensor) -> None:
         held = value.handle
@@ -151,7 +188,9 @@ class OnnxHost:
     # Running.
 
     def runner(self) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
-        return runner(self.model)
+        run, names = runner(self.model), {v.name for v in self.model.graph.inputs}
+        changed = bool(self._first_names or self._remade)
+        return lambda inputs: run(self.adapt(inputs) if changed and inputs.keys() != names else inputs)
 
     def tap(self, values: Sequence[Value], inputs: Mapping[str, Tensor]) -> list[Any]:
         return self.tapper(values)(inputs)

@@ -22,7 +22,6 @@ from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.smoothing import best_smoothing, factors
 
 
-
 @dataclass(frozen=True)
 class DynamicInt8:
     """Keep the weights of linear layers as int8 and quantise their inputs on the fly, smoothed where that helps."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from attnopt.ir.block import CacheUpdate
-from attnopt.ir.graph import LAYOUT, Graph, Node, Value
+from attnopt.ir.block import CacheUpdate, origin
+from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.layout import Axis, Operand
 from attnopt.patterns.block.terms import NotRead, Term, Walk
 
@@ -45,8 +45,7 @@ def cache_update(walk: Walk, term: Term, graph: Graph) -> tuple[CacheUpdate, Ter
 
 def held(value: Value, graph: Graph) -> Value | None:
     """The input of the graph (or the constant, a learned prefix) that a past comes from; layout and windows change nothing."""
-    while value.producer is not None and value.producer.op in (*LAYOUT, "slice", "cast") and value.producer.inputs[0] is not None:
-        value = value.producer.inputs[0]
+    value = origin(value)
     return value if value in graph.inputs or value.is_constant else None
 
 

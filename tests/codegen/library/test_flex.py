@@ -21,7 +21,7 @@ REFUSED = {
         "extreme_logits", "extreme_causal", "half", "tensor_scale", "sink", "sigmoid",
     ), NOTHING),
     **dict.fromkeys((
-        "causal_more_keys", "causal_more_queries", "window_or_global", "padding_mean", "causal_padding", "first_row_mean",
+        "causal_more_keys", "causal_more_queries", "padding_mean", "causal_padding", "first_row_mean",
         "extreme_padding", "half_padding", "length",
     ), MEAN),
     **dict.fromkeys(("narrow", "causal_narrow"), "FlexAttention needs heads of at least 16 channels"),

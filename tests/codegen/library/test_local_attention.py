@@ -19,7 +19,7 @@ from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
 
 
-WINDOWS = ("window", "window_of_one", "window_of_all", "window_both_sides", "softcap_window")
+WINDOWS = ("window", "window_or_global", "window_of_one", "window_of_all", "window_both_sides", "softcap_window")
 
 
 def rewritten(setting: Setting, **model: object) -> OnnxHost:
@@ -79,7 +79,7 @@ def refusal(setting: Setting, **model: object) -> Refusal:
 
 REFUSED = {
     "no_window": (Setting("softmax causal"), "proves no window"),
-    "window_or_more": (Setting("softmax causal & (window(20) | global(4))"), "proves no window"),
+    "window_or_more": (Setting("softmax causal & (window(20) | last(4))"), "proves no window"),
     "no_mask": (Setting("softmax"), "proves no window"),
     "one_side": (Setting("softmax window(20)"), "proves no window"),
     "offset": (Setting("softmax offset(3) causal & window(20)"), "do not start at position 0"),

@@ -25,7 +25,7 @@ MORE = {
     "last_rows": Setting("softmax scale(0.25) causal & window(20) & last_query(40) empty(zero)"),
 }
 # A kernel that never shows its scores has no place for soft caps and factors per head.
-WINDOWS = ("window", "window_of_one", "window_of_all", "window_both_sides", "softcap_window")
+WINDOWS = ("window", "window_or_global", "window_of_one", "window_of_all", "window_both_sides", "softcap_window")
 CASES = {n: s for n, s in (SETTINGS | MORE).items() if not any(b in s.spec for b in ("softcap", "load(s,"))}
 
 

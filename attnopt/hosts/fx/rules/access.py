@@ -104,7 +104,11 @@ def unbind(t: Translation, a: Arguments) -> bool:
 
 
 def concat(t: Translation, a: Arguments) -> bool:
-    values = [t.value(x) for x in a["tensors"]]
+    """torch leaves out empty vectors beside tensors of another rank: the first keys of a cache are joined to one."""
+    every = [t.value(x) for x in a["tensors"]]
+    values = [v for v in every if v is None or v.shape != (0,) or len(t.shape) == 1]
+    if len(values) == 1 and len(every) > 1:
+        return t.same(values[0])
     return t.result("concat", *values, axis=a["dim"] % len(t.shape))
 
 

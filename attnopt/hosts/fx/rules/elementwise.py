@@ -99,6 +99,11 @@ def unary(op: str) -> Rule:
     return lambda t, a: t.result(op, t.value(a["self"]))
 
 
+def rounding(t: Translation, a: Arguments) -> bool:
+    """To whole numbers, halves to even ones; to decimals is nothing canonical."""
+    return not a.get("decimals") and t.result("round", t.value(a["self"]))
+
+
 def gelu(t: Translation, a: Arguments) -> bool:
     return t.result("gelu", t.value(a["self"]), approximate=a.get("approximate", "none"))
 
@@ -150,6 +155,7 @@ RULES: dict[str, Rule] = {
     "aten.logical_not": negation,
     "aten.bitwise_not": negation,
     **{f"aten.{name}": unary(name) for name in UNARY},
+    "aten.round": rounding,
     "aten.gelu": gelu,
     "aten.clamp": clamp,
     "aten.clamp_min": clamp,

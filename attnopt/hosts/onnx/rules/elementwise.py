@@ -18,7 +18,7 @@ COMPARE = {
 }  # fmt: skip
 UNARY = {
     "Neg": "neg", "Abs": "abs", "Exp": "exp", "Log": "log", "Sqrt": "sqrt", "Reciprocal": "reciprocal", "Tanh": "tanh",
-    "Sigmoid": "sigmoid", "Relu": "relu", "Erf": "erf", "Sin": "sin", "Cos": "cos", "Floor": "floor",
+    "Sigmoid": "sigmoid", "Relu": "relu", "Erf": "erf", "Sin": "sin", "Cos": "cos", "Floor": "floor", "Round": "round",
 }  # fmt: skip
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 

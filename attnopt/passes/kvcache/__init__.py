@@ -1,0 +1,1 @@
+"""Rewrites of what a decoding model keeps of the tokens before."""

@@ -1,0 +1,1 @@
+"""Rewrites that leave something out: whole sublayers, heads."""

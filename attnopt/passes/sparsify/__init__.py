@@ -1,0 +1,1 @@
+"""Rewrites that let a query see fewer keys."""
