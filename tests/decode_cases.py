@@ -102,7 +102,9 @@ def tensors(case: DecodeCase) -> tuple[Tensor, Cache, dict[str, Tensor]]:
 def exact(case: DecodeCase) -> Attended:
     """The meaning of the spec on what the cache stands for, in float64."""
     q, cache, rest = tensors(case)
-    return attend_cache(case.spec, q.double(), cache, **{name: x if x.dtype == torch.bool else x.double() for name, x in rest.items()})
+    return attend_cache(
+        case.spec, q.double(), cache, **{name: x if x.dtype == torch.bool else x.double() for name, x in rest.items()}
+    )
 
 
 def tolerance(case: DecodeCase) -> float:

@@ -209,7 +209,7 @@ def without_parameters(
     source: str, tree: ast.Module, functions: Sequence[ast.FunctionDef], unread: Mapping[str, Sequence[int]]
 ) -> str:
     """The functions and every call of them without the parameters at these places; `f[grid](…)` is a call too."""
-    places = [parameters(f)[at][0] for f in functions for at in unread.get(f.name, ())]
+    places: list[ast.AST] = [parameters(f)[at][0] for f in functions for at in unread.get(f.name, ())]
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = node.func.value if isinstance(node.func, ast.Subscript) else node.func
