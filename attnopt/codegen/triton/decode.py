@@ -28,6 +28,7 @@ from attnopt.ir.spec import AttentionSpec
 FILES = ("merge.py", "cached.py", "decode.py")  # in the order in which an emitted file has them
 PARTS = {"D": ("b_q", "b_q_sum"), "E": ("b_o", "b_shift", "b_sums", "b_shifts")}
 IMPORTS = "import functools\nimport math\n\nimport torch\nimport triton\nimport triton.language as tl\n"
+LOG2E = 1.4426950408889634
 OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
 
 
@@ -52,7 +53,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
     holes |= prefill.row_holes(printer, plain) | prefill.range_holes(printer, scope)
     pointers, tensors, arguments = operand_names(spec.with_(cache=None))
     sides = {name: side_of(spec, form, name) for name in "kv"}
-    values = {**constants(spec, form, tile, backend, scope, sides), "SCALE": scale, "SCORES": bool(terms)}
+    values = {**constants(spec, form, tile, backend, scope, sides), "SCALE": scale, "SCORES": bool(terms), "UNIT": LOG2E if terms else 1.0}
     given = [Slot(name, (name,) if name in needed(spec, form, sides) else (), (name,)) for name in OPTIONAL]
     slots = [Slot("operands", pointers, pointers), Slot("tensors", tensors, arguments), *given]
     text = specialise(template(), values, functions_first(holes), slots, keep="attention")

@@ -162,9 +162,9 @@ def decode(
     b_q_sum = ()
     if K_SCALES == "channel":
         # Scales that all tokens share go into the query, relative to the largest of them.
-        o_ks = i_b * s_ksb + i_kh * s_ksh
+        o_steps = i_b * s_ksb + i_kh * s_ksh
         o_d = tl.arange(0, D_WIDTH)
-        b_steps = tl.cast(tl.load(p_ks + o_ks + o_d, mask=o_d < D, other=0.0), tl.float32)
+        b_steps = tl.cast(tl.load(p_ks + o_steps + o_d, mask=o_d < D, other=0.0), tl.float32)
         b_k_peak = tl.maximum(tl.max(b_steps, 0), 1e-30)
     if K_SHIFTS:
         b_q_sums = tl.zeros([BLOCK_Q], tl.float32)
@@ -177,10 +177,10 @@ def decode(
             else:
                 b_part = tl.load(p_rows + o_c[None, :])  # [BLOCK_Q, D_PIECE]
             if K_SCALES == "channel":
-                b_step = tl.cast(tl.load(p_ks + o_ks + o_c, mask=o_d < D_STORED, other=0.0), tl.float32) / b_k_peak
+                b_step = tl.cast(tl.load(p_ks + o_steps + o_c, mask=o_d < D_STORED, other=0.0), tl.float32) / b_k_peak
                 b_part = (tl.cast(b_part, tl.float32) * b_step[None, :]).to(dtype)
                 if K_ZEROS:
-                    b_zero = tl.cast(tl.load(p_kz + o_ks + o_c, mask=o_d < D_STORED, other=0.0), tl.float32) + K_MIDDLE
+                    b_zero = tl.cast(tl.load(p_kz + o_steps + o_c, mask=o_d < D_STORED, other=0.0), tl.float32) + K_MIDDLE
                     b_q_sums += tl.sum(tl.cast(b_part, tl.float32) * b_zero[None, :], 1)
             elif K_SHIFTS:
                 b_q_sums += tl.sum(tl.cast(b_part, tl.float32), 1)

@@ -21,6 +21,7 @@ RESIDENT = 2
 LOG2E = tl.constexpr(1.4426950408889634)
 LENGTHS = tl.constexpr(False)
 SCORES = tl.constexpr(False)
+UNIT = tl.constexpr(1.0)  # what turns a top into a power of two: log2(e) where scores have terms
 OFFSET = tl.constexpr(False)
 SINK = tl.constexpr(False)
 EMPTY_ROWS = tl.constexpr(False)
@@ -58,10 +59,6 @@ def merge(p_part, p_stats, p_o, p_lse, p_lengths, operands, q_len, kv_len, heads
     b_tops = tl.load(p_stats + (i_r * splits + o_s) * 2, mask=o_s < splits, other=-float("inf"))  # [MOST_SPLITS]
     b_sums = tl.load(p_stats + (i_r * splits + o_s) * 2 + 1, mask=o_s < splits, other=0.0)
     b_top = tl.max(b_tops, 0)
-    if SCORES:
-        UNIT: tl.constexpr = LOG2E
-    else:
-        UNIT: tl.constexpr = 1.0
     if SINK:
         b_sink = sink_logit(b, h, q, row, q_len, kv_len, operands)
         if not SCORES:
