@@ -8,7 +8,7 @@ from lowering_cases import CASES, Case, opened
 
 from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.prefill import Form
-from attnopt.codegen.triton.site_kernels import form_of, write_kernels
+from attnopt.codegen.triton.site_kernels import decodes, form_of, write_kernels
 from attnopt.ir.site import Refusal
 
 
@@ -30,3 +30,13 @@ def test_forms():
     form = Form(24, 32, "float16", (("bias", "float16"), ("seen", "bool")))
     assert form_of(site) == form
     assert form_of(site, "bfloat16") == replace(form, dtype="bfloat16")
+
+
+def test_few_queries_get_a_kernel_that_splits_the_keys(tmp_path):
+    _, site = opened(Case("softmax scale(0.25) offset(size(k) - size(q)) causal", lengths=(5, 12), dtype="float16"), "torch")
+    _, other = opened(Case("softmax scale(0.25)", lengths=(5, 12), dtype="float16"), "torch")
+    assert (decodes(site), decodes(other)) == (True, False)
+    made = write_kernels([site], "sm_80", tmp_path)
+    assert [kernel.name for kernel in made] == ["attention_0", "attention_0_decode"]
+    assert all(isinstance(kernel.result, Compiled) for kernel in made)
+    assert {"attention_0_decode.py", "attention_0_decode_merge.cubin"} <= {f.name for f in tmp_path.iterdir()}
