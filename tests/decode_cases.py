@@ -39,12 +39,10 @@ def cached(line: str, rest: str = "", **shape: object) -> DecodeCase:
 
 TABLE = {
     "plain": DecodeCase("softmax scale(0.25)"),
-    "one_key": DecodeCase("softmax scale(0.25)", lengths=(1, 1)),
     "many_rows": DecodeCase(f"softmax scale(0.25) {LAST} causal", heads=(6, 1), lengths=(7, 40)),
     "value_heads": DecodeCase("softmax scale(0.25)", heads=(6, 3), value_heads=2, lengths=(2, 40)),
     "half": DecodeCase("softmax scale(0.25)", dtype="float16"),
     "bfloat16": DecodeCase(f"softmax scale(0.25) {LAST} causal", dtype="bfloat16", lengths=(2, 40)),
-    "rest_of_a_row": DecodeCase("softmax scale(0.1)", heads=(2, 1), width=(80, 96), lengths=(1, 40)),
     "narrow": DecodeCase("softmax scale(0.1)", heads=(2, 1), width=(20, 12), lengths=(1, 40)),
     "widest": DecodeCase("softmax scale(0.06)", heads=(2, 1), width=(256, 192), lengths=(1, 40)),
     "window_and_global": DecodeCase(f"softmax scale(0.25) {LAST} causal & (window(9) | global(40))", lengths=(2, 160)),
@@ -63,7 +61,6 @@ TABLE = {
     "odd_pages": cached(PAGED.format(12), f"{LAST} causal & window(30)", lengths=(2, 84), batch=2, tokens=(84, 50)),
     "int8": cached("k=int8, v=int8"),
     "int8_symmetric": cached("k=int8, v=int8, levels=symmetric", dtype="float16"),
-    "int8_channels": cached("k=int8, v=int8, k_axis=channel, v_axis=channel"),
     "int8_groups": cached("k=int8, v=int8, group=16, scales=fp16", width=(48, 40)),
     "int8_pages": cached(f"k=int8, v=int8, {PAGED.format(16)}", batch=2, tokens=(70, 21), dtype="bfloat16"),
     "int8_channel_pages": cached(f"k=int8, v=int8, k_axis=channel, v_axis=channel, {PAGED.format(32)}", batch=2, tokens=(70, 21)),
@@ -71,14 +68,12 @@ TABLE = {
     "int4_narrow": cached("k=int4, v=int4", width=(20, 12)),
     "int4_groups": cached("k=int4, v=int4, group=32, scales=bf16", width=(64, 64), dtype="bfloat16"),
     "int4_symmetric": cached("k=int4, v=int4, group=16, levels=symmetric", width=(32, 64)),
-    "int4_channels": cached("k=int4, v=int4, k_axis=channel, v_axis=channel"),
     "kivi": cached(f"k=int4, v=int4, k_axis=channel, group=16, {PAGED.format(16)}", width=(32, 32), batch=2, tokens=(70, 33)),
     "int4_blocks_half": cached("k=int4, v=int4, k_axis=channel, v_axis=channel, group=32, levels=symmetric", dtype="float16"),
     "fp8": cached("k=fp8, v=fp8"),
     "fp8_half": cached("k=fp8, v=fp8, group=16", width=(32, 32), dtype="float16"),
     "fp8_channels": cached("k=fp8, v=fp8, k_axis=channel, v_axis=channel, scales=fp16", dtype="bfloat16"),
     "mixed": cached("k=int8, v=int4, k_axis=channel", "softcap(2.0)", width=(32, 48)),
-    "other_floats": cached("k=bf16, v=fp16"),
 }  # fmt: skip
 
 

@@ -135,3 +135,20 @@ def test_keys_from_a_codebook():
     count = F.one_hot(nearest, 5).double()
     total = torch.einsum("bhks,bhke->bhse", count, v) / count.sum(2).clamp(min=1)[..., None]
     close(got, (q @ codes.mT + count.sum(2).log()[:, :, None]).softmax(-1) @ total)
+
+
+def test_symmetric_levels_and_the_type_of_scales():
+    q, k, v = qkv()
+    close(reference("softmax cache(k=int4, levels=symmetric)", q, k, v), (q @ levels(k, "int4", -1).mT).softmax(-1) @ v)
+    step = (k.abs().amax(-1, keepdim=True) / 7).half().double()
+    rounded = (k / step).round().clamp(-7, 7) * step
+    close(reference("softmax cache(k=int4, levels=symmetric, scales=fp16)", q, k, v), (q @ rounded.mT).softmax(-1) @ v)
+
+
+def test_groups_of_tokens_and_of_fp8():
+    q, k, v = qkv()
+    parts = torch.cat([uniform(part, 4, -2) for part in k.split(5, 2)], 2)
+    close(reference("softmax cache(k=int4, k_axis=channel, group=5)", q, k, v), (q @ parts.mT).softmax(-1) @ v)
+    peak = v.unflatten(-1, (2, E // 2)).abs().amax(-1, keepdim=True) / 448
+    rounded = ((v.unflatten(-1, (2, E // 2)) / peak).to(torch.float8_e4m3fn).double() * peak).flatten(-2)
+    close(reference(f"softmax cache(v=fp8, group={E // 2})", q, k, v), (q @ k.mT).softmax(-1) @ rounded)

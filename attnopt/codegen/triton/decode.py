@@ -25,7 +25,7 @@ from attnopt.ir.packing import MIDDLE
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
-FILES = ("merge.py", "cached.py", "decode.py")  # in the order in which an emitted file has them
+FILES = ("merge.py", "sight.py", "cached.py", "decode.py")  # in the order in which an emitted file has them
 PARTS = {"D": ("b_q", "b_q_sum"), "E": ("b_o", "b_shift", "b_sums", "b_shifts")}
 IMPORTS = "import functools\nimport math\n\nimport torch\nimport triton\nimport triton.language as tl\n"
 LOG2E = 1.4426950408889634

@@ -9,7 +9,7 @@ from lowering_cases import CASES, Case, opened
 
 from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.prefill import Form
-from attnopt.codegen.triton.site_kernels import form_of, limits_of, write_kernels
+from attnopt.codegen.triton.site_kernels import decodes, form_of, limits_of, write_kernels
 from attnopt.ir.clause import Clause
 from attnopt.ir.site import Refusal
 
@@ -41,3 +41,13 @@ def test_weights_that_multiply_channels_bound_the_scores():
     normed = replace(site, spec=spec, operands={"g": replace(site.q, value=gain), "moving": site.k})
     assert limits_of(normed) == (("g", 3.0),)
     assert limits_of(site) == ()
+
+
+def test_few_queries_get_a_kernel_that_splits_the_keys(tmp_path):
+    _, site = opened(Case("softmax scale(0.25) offset(size(k) - size(q)) causal", lengths=(5, 12), dtype="float16"), "torch")
+    _, other = opened(Case("softmax scale(0.25)", lengths=(5, 12), dtype="float16"), "torch")
+    assert (decodes(site), decodes(other)) == (True, False)
+    made = write_kernels([site], "sm_80", tmp_path)
+    assert [kernel.name for kernel in made] == ["attention_0", "attention_0_decode"]
+    assert all(isinstance(kernel.result, Compiled) for kernel in made)
+    assert {"attention_0_decode.py", "attention_0_decode_merge.cubin"} <= {f.name for f in tmp_path.iterdir()}

@@ -66,6 +66,7 @@ from attnopt.codegen.triton.kernels.merge import (
     query_offset,
     split_count,
 )
+from attnopt.codegen.triton.kernels.sight import inner_mask_mod, inner_range, key_range, leading_keys, mask_mod, score_mod
 
 NUM_WARPS = 4
 NUM_STAGES = 2
@@ -80,42 +81,6 @@ MASK = tl.constexpr(False)
 INNER_MASK = tl.constexpr(False)
 LEADING = tl.constexpr(False)
 LEFT_EDGE = tl.constexpr(False)
-
-
-@triton.jit
-def key_range(q_first, q_last, q_len, kv_len):
-    """The first key that any of the queries q_first … q_last sees, and the one after the last."""
-    return 0, kv_len
-
-
-@triton.jit
-def inner_range(q_first, q_last, q_len, kv_len):
-    """The first of the keys that all of the queries q_first … q_last see, and the one after the last."""
-    return 0, kv_len
-
-
-@triton.jit
-def leading_keys(q_len, kv_len):
-    """Keys 0 … n - 1 that are visible besides the range."""
-    return 0
-
-
-@triton.jit
-def score_mod(score, b, h, q, row, k, m_k, q_len, kv_len, operands):
-    """What happens to a score after the first scale; rows stand along the first axis, keys along the second."""
-    return score
-
-
-@triton.jit
-def mask_mod(b, h, q, row, k, m_k, q_len, kv_len, operands):
-    """Whether a query sees a key."""
-    return True
-
-
-@triton.jit
-def inner_mask_mod(b, h, q, row, k, m_k, q_len, kv_len, operands):
-    """What of mask_mod is left to be asked inside the range that every row sees."""
-    return True
 
 
 @triton.jit
@@ -350,7 +315,7 @@ def decode(
 
 def attention(
     q, k, v, tensors=None, k_scales=None, k_zeros=None, v_scales=None, v_zeros=None, pages=None, lengths=None, o=None, splits=0
-):
+):  # fmt: skip
     """q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E] -> o [B, H, Q, E], and the log-sum-exp [B, H, Q] where the kernel stores it.
 
     As codes, int4 has rows of half as many bytes; scales and zeros [B, G, rows, columns]. In pages, k and v are [P, G, PAGE, …],

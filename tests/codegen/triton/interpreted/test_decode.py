@@ -17,7 +17,7 @@ from attnopt.ir.kv_cache import Cache, attend_cache, pack_cache
 from attnopt.ir.spec import parse
 
 
-def run(case, splits, tile=Tile(16, 16, 1, 1), lse=True):
+def run(case, splits, tile=Tile(16, 32, 1, 1), lse=True):
     """The kernel's own results; the splits are those of the file, and so is the order of its arguments."""
     spec, (q, cache, rest) = parse(case.spec), tensors(case)
     operands = {name: rest[name] for name in spec.operands}
@@ -47,11 +47,10 @@ def test_bfloat16_through_the_operator(name):
     torch.testing.assert_close(found.double(), exact(case).output, atol=tolerance(case), rtol=tolerance(case))
 
 
-@pytest.mark.parametrize("splits", [1, 40])
-def test_any_number_of_splits(splits):
-    """As many as there are blocks, and more: some find nothing."""
+def test_more_splits_than_blocks():
+    """Some find nothing."""
     case = TABLE["window_and_global"]
-    torch.testing.assert_close(run(case, splits)[0].double(), exact(case).output, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(run(case, 40)[0].double(), exact(case).output, atol=2e-5, rtol=2e-5)
 
 
 def test_rows_of_several_blocks():

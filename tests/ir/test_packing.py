@@ -1,0 +1,82 @@
+"""What is packed and unpacked is what the reference rounds to, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from attnopt.ir.packing import Packed, apart, nibbles, pack, refusal, unpack
+from attnopt.ir.reference import reference
+from attnopt.ir.spec import parse
+
+
+def clause(line):
+    return parse(f"softmax cache({line})").cache
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("storage", ["int8", "int4", "fp8", "bf16", "fp16", "fp32"])
+def test_round_trip_is_what_the_reference_rounds_to(storage, dtype):
+    q, k, v = (torch.randn(2, 2, n, 32, dtype=dtype) + shift for n, shift in ((1, 0.0), (25, 0.3), (25, -1.0)))
+    words = itertools.product(("token", "channel"), (0, 8), ("ends", "symmetric"), ("fp32", "fp16", "bf16"))
+    for axis, group, levels, scales in words:
+        line = f"k={storage}, v={storage}, k_axis={axis}, v_axis={axis}, group={group}, levels={levels}, scales={scales}"
+        right = reference(f"softmax cache({line})", q, k, v)
+        a, b = (unpack(pack(x, clause(line), side), clause(line), side, dtype) for x, side in ((k, "k"), (v, "v")))
+        assert torch.equal(reference("softmax", q, a, b), right), line
+
+
+def test_bytes_of_int4():
+    codes = torch.arange(16, dtype=torch.uint8)
+    assert nibbles(codes).tolist() == [j + 16 * (j + 8) for j in range(8)]
+    assert torch.equal(apart(nibbles(codes)), codes)
+    with pytest.raises(ValueError, match="rows of 5 channels cannot be packed two to a byte"):
+        nibbles(codes[:5])
+
+
+@pytest.mark.parametrize(
+    ("line", "codes", "scales", "zeros"),
+    [
+        ("k=int8", (torch.int8, 32), (25, 1), True),
+        ("k=int8, levels=symmetric", (torch.int8, 32), (25, 1), False),
+        ("k=int4, group=8, scales=fp16", (torch.uint8, 16), (25, 4), True),
+        ("k=int4, k_axis=channel, group=8", (torch.uint8, 16), (4, 32), True),
+        ("k=fp8, k_axis=channel", (torch.float8_e4m3fn, 32), (1, 32), False),
+    ],
+)
+def test_shapes(line, codes, scales, zeros):
+    made = pack(torch.randn(2, 3, 25, 32), clause(line), "k")
+    assert (made.codes.dtype, tuple(made.codes.shape)) == (codes[0], (2, 3, 25, codes[1]))
+    assert made.scales.shape == (2, 3, *scales)
+    assert made.scales.dtype == (torch.float16 if "fp16" in line else torch.float32)
+    assert made.scales.is_contiguous()
+    assert (made.zeros is not None) == zeros
+
+
+def test_codes_by_hand():
+    x = torch.tensor([-1.0, 0.0, 0.5, 6.5])[None, None, None]
+    made = pack(x, clause("k=int4"), "k")
+    assert (made.scales.item(), made.zeros.item()) == (0.5, -2.0)
+    assert apart(made.codes).flatten().tolist() == [0, 2, 3, 15]
+    assert unpack(made, clause("k=int4"), "k", torch.float32).flatten().tolist() == [-1.0, 0.0, 0.5, 6.5]
+    symmetric = pack(x, clause("k=int8, levels=symmetric"), "k")
+    assert symmetric.codes.flatten().tolist() == [-20, 0, 10, 127]
+    assert unpack(Packed(x), None, "k", torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("k=int4, recent=4", "the newest tokens stay exact"),
+        ("k=int4, k_basis=hadamard", "k_basis of the cache"),
+        ("v=int4, levels=middles", "levels of the cache lie in the middle of their bins"),
+        ("v=int2", "int2 codes have no packed form"),
+        ("codebook=c", "keys are read from a codebook"),
+    ],
+)
+def test_refusals(line, reason):
+    assert refusal(clause(line)).reason == reason
+    assert refusal(None) is None
+    assert refusal(clause("k=int4, v=fp8, group=32, clip=0.9")) is None
