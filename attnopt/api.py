@@ -83,7 +83,7 @@ def optimize(
     shapes: what the plan is for ("prefill:4096 decode:32768x8"); default: the example inputs. effort: "low" (about a minute of
     measuring), "medium", "high" (hours). seed: of the halves and of the bound; equal seeds, equal plans, but for timing.
     plan: of an earlier result (`.plan`, or a path to its .json, .onnx or .pt2), applied without a search.
-    cache: a folder for finished measurements, so that an interrupted search goes on; default: that of ATTNOPT_CACHE, else none.
+    cache: a folder for finished measurements, so that an interrupted search goes on; default: that of ATTNOPT_MEASUREMENTS, else none.
 
     The result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves.
     Raises AccuracyError rather than return a model that differs beyond the tolerance of its dtype, UnknownTarget,

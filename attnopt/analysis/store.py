@@ -4,7 +4,7 @@
 
 Files are named by a hash of all that a measurement depends on (the model, its weights, the data, what is measured), so a changed
 model finds nothing and a wrong answer cannot be read back. The folder is the one given, else that of the environment variable
-ATTNOPT_CACHE; without either nothing is written. A file is written under another name and then renamed. Where writing fails (a full
+ATTNOPT_MEASUREMENTS; without either nothing is written. A file is written under another name and then renamed. Where writing fails (a full
 disk) the measurement goes on in memory, `failure` says why, and what is on disk stays as it was.
 """
 
@@ -27,7 +27,7 @@ from attnopt.analysis.calibration import described
 from attnopt.errors import OutputNotWritable
 from attnopt.ir.graph import Graph
 
-VARIABLE = "ATTNOPT_CACHE"
+VARIABLE = "ATTNOPT_MEASUREMENTS"
 VERSION = 1  # of what is measured: counts up when a statistic changes its meaning
 
 
@@ -40,7 +40,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path | None = None) -> Store:
-        """The folder given, or that of ATTNOPT_CACHE, made where it is missing. Raises OutputNotWritable."""
+        """The folder given, or that of ATTNOPT_MEASUREMENTS, made where it is missing. Raises OutputNotWritable."""
         chosen = folder or os.environ.get(VARIABLE)
         if not chosen:
             return cls()
