@@ -22,7 +22,7 @@ from attnopt.codegen.triton.configurations import configurations
 from attnopt.codegen.triton.emitted import load
 from attnopt.codegen.triton.expressions import loads_of, pointer
 from attnopt.codegen.triton.prefill import Form, constants, emit, expressions, from_rows
-from attnopt.codegen.triton.ranges import key_range
+from attnopt.ir.ranges import key_range
 from attnopt.codegen.triton.row_norms import gains
 from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile
 from attnopt.ir.site import Refusal

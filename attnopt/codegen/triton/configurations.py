@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnopt.codegen.triton.prefill import Form, from_rows, pieces
-from attnopt.codegen.triton.ranges import key_range
+from attnopt.ir.ranges import key_range
 from attnopt.codegen.triton.tiles import Tile, tiles
 from attnopt.ir.spec import AttentionSpec
 

@@ -9,7 +9,7 @@ import pytest
 
 from attnopt.codegen.triton.decode import DecodeForm, emit, span, supports
 from attnopt.codegen.triton.kernels.merge import split_count
-from attnopt.codegen.triton.ranges import key_range
+from attnopt.ir.ranges import key_range
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.ir.grammar import parse_expr
 from attnopt.ir.spec import parse

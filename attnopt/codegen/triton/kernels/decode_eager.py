@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnopt.codegen.triton.kernels.prefill_eager import BlockGrid, scored, visited
-from attnopt.codegen.triton.ranges import key_range
+from attnopt.ir.ranges import key_range
 from attnopt.ir.evaluate import evaluate
 from attnopt.ir.kv_cache import Cache, unpacked
 from attnopt.ir.reference import query_offset
