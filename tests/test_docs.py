@@ -48,18 +48,18 @@ class Near(nn.Module):
 
 
 def test_the_pass_of_the_page(recent_window):
-    x = torch.randn(1, 256, 48)
+    x = torch.randn(1, 1024, 48)
     host = FxHost.from_captured(capture(Near(), (x,)))
     name = next(iter(host.example_inputs()))
-    data = Calibration.of(host.graph, [{name: torch.randn(1, 256, 48)} for _ in range(32)])
+    data = Calibration.of(host.graph, [{name: torch.randn(1, 1024, 48)} for _ in range(32)])
     asked = Request(
-        "cpu", "torch", 0, "model", Budget.of(0.05), (FuseAttention(), recent_window(windows=(128, 64, 4))), {name: x}, data
+        "cpu", "torch", 0, "model", Budget.of(0.05), (FuseAttention(), recent_window(windows=(256, 64, 4))), {name: x}, data
     )
     result, report = run(host, asked)
     (site,), (group,) = report.sites, report.search.groups
     assert "causal & window(64)" in site.after
     assert site.steps[-1] == "recent-window"
-    assert [o.kind for o in group.options] == ["recent-window: window 128", "recent-window: window 64"]  # 4 keys keep too little
+    assert [o.kind for o in group.options] == ["recent-window: window 256", "recent-window: window 64"]  # 4 keys keep too little
     assert group.taken == "recent-window: window 64"
     assert 0 < report.search.loss <= report.search.bound <= 0.05
     wanted, got = host.runner()({name: x})[0], result.runner()({name: x})[0]

@@ -86,6 +86,14 @@ def sdpa_repeated(problem: Problem, target: Target) -> list[Phase]:
     return [*repeated(problem, PASSES["torch"]), *sdpa(many_heads(problem), target)]
 
 
+def wide_values(problem: Problem, target: Target) -> list[Phase]:
+    """SDPA for each piece of the values that is as wide as a key, and the pieces put side by side."""
+    count = max(1, problem["e"] // problem["d"])
+    piece = replace(problem, shape={**problem.shape, "e": problem["e"] // count})
+    joined = 2.0 * problem.heads * problem["q"] * problem["e"] * problem.width
+    return [*count * sdpa(piece, target), Phase("join", PASSES["torch"], bytes=joined, working_set=joined)]
+
+
 def blocks(family: str, tile: Tile) -> Callable[[Problem, Target], list[Phase]]:
     """Kernels that visit the blocks that the mask leaves and compute mask and biases inside."""
     return lambda problem, target: [fused(problem, target, family, tile, skips=True)]
@@ -200,6 +208,7 @@ def repeated(problem: Problem, family: str) -> list[Phase]:
 KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
     "sdpa": sdpa,
     "sdpa-repeated": sdpa_repeated,
+    "wide-values-sdpa": wide_values,
     "flex": blocks("flex", (128, 128)),
     "triton-prefill": blocks("triton", (128, 64)),
     "triton-decode": blocks("triton", (16, 64)),

@@ -31,7 +31,7 @@ def test_a_plain_spec_leaves_a_plain_kernel():
     assert "def attention( q, k, v, o=None, splits=0 ):" in made
     assert "b_s = tl.dot(b_q, b_codes, b_s, input_precision=PRECISION)" in made
     assert "SCALE = tl.constexpr(0.125)" in made
-    assert len(emit(parse("softmax scale(0.125)"), DecodeForm(64, 64), TILE).splitlines()) < 225
+    assert len(emit(parse("softmax scale(0.125)"), DecodeForm(64, 64), TILE).splitlines()) < 240
 
 
 def test_a_cache_leaves_what_it_needs():
