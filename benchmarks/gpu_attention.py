@@ -7,6 +7,7 @@ the deadline leaves out are listed. Without a GPU it says so and ends well.
     python benchmarks/gpu_attention.py [--seconds 430] [--out FOLDER]
     TRITON_INTERPRET=1 python benchmarks/gpu_attention.py --small --out FOLDER     every code path on tiny shapes, without a GPU
     python benchmarks/gpu_attention.py --empty                                     the table as it stands before any measurement
+    python benchmarks/gpu_attention.py --tiles                                     every tile of every table: corrects their ranking
 
 Results go to benchmarks/results/gpu_attention.json and .md, and to FOLDER (or $OUT) too.
 """
@@ -34,7 +35,9 @@ from gpu.measure import NOT_MEASURED, Row, measured
 from gpu.order import rows, small
 from gpu.ours import OURS
 from gpu.table import COMMAND, as_text, cells, markdown
+from gpu.tiles import all_tiles, as_toml
 
+from attnopt.codegen.triton import ranking
 from attnopt.codegen.triton.triton_attention import architecture
 
 NAME = "gpu_attention"
@@ -64,12 +67,25 @@ def empty() -> str:
     return markdown([Row(case, state=NOT_MEASURED) for case in rows()], None, told)
 
 
+def rank_tiles(name: str, device: torch.device, folders: list[Path]) -> None:
+    """Time the tiles of this architecture; measurements of others stay as they are."""
+    place = Path(ranking.__file__).with_name(ranking.MEASURED)
+    found = {table: dict(factors) for table, factors in ranking.corrections().items()}
+    for table, factors in all_tiles(name, device):
+        print(table, *(f"  {factor:5.2f}  {tile}" for tile, factor in factors.items()), sep="\n", flush=True)
+        found[table] = factors
+        for file in (place, *(folder / ranking.MEASURED for folder in folders)):  # after each table: what was measured is kept
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(as_toml(found), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=430.0, help="after which no further row is begun")
     parser.add_argument("--out", type=Path, default=os.environ.get("OUT") or None, help="one more folder for the results")
     parser.add_argument("--small", action="store_true", help="tiny shapes, on the CPU where there is no GPU; nothing is kept")
     parser.add_argument("--empty", action="store_true", help="write the table with nothing measured")
+    parser.add_argument("--tiles", action="store_true", help="time tiles instead, and write what corrects their ranking")
     asked = parser.parse_args()
     if asked.empty:
         (harness.RESULTS / f"{NAME}.md").write_text(empty(), encoding="utf-8")
@@ -79,6 +95,9 @@ def main() -> None:
         return
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked.tiles:
+        rank_tiles(architecture(device), device, [Path(asked.out)] if asked.out else [])
+        return
     cases = small(rows()) if asked.small else rows()
     if device.type == "cuda" and (late := compile_ahead(cases, architecture(device))):
         print(late)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import gpu_attention
@@ -23,6 +24,8 @@ from gpu.rates import ratio, share
 from gpu.sdpa import NotSaid, mask_tensor
 from gpu.table import as_text, cells, markdown
 
+from attnopt.codegen.triton.ranking import written
+from attnopt.codegen.triton.tiles import AMPERE
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.spec import parse
 
@@ -55,6 +58,36 @@ def test_every_code_path_on_tiny_shapes(tmp_path):
     assert record["device"]["versions"].keys() >= {"attnopt", "torch", "triton"}
     assert (tmp_path / "gpu_attention.md").read_text().startswith("# Attention on a GPU")
     assert "prefill window d64 48 x 1" in ended.stdout
+
+
+TILES = """
+import sys
+sys.path[:0] = ["benchmarks", "."]
+import torch
+from attnopt.codegen.triton import ranking
+from gpu import tiles
+tiles.SHAPES |= {"prefill": {"b": 1, "h": 2, "g": 1, "q": 40, "k": 40}, "decode": {"b": 1, "h": 2, "g": 1, "q": 1, "k": 70}}
+found = {}
+for question in list(tiles.questions("sm_80"))[::3]:  # prefill and decode, 64 channels
+    found[question.measured_as] = tiles.measured(question, tiles.tried(question)[-2:], torch.device("cpu"))
+print(tiles.as_toml(found))
+"""
+
+
+def test_tiles_are_timed_and_written_as_they_are_read():
+    ended = subprocess.run(
+        [sys.executable, "-c", TILES],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    tables = tomllib.loads(ended.stdout)
+    assert list(tables) == ["sm_80 prefill 64 bfloat16", "sm_80 decode 64 bfloat16"]
+    assert all(min(factors.values()) == 1.0 and len(factors) == 2 for factors in tables.values())
+    assert {*tables["sm_80 prefill 64 bfloat16"]} == {written(tile) for tile in AMPERE[64][-2:]}
 
 
 def test_kernels_are_compiled_ahead_from_tensors_that_hold_nothing():

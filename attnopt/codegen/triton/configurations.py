@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnopt.codegen.triton.prefill import Form, from_rows, pieces
-from attnopt.ir.ranges import key_range
+from attnopt.codegen.triton.ranking import Question, ranked
 from attnopt.codegen.triton.tiles import Tile, tiles
+from attnopt.ir.ranges import key_range
 from attnopt.ir.spec import AttentionSpec
 
 COPY_ENGINE = ("sm_90", "sm_100")
@@ -24,7 +25,8 @@ SPECIALISED = {64: Tile(128, 128, 4, 2, descriptors=True, specialised=True),
 
 def configurations(spec: AttentionSpec, form: Form, architecture: str) -> tuple[Tile, ...]:
     """The tiles to try, best first."""
-    table = tiles(architecture, form.width, form.value_width, form.dtype)
+    asked = Question("prefill", from_rows(spec), form.width, form.value_width, form.dtype, architecture)
+    table = ranked(tiles(architecture, form.width, form.value_width, form.dtype), asked)
     if architecture not in COPY_ENGINE or form.dtype == "float32":
         return table
     # Programs that take items in turns even out rows that see more keys than others.

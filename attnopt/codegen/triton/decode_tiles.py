@@ -3,8 +3,8 @@
     decode_tiles("sm_90", spec, Form(128, 128))   ->   (Tile(16, 64, 4, 3), Tile(16, 32, 4, 2))
 
 A step has to keep memory busy, not tensor cores: the smallest product (16 rows), and as many keys in flight as let two programs stand
-on a processor. Rows of a program go up to 64 where so many share their keys; more of them read the keys again. The order is a
-judgement, to be replaced by measurements.
+on a processor. Rows of a program go up to 64 where so many share their keys; more of them read the keys again. The cost
+model ranks them for a spec, measurements correct it (`ranking`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnopt.codegen.triton.decode_cache import side_of
-from attnopt.codegen.triton.prefill import Form
+from attnopt.codegen.triton.prefill import Form, from_rows
+from attnopt.codegen.triton.ranking import Question, ranked
 from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile
 from attnopt.ir.spec import AttentionSpec
 
@@ -31,7 +32,8 @@ def decode_tiles(architecture: str, spec: AttentionSpec, form: Form, block_q: in
     """The tiles to try, best first, with so many rows."""
     table = NVIDIA if ARCHITECTURES[architecture].backend == "cuda" else AMD
     longest = max(side_of(spec, form, side).row_bytes for side in "kv")
-    return tuple(replace(tile, block_q=block_q) for tile in table[next(b for b in sorted(table) if longest <= b)])
+    fitting = tuple(replace(tile, block_q=block_q) for tile in table[next(b for b in sorted(table) if longest <= b)])
+    return ranked(fitting, Question("decode", from_rows(spec), form.width, form.value_width, form.dtype, architecture))
 
 
 def block_rows(rows: int) -> int:

@@ -2,8 +2,8 @@
 
     tiles("sm_90", width=128, value_width=128, dtype="float16")   ->   (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), …)
 
-Which of them fit is the compiler's to say (see compile); the order is a judgement from public kernels of the same shape, to be
-replaced by measurements.
+Which of them fit is the compiler's to say (see compile); the order is a judgement from public kernels of the same shape, which the
+cost model adapts to a spec and measurements correct (see ranking).
 """
 
 from __future__ import annotations
