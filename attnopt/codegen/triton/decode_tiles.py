@@ -22,15 +22,19 @@ Table = dict[int, tuple[Tile, ...]]
 # By the bytes of the longest row of keys or values: 128 are 64 numbers of float16, or 256 of int4.
 NVIDIA: Table = {128: (Tile(16, 128, 4, 3), Tile(16, 64, 4, 2), Tile(16, 32, 4, 2)), 256: (Tile(16, 64, 4, 3), Tile(16, 32, 4, 2)),
                  512: (Tile(16, 32, 4, 3), Tile(16, 32, 4, 2), Tile(16, 16, 4, 2)), 1024: (Tile(16, 16, 4, 2), Tile(16, 32, 8, 1), Tile(16, 16, 4, 1))}  # fmt: skip
+# Half the keys where a processor has half the shared memory.
+ADA: Table = {128: (Tile(16, 64, 4, 3), Tile(16, 64, 4, 2), Tile(16, 32, 4, 2)), 256: (Tile(16, 32, 4, 3), Tile(16, 32, 4, 2)),
+              512: (Tile(16, 16, 4, 3), Tile(16, 32, 4, 2), Tile(16, 16, 4, 2)), 1024: (Tile(16, 16, 4, 2), Tile(16, 16, 4, 1))}  # fmt: skip
 AMD: Table = {128: (Tile(16, 128, 4, 1), Tile(16, 64, 4, 1), Tile(16, 32, 4, 1)), 256: (Tile(16, 64, 4, 1), Tile(16, 32, 4, 1)),
               512: (Tile(16, 32, 4, 1), Tile(16, 16, 4, 1)), 1024: (Tile(16, 16, 4, 1), Tile(16, 16, 8, 1))}  # fmt: skip
+TABLES = {name: AMD if name.startswith("gfx") else ADA if name in ("sm_86", "sm_89") else NVIDIA for name in ARCHITECTURES}
 MOST_ROWS = 64
 INTERPRETED = Tile(16, 32, 1, 1)
 
 
 def decode_tiles(architecture: str, spec: AttentionSpec, form: Form, block_q: int = 16) -> tuple[Tile, ...]:
     """The tiles to try, best first, with so many rows."""
-    table = NVIDIA if ARCHITECTURES[architecture].backend == "cuda" else AMD
+    table = TABLES[architecture]
     longest = max(side_of(spec, form, side).row_bytes for side in "kv")
     fitting = tuple(replace(tile, block_q=block_q) for tile in table[next(b for b in sorted(table) if longest <= b)])
     return ranked(fitting, Question("decode", from_rows(spec), form.width, form.value_width, form.dtype, architecture))
