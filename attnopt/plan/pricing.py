@@ -92,7 +92,10 @@ class Prices:
         for move in proposal.moves:
             gone = {n.name for n in move.candidate.removes}
             for node in touched(move.candidate.removes, move.candidate.storage, move.group.linears):
-                width = WIDTHS.get(node.inputs[1].dtype, 32) if node.inputs[1] is not None else 0
+                weight = node.inputs[1] if numbers(node) else None
+                if weight is None:
+                    continue
+                width = WIDTHS.get(weight.dtype, 32)
                 left = 0 if node.name in gone else WIDTHS.get(move.candidate.storage[node.name], width)
                 total += numbers(node) * (width - left) / 8
         return total
@@ -113,6 +116,6 @@ def touched(removes: Sequence[Node], storage: Mapping[str, str], linears: Sequen
 
 def numbers(node: Node) -> int:
     """Numbers in the weight of a linear layer; 0 for any other node."""
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    weight = node.inputs[1] if node.op in ("linear", "matmul") else None
     known = weight is not None and weight.is_constant and all(isinstance(d, int) for d in weight.shape or ())
     return math.prod(weight.shape or ()) if known and weight is not None else 0  # type: ignore[arg-type]

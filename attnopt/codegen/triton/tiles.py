@@ -74,7 +74,7 @@ CDNA: Table = {64: (Tile(128, 64, 4, 1), Tile(64, 64, 4, 1)), 128: (Tile(128, 64
 # each warp, split in three: rows of more than 128 channels do not fit, and are multiplied without them.
 SINGLE: Table = {64: (Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
                  128: (Tile(32, 32, 8, 2), Tile(16, 32, 4, 2), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1)),
-                 256: (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1))}  # fmt: skip
+                 256: (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1), Tile(32, 32, 16, 1), Tile(16, 32, 16, 1))}  # fmt: skip
 SPLIT = 128  # channels up to which float32 is multiplied on tensor cores, as three products of tf32
 TABLE = {"sm_80": AMPERE, "sm_86": SMALL, "sm_89": SMALL, "sm_90": HOPPER, "sm_100": BLACKWELL, "gfx942": CDNA,
          "gfx950": CDNA}  # fmt: skip

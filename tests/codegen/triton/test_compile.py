@@ -55,6 +55,12 @@ def test_the_best_tile_is_the_first_that_fits():
     assert made.tile == (first if tried.refusal() is None else others[0])
 
 
+def test_wide_rows_of_single_precision_fit_somehow():
+    made = compile_best(parse("softmax scale(0.125) causal"), Form(256, 256, "float32"), "sm_100")
+    assert isinstance(made, Compiled)
+    assert made.spills == 0
+
+
 def test_a_tile_that_does_not_fit_is_refused():
     spec, form, tile = parse("softmax scale(0.125) causal"), Form(128, 128), Tile(128, 64, 8, 4)
     made = compile_for(spec, form, "sm_86", tile)
