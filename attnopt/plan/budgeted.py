@@ -26,6 +26,7 @@ from attnopt.plan.explain import explained
 from attnopt.plan.groups import Grouping
 from attnopt.plan.judge import Judge
 from attnopt.plan.losses import Losses
+from attnopt.plan.memory import Held, Memory
 from attnopt.plan.pricing import Load, Prices
 from attnopt.plan.proposals import Class, Move, Proposal, classes_of, moves_of
 from attnopt.plan.quality import Loss, Score
@@ -65,12 +66,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The host after the plan (the current one where none held), its moves, and the records."""
+    """The host after the plan (the current one where none held), its moves, the records, and what it holds before and after."""
 
     host: Host
     moves: tuple[Move, ...]
     rewrites: tuple[RewriteReport, ...]
     search: SearchReport
+    memory: tuple[Held, Held]
     notes: tuple[str, ...] = ()
 
 
@@ -79,12 +81,15 @@ def prepared(setting: Setting) -> Search:
     spent = Spent(setting.effort)
     choose, validate = halves(setting)
     evidence = Evidence(setting.host, choose, sites=setting.sites, store=setting.store)
-    classes = classes_of(Grouping(setting.host, tuple(setting.sites)), setting.passes, evidence)
+    grouping = Grouping(setting.host, tuple(setting.sites))
+    classes = classes_of(grouping, setting.passes, evidence)
     sizes = setting.host.graph.sizes(setting.inputs)
     kernels = {c.site.name: c.lowering for c in setting.chosen if c.lowering is not None}
     shop = Workshop(setting.host, kernels, setting.target, setting.runtime, setting.opset, sizes)
     bound = setting.workload.bind(setting.sites) if setting.workload is not None else ()
-    prices = Prices(shop, [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)])
+    loads = [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)]
+    pairs = tuple(zip(grouping.sites, grouping.blocks, strict=True))
+    memory = Memory(setting.host.graph, pairs, [load.sizes for load in loads])
     judged = {"names": setting.names, "quality": setting.quality, "seed": setting.seed}
     judge = Judge(setting.host, choose, setting.budget, **judged)  # type: ignore[arg-type]
     validator = None if validate is None else Judge(setting.host, validate, setting.budget, **judged)  # type: ignore[arg-type]
@@ -94,7 +99,9 @@ def prepared(setting: Setting) -> Search:
     timed = setting.select == "measure" and setting.workload is None
     watch = Stopwatch(setting.current.runner(), setting.inputs, spent) if timed else None
     goal = "everything" if setting.select == "always" else "time"
-    return Search(classes, prices, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal)
+    return Search(
+        classes, Prices(shop, loads), memory, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal
+    )
 
 
 def halves(setting: Setting) -> tuple[Calibration, Calibration | None]:
@@ -121,8 +128,9 @@ def under_budget(setting: Setting) -> Outcome:
     if not moves and search.kinds:
         least = "" if search.least is None else f"; the least that any plan lost is {search.least}"
         notes.append(f"no approximate plan that saves anything is within the budget {setting.budget}{least}: the plan is exact")
+    held = search.memory.after(), search.memory.after(moves)
     record = searched(search, setting, plan, moves, loss, steps)
-    return Outcome(result, moves, rewrites(search, setting.passes, moves, loss), record, tuple(notes))
+    return Outcome(result, moves, rewrites(search, setting.passes, moves, loss), record, held, tuple(notes))
 
 
 def verified(search: Search, plan: Planned, loss: Loss | None) -> tuple[Sequence[StepReport], tuple[Move, ...], Loss | None]:

@@ -84,6 +84,7 @@ class State:
     rewrites: tuple[RewriteReport, ...] = ()
     notes: list[str] = field(default_factory=list)
     seconds: tuple[float | None, float | None] = (None, None)
+    bytes: tuple[float | None, float | None] = (None, None)  # of weights and caches
 
 
 def run(host: Host, request: Request) -> tuple[Host, Report]:
@@ -149,6 +150,7 @@ def search(host: Host, request: Request, state: State, passes: tuple[Pass, ...])
     outcome = under_budget(setting_for(host, request, state, passes))
     state.result, state.moves, state.outcome, state.rewrites = outcome.host, outcome.moves, outcome, outcome.rewrites
     state.notes += outcome.notes
+    state.bytes = (outcome.memory[0].total, outcome.memory[1].total)
 
 
 def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, ...]) -> Setting:
@@ -188,7 +190,7 @@ def roll_back(host: Host, state: State) -> None:
     assert before is not None and after is not None
     state.notes.append(f"rolled back: the whole model measured {after * 1e3:.3g} ms against {before * 1e3:.3g} ms before")
     undone = "rolled back with the whole model"
-    state.result, state.moves, state.seconds = host, (), (before, before)
+    state.result, state.moves, state.seconds, state.bytes = host, (), (before, before), (state.bytes[0],) * 2
     state.chosen = [replace(c, lowering=None, why=undone) for c in state.chosen]
     state.rewrites = tuple(replace(r, kept=False, why=f"{r.why}; {undone}") if r.kept else r for r in state.rewrites)
 
@@ -217,6 +219,8 @@ def reported(request: Request, state: State, found: Recognition, clock: Clock) -
         difference=state.exact,
         seconds_before=state.seconds[0],
         seconds_after=state.seconds[1],
+        bytes_before=state.bytes[0],
+        bytes_after=state.bytes[1],
         notes=tuple(state.notes),
         seconds_spent=clock.spent,
         search=held,
