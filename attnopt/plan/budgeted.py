@@ -42,7 +42,10 @@ UNSEEN = "no calibration data were given: the loss was chosen and judged by the 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a search is given. data: calibration given by the user, None where there are only the example inputs."""
+    """What a search is given. data: calibration given by the user, None where there are only the example inputs.
+
+    minimise: of search.GOALS.
+    """
 
     host: Host
     current: Host
@@ -62,6 +65,7 @@ class Setting:
     quality: Score | None = None
     workload: Workload | None = None
     store: Store = field(default_factory=Store)
+    minimise: str = "time"
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,9 @@ def prepared(setting: Setting) -> Search:
     kept = setting.store.folder is not None and setting.quality is None  # a user's function has no key
     contents = evidence.key("loss", judge.metric.name, setting.runtime, str(sorted(kernels))) if kept else ""
     losses = Losses(judge, shop, spent, setting.store, contents)
-    timed = setting.select == "measure" and setting.workload is None
+    timed = setting.select == "measure" and setting.workload is None and setting.minimise == "time"
     watch = Stopwatch(setting.current.runner(), setting.inputs, spent) if timed else None
-    goal = "everything" if setting.select == "always" else "time"
+    goal = "everything" if setting.select == "always" and setting.minimise == "time" else setting.minimise
     return Search(
         classes, Prices(shop, loads), memory, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal
     )
@@ -112,7 +116,10 @@ def halves(setting: Setting) -> tuple[Calibration, Calibration | None]:
 
 
 def under_budget(setting: Setting) -> Outcome:
-    """The fastest plan within the budget, validated and checked step by step. Never changes the hosts of the setting."""
+    """The fastest plan within the budget (or that of least memory), validated; where times count, its steps are checked one by one.
+
+    Never changes the hosts of the setting.
+    """
     search = prepared(setting)
     plan, loss = search.found()
     steps: Sequence[StepReport] = ()

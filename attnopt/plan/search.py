@@ -30,6 +30,7 @@ ATTEMPTS = 4  # plans that are validated at most
 NEAR = 0.85  # a plan that uses this share of the budget is not loosened further
 LOOSE = 1e-3  # a factor on losses below which they keep no option out
 SOLVER = 10.0  # seconds for one integer program
+GOALS = ("time", "memory")  # what a user may ask to be least
 EVERYTHING = 1.0  # what any rewrite is worth with select="always"
 
 
