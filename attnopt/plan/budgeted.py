@@ -28,10 +28,11 @@ from attnopt.plan.judge import Judge
 from attnopt.plan.losses import Losses
 from attnopt.plan.memory import Held, Memory
 from attnopt.plan.pricing import Load, Prices
-from attnopt.plan.proposals import Class, Move, Proposal, classes_of, moves_of
+from attnopt.plan.proposals import Move, classes_of, moves_of
 from attnopt.plan.quality import Loss, Score
+from attnopt.plan.roll_back import Check, units_of
 from attnopt.plan.search import Planned, Search
-from attnopt.plan.stepwise import Stopwatch, checked, in_order
+from attnopt.plan.stepwise import Stopwatch
 from attnopt.plan.workshop import Workshop
 from attnopt.report.data import RewriteReport
 from attnopt.report.search import SearchReport, StepReport
@@ -143,22 +144,13 @@ def under_budget(setting: Setting) -> Outcome:
 def verified(search: Search, plan: Planned, loss: Loss | None) -> tuple[Sequence[StepReport], tuple[Move, ...], Loss | None]:
     """The steps of the plan as they were checked, the moves that stay, and their loss; none where what is left does not hold."""
     assert search.stopwatch is not None
-    kinds = {m: search.classes[g].options[i].kind for g, i in enumerate(plan.picks) for m in search.classes[g].options[i].moves}
     moves = moves_of(search.classes, plan.picks)
-    best_first = sorted(moves, key=lambda m: -sum(search.worth(o) for o in options_of(search.classes, plan.picks, kinds[m])))
-    steps = checked(best_first, kinds, search.stopwatch, search.losses, search.allowed)
-    undone = {s.kind for s in steps if not s.kept}
-    if not undone:
-        return steps, moves, loss
-    left = tuple(in_order(moves, [m for m in moves if kinds[m] not in undone]))
-    if not left:
-        return steps, (), None
-    again = search.losses.of(left) if search.validator is None else search.validation(left, 0)
-    return (steps, left, again) if search.holds(again) else (steps, (), None)
-
-
-def options_of(classes: Sequence[Class], picks: Sequence[int], kind: str) -> list[Proposal]:
-    return [each.options[i] for each, i in zip(classes, picks, strict=True) if each.options[i].kind == kind]
+    check = Check(moves, search.stopwatch, search.losses, search.allowed)
+    check.run(units_of(search.classes, plan.picks, search.worth))
+    if not check.kept or len(check.kept) == len(moves):
+        return check.steps, check.kept, loss if check.kept else None
+    again = search.losses.of(check.kept) if search.validator is None else search.validation(check.kept, 0)
+    return (check.steps, check.kept, again) if search.holds(again) else (check.steps, (), None)
 
 
 def rewrites(search: Search, passes: Sequence[Pass], moves: Sequence[Move], loss: Loss | None) -> tuple[RewriteReport, ...]:
@@ -215,6 +207,6 @@ def searched(
         loss=None if loss is None else loss.mean,
         bound=None if loss is None or search.validator is None else loss.upper,
         metric=search.losses.judge.metric.name,
-        groups=explained(search, None if plan is None else plan.picks, moves),
+        groups=explained(search, None if plan is None else plan.picks, moves, steps),
         steps=tuple(steps),
     )

@@ -40,7 +40,10 @@ class GroupReport:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One kind of rewrite of a plan, as it was checked: whole-model times before and after it, the loss so far."""
+    """One kind of rewrite of a plan, or some groups of it, as it was checked: whole-model times before and after, the loss so far.
+
+    names: of its groups. loss: None where it was slower, and so was not asked.
+    """
 
     kind: str
     groups: int
@@ -48,7 +51,8 @@ class StepReport:
     why: str
     seconds_before: float
     seconds_after: float
-    loss: float
+    loss: float | None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

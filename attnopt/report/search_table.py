@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
 from rich.text import Text
 
 from attnopt.report.plan import Plan
-from attnopt.report.search import GroupReport, SearchReport
+from attnopt.report.search import GroupReport, SearchReport, StepReport
 from attnopt.report.table import grouped, megabytes, milliseconds, table
 
 
@@ -22,7 +23,7 @@ def search_table(search: SearchReport | None) -> Any:
     for name, cells in grouped(rows):
         body.add_row(Text(name if name != last else ""), *map(Text, cells))
         last = name
-    steps = [Text(f"{s.kind} ({s.groups}): {s.why}") for s in search.steps]
+    steps = [Text(step_line(s, search.steps)) for s in search.steps]
     return Group(body, *steps, Text(search_line(search)))
 
 
@@ -42,6 +43,12 @@ def group_rows(group: GroupReport) -> list[tuple[str, tuple[str, ...]]]:
         for o in group.options
     ]
     return [*made, *((group.name, ("", "", "", "", "", refusal)) for refusal in group.refusals)]
+
+
+def step_line(step: StepReport, steps: Sequence[StepReport]) -> str:
+    """A step; one of several of its kind with the groups that it is about."""
+    alone = sum(s.kind == step.kind for s in steps) == 1
+    return f"{step.kind} ({step.groups if alone else ', '.join(step.names)}): {step.why}"
 
 
 def search_line(search: SearchReport) -> str:

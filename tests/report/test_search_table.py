@@ -57,3 +57,11 @@ def test_plans():
     for part in ("a plan for cpu, onnxruntime: 1 kernels, 2 rewrites", "kernel ort-mha", "layer.{0-1}.mlp", "SmoothQuant"):
         assert part in text
     assert "mean KL 0.002 (at most 0.003 with 95 % confidence), budget 0.01" in text
+
+
+def test_steps_of_one_kind_name_their_groups():
+    kept = StepReport("int8", 2, True, "measured 1.10x", 3e-3, 2e-3, 1e-3, ("a", "b"))
+    undone = StepReport("int8", 1, False, "measured 0.90x: undone", 3e-3, 4e-3, None, ("c",))
+    text = as_text(search_table(search(groups=(), steps=(kept, undone))), width=200)
+    assert "int8 (a, b): measured 1.10x" in text and "int8 (c): measured 0.90x: undone" in text
+    assert "int8 (2): measured 1.10x" in as_text(search_table(search(groups=(), steps=(kept,))), width=200)
