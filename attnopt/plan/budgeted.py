@@ -33,6 +33,7 @@ from attnopt.plan.quality import Loss, Score
 from attnopt.plan.roll_back import Check, units_of
 from attnopt.plan.search import Planned, Search
 from attnopt.plan.stepwise import Stopwatch
+from attnopt.plan.tuning import Tuning
 from attnopt.plan.workshop import Workshop
 from attnopt.report.data import RewriteReport
 from attnopt.report.search import SearchReport, StepReport
@@ -87,7 +88,7 @@ def prepared(setting: Setting) -> Search:
     choose, validate = halves(setting)
     evidence = Evidence(setting.host, choose, sites=setting.sites, store=setting.store)
     grouping = Grouping(setting.host, tuple(setting.sites))
-    classes = classes_of(grouping, setting.passes, evidence)
+    classes = classes_of(grouping, setting.passes, evidence, Tuning(spent, setting.data is not None, setting.seed))
     sizes = setting.host.graph.sizes(setting.inputs)
     kernels = {c.site.name: c.lowering for c in setting.chosen if c.lowering is not None}
     shop = Workshop(setting.host, kernels, setting.target, setting.runtime, setting.opset, sizes)

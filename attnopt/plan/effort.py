@@ -1,6 +1,7 @@
 """How long a search may take: minutes or hours.
 
-    low       a minute of measuring, then the integer program on what is known        medium    ten minutes        high    two hours
+    low       a minute of measuring, then the integer program on what is known        medium    ten minutes
+    high      two hours, and steps of training for candidates that need them
 
 What time does not allow to measure for each group alone is predicted from what all groups of its kind lose together.
 """
@@ -16,15 +17,21 @@ from attnopt.errors import BudgetError
 
 @dataclass(frozen=True)
 class Effort:
-    """seconds: of measuring, after which no new measurement begins. rounds: of tightening. timing: seconds for each callable timed."""
+    """seconds: of measuring, after which no new measurement begins. rounds: of tightening. timing: seconds for each callable timed.
+
+    tunes: whether candidates that need steps of training are given them.
+    """
 
     name: str
     seconds: float
     rounds: int
     timing: float
+    tunes: bool = False
 
 
-EFFORTS = {e.name: e for e in (Effort("low", 60.0, 8, 0.4), Effort("medium", 600.0, 16, 1.0), Effort("high", 7200.0, 32, 3.0))}
+EFFORTS = {
+    e.name: e for e in (Effort("low", 60.0, 8, 0.4), Effort("medium", 600.0, 16, 1.0), Effort("high", 7200.0, 32, 3.0, True))
+}
 
 
 def effort_named(name: str) -> Effort:
