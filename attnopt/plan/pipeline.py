@@ -21,15 +21,16 @@ from attnopt.passes import ALL, Group, Pass
 from attnopt.patterns import Recognition, recognise
 from attnopt.plan.budget import QUALITY, Budget
 from attnopt.plan.budgeted import Outcome, Setting, under_budget
-from attnopt.plan.choose import ORIGINAL, Chosen, apply_choices, choose
+from attnopt.plan.choose import Chosen, apply_choices, choose
 from attnopt.plan.effort import EFFORTS, Effort
 from attnopt.plan.proposals import Move
 from attnopt.plan.quality import Score
 from attnopt.plan.replay import kernels_from, moves_from, step_of
+from attnopt.plan.site_reports import site_report
 from attnopt.plan.timing import in_turn
 from attnopt.plan.verify import difference, require_equal, seeded
 from attnopt.plan.workshop import Workshop
-from attnopt.report.data import Difference, Report, RewriteReport, SiteReport
+from attnopt.report.data import Difference, Report, RewriteReport
 from attnopt.report.plan import Plan
 from attnopt.report.table import megabytes
 
@@ -103,17 +104,20 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
             replay(host, request, state)
     if request.inputs is not None:
         verify(host, request, state, clock)
-    return state.result, reported(request, state, found, clock)
+    return state.result, reported(host, request, state, found, clock)
 
 
 def replay(host: Host, request: Request, state: State) -> None:
     """Make the moves of the plan that was given."""
     assert request.plan is not None
     state.moves = moves_from(request.plan.steps, host)
-    kernels = {c.site.name: c.lowering for c in state.chosen if c.lowering is not None}
+    state.result = workshop(host, request, state.chosen).built(state.moves)
+
+
+def workshop(host: Host, request: Request, chosen: Sequence[Chosen]) -> Workshop:
+    kernels = {c.site.name: c.lowering for c in chosen if c.lowering is not None}
     sizes = host.graph.sizes(request.inputs or {})
-    shop = Workshop(host, kernels, load_target(request.target)[0], request.runtime, request.opset, sizes)
-    state.result = shop.built(state.moves)
+    return Workshop(host, kernels, load_target(request.target)[0], request.runtime, request.opset, sizes)
 
 
 def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
@@ -204,8 +208,9 @@ def roll_back(host: Host, state: State) -> None:
     state.rewrites = tuple(replace(r, kept=False, why=f"{r.why}; {undone}") if r.kept else r for r in state.rewrites)
 
 
-def reported(request: Request, state: State, found: Recognition, clock: Clock) -> Report:
+def reported(host: Host, request: Request, state: State, found: Recognition, clock: Clock) -> Report:
     held = None if state.outcome is None else state.outcome.search
+    shop = workshop(host, request, state.chosen)
     plan = Plan(
         host=state.result.kind,
         target=request.target,
@@ -222,7 +227,7 @@ def reported(request: Request, state: State, found: Recognition, clock: Clock) -
         runtime=request.runtime,
         select=request.select,
         budget=request.budget.allowed,
-        sites=tuple(site_report(c, state.moves) for c in state.chosen),
+        sites=tuple(site_report(c, state.moves, shop) for c in state.chosen),
         refusals=found.refusals,
         rewrites=state.rewrites,
         difference=state.exact,
@@ -261,25 +266,3 @@ def select_kernels(host: Host, sites: Sequence[Site], request: Request) -> list[
     )
     by_name = {c.site.name: c for c in decided}
     return [by_name.get(s.name) or Chosen(s, None, refused.get(s.name, "")) for s in sites]
-
-
-def site_report(chosen: Chosen, moves: Sequence[Move] = ()) -> SiteReport:
-    """What became of one site; a move that changes its spec changes what it computes."""
-    site = chosen.site
-    after, steps = site, site.steps if chosen.lowering else ()
-    for move in moves:
-        if not move.edits and any(s.name == site.name for s in move.group.sites):
-            sites = move.rewrite.apply(move.candidate, replace(move.group, sites=(after,))).sites
-            after, steps = sites[0], (*steps, move.rewrite.name)
-    return SiteReport(
-        name=site.name,
-        before=str(site.spec),
-        after=str(after.spec),
-        shape={axis: str(size) for axis, size in site.shape.items()},
-        kernel=chosen.lowering.name if chosen.lowering else ORIGINAL,
-        why=chosen.why,
-        steps=steps,
-        seconds_before=chosen.seconds_before,
-        seconds_after=chosen.seconds_after,
-        choices=chosen.choices,
-    )

@@ -9,6 +9,8 @@ from attnopt.ir.site import Refusal
 from attnopt.report.plan import Plan
 from attnopt.report.search import SearchReport
 
+ORIGINAL, REMOVED = "original", "removed"  # in place of a kernel: the nodes as they were, or none any more
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -88,7 +90,7 @@ class Report:
 
     @property
     def fused(self) -> int:
-        return sum(site.kernel != "original" for site in self.sites)
+        return sum(site.kernel not in (ORIGINAL, REMOVED) for site in self.sites)
 
     @property
     def speedup(self) -> float | None:

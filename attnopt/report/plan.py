@@ -37,6 +37,7 @@ class PlanStep:
 @dataclass(frozen=True)
 class Plan:
     """What was done to a model. host: "torch" or "onnx", whose names it uses. kernels: by site; a site that is absent is as it was.
+    Where a step gives a site another spec, its kernel is predicted anew.
 
     metric, loss, bound: what the plan lost on the data that judged it; None for an exact plan, or where nothing was held back.
     """
