@@ -15,6 +15,7 @@ from torch import Tensor
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
 from attnopt.analysis.store import Store
+from attnopt.analysis.sweep import MEMORY as SWEEP
 from attnopt.cost.target import Target
 from attnopt.cost.workload import Workload
 from attnopt.ir.site import Host, Site
@@ -24,6 +25,7 @@ from attnopt.plan.choose import Chosen
 from attnopt.plan.effort import Effort, Spent
 from attnopt.plan.explain import explained
 from attnopt.plan.groups import Grouping
+from attnopt.plan.judge import MEMORY as OUTPUTS
 from attnopt.plan.judge import Judge
 from attnopt.plan.losses import Losses
 from attnopt.plan.memory import Held, Memory
@@ -31,6 +33,7 @@ from attnopt.plan.pricing import Load, Prices
 from attnopt.plan.proposals import Move, classes_of, moves_of
 from attnopt.plan.quality import Loss, Score
 from attnopt.plan.roll_back import Check, units_of
+from attnopt.plan.room import Room
 from attnopt.plan.search import Planned, Search
 from attnopt.plan.stepwise import Stopwatch
 from attnopt.plan.tuning import Tuning
@@ -85,8 +88,10 @@ class Outcome:
 def prepared(setting: Setting) -> Search:
     """The search with everything that it needs, before it has measured anything."""
     spent = Spent(setting.effort)
-    choose, validate = halves(setting)
-    evidence = Evidence(setting.host, choose, sites=setting.sites, store=setting.store)
+    room = Room(setting.host.graph, setting.chosen, spent)
+    choose, validate = (None if half is None else room.in_pieces(half) for half in halves(setting))
+    assert choose is not None
+    evidence = Evidence(setting.host, choose, sites=setting.sites, store=setting.store, memory=room.share(SWEEP))
     grouping = Grouping(setting.host, tuple(setting.sites))
     classes = classes_of(grouping, setting.passes, evidence, Tuning(spent, setting.data is not None, setting.seed))
     sizes = setting.host.graph.sizes(setting.inputs)
@@ -96,12 +101,13 @@ def prepared(setting: Setting) -> Search:
     loads = [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)]
     pairs = tuple(zip(grouping.sites, grouping.blocks, strict=True))
     memory = Memory(setting.host.graph, pairs, [load.sizes for load in loads])
-    judged = {"names": setting.names, "quality": setting.quality, "seed": setting.seed}
+    judged = {"names": setting.names, "quality": setting.quality, "seed": setting.seed, "memory": room.share(OUTPUTS)}
     judge = Judge(setting.host, choose, setting.budget, **judged)  # type: ignore[arg-type]
     validator = None if validate is None else Judge(setting.host, validate, setting.budget, **judged)  # type: ignore[arg-type]
     kept = setting.store.folder is not None and setting.quality is None  # a user's function has no key
     contents = evidence.key("loss", judge.metric.name, setting.runtime, str(sorted(kernels))) if kept else ""
-    losses = Losses(judge, shop, spent, setting.store, contents)
+    needs = max(room.needs(data) for data in (choose, validate) if data is not None)
+    losses = Losses(judge, shop, spent, setting.store, contents, needs)
     timed = setting.select == "measure" and setting.workload is None and setting.minimise == "time"
     watch = Stopwatch(setting.current.runner(), setting.inputs, spent) if timed else None
     goal = "everything" if setting.select == "always" and setting.minimise == "time" else setting.minimise
@@ -203,6 +209,7 @@ def searched(
         measurements=search.spent.measurements,
         remembered=search.spent.remembered,
         peak_memory=search.spent.peak_memory,
+        memory_limit=search.spent.memory_limit,
         gap=search.gap,
         samples=counts,
         loss=None if loss is None else loss.mean,

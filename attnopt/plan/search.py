@@ -148,12 +148,19 @@ class Search:
             ((place, o) for place, o in places(self.classes) if o.moves and self.worth(o) > 0),
             key=lambda found: (-self.worth(found[1]), found[0]),
         )
-        skipped = 0
+        skipped = crowded = 0
         for place, option in waiting:
             if self.spent.over:
                 skipped += 1
-                continue
-            self.alone[place] = self.losses.of(option.moves, option.description)
+            elif self.spent.fits(self.losses.needs):
+                self.alone[place] = self.losses.of(option.moves, option.description)
+            else:
+                crowded += 1
+        if crowded:
+            self.notes.append(
+                f"{crowded} of {len(waiting)} options were not measured alone: the search would have held more than "
+                f"{self.spent.memory_limit / 2**30:.3g} GiB"
+            )
         if skipped:
             self.notes.append(
                 f"{skipped} of {len(waiting)} options were not measured alone: time was up, a higher effort has more"

@@ -59,7 +59,8 @@ class StepReport:
 class SearchReport:
     """What the search was given and used. gap: how far the solver's choice may be from the best, as a share of what could be saved.
 
-    samples: (to choose by, to validate by). measurements were made, `remembered` were read back. peak_memory: bytes of the process.
+    samples: (to choose by, to validate by). measurements were made, `remembered` were read back. peak_memory: the most bytes that the
+    process held, of memory_limit that it might; 0 where the system does not tell.
     """
 
     effort: str
@@ -75,3 +76,4 @@ class SearchReport:
     metric: str = ""
     groups: tuple[GroupReport, ...] = ()
     steps: tuple[StepReport, ...] = ()
+    memory_limit: int = 0

@@ -57,6 +57,7 @@ def search_line(search: SearchReport) -> str:
     data = f"chosen by {choose} samples" + (f", validated by {validate} others" if validate else ", which judged it too")
     again = f" ({search.remembered} read back)" if search.remembered else ""
     memory = f", at most {search.peak_memory / 2**30:.2g} GiB" if search.peak_memory else ""
+    memory += f" of {search.memory_limit / 2**30:.2g} allowed" if memory and search.memory_limit else ""
     return (
         f"search: effort {search.effort}, seed {search.seed}, {search.seconds:.1f} s, {search.measurements} measurements{again}{memory}; "
         f"{data}; solver within {search.gap:.2%} of the best"

@@ -26,7 +26,8 @@ def search(**changes):
         for i in range(3)
     )
     given = {
-        "effort": "low", "seed": 0, "seconds": 12.0, "measurements": 40, "remembered": 3, "peak_memory": 2**30, "gap": 1e-3,
+        "effort": "low", "seed": 0, "seconds": 12.0, "measurements": 40, "remembered": 3,
+        "peak_memory": 2**30, "memory_limit": 2**32, "gap": 1e-3,
         "samples": (16, 18), "metric": "mean KL", "groups": groups,
         "steps": (StepReport("int8 smoothed", 3, True, "measured 1.50x", 3e-3, 2e-3, 1e-3),),
     }  # fmt: skip
@@ -39,7 +40,7 @@ def test_groups_that_are_alike_are_one_row():
     for part in ("* int8 smoothed", "0.0003 ?", "beaten by 'int8 smoothed'", "gate-norm: no attention", "measured 1.50x"):
         assert part in text
     assert "chosen by 16 samples, validated by 18 others; solver within 0.10% of the best" in text
-    assert "40 measurements (3 read back), at most 1 GiB" in text
+    assert "40 measurements (3 read back), at most 1 GiB of 4 allowed" in text
     assert search().groups[0].taken == "int8 smoothed"
 
 
