@@ -52,7 +52,8 @@ class Candidate:
     kind: the variant, equal for all groups it is offered to ("int8 smooth 0.5"): candidates of one kind are timed together.
     changes: what of a site it changes; candidates of one site that change different things may be taken together.
     nodes: the canonical nodes whose weights it changes. removes: those that are not computed any more. storage: how a linear layer
-    holds its weight afterwards, by node name ("int8").
+    holds its weight afterwards, by node name ("int8"). cached: what the cache of a site holds afterwards, by its name, in the words of
+    a spec: "cache(k=int8, v=int8)", "" where it is gone. What a mask only hides stays in the cache, and saves no byte of it.
     needs: "nothing", "calibration", or "tuning" (a few steps of training).
     tie: candidates of different groups with the same tie (not "") are taken all or none.
     options: what `apply` needs, as plain data (numbers, strings, lists): a plan file holds it.
@@ -68,6 +69,7 @@ class Candidate:
     changes: tuple[Change, ...] = ()
     removes: tuple[Node, ...] = ()
     storage: Mapping[str, str] = field(default_factory=dict)
+    cached: Mapping[str, str] = field(default_factory=dict)
     needs: Needs = "nothing"
     tie: str = ""
 

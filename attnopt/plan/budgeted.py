@@ -26,6 +26,7 @@ from attnopt.plan.explain import explained
 from attnopt.plan.groups import Grouping
 from attnopt.plan.judge import Judge
 from attnopt.plan.losses import Losses
+from attnopt.plan.memory import Held, Memory
 from attnopt.plan.pricing import Load, Prices
 from attnopt.plan.proposals import Class, Move, Proposal, classes_of, moves_of
 from attnopt.plan.quality import Loss, Score
@@ -41,7 +42,10 @@ UNSEEN = "no calibration data were given: the loss was chosen and judged by the 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a search is given. data: calibration given by the user, None where there are only the example inputs."""
+    """What a search is given. data: calibration given by the user, None where there are only the example inputs.
+
+    minimise: of search.GOALS.
+    """
 
     host: Host
     current: Host
@@ -61,16 +65,18 @@ class Setting:
     quality: Score | None = None
     workload: Workload | None = None
     store: Store = field(default_factory=Store)
+    minimise: str = "time"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The host after the plan (the current one where none held), its moves, and the records."""
+    """The host after the plan (the current one where none held), its moves, the records, and what it holds before and after."""
 
     host: Host
     moves: tuple[Move, ...]
     rewrites: tuple[RewriteReport, ...]
     search: SearchReport
+    memory: tuple[Held, Held]
     notes: tuple[str, ...] = ()
 
 
@@ -79,22 +85,27 @@ def prepared(setting: Setting) -> Search:
     spent = Spent(setting.effort)
     choose, validate = halves(setting)
     evidence = Evidence(setting.host, choose, sites=setting.sites, store=setting.store)
-    classes = classes_of(Grouping(setting.host, tuple(setting.sites)), setting.passes, evidence)
+    grouping = Grouping(setting.host, tuple(setting.sites))
+    classes = classes_of(grouping, setting.passes, evidence)
     sizes = setting.host.graph.sizes(setting.inputs)
     kernels = {c.site.name: c.lowering for c in setting.chosen if c.lowering is not None}
     shop = Workshop(setting.host, kernels, setting.target, setting.runtime, setting.opset, sizes)
     bound = setting.workload.bind(setting.sites) if setting.workload is not None else ()
-    prices = Prices(shop, [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)])
+    loads = [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)]
+    pairs = tuple(zip(grouping.sites, grouping.blocks, strict=True))
+    memory = Memory(setting.host.graph, pairs, [load.sizes for load in loads])
     judged = {"names": setting.names, "quality": setting.quality, "seed": setting.seed}
     judge = Judge(setting.host, choose, setting.budget, **judged)  # type: ignore[arg-type]
     validator = None if validate is None else Judge(setting.host, validate, setting.budget, **judged)  # type: ignore[arg-type]
     kept = setting.store.folder is not None and setting.quality is None  # a user's function has no key
     contents = evidence.key("loss", judge.metric.name, setting.runtime, str(sorted(kernels))) if kept else ""
     losses = Losses(judge, shop, spent, setting.store, contents)
-    timed = setting.select == "measure" and setting.workload is None
+    timed = setting.select == "measure" and setting.workload is None and setting.minimise == "time"
     watch = Stopwatch(setting.current.runner(), setting.inputs, spent) if timed else None
-    goal = "everything" if setting.select == "always" else "time"
-    return Search(classes, prices, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal)
+    goal = "everything" if setting.select == "always" and setting.minimise == "time" else setting.minimise
+    return Search(
+        classes, Prices(shop, loads), memory, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal
+    )
 
 
 def halves(setting: Setting) -> tuple[Calibration, Calibration | None]:
@@ -105,7 +116,10 @@ def halves(setting: Setting) -> tuple[Calibration, Calibration | None]:
 
 
 def under_budget(setting: Setting) -> Outcome:
-    """The fastest plan within the budget, validated and checked step by step. Never changes the hosts of the setting."""
+    """The fastest plan within the budget (or that of least memory), validated; where times count, its steps are checked one by one.
+
+    Never changes the hosts of the setting.
+    """
     search = prepared(setting)
     plan, loss = search.found()
     steps: Sequence[StepReport] = ()
@@ -121,8 +135,9 @@ def under_budget(setting: Setting) -> Outcome:
     if not moves and search.kinds:
         least = "" if search.least is None else f"; the least that any plan lost is {search.least}"
         notes.append(f"no approximate plan that saves anything is within the budget {setting.budget}{least}: the plan is exact")
+    held = search.memory.after(), search.memory.after(moves)
     record = searched(search, setting, plan, moves, loss, steps)
-    return Outcome(result, moves, rewrites(search, setting.passes, moves, loss), record, tuple(notes))
+    return Outcome(result, moves, rewrites(search, setting.passes, moves, loss), record, held, tuple(notes))
 
 
 def verified(search: Search, plan: Planned, loss: Loss | None) -> tuple[Sequence[StepReport], tuple[Move, ...], Loss | None]:

@@ -46,6 +46,7 @@ def option_report(search: Search, place: tuple[int, int], option: Proposal, take
         measured=search.prices.measured(option),
         loss=search.losses.total(search.predicted(place)),
         estimated=place not in search.alone,
+        bytes=search.memory.saved(option.moves),
     )
 
 

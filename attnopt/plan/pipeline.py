@@ -31,6 +31,7 @@ from attnopt.plan.verify import difference, require_equal, seeded
 from attnopt.plan.workshop import Workshop
 from attnopt.report.data import Difference, Report, RewriteReport, SiteReport
 from attnopt.report.plan import Plan
+from attnopt.report.table import megabytes
 
 SLOWER = 1.05  # a whole model that measures slower than this share of the original is rolled back
 
@@ -40,6 +41,7 @@ class Request:
     """What the user asked for. `inputs` are named example tensors; `calibration` what losses are measured on, where data were given.
 
     names: of the outputs. quality: the user's score, for a budget in it. plan: applied as it is, without a search.
+    minimise: "time", or "memory" (weights and caches), for which a slower model is kept.
     """
 
     target: str
@@ -57,6 +59,7 @@ class Request:
     workload: Workload | None = None
     store: Store = field(default_factory=Store)
     plan: Plan | None = None
+    minimise: str = "time"
 
 
 @dataclass
@@ -84,6 +87,7 @@ class State:
     rewrites: tuple[RewriteReport, ...] = ()
     notes: list[str] = field(default_factory=list)
     seconds: tuple[float | None, float | None] = (None, None)
+    bytes: tuple[float | None, float | None] = (None, None)  # of weights and caches
 
 
 def run(host: Host, request: Request) -> tuple[Host, Report]:
@@ -139,7 +143,12 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
             before, after = host.runner(), state.result.runner()
             times = in_turn({"before": lambda: before(inputs), "after": lambda: after(inputs)})
         state.seconds = (times["before"].median, times["after"].median)
-        if times["after"].ratio(times["before"]) > SLOWER and request.plan is None:
+        slower = times["after"].ratio(times["before"]) > SLOWER and request.plan is None
+        if slower and request.minimise == "memory" and state.moves:
+            state.notes.append(
+                f"slower, and kept: memory was to be least, {megabytes(state.bytes[0])} -> {megabytes(state.bytes[1])}"
+            )
+        elif slower:
             roll_back(host, state)
             state.exact = difference(original, original)
 
@@ -149,6 +158,7 @@ def search(host: Host, request: Request, state: State, passes: tuple[Pass, ...])
     outcome = under_budget(setting_for(host, request, state, passes))
     state.result, state.moves, state.outcome, state.rewrites = outcome.host, outcome.moves, outcome, outcome.rewrites
     state.notes += outcome.notes
+    state.bytes = (outcome.memory[0].total, outcome.memory[1].total)
 
 
 def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, ...]) -> Setting:
@@ -172,6 +182,7 @@ def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, 
         quality=request.quality,
         workload=request.workload,
         store=request.store,
+        minimise=request.minimise,
     )
 
 
@@ -188,7 +199,7 @@ def roll_back(host: Host, state: State) -> None:
     assert before is not None and after is not None
     state.notes.append(f"rolled back: the whole model measured {after * 1e3:.3g} ms against {before * 1e3:.3g} ms before")
     undone = "rolled back with the whole model"
-    state.result, state.moves, state.seconds = host, (), (before, before)
+    state.result, state.moves, state.seconds, state.bytes = host, (), (before, before), (state.bytes[0],) * 2
     state.chosen = [replace(c, lowering=None, why=undone) for c in state.chosen]
     state.rewrites = tuple(replace(r, kept=False, why=f"{r.why}; {undone}") if r.kept else r for r in state.rewrites)
 
@@ -217,6 +228,8 @@ def reported(request: Request, state: State, found: Recognition, clock: Clock) -
         difference=state.exact,
         seconds_before=state.seconds[0],
         seconds_after=state.seconds[1],
+        bytes_before=state.bytes[0],
+        bytes_after=state.bytes[1],
         notes=tuple(state.notes),
         seconds_spent=clock.spent,
         search=held,

@@ -65,6 +65,7 @@ class Difference:
 class Report:
     """Everything about one `optimize`. Times are medians of runs in turn, in seconds per call of the whole model.
 
+    bytes_before, bytes_after: of weights and caches; None where there was no search.
     search: what was considered under the budget; None where nothing approximate was asked for. plan: what was done, to do it again.
     """
 
@@ -78,6 +79,8 @@ class Report:
     difference: Difference | None = None
     seconds_before: float | None = None
     seconds_after: float | None = None
+    bytes_before: float | None = None
+    bytes_after: float | None = None
     notes: tuple[str, ...] = ()
     seconds_spent: dict[str, float] = field(default_factory=dict)
     search: SearchReport | None = None

@@ -30,6 +30,7 @@ class PlanStep:
     removes: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     storage: Mapping[str, str] = field(default_factory=dict)
+    cached: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

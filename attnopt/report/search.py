@@ -10,7 +10,7 @@ class OptionReport:
     """One option of a group. Seconds and losses are of the whole model; None where nothing was predicted or measured.
 
     predicted, measured: seconds saved by the cost model, and as the options of its kind were timed together. loss: alone, on the data to
-    choose by; estimated: whether it was taken from what its kind loses everywhere.
+    choose by; estimated: whether it was taken from what its kind loses everywhere. bytes: of weights and cache that it saves.
     """
 
     kind: str
@@ -22,6 +22,7 @@ class OptionReport:
     measured: float | None = None
     loss: float | None = None
     estimated: bool = False
+    bytes: float | None = None
 
 
 @dataclass(frozen=True)

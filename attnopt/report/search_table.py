@@ -9,14 +9,14 @@ from rich.text import Text
 
 from attnopt.report.plan import Plan
 from attnopt.report.search import GroupReport, SearchReport
-from attnopt.report.table import grouped, milliseconds, table
+from attnopt.report.table import grouped, megabytes, milliseconds, table
 
 
 def search_table(search: SearchReport | None) -> Any:
     """For each group its options: what they save and lose, and why each was taken or lost. Groups that are alike are one row."""
     if search is None:
         return Text("nothing approximate was asked for: no budget was given")
-    body = table("group", "option", "predicted", "measured", f"loss ({search.metric})", "why")
+    body = table("group", "option", "predicted", "measured", "memory", f"loss ({search.metric})", "why")
     rows = [row for group in search.groups for row in group_rows(group)]
     last = ""
     for name, cells in grouped(rows):
@@ -34,13 +34,14 @@ def group_rows(group: GroupReport) -> list[tuple[str, tuple[str, ...]]]:
                 f"{'*' if o.taken else ' '} {o.kind}",
                 milliseconds(o.predicted),
                 milliseconds(o.measured),
+                megabytes(o.bytes),
                 f"{o.loss:.2g}{' ?' * o.estimated}" if o.loss is not None else "",
                 o.why,
             ),
         )
         for o in group.options
     ]
-    return [*made, *((group.name, ("", "", "", "", refusal)) for refusal in group.refusals)]
+    return [*made, *((group.name, ("", "", "", "", "", refusal)) for refusal in group.refusals)]
 
 
 def search_line(search: SearchReport) -> str:
