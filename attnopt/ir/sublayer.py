@@ -8,7 +8,7 @@ stays. What would have to be computed anyway (weights or keys that others read) 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from attnopt.ir.block import Block, Projection, caches, origin, projections
@@ -32,9 +32,23 @@ class Sublayer:
 
     @property
     def removed(self) -> tuple[Node, ...]:
-        """The nodes that hold its weights and its attention."""
+        """The nodes that hold its weights and its attention, and nothing that other layers read as well, such as a mask."""
         last = [] if self.block.o is None else [self.block.o.node]
-        return tuple(dict.fromkeys([*layers(self.block), *self.site.nodes, *last]))
+        held = dict.fromkeys([*layers(self.block), *self.site.nodes, *last])
+        return tuple(node for node in held if not self.shared(node, held))
+
+    def shared(self, node: Node, held: Collection[Node]) -> bool:
+        """Whether something else computes with it: a way leads past the residual addition to a node that is not held."""
+        stack, seen = [node], {self.ending}
+        while stack:
+            at = stack.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            if at.op in COMPUTES and at not in held:
+                return True
+            stack += [user for value in at.outputs for user in value.users]
+        return False
 
 
 def sublayer(graph: Graph, site: Site, block: Block) -> Sublayer | Refusal:

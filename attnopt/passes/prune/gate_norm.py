@@ -22,9 +22,10 @@ from torch import Tensor
 
 from attnopt.ir.block import Block, Joined, Projection
 from attnopt.ir.graph import Value
-from attnopt.ir.site import Host, Refusal
+from attnopt.ir.site import Refusal
 from attnopt.ir.sublayer import Sublayer, sublayer
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.removal import emptied, refuses_removal, remove
 
 SOURCE = "Data-Free Pruning of Self-Attention Layers in LLMs"
 
@@ -50,14 +51,14 @@ class GateNorm:
         decisions = self.ranked(group)
         if isinstance(decisions, Refusal):
             return decisions
-        host, layers = group.host, len(group.sites)
+        layers = len(group.sites)
         found: list[Candidate] = []
         taken: list[Sublayer] = []
         for g, sublayers in decisions:
             taken += sublayers
             if len(taken) > min(self.most * layers, layers - 1):
                 break
-            refusal = host.refuses_drop([v for s in taken for v in s.inputs], [v for s in taken for v in s.outputs])
+            refusal = refuses_removal(group.host, taken)
             if refusal is not None:
                 return found or refusal
             found.append(self.candidate(taken, layers, g))
@@ -69,7 +70,7 @@ class GateNorm:
         removes = tuple(node for s in gone for node in s.removed)
         return Candidate(
             self.name, False, what, SOURCE, options={"sites": names}, kind=f"{len(gone)} of {layers}", changes=("structure",),
-            removes=removes, cached={s.site.name: "" for s in gone if s.inputs},
+            removes=removes, cached=emptied(gone),
         )  # fmt: skip
 
     def ranked(self, group: Group) -> list[tuple[float, tuple[Sublayer, ...]]] | Refusal:
@@ -112,21 +113,8 @@ class GateNorm:
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Edits the host of the group in place; give it a copy, and finish it."""
-        wanted, host = set(candidate.options["sites"]), group.host
-        found = [sublayer(host.graph, s, b) for s, b in zip(group.sites, group.blocks, strict=True) if s.name in wanted]
-        gone = [s for s in found if isinstance(s, Sublayer)]
-        remove(host, gone)
-        host.drop([v for s in gone for v in s.inputs], [v for s in gone for v in s.outputs])
+        remove(group, set(candidate.options["sites"]))
         return group
-
-
-def remove(host: Host, gone: Sequence[Sublayer]) -> None:
-    """Let what reads a sum read what remains of it, through sums that go as well."""
-    left = {s.ending.output: s.stream for s in gone}
-    for old, new in left.items():
-        while new in left:
-            new = left[new]
-        host.replace(old, new)
 
 
 def refuse(block: Block) -> Refusal | None:

@@ -94,6 +94,8 @@ class Spellings(nn.Module):
         "take": lambda x, y: x[:, :, torch.tensor([0, 2])],
         "floor_division": lambda x, y: (x * 10) // 3 + torch.remainder(x, 0.3),
         "norms": lambda x, y: nn.functional.layer_norm(x, (6,)) + nn.functional.rms_norm(x, (6,), eps=1e-5),
+        "norm_of_small_numbers": lambda x, y: nn.functional.rms_norm(x * 1e-3, (6,)),
+        "norm_of_small_halves": lambda x, y: nn.functional.rms_norm((x * 1e-3).half(), (6,)).float(),
         "sdpa": lambda x, y: nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True),
         "sdpa_grouped": lambda x, y: nn.functional.scaled_dot_product_attention(
             x, x[:, :1], x[:, :1], scale=0.3, enable_gqa=True

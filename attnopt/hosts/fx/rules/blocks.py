@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from attnopt.hosts.fx.rules.layout import Arguments, Rule
 
 if TYPE_CHECKING:
@@ -17,9 +19,12 @@ def layer_norm(t: Translation, a: Arguments) -> bool:
 
 
 def rms_norm(t: Translation, a: Arguments) -> bool:
-    if len(a["normalized_shape"]) != 1 or a["eps"] is None:
+    """Without an eps torch takes that of the type it calculates in: halves are calculated as float32."""
+    x = t.value(a["input"])
+    if len(a["normalized_shape"]) != 1 or x is None:
         return False
-    return t.result("rms_norm", t.value(a["input"]), t.value(a["weight"]), eps=a["eps"])
+    eps = a["eps"] if a["eps"] is not None else torch.finfo(torch.float64 if x.dtype == "float64" else torch.float32).eps
+    return t.result("rms_norm", x, t.value(a["weight"]), eps=eps)
 
 
 def attention(t: Translation, a: Arguments) -> bool:
