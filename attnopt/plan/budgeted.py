@@ -92,7 +92,7 @@ def prepared(setting: Setting) -> Search:
     contents = evidence.key("loss", judge.metric.name, setting.runtime, str(sorted(kernels))) if kept else ""
     losses = Losses(judge, shop, spent, setting.store, contents)
     timed = setting.select == "measure" and setting.workload is None
-    watch = Stopwatch(setting.current.runner(), setting.inputs, spent) if timed else None
+    watch = Stopwatch(setting.current.runner(), [(1.0, setting.inputs)], spent) if timed else None
     goal = "everything" if setting.select == "always" else "time"
     return Search(classes, prices, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal)
 

@@ -1,8 +1,9 @@
 """How long a search may take: minutes or hours.
 
     low       a minute of measuring, then the integer program on what is known        medium    ten minutes        high    two hours
+    of it     what kinds lose everywhere | half of the rest: options alone | times of kinds | what is left: options alone again
 
-What time does not allow to measure for each group alone is predicted from what all groups of its kind lose together.
+What time does not allow to measure for each group alone is predicted from what all groups of its kind lose together (`survey`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from attnopt.errors import BudgetError
 
 @dataclass(frozen=True)
 class Effort:
-    """seconds: of measuring, after which no new measurement begins. rounds: of tightening. timing: seconds for each callable timed."""
+    """seconds: of measuring, after which no new measurement begins. rounds: of tightening. timing: seconds for each callable timed.
+
+    alone: the share of the seconds that are left for options and kinds in which options are measured alone, before kinds are timed.
+    """
 
     name: str
     seconds: float
     rounds: int
     timing: float
+    alone: float = 0.5
 
 
 EFFORTS = {e.name: e for e in (Effort("low", 60.0, 8, 0.4), Effort("medium", 600.0, 16, 1.0), Effort("high", 7200.0, 32, 3.0))}
