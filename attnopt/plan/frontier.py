@@ -114,7 +114,7 @@ class Bench:
     def found(self, allowed: float, goal: str) -> tuple[Planned | None, Loss | None]:
         """The best plan for a budget that holds on the data held back; the fastest by the clock of those that are predicted to be."""
         search = self.search
-        search.until = search.spent.seconds + search.effort.seconds / len(SWEEP)
+        search.until = search.spent.seconds + search.effort.seconds / (2 * len(SWEEP))
         if goal == "time" and search.stopwatch is not None:
             for plan in search.chosen(allowed)[:FASTEST]:
                 self.share(plan.picks)
