@@ -30,18 +30,22 @@ from attnopt.plan.pricing import Load, Prices
 from attnopt.plan.proposals import Class, Move, Proposal, classes_of, moves_of
 from attnopt.plan.quality import Loss, Score
 from attnopt.plan.search import Planned, Search
+from attnopt.plan.shaped import Shaped
 from attnopt.plan.stepwise import Stopwatch, checked, in_order
 from attnopt.plan.workshop import Workshop
 from attnopt.report.data import RewriteReport
 from attnopt.report.search import SearchReport, StepReport
 
-UNTIMED = "the plan is for shapes that were given: times are predictions, and nothing was timed on the example inputs"
+UNTIMED = "at the shapes that were given times are predicted, not measured, and kernels are those chosen on the example inputs: "
 UNSEEN = "no calibration data were given: the loss was chosen and judged by the example inputs, and holds for them alone"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a search is given. data: calibration given by the user, None where there are only the example inputs."""
+    """What a search is given. data: calibration given by the user, None where there are only the example inputs.
+
+    shaped: inputs of the workload's shapes, to time models on.
+    """
 
     host: Host
     current: Host
@@ -60,6 +64,7 @@ class Setting:
     names: Sequence[str] = ()
     quality: Score | None = None
     workload: Workload | None = None
+    shaped: Shaped = Shaped(())
     store: Store = field(default_factory=Store)
 
 
@@ -91,10 +96,11 @@ def prepared(setting: Setting) -> Search:
     kept = setting.store.folder is not None and setting.quality is None  # a user's function has no key
     contents = evidence.key("loss", judge.metric.name, setting.runtime, str(sorted(kernels))) if kept else ""
     losses = Losses(judge, shop, spent, setting.store, contents)
-    timed = setting.select == "measure" and setting.workload is None
-    watch = Stopwatch(setting.current.runner(), [(1.0, setting.inputs)], spent) if timed else None
+    loads = [(1.0, setting.inputs)] if setting.workload is None else setting.shaped.loads
+    watch = Stopwatch(setting.current.runner(), loads, spent) if setting.select == "measure" and loads else None
+    notes = [UNTIMED + setting.shaped.why] if setting.select == "measure" and not loads else []
     goal = "everything" if setting.select == "always" else "time"
-    return Search(classes, prices, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal)
+    return Search(classes, prices, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal, notes=notes)
 
 
 def halves(setting: Setting) -> tuple[Calibration, Calibration | None]:
@@ -114,8 +120,6 @@ def under_budget(setting: Setting) -> Outcome:
         steps, moves, loss = verified(search, plan, loss)
     result = search.losses.workshop.built(moves) if moves else setting.current
     notes = [*search.notes, *([] if setting.data is not None else [UNSEEN])]
-    if setting.workload is not None and setting.select == "measure":
-        notes.append(UNTIMED)
     if setting.store.failure:
         notes.append(setting.store.failure)
     if not moves and search.kinds:
