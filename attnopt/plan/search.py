@@ -90,6 +90,7 @@ class Search:
     goal: str = "time"
     alone: dict[tuple[int, int], Loss] = field(default_factory=dict)
     everywhere: dict[str, Loss] = field(default_factory=dict)
+    spread: dict[str, dict[int, float]] = field(default_factory=dict)  # of a kind: the part of its loss that each group has
     notes: list[str] = field(default_factory=list)
     tried: dict[tuple[int, ...], Loss] = field(default_factory=dict)
     judged_elsewhere: dict[tuple[Move, ...], Loss] = field(default_factory=dict)  # by the validator
@@ -127,13 +128,14 @@ class Search:
         return self.prices.bytes_saved(option) if self.goal == "memory" else self.prices.saved(option)
 
     def predicted(self, place: tuple[int, int]) -> float:
-        """The additive loss of an option: its own, else its share of what its kind loses everywhere."""
+        """The additive loss of an option: its own, else its part of what its kind loses everywhere."""
         option = self.classes[place[0]].options[place[1]]
         if not option.moves:
             return 0.0
         if place in self.alone:
             return self.losses.additive(self.alone[place].mean)
-        return self.losses.additive(self.everywhere[option.kind].mean) / self.counts[option.kind]
+        part = self.spread.get(option.kind, {}).get(place[0], 1.0 / self.counts[option.kind])
+        return self.losses.additive(self.everywhere[option.kind].mean) * part
 
     def problem(self, scale: float, allowed: float) -> Problem:
         groups = []

@@ -6,12 +6,15 @@ before much is known of few.
     times of the kinds that may hold the budget, each whole and then by shape
     options alone on all samples, until time is up
 
-A loss on a few samples is scaled by what all samples of its kind everywhere lose beside these few. What is not measured alone is
-predicted from its kind; what is not timed, from the cost model.
+A loss on a few samples is scaled by what all samples of its kind everywhere lose beside these few. What is not measured alone has a part
+of what its kind loses everywhere: spread over the groups as another kind of the same passes is, which was measured for each (windows of
+64 tell where windows of 256 hurt), else in equal parts. So the kind of each pass that saves most comes first. What is not timed is
+predicted by the cost model.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -38,10 +41,12 @@ def measure(search: Search) -> None:
     each = statistics.median(seconds) if seconds else 0.0
     most = None if start + each * len(waiting) <= middle else FEW
     rough = [place for place, _ in Alone(search, most).each(waiting, middle)]
+    search.spread = spread(search)
     if search.stopwatch is not None:
         time_kinds(search)
     left = by_worth(search, known if most is not None else set(search.alone))
     whole = [place for place, _ in Alone(search, None).each(left, end)]
+    search.spread = spread(search)
     said(search, [p for p in rough if most is not None and p not in whole])
 
 
@@ -60,9 +65,37 @@ def alone_already(search: Search) -> set[Place]:
 
 
 def by_worth(search: Search, known: Iterable[Place]) -> list[tuple[Place, Proposal]]:
-    """Options that are not known yet and save anything, those that save most first."""
+    """Options that are not known yet and save anything: first the kind of each pass that saves most, then the next, the best first."""
     left = [(p, o) for p, o in places(search.classes) if o.moves and p not in known and search.worth(o) > 0]
-    return sorted(left, key=lambda found: (-search.worth(found[1]), found[0]))
+    saved: dict[tuple[str, ...], dict[str, float]] = {}
+    for _, o in left:
+        kinds = saved.setdefault(passes_of(o), {})
+        kinds[o.kind] = kinds.get(o.kind, 0.0) + search.worth(o)
+    rank = {kind: i for kinds in saved.values() for i, kind in enumerate(sorted(kinds, key=lambda k: (-kinds[k], k)))}
+    return sorted(left, key=lambda found: (rank[found[1].kind], -search.worth(found[1]), found[0]))
+
+
+def passes_of(option: Proposal) -> tuple[str, ...]:
+    return tuple(m.rewrite.name for m in option.moves)
+
+
+def spread(search: Search) -> dict[str, dict[int, float]]:
+    """For each kind the part of its loss that each group has, from another kind of the same passes that is known alone in all of them."""
+    at: dict[str, dict[int, Place]] = {}
+    passes: dict[str, tuple[str, ...]] = {}
+    for place, o in places(search.classes):
+        if o.moves:
+            at.setdefault(o.kind, {})[place[0]] = place
+            passes[o.kind] = passes_of(o)
+    made = {}
+    for kind, own in at.items():
+        for other in (k for k in at if passes[k] == passes[kind]):
+            known = [search.alone.get(at[other].get(g, (-1, -1))) for g in own]
+            losses = [search.losses.additive(loss.mean) for loss in known if loss is not None]
+            if len(losses) == len(own) and 0 < sum(losses) < math.inf:
+                made[kind] = {g: loss / sum(losses) for g, loss in zip(own, losses, strict=True)}
+                break
+    return made
 
 
 @dataclass(frozen=True)

@@ -96,3 +96,19 @@ def test_a_kind_with_one_group_is_known_from_everywhere_and_not_timed_over_the_b
 def test_without_a_clock_all_time_is_for_losses(measured):
     search = measured(7.0, select="model")
     assert search.prices.timed == {} and len(search.alone) == 6
+
+
+def test_one_kind_tells_where_another_hurts(host, measured):
+    """Time for six of the twelve options: those of one kind, and the other's losses are spread over the layers as these are."""
+    search = measured(13.0, (DynamicInt8(),))
+    kinds = {search.classes[g].options[i].kind for g, i in search.alone}
+    (known,), (other,) = kinds, set(search.kinds) - kinds
+    predicted = {}
+    for g, each in enumerate(search.classes):
+        for i, option in enumerate(each.options):
+            predicted.setdefault(option.kind, {})[g] = search.predicted((g, i))
+    assert sum(predicted[other].values()) == pytest.approx(search.losses.additive(search.everywhere[other].mean))
+    whole = sum(predicted[known].values())
+    for g, loss in predicted[other].items():
+        assert loss / sum(predicted[other].values()) == pytest.approx(predicted[known][g] / whole)
+    assert search.notes[0] == "6 of 12 options were not measured alone: time was up, a higher effort has more"
