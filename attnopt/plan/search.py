@@ -27,7 +27,7 @@ from attnopt.plan.stepwise import Stopwatch
 from attnopt.plan.survey import measure
 
 ATTEMPTS = 4  # plans that are validated at most
-LEAST_TRIED = 3  # plans that are measured for a budget, however late it is
+LEAST_TRIED = 6  # plans that are measured for a budget, however late it is, where none of them holds
 NEAR = 0.85  # a plan that uses this share of the budget is not loosened further
 LOOSE = 1e-3  # a factor on losses below which they keep no option out
 SOLVER = 10.0  # seconds for one integer program
@@ -168,7 +168,7 @@ class Search:
                     held[plan.picks] = plan
                     if self.limit(plan.loss) >= NEAR * allowed:
                         break
-            if scales.closed or (len(solved) >= LEAST_TRIED and self.spent.seconds > until):
+            if scales.closed or (self.spent.seconds > until and (held or len(solved) >= LEAST_TRIED)):
                 break
         known = {uniform(self.classes, kind): loss for kind, loss in self.everywhere.items()} | self.tried
         for picks, loss in known.items():
