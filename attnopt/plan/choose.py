@@ -21,7 +21,7 @@ from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
 from attnopt.plan.predict import Shapes, best, example_shapes, predicted, shapes_at
-from attnopt.plan.timing import finished, in_turn
+from attnopt.plan.timing import counted, finished, in_turn
 from attnopt.report.data import Choice
 
 NOISE = 0.03  # a measured difference below this share is a tie
@@ -126,7 +126,7 @@ def measured(host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence
     except NotIsolated as reason:
         kept = Chosen(site, None, f"one kernel already; not measured alone: {reason}", tuple(refused))
         return kept if is_fused(site) else Chosen(site, fits[0], f"predicted, not measured alone: {reason}", tuple(refused))
-    times = in_turn(calls, seconds=0.3)
+    times = in_turn(calls, seconds=0.3, clock=counted())
     before = times[ORIGINAL]
     best = min((n for n in times if n != ORIGINAL), key=lambda n: times[n].ratio(before), default=None)
     allowed = 1.0 - WORTH_MOVING if is_fused(site) else 1.0 + NOISE

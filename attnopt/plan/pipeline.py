@@ -29,7 +29,7 @@ from attnopt.plan.quality import Score
 from attnopt.plan.replay import kernels_from, moves_from, step_of
 from attnopt.plan.shaped import Shaped, shaped
 from attnopt.plan.stepwise import summed
-from attnopt.plan.timing import in_turn
+from attnopt.plan.timing import counted, in_turn
 from attnopt.plan.verify import difference, require_equal, seeded
 from attnopt.plan.workshop import Workshop
 from attnopt.report.data import Difference, Report, RewriteReport, SiteReport
@@ -147,7 +147,7 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
     if request.select == "measure" and loads and state.result is not host:
         with clock.step("time"):
             runners = {"before": host.runner(), "after": state.result.runner()}
-            times = summed([(w, in_turn({n: partial(r, x) for n, r in runners.items()})) for w, x in loads])
+            times = summed([(w, in_turn({n: partial(r, x) for n, r in runners.items()}, clock=counted())) for w, x in loads])
         state.seconds = (times["before"].median, times["after"].median)
         if times["after"].ratio(times["before"]) > SLOWER and request.plan is None:
             roll_back(host, state)

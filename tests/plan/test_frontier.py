@@ -105,3 +105,11 @@ def test_without_a_clock_times_are_predicted_shares(host):
     assert not any(p.timed for p in frontier.points)
     assert frontier.points[0].share == pytest.approx(1.0)  # there is no attention to compute otherwise
     assert of_goal(frontier, "time")[-1].share < 1.0
+
+
+def test_an_exact_plan_that_is_slower_is_the_original(host, timed):
+    timed(2.0, 2.0, 2.2)
+    frontier = explored(setting(host, 0.5, (DynamicInt8(),), select="measure"), "layers", BUDGETS)
+    exact = frontier.points[0]
+    assert (exact.share, exact.seconds, exact.plan.kernels) == (1.0, 2.0, {})
+    assert exact.note == "its kernels take 1.10 of the original's time, which is kept"
