@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from attnopt.analysis.progress import progress
-from attnopt.cost.nodes import bytes_of, estimate_nodes
-from attnopt.ir.graph import Graph
+from attnopt.cost.nodes import estimate_nodes
 from attnopt.plan.budgeted import UNSEEN, Setting, prepared
 from attnopt.plan.pipeline import SLOWER
 from attnopt.plan.predict import ONE_NODE, SPELLED_OUT
@@ -65,7 +64,6 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.run = self.setting.host.runner()
-        self.weights = weight_bytes(self.setting.host.graph)
         if self.search.stopwatch is None:
             self.original = predicted_seconds(self.setting, self.search, exact=False)
 
@@ -144,9 +142,7 @@ class Bench:
         search, setting = self.search, self.setting
         moves = moves_of(search.classes, picks)
         share = self.share(picks)
-        kept = self.weights - sum(
-            search.prices.bytes_saved(each.options[i]) for each, i in zip(search.classes, picks, strict=True)
-        )
+        held = search.memory.after(moves)
         bound = None if search.validator is None else loss.upper
         plan = Plan(
             host=setting.host.kind,
@@ -160,18 +156,17 @@ class Bench:
             bound=bound,
         )
         timed = search.stopwatch is not None
-        return Point(
-            name, budget, loss.mean, bound, share * self.original, kept, counted(moves), plan, timed, share=share, note=note
-        )
+        seconds, said = share * self.original, counted(moves)
+        return Point(name, budget, loss.mean, bound, seconds, held.weights, held.cache, said, plan, timed, share=share, note=note)
 
 
 def cost(point: Point, goal: str) -> float:
-    return point.weights if goal == "memory" else point.seconds
+    return point.memory if goal == "memory" else point.seconds
 
 
 def said(point: Point, goal: str, original: float) -> str:
     if goal == "memory":
-        return f"{point.weights / 1e6:.3g} MB"
+        return f"{point.memory / 1e6:.3g} MB"
     return f"{point.seconds / original:.3f} of the original's time"
 
 
@@ -201,12 +196,6 @@ def beaten(point: Point, points: Sequence[Point]) -> bool:
     """Whether another loses no more and is both as fast and as small, and better in something."""
 
     def costs(p: Point) -> tuple[float, float, float]:
-        return p.loss, p.seconds, p.weights
+        return p.loss, p.seconds, p.memory
 
     return any(all(a <= b for a, b in zip(costs(p), costs(point), strict=True)) and costs(p) != costs(point) for p in points)
-
-
-def weight_bytes(graph: Graph) -> float:
-    """Bytes of all constants, each once."""
-    held = {v for n in graph.nodes for v in n.inputs if v is not None and v.is_constant and v.handle is not None}
-    return sum(bytes_of(v, {}) for v in held)

@@ -20,6 +20,7 @@ from attnopt.plan.effort import Effort, Spent
 from attnopt.plan.judge import Judge
 from attnopt.plan.knapsack import Option, Place, Problem, Solution, solve
 from attnopt.plan.losses import Losses
+from attnopt.plan.memory import Memory
 from attnopt.plan.pricing import Prices
 from attnopt.plan.proposals import Class, Move, Proposal, exclusions_of, kinds_of, moves_of, places, ties_of, uniform
 from attnopt.plan.quality import Loss
@@ -31,6 +32,7 @@ LEAST_TRIED = 6  # plans that are measured for a budget, however late it is, whe
 NEAR = 0.85  # a plan that uses this share of the budget is not loosened further
 LOOSE = 1e-3  # a factor on losses below which they keep no option out
 SOLVER = 10.0  # seconds for one integer program
+GOALS = ("time", "memory")  # what a user may ask to be least
 EVERYTHING = 1.0  # what any rewrite is worth with select="always"
 
 
@@ -74,13 +76,14 @@ class Search:
     """All that a search needs, and what it finds on the way.
 
     validator: the judge on the other half; None where there are no data but the examples, on which then the mean has to do.
-    stopwatch: None where nothing is timed. goal: "time", "memory" (bytes of weights), or "everything" (as many rewrites as hold).
+    stopwatch: None where nothing is timed. goal: "time", "memory" (bytes of weights and cache), or "everything" (as many rewrites as hold).
     until: seconds after which a plan is not tightened further. tried: what plans lost where they are chosen by; one that was made for
     another budget or goal counts for this one too. measured: seconds that whole plans were timed to save.
     """
 
     classes: Sequence[Class]
     prices: Prices
+    memory: Memory
     losses: Losses
     validator: Judge | None
     allowed: float
@@ -125,7 +128,7 @@ class Search:
     def worth(self, option: Proposal) -> float:
         if self.goal == "everything":
             return EVERYTHING * len(option.moves)
-        return self.prices.bytes_saved(option) if self.goal == "memory" else self.prices.saved(option)
+        return self.memory.saved(option.moves) if self.goal == "memory" else self.prices.saved(option)
 
     def predicted(self, place: tuple[int, int]) -> float:
         """The additive loss of an option: its own, else its part of what its kind loses everywhere."""
@@ -190,8 +193,11 @@ class Search:
         return Planned(picks, self.total_worth(picks), loss)
 
     def total_worth(self, picks: tuple[int, ...]) -> float:
+        """Of a plan: as it was timed; bytes of the whole, because what two rewrites narrow is freed once; else the sum over options."""
         if self.goal == "time" and picks in self.measured:
             return self.measured[picks]
+        if self.goal == "memory":
+            return self.memory.saved(moves_of(self.classes, picks))
         return sum(self.worth(each.options[i]) for each, i in zip(self.classes, picks, strict=True))
 
     def limit(self, loss: Loss) -> float:

@@ -109,7 +109,7 @@ class Alone:
         """Those that were measured before `until`, in seconds that the search has spent."""
         made = []
         for place, option in waiting:
-            if self.search.spent.seconds > until:
+            if self.search.spent.seconds > until or not self.search.spent.fits(self.search.losses.needs):
                 break
             loss = self.scaled(self.search.losses.of(option.moves, option.description, self.most), option.kind)
             self.search.alone[place] = loss
@@ -171,9 +171,10 @@ def said(search: Search, rough: list[Place]) -> None:
     """Note what was not measured, or not on all samples."""
     every = [place for place, o in places(search.classes) if o.moves and search.worth(o) > 0]
     if skipped := [place for place in every if place not in search.alone]:
-        search.notes.append(
-            f"{len(skipped)} of {len(every)} options were not measured alone: time was up, a higher effort has more"
-        )
+        crowded = not search.spent.fits(search.losses.needs)
+        held = f"the search would have held more than {search.spent.memory_limit / 2**30:.3g} GiB"
+        why = held if crowded else "time was up, a higher effort has more"
+        search.notes.append(f"{len(skipped)} of {len(every)} options were not measured alone: {why}")
     if rough:
         few, all_samples = search.alone[rough[0]].samples, search.losses.judge.calibration.samples
         search.notes.append(f"{len(rough)} of {len(every)} options were measured alone on {few} of {all_samples} samples")

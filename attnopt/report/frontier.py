@@ -16,11 +16,11 @@ from attnopt.report.plan import Plan
 
 @dataclass(frozen=True)
 class Point:
-    """One plan. seconds: of a call of the whole model, measured where `timed`, else predicted: `share` of the original's. weights: bytes.
+    """One plan. seconds: of a call of the whole model, measured where `timed`, else predicted: `share` of the original's.
 
-    loss: mean on the data held back; bound: its one-sided 95 % bound, None without such data. budget: what it was searched for, with the
-    goal "time" or "memory"; None for one kind of rewrite everywhere. best: whether no other point loses no more, is as fast and as
-    small, and better in something. note: whether the plan was tightened, or is that of a smaller budget.
+    weights, cache: bytes. loss: mean on the data held back; bound: its one-sided 95 % bound, None without such data. budget: what it
+    was searched for, with the goal "time" or "memory"; None for one kind of rewrite everywhere. best: whether no other point loses no
+    more, is as fast and as small, and better in something. note: whether the plan was tightened, or is that of a smaller budget.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Point:
     bound: float | None
     seconds: float
     weights: float
+    cache: float
     rewrites: str
     plan: Plan
     timed: bool = True
@@ -36,6 +37,10 @@ class Point:
     share: float = 1.0
     goal: str = ""
     note: str = ""
+
+    @property
+    def memory(self) -> float:
+        return self.weights + self.cache
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,9 @@ class Frontier:
         from rich.console import Group
         from rich.text import Text
 
-        from attnopt.report.table import milliseconds, table
+        from attnopt.report.table import megabytes, milliseconds, table
 
-        body = table("plan", "loss", "at most (95 %)", "time", "of the original", "weights", "rewrites")
+        body = table("plan", "loss", "at most (95 %)", "time", "of the original", "weights + cache", "rewrites")
         for names, p in told_once(self.points):
             bound = "" if p.bound is None else f"{p.bound:.3g}"
             cells = (
@@ -84,7 +89,7 @@ class Frontier:
                 bound,
                 milliseconds(p.seconds),
                 f"{p.share:.3f}",
-                megabytes(p.weights),
+                megabytes(p.memory),
                 p.rewrites,
             )
             body.add_row(*map(Text, cells), style=None if p.best else "dim")
@@ -103,11 +108,7 @@ def told_once(points: Sequence[Point]) -> list[tuple[str, Point]]:
     names: dict[object, list[str]] = {}
     first: dict[object, Point] = {}
     for p in points:
-        key = (p.loss, p.seconds, p.weights, p.rewrites)
+        key = (p.loss, p.seconds, p.memory, p.rewrites)
         names.setdefault(key, []).append(p.name)
         first.setdefault(key, p)
     return [("; ".join(names[key]), p) for key, p in first.items()]
-
-
-def megabytes(size: float) -> str:
-    return f"{size / 1e6:.3g} MB"

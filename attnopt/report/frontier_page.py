@@ -1,6 +1,6 @@
 """The HTML page of a frontier: inline SVG and a table, no script, no other file.
 
-time, ms                         weights, MB
+time, ms                         weights + cache, MB
  |o                               |o
  |  o___                          |  o__o
  |       o____o                   |       o
@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from attnopt.report.frontier import Frontier, Point, megabytes, told_once
+from attnopt.report.frontier import Frontier, Point, told_once
+from attnopt.report.table import megabytes
 
 WIDTH, HEIGHT, MARGIN = 520, 340, 56
 STYLE = """
@@ -33,7 +34,8 @@ def page(frontier: Frontier) -> str:
     said = [f"{p.name}: {p.note}" for p in frontier.points if p.note]
     notes = "".join(f'<p class="note">{escape(n)}</p>' for n in (frontier.search, *frontier.notes, *said) if n)
     numbers = "".join(
-        f'<th class="n">{escape(n)}</th>' for n in (frontier.metric, "at most (95 %)", "time", "of the original", "weights")
+        f'<th class="n">{escape(n)}</th>'
+        for n in (frontier.metric, "at most (95 %)", "time", "of the original", "weights + cache")
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -41,7 +43,7 @@ def page(frontier: Frontier) -> str:
 <body>
 <h1>{escape(title)}</h1>
 {picture(frontier, "time, ms", lambda p: p.seconds * 1e3)}
-{picture(frontier, "weights, MB", lambda p: p.weights / 1e6)}
+{picture(frontier, "weights + cache, MB", lambda p: p.memory / 1e6)}
 <table>
 <tr><th>plan</th>{numbers}<th>rewrites</th></tr>
 {rows}
@@ -55,7 +57,7 @@ def page(frontier: Frontier) -> str:
 def row(names: str, point: Point) -> str:
     bound = "" if point.bound is None else f"{point.bound:.3g}"
     time = f"{point.seconds * 1e3:.3g} ms" + " (predicted)" * (not point.timed)
-    numbers = (f"{point.loss:.3g}", bound, time, f"{point.share:.3f}", megabytes(point.weights))
+    numbers = (f"{point.loss:.3g}", bound, time, f"{point.share:.3f}", megabytes(point.memory))
     cells = "".join(f'<td class="n">{n}</td>' for n in numbers)
     kind = "" if point.best else ' class="beaten"'
     return f"<tr{kind}><td>{escape(names)}</td>{cells}<td>{escape(point.rewrites)}</td></tr>"
@@ -78,7 +80,7 @@ def picture(frontier: Frontier, label: str, value: Callable[[Point], float]) -> 
     )
     parts.append(f'<path class="line" d="{path} H{WIDTH - MARGIN}"/>')
     for p in points:
-        said = escape(f"{p.name}: {frontier.metric} {p.loss:.3g}, {p.seconds * 1e3:.3g} ms, {megabytes(p.weights)}")
+        said = escape(f"{p.name}: {frontier.metric} {p.loss:.3g}, {p.seconds * 1e3:.3g} ms, {megabytes(p.memory)}")
         kind = "best" if p in best else "beaten"
         parts.append(
             f'<circle class="{kind}" cx="{place(p.loss):.1f}" cy="{up(value(p)):.1f}" r="5"><title>{said}</title></circle>'
