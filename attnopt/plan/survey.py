@@ -59,7 +59,8 @@ def everywhere(search: Search, kind: str) -> float:
 
 def alone_already(search: Search) -> set[Place]:
     """Options that are all of their kind: alone they lose what the kind loses everywhere."""
-    found = {place: o.kind for place, o in places(search.classes) if o.moves and search.counts[o.kind] == 1}
+    single = ((place, o.kind) for place, o in places(search.classes) if o.moves and search.counts[o.kind] == 1)
+    found = {place: kind for place, kind in single if search.everywhere[kind].samples}
     search.alone.update({place: search.everywhere[kind] for place, kind in found.items()})
     return set(found)
 
