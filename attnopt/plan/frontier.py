@@ -33,7 +33,7 @@ Picks = tuple[int, ...]
 
 def explored(setting: Setting, model: str, budgets: Sequence[float] | None = None) -> Frontier:
     """The frontier of one model. budgets: rising; default: parts of that of the setting, which is the largest."""
-    allowed = sorted(budgets or (share * setting.budget.allowed for share in SWEEP))
+    allowed = sorted(budgets or (float(f"{share * setting.budget.allowed:.9g}") for share in SWEEP))
     search = prepared(setting)
     measure(search)
     bench = Bench(setting, search)
