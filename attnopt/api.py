@@ -81,8 +81,9 @@ def optimize(
     where the target is this machine's CPU, or the GPU that the example inputs are on, else predict.
     passes: names to restrict the rewrites to; default all.
     quality: for Budget(metric="quality", drop=…): a function of named inputs and outputs of a batch that returns a score per sample.
-    shapes: what the plan is for ("prefill:4096 decode:32768x8"); default: the example inputs. effort: "low" (about a minute of
-    measuring), "medium", "high" (hours). seed: of the halves and of the bound; equal seeds, equal plans, but for timing.
+    shapes: what the plan is for ("prefill:4096 decode:32768x8"), timed where the model's sizes are open and a call is short; default: the
+    example inputs. effort: "low" (about a minute of measuring), "medium", "high" (hours). seed: of the halves and of the bound; equal
+    seeds, equal plans, but for timing.
     plan: of an earlier result (`.plan`, or a path to its .json, .onnx or .pt2), applied without a search.
     cache: a folder for finished measurements, so that an interrupted search goes on; default: that of ATTNOPT_MEASUREMENTS, else none.
     minimise: what the plan makes least within the budget, "time" or "memory" (bytes of weights and key/value caches, at whatever speed).
@@ -116,8 +117,10 @@ def explore(
 ) -> Frontier:
     """What a model costs in time and memory for what it may lose: the budget swept up to `budget`, each plan measured.
 
-    The arguments are those of `optimize`. Returns a Frontier: `.points` (each with its `.plan`, for `optimize(plan=…)`), `.save(path)`
-    for a page with a picture; it prints as a table. Raises BudgetError for a budget of 0, and what `optimize` raises.
+    The arguments are those of `optimize`; each budget is tightened for a part of the effort's seconds again. Returns a Frontier:
+    `.points` (each with its `.plan`, for `optimize(plan=…)`), `.save(path)` for a page with a picture; it prints as a table. A point
+    holds its budget as `optimize` does, times are shares of the original's, and a larger budget is never slower than a smaller one.
+    Raises BudgetError for a budget of 0, and what `optimize` raises.
     """
     from attnopt.plan.frontier import explored
     from attnopt.plan.pipeline import exact_setting

@@ -35,13 +35,14 @@ from attnopt.plan.quality import Loss, Score
 from attnopt.plan.roll_back import Check, units_of
 from attnopt.plan.room import Room
 from attnopt.plan.search import Planned, Search
+from attnopt.plan.shaped import Shaped
 from attnopt.plan.stepwise import Stopwatch
 from attnopt.plan.tuning import Tuning
 from attnopt.plan.workshop import Workshop
 from attnopt.report.data import RewriteReport
 from attnopt.report.search import SearchReport, StepReport
 
-UNTIMED = "the plan is for shapes that were given: times are predictions, and nothing was timed on the example inputs"
+UNTIMED = "at the shapes that were given times are predicted, not measured, and kernels are those chosen on the example inputs: "
 UNSEEN = "no calibration data were given: the loss was chosen and judged by the example inputs, and holds for them alone"
 
 
@@ -49,7 +50,7 @@ UNSEEN = "no calibration data were given: the loss was chosen and judged by the 
 class Setting:
     """What a search is given. data: calibration given by the user, None where there are only the example inputs.
 
-    minimise: of search.GOALS.
+    shaped: inputs of the workload's shapes, to time models on. minimise: of search.GOALS.
     """
 
     host: Host
@@ -69,6 +70,7 @@ class Setting:
     names: Sequence[str] = ()
     quality: Score | None = None
     workload: Workload | None = None
+    shaped: Shaped = Shaped(())
     store: Store = field(default_factory=Store)
     minimise: str = "time"
 
@@ -108,11 +110,14 @@ def prepared(setting: Setting) -> Search:
     contents = evidence.key("loss", judge.metric.name, setting.runtime, str(sorted(kernels))) if kept else ""
     needs = max(room.needs(data) for data in (choose, validate) if data is not None)
     losses = Losses(judge, shop, spent, setting.store, contents, needs)
-    timed = setting.select == "measure" and setting.workload is None and setting.minimise == "time"
-    watch = Stopwatch(setting.current.runner(), setting.inputs, spent) if timed else None
+    given = [(1.0, setting.inputs)] if setting.workload is None else setting.shaped.loads
+    measures = setting.select == "measure" and setting.minimise == "time"
+    watch = Stopwatch(setting.current.runner(), given, spent) if measures and given else None
+    notes = [UNTIMED + setting.shaped.why] if measures and not given else []
     goal = "everything" if setting.select == "always" and setting.minimise == "time" else setting.minimise
+    allowed = setting.budget.allowed
     return Search(
-        classes, Prices(shop, loads), memory, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal
+        classes, Prices(shop, loads), memory, losses, validator, allowed, setting.effort, spent, watch, goal, notes=notes
     )
 
 
@@ -136,8 +141,6 @@ def under_budget(setting: Setting) -> Outcome:
         steps, moves, loss = verified(search, plan, loss)
     result = search.losses.workshop.built(moves) if moves else setting.current
     notes = [*search.notes, *([] if setting.data is not None else [UNSEEN])]
-    if setting.workload is not None and setting.select == "measure":
-        notes.append(UNTIMED)
     if setting.store.failure:
         notes.append(setting.store.failure)
     if not moves and search.kinds:

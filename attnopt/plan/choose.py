@@ -20,8 +20,8 @@ from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
-from attnopt.plan.predict import best, example_shapes, predicted
-from attnopt.plan.timing import finished, in_turn
+from attnopt.plan.predict import Shapes, best, example_shapes, predicted, shapes_at
+from attnopt.plan.timing import counted, finished, in_turn
 from attnopt.report.data import ORIGINAL, Choice
 
 NOISE = 0.03  # a measured difference below this share is a tie
@@ -67,20 +67,31 @@ def choose(
     opset: int,
     select: str,
     target: Target | None = None,
+    loads: Sequence[tuple[float, Mapping[str, int]]] = (),
 ) -> list[Chosen]:
-    """One choice per site. `inputs` are needed for select="measure"; target: default this machine, its kind decides what may run."""
+    """One choice per site. `inputs` are needed for select="measure"; target: default this machine, its kind decides what may run.
+
+    loads: weighted values of symbolic sizes to predict at; default: those of the inputs.
+    """
     known: dict[tuple[str, str, bool], Chosen] = {}
     result = []
     for site in sites:
         key = (str(site.spec), str(site.shape), is_fused(site))
         if key not in known:
-            known[key] = choose_one(host, site, inputs, runtime, opset, select, target or read("cpu"))
+            known[key] = choose_one(host, site, inputs, runtime, opset, select, target or read("cpu"), loads)
         result.append(replace(known[key], site=site))
     return result
 
 
 def choose_one(
-    host: Host, site: Site, inputs: Mapping[str, Tensor] | None, runtime: str, opset: int, select: str, target: Target
+    host: Host,
+    site: Site,
+    inputs: Mapping[str, Tensor] | None,
+    runtime: str,
+    opset: int,
+    select: str,
+    target: Target,
+    loads: Sequence[tuple[float, Mapping[str, int]]] = (),
 ) -> Chosen:
     fits, refused = applicable(site, host, runtime, opset, target.kind)
     if not fits:
@@ -89,15 +100,15 @@ def choose_one(
     if select == "always" or inputs is None:
         return Chosen(site, fits[0], "first kernel that computes it", (Choice(fits[0].name, True, "exact"), *refused))
     if select == "model":
-        return by_model(host, site, fits, refused, inputs, target)
+        shapes = shapes_at(site, loads) if loads else example_shapes(host, site, inputs)
+        return by_model(host, site, fits, refused, shapes, target)
     return measured(host, site, fits, refused, inputs)
 
 
 def by_model(
-    host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence[Choice], inputs: Mapping[str, Tensor], target: Target
+    host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence[Choice], shapes: Shapes, target: Target
 ) -> Chosen:
-    """The kernel that is predicted to be fastest at the example's sizes; nothing runs."""
-    shapes = example_shapes(host, site, inputs)
+    """The kernel that is predicted to be fastest at these shapes; nothing runs."""
     if not shapes:
         kept = None if is_fused(site) else fits[0]
         return Chosen(site, kept, "not predicted: a length is only known when the model runs", tuple(refused))
@@ -114,7 +125,7 @@ def measured(host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence
     except NotIsolated as reason:
         kept = Chosen(site, None, f"one kernel already; not measured alone: {reason}", tuple(refused))
         return kept if is_fused(site) else Chosen(site, fits[0], f"predicted, not measured alone: {reason}", tuple(refused))
-    times = in_turn(calls, seconds=0.3)
+    times = in_turn(calls, seconds=0.3, clock=counted())
     before = times[ORIGINAL]
     best = min((n for n in times if n != ORIGINAL), key=lambda n: times[n].ratio(before), default=None)
     allowed = 1.0 - WORTH_MOVING if is_fused(site) else 1.0 + NOISE

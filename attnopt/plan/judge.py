@@ -81,13 +81,22 @@ class Judge:
             )
         return METRICS[self.budget.metric]
 
-    def loss(self, host: Host, title: str = "loss") -> Loss:
-        """What this host loses against the original."""
+    def loss(self, host: Host, title: str = "loss", most: int | None = None) -> Loss:
+        """What this host loses against the original. most: on the first batches that hold so many samples."""
         run = host.runner()
         values: list[float] = []
-        for i in progress(range(len(self.calibration.batches)), title):
+        for i in progress(range(self.enough(most)), title):
             values += self.batch_losses(i, run)
         return Loss.of(self.metric.name, values, self.seed)
+
+    def enough(self, most: int | None) -> int:
+        """How many batches, from the first on, hold this many samples; all of them where none are said or there are no more."""
+        held = 0
+        for i, batch in enumerate(self.calibration.batches):
+            if most is not None and held >= most:
+                return i
+            held += self.calibration.size(batch)
+        return len(self.calibration.batches)
 
     def accepts(self, loss: Loss) -> bool:
         """Whether the loss is within the budget, with 95 % confidence."""

@@ -38,11 +38,13 @@ class Losses:
     known: dict[str, Loss] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
-    def of(self, moves: Sequence[Move], title: str = "loss of a plan") -> Loss:
-        """What the model loses after these moves; infinite where it does not run."""
+    def of(self, moves: Sequence[Move], title: str = "loss of a plan", most: int | None = None) -> Loss:
+        """What the model loses after these moves; infinite where it does not run. most: samples that are enough, for a first idea."""
         if not moves:
             return Loss(self.judge.metric.name, 0.0, 0.0, self.judge.calibration.samples)
-        key = key_of(self.contents, *map(described, moves))
+        whole = key_of(self.contents, *map(described, moves))
+        few = most is not None and most < self.judge.calibration.samples and whole not in self.known
+        key = key_of(whole, f"{most} samples") if few else whole
         if key not in self.known:
             kept = self.store.get(key) if self.contents else None
             if kept is not None:
@@ -50,16 +52,16 @@ class Losses:
                 self.known[key] = Loss.of(self.judge.metric.name, kept["values"].tolist(), self.judge.seed)
             else:
                 self.spent.measurements += 1
-                self.known[key] = self.measured(moves, key, title)
+                self.known[key] = self.measured(moves, key, title, most if few else None)
         return self.known[key]
 
-    def measured(self, moves: Sequence[Move], key: str, title: str) -> Loss:
+    def measured(self, moves: Sequence[Move], key: str, title: str, most: int | None = None) -> Loss:
         if not self.spent.fits(self.needs):
             why = f"it takes about {self.needs / 1e6:.3g} MB, with which the limit of {self.spent.memory_limit / 1e6:.3g} MB is passed"
             self.failures[described(moves[0])] = why
             return Loss(self.judge.metric.name, float("inf"), float("inf"), 0)
         try:
-            found = self.judge.loss(self.workshop.built(moves), title)
+            found = self.judge.loss(self.workshop.built(moves), title, most)
         except (RuntimeError, NotImplementedError, ValueError) as failure:
             self.failures[described(moves[0])] = str(failure).splitlines()[0][:160]
             return Loss(self.judge.metric.name, float("inf"), float("inf"), 0)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -20,14 +21,16 @@ from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import ALL, Group, Pass
 from attnopt.patterns import Recognition, recognise
 from attnopt.plan.budget import QUALITY, Budget
-from attnopt.plan.budgeted import Outcome, Setting, under_budget
+from attnopt.plan.budgeted import UNTIMED, Outcome, Setting, under_budget
 from attnopt.plan.choose import Chosen, apply_choices, choose
 from attnopt.plan.effort import EFFORTS, Effort
 from attnopt.plan.proposals import Move
 from attnopt.plan.quality import Score
 from attnopt.plan.replay import kernels_from, moves_from, step_of
+from attnopt.plan.shaped import Shaped, shaped
 from attnopt.plan.site_reports import site_report
-from attnopt.plan.timing import in_turn
+from attnopt.plan.stepwise import summed
+from attnopt.plan.timing import counted, in_turn
 from attnopt.plan.verify import difference, require_equal, seeded
 from attnopt.plan.workshop import Workshop
 from attnopt.report.data import Difference, Report, RewriteReport
@@ -41,7 +44,8 @@ SLOWER = 1.05  # a whole model that measures slower than this share of the origi
 class Request:
     """What the user asked for. `inputs` are named example tensors; `calibration` what losses are measured on, where data were given.
 
-    names: of the outputs. quality: the user's score, for a budget in it. plan: applied as it is, without a search.
+    names: of the outputs. quality: the user's score, for a budget in it. plan: applied as it is, without a search. shaped: inputs of
+    the workload's shapes, once they are made.
     minimise: "time", or "memory" (weights and caches), for which a slower model is kept.
     """
 
@@ -60,6 +64,7 @@ class Request:
     workload: Workload | None = None
     store: Store = field(default_factory=Store)
     plan: Plan | None = None
+    shaped: Shaped = Shaped(())
     minimise: str = "time"
 
 
@@ -96,6 +101,8 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
     clock = Clock()
     with clock.step("recognise"):
         found = recognise(host.graph)
+    with clock.step("shape"):
+        request = with_shapes(host, found.sites, request)
     with clock.step("choose"):
         chosen = select_kernels(host, found.sites, request)
     with clock.step("apply"):
@@ -142,10 +149,13 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
                 search(host, request, state, approximate)
             if state.moves:
                 state.exact = difference(original, seeded(state.result.runner(), inputs), exact=False)
-    if request.select == "measure" and state.result is not host:
+    loads = ((1.0, inputs),) if request.workload is None else request.shaped.loads
+    if request.select == "measure" and not loads and (said := UNTIMED + request.shaped.why) not in state.notes:
+        state.notes.append(said)
+    if request.select == "measure" and loads and state.result is not host:
         with clock.step("time"):
-            before, after = host.runner(), state.result.runner()
-            times = in_turn({"before": lambda: before(inputs), "after": lambda: after(inputs)})
+            runners = {"before": host.runner(), "after": state.result.runner()}
+            times = summed([(w, in_turn({n: partial(r, x) for n, r in runners.items()}, clock=counted())) for w, x in loads])
         state.seconds = (times["before"].median, times["after"].median)
         slower = times["after"].ratio(times["before"]) > SLOWER and request.plan is None
         if slower and request.minimise == "memory" and state.moves:
@@ -185,6 +195,7 @@ def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, 
         names=request.names,
         quality=request.quality,
         workload=request.workload,
+        shaped=request.shaped,
         store=request.store,
         minimise=request.minimise,
     )
@@ -192,9 +203,20 @@ def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, 
 
 def exact_setting(host: Host, request: Request) -> Setting:
     """What a search starts from: the model with its exact plan."""
-    chosen = select_kernels(host, recognise(host.graph).sites, request)
+    sites = recognise(host.graph).sites
+    request = with_shapes(host, sites, request)
+    chosen = select_kernels(host, sites, request)
     state = State(apply_choices(host, chosen), chosen)
     return setting_for(host, request, state, tuple(p for p in request.passes if not p.exact))
+
+
+def with_shapes(host: Host, sites: Sequence[Site], request: Request) -> Request:
+    """The request with inputs of the shapes that it is for, where models are timed and it names any."""
+    if request.workload is None or request.inputs is None or request.select != "measure":
+        return request
+    machine = load_target(request.target)[0]
+    made = shaped(host, sites, request.inputs, request.workload, machine, request.runtime, request.effort)
+    return replace(request, shaped=made)
 
 
 def roll_back(host: Host, state: State) -> None:
@@ -261,8 +283,12 @@ def select_kernels(host: Host, sites: Sequence[Site], request: Request) -> list[
         else:
             refused.setdefault(site.name, "no exact pass was asked for")
     machine, _ = load_target(request.target)
+    inputs = request.shaped.loads[0][1] if request.shaped.loads else request.inputs  # where most of the time goes
+    sizes = host.graph.sizes(request.inputs or {})
+    asked = () if request.workload is None else request.workload.bind(sites)
+    loads = [(bound.weight, {**sizes, **bound.sizes}) for bound in asked]
     decided = choose(
-        host, ready, request.inputs, runtime=request.runtime, opset=request.opset, select=request.select, target=machine
+        host, ready, inputs, runtime=request.runtime, opset=request.opset, select=request.select, target=machine, loads=loads
     )
     by_name = {c.site.name: c for c in decided}
     return [by_name.get(s.name) or Chosen(s, None, refused.get(s.name, "")) for s in sites]

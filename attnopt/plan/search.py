@@ -1,6 +1,6 @@
 """The search: measure what kinds of rewrites save and lose, solve for the best plan within the budget, measure that plan, tighten.
 
-    every kind everywhere   ->  what it saves, what it loses          each option alone  ->  its own loss, while time lasts
+    measure what kinds and single options save and lose (`survey`)
     solve -> measure whole on the half to choose by -> scale the predicted losses by measured / predicted -> solve again
     validate the best on the other half, which nothing has seen; where it fails, tighten and try the next, at a higher confidence
 
@@ -21,12 +21,14 @@ from attnopt.plan.judge import Judge
 from attnopt.plan.knapsack import Option, Place, Problem, Solution, solve
 from attnopt.plan.losses import Losses
 from attnopt.plan.memory import Memory
-from attnopt.plan.pricing import Prices, Timed
+from attnopt.plan.pricing import Prices
 from attnopt.plan.proposals import Class, Move, Proposal, exclusions_of, kinds_of, moves_of, places, ties_of, uniform
 from attnopt.plan.quality import Loss
 from attnopt.plan.stepwise import Stopwatch
+from attnopt.plan.survey import measure
 
 ATTEMPTS = 4  # plans that are validated at most
+LEAST_TRIED = 6  # plans that are measured for a budget, however late it is, where none of them holds
 NEAR = 0.85  # a plan that uses this share of the budget is not loosened further
 LOOSE = 1e-3  # a factor on losses below which they keep no option out
 SOLVER = 10.0  # seconds for one integer program
@@ -75,6 +77,8 @@ class Search:
 
     validator: the judge on the other half; None where there are no data but the examples, on which then the mean has to do.
     stopwatch: None where nothing is timed. goal: "time", "memory" (bytes of weights and cache), or "everything" (as many rewrites as hold).
+    until: seconds after which a plan is not tightened further. tried: what plans lost where they are chosen by; one that was made for
+    another budget or goal counts for this one too. measured: seconds that whole plans were timed to save.
     """
 
     classes: Sequence[Class]
@@ -89,7 +93,12 @@ class Search:
     goal: str = "time"
     alone: dict[tuple[int, int], Loss] = field(default_factory=dict)
     everywhere: dict[str, Loss] = field(default_factory=dict)
+    spread: dict[str, dict[int, float]] = field(default_factory=dict)  # of a kind: the part of its loss that each group has
     notes: list[str] = field(default_factory=list)
+    tried: dict[tuple[int, ...], Loss] = field(default_factory=dict)
+    judged_elsewhere: dict[tuple[Move, ...], Loss] = field(default_factory=dict)  # by the validator
+    measured: dict[tuple[int, ...], float] = field(default_factory=dict)
+    until: float | None = None
     least: Loss | None = None  # the smallest loss of any plan that was measured
     gap: float = 0.0
 
@@ -97,8 +106,7 @@ class Search:
         """The best plan that holds the budget, with its validated loss; None where no plan does."""
         if not self.kinds:
             return None, None
-        self.measure_kinds()
-        self.measure_options()
+        measure(self)
         return self.validated()
 
     @property
@@ -115,57 +123,6 @@ class Search:
         """Ties and exclusions."""
         return ties_of(self.classes), exclusions_of(self.classes)
 
-    # Measure.
-
-    def measure_kinds(self) -> None:
-        """Each kind everywhere: its loss, and what its options save, for all shapes together and for each."""
-        for kind in self.kinds:
-            moves = moves_of(self.classes, uniform(self.classes, kind))
-            self.everywhere[kind] = self.losses.of(moves, f"{kind} everywhere")
-            if self.stopwatch is not None and self.everywhere[kind].samples:
-                self.time_kind(kind)
-
-    def time_kind(self, kind: str) -> None:
-        assert self.stopwatch is not None
-        by_key: dict[tuple[str, str], list[Proposal]] = {}
-        for _, option in places(self.classes):
-            if option.kind == kind:
-                by_key.setdefault(self.prices.key(option), []).append(option)
-        whole = moves_of(self.classes, uniform(self.classes, kind))
-        plans = {(kind, ""): whole}
-        if len(by_key) > 1:
-            plans |= {key: tuple(m for m in whole if m in own_moves(options)) for key, options in by_key.items()}
-        for key, saved in self.stopwatch.saved(plans, self.losses.workshop.built).items():
-            touched = [
-                o for k, options in by_key.items() if key in (k, (kind, "")) for o in options if set(o.moves) <= set(whole)
-            ]
-            before = sum(self.prices.predicted(o)[0] for o in touched)
-            self.prices.timed[key] = Timed(saved, before, max(1, len(touched)))
-
-    def measure_options(self) -> None:
-        """Each option alone, those that save most first, while time lasts; what is not measured is predicted from its kind."""
-        waiting = sorted(
-            ((place, o) for place, o in places(self.classes) if o.moves and self.worth(o) > 0),
-            key=lambda found: (-self.worth(found[1]), found[0]),
-        )
-        skipped = crowded = 0
-        for place, option in waiting:
-            if self.spent.over:
-                skipped += 1
-            elif self.spent.fits(self.losses.needs):
-                self.alone[place] = self.losses.of(option.moves, option.description)
-            else:
-                crowded += 1
-        if crowded:
-            self.notes.append(
-                f"{crowded} of {len(waiting)} options were not measured alone: the search would have held more than "
-                f"{self.spent.memory_limit / 2**30:.3g} GiB"
-            )
-        if skipped:
-            self.notes.append(
-                f"{skipped} of {len(waiting)} options were not measured alone: time was up, a higher effort has more"
-            )
-
     # Choose.
 
     def worth(self, option: Proposal) -> float:
@@ -174,13 +131,14 @@ class Search:
         return self.memory.saved(option.moves) if self.goal == "memory" else self.prices.saved(option)
 
     def predicted(self, place: tuple[int, int]) -> float:
-        """The additive loss of an option: its own, else its share of what its kind loses everywhere."""
+        """The additive loss of an option: its own, else its part of what its kind loses everywhere."""
         option = self.classes[place[0]].options[place[1]]
         if not option.moves:
             return 0.0
         if place in self.alone:
             return self.losses.additive(self.alone[place].mean)
-        return self.losses.additive(self.everywhere[option.kind].mean) / self.counts[option.kind]
+        part = self.spread.get(option.kind, {}).get(place[0], 1.0 / self.counts[option.kind])
+        return self.losses.additive(self.everywhere[option.kind].mean) * part
 
     def problem(self, scale: float, allowed: float) -> Problem:
         groups = []
@@ -196,15 +154,16 @@ class Search:
     def chosen(self, allowed: float) -> list[Planned]:
         """Plans that lose no more where they were chosen by, best first: solved for and tightened, and each kind everywhere."""
         held: dict[tuple[int, ...], Planned] = {}
-        scales, tried = Bracket(), dict[tuple[int, ...], Planned]()
+        scales, solved = Bracket(), dict[tuple[int, ...], Planned]()
+        until = 2 * self.effort.seconds if self.until is None else self.until
         for _ in range(self.effort.rounds):
             solution = self.solved(scales.guess, allowed)
             if solution is None or not any(solution.picks):
                 scales.told(True)
-            elif solution.picks in tried:
-                scales.told(self.limit(tried[solution.picks].loss) <= allowed)
+            elif solution.picks in solved:
+                scales.told(self.limit(solved[solution.picks].loss) <= allowed)
             else:
-                plan = tried[solution.picks] = self.judged(solution.picks)
+                plan = solved[solution.picks] = self.judged(solution.picks)
                 measured, predicted = self.losses.additive(self.limit(plan.loss)), solution.loss / scales.guess
                 holds = self.limit(plan.loss) <= allowed
                 scales.told(holds, measured / predicted if predicted > 0 else None)
@@ -212,10 +171,10 @@ class Search:
                     held[plan.picks] = plan
                     if self.limit(plan.loss) >= NEAR * allowed:
                         break
-            if scales.closed or self.spent.seconds > 2 * self.effort.seconds:
+            if scales.closed or (self.spent.seconds > until and (held or len(solved) >= LEAST_TRIED)):
                 break
-        for kind, loss in self.everywhere.items():
-            picks = uniform(self.classes, kind)
+        known = {uniform(self.classes, kind): loss for kind, loss in self.everywhere.items()} | self.tried
+        for picks, loss in known.items():
             if any(picks) and self.limit(loss) <= allowed:
                 held.setdefault(picks, Planned(picks, self.total_worth(picks), loss))
         return sorted(held.values(), key=lambda p: (-p.saved, p.picks))
@@ -228,13 +187,15 @@ class Search:
         return solution
 
     def judged(self, picks: tuple[int, ...]) -> Planned:
-        loss = self.losses.of(moves_of(self.classes, picks), "the whole plan")
+        loss = self.tried[picks] = self.losses.of(moves_of(self.classes, picks), "the whole plan")
         if self.least is None or loss.mean < self.least.mean:
             self.least = loss
         return Planned(picks, self.total_worth(picks), loss)
 
-    def total_worth(self, picks: Sequence[int]) -> float:
-        """Of a plan: bytes of the whole, because what two rewrites narrow is freed once; otherwise the sum of what options are worth."""
+    def total_worth(self, picks: tuple[int, ...]) -> float:
+        """Of a plan: as it was timed; bytes of the whole, because what two rewrites narrow is freed once; else the sum over options."""
+        if self.goal == "time" and picks in self.measured:
+            return self.measured[picks]
         if self.goal == "memory":
             return self.memory.saved(moves_of(self.classes, picks))
         return sum(self.worth(each.options[i]) for each, i in zip(self.classes, picks, strict=True))
@@ -243,14 +204,14 @@ class Search:
         """What must be within the budget: the bound of the loss, or without other data its mean."""
         return loss.mean if self.validator is None else loss.upper
 
-    def holds(self, loss: Loss) -> bool:
-        return self.limit(loss) <= self.allowed
+    def holds(self, loss: Loss, budget: float | None = None) -> bool:
+        return self.limit(loss) <= (self.allowed if budget is None else budget)
 
     # Validate.
 
-    def validated(self) -> tuple[Planned | None, Loss | None]:
+    def validated(self, budget: float | None = None) -> tuple[Planned | None, Loss | None]:
         """The best plan that holds on data which nothing was chosen by. One that does not is followed by one that may lose less."""
-        allowed = self.allowed
+        budget = allowed = self.allowed if budget is None else budget
         for attempt in range(ATTEMPTS):
             plan = next((p for p in self.chosen(allowed) if p.saved > 0), None)
             if plan is None:
@@ -258,24 +219,23 @@ class Search:
             loss = self.validation(moves_of(self.classes, plan.picks), attempt) if self.validator is not None else plan.loss
             if self.least is None or loss.mean < self.least.mean:
                 self.least = loss
-            if self.holds(loss):
+            if self.holds(loss, budget):
                 return plan, loss
             self.notes.append(
                 f"a plan that lost {plan.loss.mean:.3g} where it was chosen lost up to {loss.upper:.3g} elsewhere: tightened"
             )
-            allowed = 0.99 * self.limit(plan.loss) * min(1.0, self.allowed / loss.upper if loss.upper > 0 else 1.0)
+            allowed = 0.99 * self.limit(plan.loss) * min(1.0, budget / loss.upper if loss.upper > 0 else 1.0)
         return None, None
 
     def validation(self, moves: Sequence[Move], attempt: int) -> Loss:
         """The loss on the other half, its bound at 95 %, 97.5 %, … for the first, second, … attempt."""
         assert self.validator is not None
-        self.spent.measurements += 1
-        loss = self.validator.loss(self.losses.workshop.built(moves), "validation")
+        key = tuple(moves)
+        if key not in self.judged_elsewhere:
+            self.spent.measurements += 1
+            self.judged_elsewhere[key] = self.validator.loss(self.losses.workshop.built(moves), "validation")
+        loss = self.judged_elsewhere[key]
         if not attempt:
             return loss
         upper = upper_bound(loss.values, seed=self.validator.seed, level=1.0 - (1.0 - LEVEL) / 2**attempt)
         return Loss(loss.metric, loss.mean, upper, loss.samples, loss.values)
-
-
-def own_moves(options: Sequence[Proposal]) -> list[Move]:
-    return [m for o in options for m in o.moves]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from attnopt.cost.machine import clock as machine_clock
+
 LONG = 10.0  # seconds of one round, from which on three rounds must do
 WARM_UP = 0.2  # seconds for all callables together
 
@@ -65,6 +67,11 @@ def in_turn(
             finished()
             runs[name].append(clock() - started)
     return {name: Timing(tuple(times)) for name, times in runs.items()}
+
+
+def counted() -> Callable[[], float]:
+    """The clock for models: on one thread it counts this process alone, so that what others do on the machine is not counted."""
+    return time.perf_counter if torch.cuda.is_initialized() else machine_clock()
 
 
 def finished() -> None:

@@ -5,6 +5,7 @@ attnopt explore model.onnx --calibration data.npz -o frontier.html
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from attnopt.report.plan import Plan
 
 @dataclass(frozen=True)
 class Point:
-    """One plan. seconds: of a call of the whole model, measured where `timed`, else predicted. weights, cache: bytes.
+    """One plan. seconds: of a call of the whole model, measured where `timed`, else predicted: `share` of the original's.
 
-    loss: mean on the data held back; bound: its one-sided 95 % bound, None without such data. budget: what it was searched for, None
-    for one kind of rewrite everywhere. best: whether no other point loses less and is faster, or loses less and is smaller.
+    weights, cache: bytes. loss: mean on the data held back; bound: its one-sided 95 % bound, None without such data. budget: what it
+    was searched for, with the goal "time" or "memory"; None for one kind of rewrite everywhere. best: whether no other point loses no
+    more, is as fast and as small, and better in something. note: whether the plan was tightened, or is that of a smaller budget.
     """
 
     name: str
@@ -32,6 +34,9 @@ class Point:
     plan: Plan
     timed: bool = True
     best: bool = True
+    share: float = 1.0
+    goal: str = ""
+    note: str = ""
 
     @property
     def memory(self) -> float:
@@ -40,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Points from the exact plan on, by loss. target and metric name what is measured."""
+    """Points from the exact plan on, by loss. target and metric name what is measured. original: seconds of a call of the original."""
 
     model: str
     target: str
@@ -48,6 +53,7 @@ class Frontier:
     points: tuple[Point, ...]
     search: str = ""
     notes: tuple[str, ...] = ()
+    original: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,25 +80,35 @@ class Frontier:
 
         from attnopt.report.table import megabytes, milliseconds, table
 
-        body = table("plan", "loss", "at most (95 %)", "time", "speed", "weights + cache", "rewrites")
-        first = self.points[0].seconds
-        for p in self.points:
+        body = table("plan", "loss", "at most (95 %)", "time", "of the original", "weights + cache", "rewrites")
+        for names, p in told_once(self.points):
             bound = "" if p.bound is None else f"{p.bound:.3g}"
             cells = (
-                p.name,
+                names,
                 f"{p.loss:.3g}",
                 bound,
                 milliseconds(p.seconds),
-                f"{first / p.seconds:.2f}x",
+                f"{p.share:.3f}",
                 megabytes(p.memory),
                 p.rewrites,
             )
             body.add_row(*map(Text, cells), style=None if p.best else "dim")
-        return Group(
-            Text(f"{self.model} on {self.target}, loss in {self.metric}"), body, Text(self.search), *map(Text, self.notes)
-        )
+        said = [Text(f"{p.name}: {p.note}") for p in self.points if p.note]
+        notes = [*map(Text, (self.search, *self.notes)), *said]
+        return Group(Text(f"{self.model} on {self.target}, loss in {self.metric}"), body, *notes)
 
     def __str__(self) -> str:
         from attnopt.report.table import as_text
 
         return as_text(self)
+
+
+def told_once(points: Sequence[Point]) -> list[tuple[str, Point]]:
+    """Points of one plan as one, under all of their names."""
+    names: dict[object, list[str]] = {}
+    first: dict[object, Point] = {}
+    for p in points:
+        key = (p.loss, p.seconds, p.memory, p.rewrites)
+        names.setdefault(key, []).append(p.name)
+        first.setdefault(key, p)
+    return [("; ".join(names[key]), p) for key, p in first.items()]

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from attnopt.report.frontier import Frontier, Point
+from attnopt.report.frontier import Frontier, Point, told_once
 from attnopt.report.table import megabytes
 
 WIDTH, HEIGHT, MARGIN = 520, 340, 56
@@ -30,10 +30,12 @@ svg .line { fill: none; stroke: #2563eb; stroke-width: 2 } svg .best { fill: #25
 def page(frontier: Frontier) -> str:
     """The whole document."""
     title = f"{frontier.model} on {frontier.target}"
-    rows = "\n".join(row(p, frontier.points[0]) for p in frontier.points)
-    notes = "".join(f'<p class="note">{escape(n)}</p>' for n in (frontier.search, *frontier.notes) if n)
+    rows = "\n".join(row(names, p) for names, p in told_once(frontier.points))
+    said = [f"{p.name}: {p.note}" for p in frontier.points if p.note]
+    notes = "".join(f'<p class="note">{escape(n)}</p>' for n in (frontier.search, *frontier.notes, *said) if n)
     numbers = "".join(
-        f'<th class="n">{escape(n)}</th>' for n in (frontier.metric, "at most (95 %)", "time", "speed", "weights + cache")
+        f'<th class="n">{escape(n)}</th>'
+        for n in (frontier.metric, "at most (95 %)", "time", "of the original", "weights + cache")
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -52,13 +54,13 @@ def page(frontier: Frontier) -> str:
 """
 
 
-def row(point: Point, first: Point) -> str:
+def row(names: str, point: Point) -> str:
     bound = "" if point.bound is None else f"{point.bound:.3g}"
     time = f"{point.seconds * 1e3:.3g} ms" + " (predicted)" * (not point.timed)
-    numbers = (f"{point.loss:.3g}", bound, time, f"{first.seconds / point.seconds:.2f}x", megabytes(point.memory))
+    numbers = (f"{point.loss:.3g}", bound, time, f"{point.share:.3f}", megabytes(point.memory))
     cells = "".join(f'<td class="n">{n}</td>' for n in numbers)
     kind = "" if point.best else ' class="beaten"'
-    return f"<tr{kind}><td>{escape(point.name)}</td>{cells}<td>{escape(point.rewrites)}</td></tr>"
+    return f"<tr{kind}><td>{escape(names)}</td>{cells}<td>{escape(point.rewrites)}</td></tr>"
 
 
 def picture(frontier: Frontier, label: str, value: Callable[[Point], float]) -> str:

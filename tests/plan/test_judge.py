@@ -55,6 +55,12 @@ def test_one_loss_for_each_sample():
     assert judged.loss(Scaled()).upper == 0.0
 
 
+def test_a_first_idea_is_measured_on_the_first_samples():
+    """Whole batches of 3 and 2 samples: one is enough for 3, both for 4."""
+    judged = judge()
+    assert [judged.loss(Scaled(1.25), most=n).samples for n in (1, 3, 4, 99)] == [3, 3, 5, 5]
+
+
 def test_padding_does_not_count():
     judged = judge()
 

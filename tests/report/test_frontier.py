@@ -17,7 +17,7 @@ PLAN = Plan("onnx", "cpu", "onnxruntime")
 
 
 def point(name, loss, seconds, weights, **changes):
-    return Point(name, None, loss, loss * 1.2, seconds, weights - 1e6, 1e6, "int8 (3)", PLAN, **changes)
+    return Point(name, None, loss, loss * 1.2, seconds, weights - 1e6, 1e6, "int8 (3)", PLAN, share=seconds / 0.010, **changes)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_the_page(frontier, tmp_path):
     rows = page.findall(".//table/tr")
     assert len(rows) == 5
     assert rows[3].get("class") == "beaten"
-    assert [c.text for c in rows[4]] == ["budget 0.1", "0.03", "0.036", "4 ms (predicted)", "2.50x", "3 MB", "int8 (3)"]
+    assert [c.text for c in rows[4]] == ["budget 0.1", "0.03", "0.036", "4 ms (predicted)", "0.400", "3 MB", "int8 (3)"]
     assert [p.text for p in page.findall(".//p")] == ["effort low", "a note"]
 
 
@@ -67,8 +67,17 @@ def test_steps_and_axis(frontier):
 
 def test_the_table_and_json(frontier):
     text = str(frontier)
-    assert "budget 0.1" in text and "2.50x" in text and "a note" in text
+    assert "budget 0.1" in text and "0.400" in text and "a note" in text
     assert frontier.to_json()["points"][1]["loss"] == 2e-4
+
+
+def test_one_plan_under_several_budgets_is_told_once(frontier):
+    again = replace(frontier.points[1], name="budget 0.003", note="as 'budget 0.001': no plan of its own held")
+    both = replace(frontier, points=(*frontier.points, again))
+    assert str(both).count("0.00024") == 1
+    assert "budget 0.001; budget 0.003" in str(both)
+    assert "budget 0.003: as 'budget 0.001': no plan of its own held" in str(both)
+    assert "budget 0.001; budget 0.003" in both.html() and "no plan of its own held" in both.html()
 
 
 def test_a_place_that_cannot_be_written(frontier, tmp_path):
