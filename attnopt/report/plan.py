@@ -33,6 +33,11 @@ class PlanStep:
     cached: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether it stores weights, caches or operands in codes."""
+        return bool(self.storage) or any(self.cached.values()) or "precision" in self.changes
+
 
 @dataclass(frozen=True)
 class Plan:
