@@ -217,6 +217,17 @@ class Host(Protocol):
         """
         ...
 
+    def refuses_rounded(self, node: Node, format: Any) -> Refusal | None:
+        """None where the layer can hold its weight in this format (`rounding.WeightFormat`), on this host's runtime; else why not."""
+        ...
+
+    def store_rounded(self, weights: Mapping[str, Any], inputs: Mapping[str, Value] | None = None) -> None:
+        """Store weights in few bits (`rounding.RoundedWeight`, [out, in], by node name) for layers that did not refuse.
+
+        inputs: by node name, what the layer reads instead.
+        """
+        ...
+
 
 def arrange(builder: Builder, operand: Operand, target: Sequence[Group], *, broadcast: bool = False) -> Value:
     """Bring an operand to dimensions that hold the target groups, with as few nodes as possible.

@@ -7,8 +7,23 @@ from attnopt.passes.fuse.fuse_attention import FuseAttention
 from attnopt.passes.kvcache.int8_cache import Int8Cache
 from attnopt.passes.prune.gate_norm import GateNorm
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
+from attnopt.passes.quantize.gptq import Gptq
+from attnopt.passes.quantize.round_weights import RoundWeights
 from attnopt.passes.sparsify.sinks_window import SinksWindow
 
-ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8(), GateNorm(), SinksWindow(), Int8Cache())
+ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8(), RoundWeights(), Gptq(), GateNorm(), SinksWindow(), Int8Cache())
 
-__all__ = ["ALL", "Candidate", "DynamicInt8", "Evidence", "FuseAttention", "GateNorm", "Group", "Int8Cache", "Pass", "SinksWindow"]
+__all__ = [
+    "ALL",
+    "Candidate",
+    "DynamicInt8",
+    "Evidence",
+    "FuseAttention",
+    "GateNorm",
+    "Gptq",
+    "Group",
+    "Int8Cache",
+    "Pass",
+    "RoundWeights",
+    "SinksWindow",
+]

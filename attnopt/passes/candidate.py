@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
 from attnopt.ir.block import Block, Norm
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Host, Refusal, Site
@@ -56,6 +58,8 @@ class Candidate:
     needs: "nothing", "calibration", or "tuning" (a few steps of training).
     tie: candidates of different groups with the same tie (not "") are taken all or none.
     options: what `apply` needs, as plain data (numbers, strings, lists): a plan file holds it.
+    arrays: what it needs beside that of the size of weights, by node name: a plan holds it as long as the process lasts, its file does
+    not, because the weights that it makes stand in the model already.
     """
 
     pass_name: str
@@ -70,6 +74,7 @@ class Candidate:
     storage: Mapping[str, str] = field(default_factory=dict)
     needs: Needs = "nothing"
     tie: str = ""
+    arrays: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def touches(self) -> frozenset[str]:
@@ -82,6 +87,10 @@ class Evidence(Protocol):
 
     def linear(self, node: Node) -> Any:
         """Statistics of what a linear layer reads; None where it was not tapped."""
+        ...
+
+    def second_moment(self, node: Node) -> Tensor | None:
+        """X'X / rows [in, in] of what a linear layer reads; None where it was not tapped. Ask in the order of the graph."""
         ...
 
     def attention(self, site: Site) -> Any:

@@ -17,6 +17,7 @@ from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal
 from attnopt.plan.proposals import Proposal
 from attnopt.plan.workshop import Workshop
+from attnopt.rounding.weight_format import WeightFormat
 
 ORIGINAL = "eager"  # the price of a site whose own nodes stay, where these are not one kernel
 
@@ -87,7 +88,7 @@ class Prices:
         return before, after
 
     def bytes_saved(self, proposal: Proposal) -> float:
-        """Bytes of weights that an option leaves out or stores narrower."""
+        """Bytes of weights that an option leaves out or stores narrower; a weight that others read too stays beside its narrow form."""
         total = 0.0
         for move in proposal.moves:
             gone = {n.name for n in move.candidate.removes}
@@ -96,8 +97,9 @@ class Prices:
                 if weight is None:
                     continue
                 width = WIDTHS.get(weight.dtype, 32)
-                left = 0 if node.name in gone else WIDTHS.get(move.candidate.storage[node.name], width)
-                total += numbers(node) * (width - left) / 8
+                left = 0 if node.name in gone else stored_bits(node, move.candidate.storage[node.name], width)
+                kept = any(user is not node and user.name not in move.candidate.touches for user in weight.users)
+                total += numbers(node) * (width * (not kept) - left) / 8
         return total
 
     def key(self, proposal: Proposal) -> tuple[str, str]:
@@ -107,6 +109,15 @@ class Prices:
             sites = sorted(f"{s.spec} {s.shape}" for m in proposal.moves for s in m.group.sites)
             self.keys[proposal] = proposal.kind, "; ".join([*layers, *sites])
         return self.keys[proposal]
+
+
+def stored_bits(node: Node, storage: str, width: float) -> float:
+    """Bits for each weight of a layer under a storage; those it has now where nothing is known of it."""
+    format = WeightFormat.read(storage)
+    if format is None or node.inputs[1] is None or node.inputs[1].shape is None:
+        return WIDTHS.get(storage, width)
+    inputs = node.inputs[1].shape[1 if node.op == "linear" else 0]
+    return format.width(inputs) if isinstance(inputs, int) else width
 
 
 def touched(removes: Sequence[Node], storage: Mapping[str, str], linears: Sequence[Node]) -> list[Node]:

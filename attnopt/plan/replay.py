@@ -37,6 +37,7 @@ def step_of(move: Move) -> PlanStep:
         changes=candidate.changes,
         storage=dict(candidate.storage),
         options=dict(candidate.options),
+        arrays=dict(candidate.arrays),
     )
 
 
@@ -71,6 +72,7 @@ def candidate_of(step: PlanStep, nodes: Mapping[str, Node]) -> Candidate:
         step.changes,  # type: ignore[arg-type]
         tuple(nodes[n] for n in step.removes),
         step.storage,
+        arrays=step.arrays,
     )
 
 
@@ -118,6 +120,7 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
                 removes=removes,
                 options=in_names(step.options, {a.name: b.name for a, b in zip(old.sites, new.sites, strict=False)}),
                 storage={names[n]: kept for n, kept in step.storage.items()},
+                arrays={names[n]: held for n, held in step.arrays.items()},
             )
         )
     return made
