@@ -208,6 +208,10 @@ class Host(Protocol):
         """Store other data of the same shape in place of a constant, for all that read it here; other hosts keep theirs."""
         ...
 
+    def set_input(self, node: Node, value: Value, data: Tensor) -> None:
+        """Let this node alone read other data of the same shape in place of a constant, which others may go on reading."""
+        ...
+
     def quantize_linears(
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:

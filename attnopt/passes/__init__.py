@@ -8,10 +8,22 @@ from attnopt.passes.kvcache.int8_cache import Int8Cache
 from attnopt.passes.prune.gate_norm import GateNorm
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
 from attnopt.passes.quantize.gptq import Gptq
+from attnopt.passes.quantize.quest_rounding import QuestRounding
 from attnopt.passes.quantize.round_weights import RoundWeights
+from attnopt.passes.quantize.rsq import Rsq
 from attnopt.passes.sparsify.sinks_window import SinksWindow
 
-ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8(), RoundWeights(), Gptq(), GateNorm(), SinksWindow(), Int8Cache())
+ALL: tuple[Pass, ...] = (
+    FuseAttention(),
+    DynamicInt8(),
+    RoundWeights(),
+    Gptq(),
+    QuestRounding(),
+    Rsq(),
+    GateNorm(),
+    SinksWindow(),
+    Int8Cache(),
+)
 
 __all__ = [
     "ALL",
@@ -24,6 +36,8 @@ __all__ = [
     "Group",
     "Int8Cache",
     "Pass",
+    "QuestRounding",
     "RoundWeights",
+    "Rsq",
     "SinksWindow",
 ]

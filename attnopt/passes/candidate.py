@@ -16,7 +16,7 @@ group in place, never both for one site. docs/passes.md builds one pass from not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from attnopt.ir.block import Block, Norm
 from attnopt.ir.graph import Node
+from attnopt.ir.residual_stream import ResidualStream
 from attnopt.ir.site import Host, Refusal, Site
 
 Per = Literal["site", "linear", "block", "table", "model"]
@@ -36,7 +37,8 @@ class Group:
     """Sites and linear layers that are rewritten together, in the host that they live in.
 
     blocks: what stands around each of `sites`, in their order; empty where nobody read them. linears: canonical nodes with a
-    constant weight. norm: the norm whose result all of `linears` read, where there is one.
+    constant weight. norm: the norm whose result all of `linears` read, where there is one. stream: of a whole model, its residual
+    stream, or why that is not known whole.
     """
 
     host: Host
@@ -45,6 +47,7 @@ class Group:
     blocks: tuple[Block, ...] = ()
     linears: tuple[Node, ...] = ()
     norm: Norm | None = None
+    stream: ResidualStream | Refusal | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,10 @@ class Evidence(Protocol):
 
     def second_moment(self, node: Node) -> Tensor | None:
         """X'X / rows [in, in] of what a linear layer reads; None where it was not tapped. Ask in the order of the graph."""
+        ...
+
+    def concentrated_moments(self, layers: Sequence[tuple[Site, Sequence[Node]]], least: float) -> Iterator[dict[str, Tensor]]:
+        """For each attention and the linear nodes around it their second moments, tokens counted by the attention they receive."""
         ...
 
     def attention(self, site: Site) -> Any:

@@ -26,7 +26,7 @@ GROUPS = (128, 64, 32, 16)
 
 @dataclass(frozen=True)
 class Wish:
-    """bits, the most inputs that share a step, and whether zero points are kept: a format for layers of any width."""
+    """bits, the most inputs that share a step (0: all of a row), and whether zero points are kept: a format for layers of any width."""
 
     bits: int
     most: int
@@ -34,6 +34,8 @@ class Wish:
 
     def format(self, inputs: int) -> WeightFormat | None:
         """The format for rows of so many inputs; None where no group up to the most divides them."""
+        if not self.most:
+            return WeightFormat(self.bits, 0, self.zeros)
         group = next((g for g in GROUPS if g <= self.most and inputs % g == 0), None)
         return None if group is None else WeightFormat(self.bits, group, self.zeros)
 

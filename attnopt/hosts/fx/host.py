@@ -147,6 +147,10 @@ class FxHost:
         held = value.handle
         self.replace(value, FxBuilder(self.module, name_symbols(self.placeholders()), held).constant(data, value.dtype))
 
+    def set_input(self, node: Node, value: Value, data: Tensor) -> None:
+        made = self.builder(node).constant(data, value.dtype)
+        self.node(node.name).replace_input_with(value.handle, made.handle)
+
     def quantize_linears(
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:

@@ -167,6 +167,15 @@ class OnnxHost:
         self.model.graph.register_initializer(made)
         ir.convenience.replace_all_uses_with(held, made)
 
+    def set_input(self, node: Node, value: Value, data: Tensor) -> None:
+        name = self.names.unique(f"{value.name}_of_{node.name}")
+        made = ir.Value(name=name, type=value.handle.type, shape=ir.Shape(list(data.shape)), const_value=as_onnx(data, name))
+        self.model.graph.register_initializer(made)
+        held = next(n for n in self.model.graph.all_nodes() if n.name == node.name)
+        for i, given in enumerate(held.inputs):
+            if given is value.handle:
+                held.replace_input_with(i, made)
+
     def quantize_linears(
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:
