@@ -32,10 +32,11 @@ class Writer:
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A norm of the stream, and all the linear layers that read it; nothing else does."""
+    """A norm of the stream, and all the linear layers that read it; nothing else does. gain: the node that reads the norm's weight."""
 
     norm: Norm
     layers: tuple[Node, ...]
+    gain: Node | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,13 +29,12 @@ from attnopt.rounding.hadamard import rotation
 class Rotated:
     """What the model holds afterwards, in float64.
 
-    matrices [out, in] of linear layers. rows: biases and tables, by the node and the value that it reads. gains: of norms.
+    matrices [out, in] of linear layers. rows: biases, tables and gains of norms, by the node and the value that it reads.
     inputs: T [in, in] of layers whose input x becomes x T. refusals: what was not rotated, and why.
     """
 
     matrices: dict[Node, Tensor] = field(default_factory=dict)
     rows: dict[tuple[Node, Value], Tensor] = field(default_factory=dict)
-    gains: dict[Value, Tensor] = field(default_factory=dict)
     inputs: dict[Node, Tensor] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -60,8 +59,6 @@ class Rotated:
         """Store all of it in a host with these nodes, but for the matrices of some layers, which are stored otherwise."""
         for (node, value), data in self.rows.items():
             host.set_input(node, value, data.to(dtype_of(value)))
-        for value, data in self.gains.items():
-            host.set_constant(value, data.to(dtype_of(value)))
         for node, data in self.matrices.items():
             weight = node.inputs[1]
             if node.name not in but and weight is not None:
@@ -95,8 +92,8 @@ def turn_stream(made: Rotated, stream: ResidualStream, q: Tensor) -> None:
         norm = reader.norm
         gain = norm.gain()
         g = torch.ones(stream.width, dtype=torch.float64) if gain is None else gain.double()
-        if norm.weight is not None and norm.weight.load is not None:
-            made.gains[norm.weight] = torch.full_like(norm.weight.load().double(), 1.0 - norm.shift)
+        if reader.gain is not None and norm.weight is not None and norm.weight.load is not None:
+            made.rows[reader.gain, norm.weight] = torch.full_like(norm.weight.load().double(), 1.0 - norm.shift)
         back = torch.where(g.abs() > 1e-8 * g.abs().max(), 1.0 / g, torch.zeros_like(g))
         for node in reader.layers:
             made.matrices[node] = made.matrix(node) * g @ q

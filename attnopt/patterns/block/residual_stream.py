@@ -118,7 +118,7 @@ class Walk:
                 raise NotWhole(f"'{node.attrs.get('operator', node.op)}' reads the residual stream beside the norms", node)
             if norm.kind != "rms":
                 raise NotWhole(f"a {norm.kind} norm reads the residual stream: a rotation passes through rms norms only", node)
-            self.readers.append(Reader(norm, tuple(layers_below(norm, self.graph))))
+            self.readers.append(Reader(norm, tuple(layers_below(norm, self.graph)), gain_reader(norm)))
             left = {n: None for n in left if n not in inside}
         return found
 
@@ -167,8 +167,8 @@ def is_norm_part(node: Node, value: Value) -> bool:
     return any(other.scalar() is not None for main, other in sides(node) if main is value)
 
 
-def between(start: Value, end: Value) -> set[Node]:
-    """The nodes on the ways from one value to another."""
+def cone(start: Value, end: Value) -> set[Node]:
+    """The nodes that a value is made by, up to another one."""
     found: set[Node] = set()
     queue = [end]
     while queue:
@@ -178,13 +178,35 @@ def between(start: Value, end: Value) -> set[Node]:
             continue
         found.add(node)
         queue += [v for v in node.inputs if v is not None]
-    return {n for n in found if any(v is start or (v is not None and v.producer in found) for v in n.inputs)}
+    return found
+
+
+def between(start: Value, end: Value) -> set[Node]:
+    """The nodes on the ways from one value to another: those of the cone that the start is read by, directly or through others."""
+    inside = cone(start, end)
+    found: set[Node] = set()
+    queue = [start]
+    while queue:
+        for node in queue.pop().users:
+            if node in inside and node not in found:
+                found.add(node)
+                queue += node.outputs
+    return found
+
+
+def gain_reader(norm: Norm) -> Node | None:
+    """The node that reads the weight of a norm, which other norms may read too."""
+    if norm.weight is None:
+        return None
+    inside = cone(norm.input, norm.output)
+    found = next((n for n in norm.weight.users if n in inside), None)
+    if found is None or norm.weight.load is None:
+        raise NotWhole("the weight of a norm is no constant", norm.output.producer)
+    return found
 
 
 def layers_below(norm: Norm, graph: Graph) -> Iterable[Node]:
-    """The linear layers that read a norm. Raises NotWhole for anything else that does, or a weight that others have too."""
-    if norm.weight is not None and (norm.weight.load is None or any(True for _ in outside(norm))):
-        raise NotWhole("the weight of a norm is not its own", norm.output.producer)
+    """The linear layers that read a norm. Raises NotWhole for anything else that does."""
     queue, found = [norm.output], dict[Node, None]()
     while queue:
         value = queue.pop()
@@ -198,9 +220,3 @@ def layers_below(norm: Norm, graph: Graph) -> Iterable[Node]:
             else:
                 raise NotWhole(f"'{user.attrs.get('operator', user.op)}' reads a norm of the residual stream", user)
     return found
-
-
-def outside(norm: Norm) -> Iterable[Node]:
-    """Nodes other than the norm's own that read its weight."""
-    inside = between(norm.input, norm.output)
-    return (n for n in (norm.weight.users if norm.weight is not None else ()) if n not in inside and n is not norm.output.producer)

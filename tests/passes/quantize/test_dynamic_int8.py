@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hosts.onnx import small_models
-from linear_models import X, groups, opened
+from linear_models import Normed, X, groups, hosts_of, opened
 from torch import nn
 
 from attnopt.hosts.fx import FxHost, capture
@@ -73,32 +73,6 @@ class Seen:
 
     def attention(self, site):
         return None
-
-
-class Normed(nn.Module):
-    """Two layers that read one norm, three of whose 64 channels are a hundred times the others; `leaks` also returns the norm."""
-
-    def __init__(self, kind, leaks):
-        super().__init__()
-        torch.manual_seed(0)
-        self.norm = nn.LayerNorm(64) if kind == "layer" else nn.RMSNorm(64, eps=1e-6)
-        self.norm.weight.data[[3, 17, 40]] = 100.0
-        if kind == "layer":
-            self.norm.bias.data = torch.randn(64)
-        self.first, self.second, self.leaks = nn.Linear(64, 64), nn.Linear(64, 96), leaks
-        for layer in (self.first, self.second):
-            layer.weight.data[:, [3, 17, 40]] /= 100.0
-
-    def forward(self, x):
-        normed = self.norm(x)
-        result = torch.cat([self.first(normed), self.second(normed)], -1)
-        return (result, normed) if self.leaks else result
-
-
-def hosts_of(model, x):
-    captured = FxHost.from_captured(capture(model, (x,)))
-    yield captured
-    yield OnnxHost.from_model(captured.to_onnx())
 
 
 @pytest.mark.parametrize("leaks", [False, True])
