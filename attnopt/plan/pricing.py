@@ -1,4 +1,4 @@
-"""What an option saves: seconds by the cost model, or by what was measured in its place; bytes of weights.
+"""What an option saves: seconds by the cost model, or by what was measured in its place.
 
     int8 of down_proj      before: linear 192 x 512 in float32      after: the same, weights as int8      saved: the difference
 
@@ -7,17 +7,14 @@ Where all options of a kind and shape were timed together in the model, each sav
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from attnopt.cost.nodes import estimate_nodes
-from attnopt.ir.cost import WIDTHS
-from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal
+from attnopt.plan.memory import touched
 from attnopt.plan.proposals import Proposal
 from attnopt.plan.workshop import Workshop
-from attnopt.rounding.weight_format import WeightFormat
 
 ORIGINAL = "eager"  # the price of a site whose own nodes stay, where these are not one kernel
 
@@ -87,21 +84,6 @@ class Prices:
                 after += shop.seconds(changed, lowering.name, sizes)
         return before, after
 
-    def bytes_saved(self, proposal: Proposal) -> float:
-        """Bytes of weights that an option leaves out or stores narrower; a weight that others read too stays beside its narrow form."""
-        total = 0.0
-        for move in proposal.moves:
-            gone = {n.name for n in move.candidate.removes}
-            for node in touched(move.candidate.removes, move.candidate.storage, move.group.linears):
-                weight = node.inputs[1] if numbers(node) else None
-                if weight is None:
-                    continue
-                width = WIDTHS.get(weight.dtype, 32)
-                left = 0 if node.name in gone else stored_bits(node, move.candidate.storage[node.name], width)
-                kept = any(user is not node and user.name not in move.candidate.touches for user in weight.users)
-                total += numbers(node) * (width * (not kept) - left) / 8
-        return total
-
     def key(self, proposal: Proposal) -> tuple[str, str]:
         """Kind and shape: options of one key save the same."""
         if proposal not in self.keys:
@@ -109,24 +91,3 @@ class Prices:
             sites = sorted(f"{s.spec} {s.shape}" for m in proposal.moves for s in m.group.sites)
             self.keys[proposal] = proposal.kind, "; ".join([*layers, *sites])
         return self.keys[proposal]
-
-
-def stored_bits(node: Node, storage: str, width: float) -> float:
-    """Bits for each weight of a layer under a storage; those it has now where nothing is known of it."""
-    format = WeightFormat.read(storage)
-    if format is None or node.inputs[1] is None or node.inputs[1].shape is None:
-        return WIDTHS.get(storage, width)
-    inputs = node.inputs[1].shape[1 if node.op == "linear" else 0]
-    return format.width(inputs) if isinstance(inputs, int) else width
-
-
-def touched(removes: Sequence[Node], storage: Mapping[str, str], linears: Sequence[Node]) -> list[Node]:
-    """The nodes whose price an option changes, each once."""
-    return list({n.name: n for n in (*removes, *(n for n in linears if n.name in storage))}.values())
-
-
-def numbers(node: Node) -> int:
-    """Numbers in the weight of a linear layer; 0 for any other node."""
-    weight = node.inputs[1] if node.op in ("linear", "matmul") else None
-    known = weight is not None and weight.is_constant and all(isinstance(d, int) for d in weight.shape or ())
-    return math.prod(weight.shape or ()) if known and weight is not None else 0  # type: ignore[arg-type]
