@@ -41,13 +41,13 @@ class Rotated:
     def matrix(self, node: Node) -> Tensor:
         """The weight of a layer as it is by now, [out, in]; to be changed in place."""
         if node not in self.matrices:
-            self.matrices[node] = matrix(node).double()
+            self.matrices[node] = matrix(node).to(torch.float64, copy=True)
         return self.matrices[node]
 
     def row(self, node: Node, value: Value) -> Tensor:
         if (node, value) not in self.rows:
             assert value.load is not None
-            self.rows[node, value] = value.load().double()
+            self.rows[node, value] = value.load().to(torch.float64, copy=True)
         return self.rows[node, value]
 
     def moment(self, node: Node, seen: Tensor) -> Tensor:

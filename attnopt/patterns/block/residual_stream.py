@@ -112,6 +112,10 @@ class Walk:
                 if node.output not in self.met and not (node.op == "add" and is_norm_part(node, value)):
                     found.append(node.output)
                 continue
+            if node.op == "mul" and any(main is value and other.scalar() is not None for main, other in sides(node)):
+                del left[node]
+                found.append(node.output)
+                continue
             norm = norm_after(value)
             inside = () if norm is None else between(value, norm.output)
             if norm is None or node not in inside:
