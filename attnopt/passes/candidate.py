@@ -24,6 +24,7 @@ from torch import Tensor
 
 from attnopt.ir.block import Block, Norm
 from attnopt.ir.graph import Node, Value
+from attnopt.ir.residual_stream import ResidualStream
 from attnopt.ir.site import Host, Refusal, Site
 
 Per = Literal["site", "linear", "block", "table", "model"]
@@ -36,7 +37,8 @@ class Group:
     """Sites and linear layers that are rewritten together, in the host that they live in.
 
     blocks: what stands around each of `sites`, in their order; empty where nobody read them. linears: canonical nodes with a
-    constant weight. norm: the norm whose result all of `linears` read, where there is one.
+    constant weight. norm: the norm whose result all of `linears` read, where there is one. stream: of a whole model, its residual
+    stream, or why that is not known whole.
     """
 
     host: Host
@@ -45,6 +47,7 @@ class Group:
     blocks: tuple[Block, ...] = ()
     linears: tuple[Node, ...] = ()
     norm: Norm | None = None
+    stream: ResidualStream | Refusal | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Candidate:
     needs: "nothing", "calibration", or "tuning": a few steps of training, for which its pass has `tune`.
     tie: candidates of different groups with the same tie (not "") are taken all or none.
     options: what `apply` needs, as plain data (numbers, strings, lists): a plan file holds it.
+    arrays: what it needs beside that of the size of weights, by node name: a plan holds it as long as the process lasts, its file does
+    not, because the weights that it makes stand in the model already.
     """
 
     pass_name: str
@@ -74,6 +79,7 @@ class Candidate:
     cached: Mapping[str, str] = field(default_factory=dict)
     needs: Needs = "nothing"
     tie: str = ""
+    arrays: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def touches(self) -> frozenset[str]:
@@ -86,6 +92,14 @@ class Evidence(Protocol):
 
     def linear(self, node: Node) -> Any:
         """Statistics of what a linear layer reads; None where it was not tapped."""
+        ...
+
+    def second_moment(self, node: Node) -> Tensor | None:
+        """X'X / rows [in, in] of what a linear layer reads; None where it was not tapped. Ask in the order of the graph."""
+        ...
+
+    def concentrated_moments(self, layers: Sequence[tuple[Site, Sequence[Node]]], least: float) -> Iterator[dict[str, Tensor]]:
+        """For each attention and the linear nodes around it their second moments, tokens counted by the attention they receive."""
         ...
 
     def attention(self, site: Site) -> Any:

@@ -20,6 +20,7 @@ from attnopt.ir.cost import WIDTHS
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Site
 from attnopt.plan.proposals import Move
+from attnopt.rounding.weight_format import WeightFormat
 
 GONE = 0.0
 
@@ -73,7 +74,7 @@ def freed(moves: Sequence[Move]) -> float:
         gone = {n.name for n in move.candidate.removes}
         for node in touched(move.candidate.removes, move.candidate.storage, move.group.linears):
             if numbers(node):
-                width = GONE if node.name in gone else WIDTHS.get(move.candidate.storage[node.name], math.inf)
+                width = GONE if node.name in gone else stored_bits(node, move.candidate.storage[node.name])
                 left[node] = min(width, left.get(node, math.inf))
     readers: dict[Value, list[Node]] = {}
     for node in left:
@@ -85,6 +86,13 @@ def freed(moves: Sequence[Move]) -> float:
         narrow = max(min(left[n], width) for n in nodes)
         total += numbers(nodes[0]) * (width - stays - narrow) / 8
     return total
+
+
+def stored_bits(node: Node, storage: str) -> float:
+    """Bits for each weight of a linear layer under a storage, steps included; infinite where nothing is known of it."""
+    format, weight = WeightFormat.read(storage), node.inputs[1]
+    inputs = None if weight is None else (weight.shape or ())[1 if node.op == "linear" else 0]
+    return format.width(inputs) if format is not None and isinstance(inputs, int) else WIDTHS.get(storage, math.inf)
 
 
 def touched(removes: Sequence[Node], storage: Mapping[str, str], linears: Sequence[Node]) -> list[Node]:

@@ -38,6 +38,7 @@ def step_of(move: Move) -> PlanStep:
         storage=dict(candidate.storage),
         cached=dict(candidate.cached),
         options=dict(candidate.options),
+        arrays=dict(candidate.arrays),
     )
 
 
@@ -73,6 +74,7 @@ def candidate_of(step: PlanStep, nodes: Mapping[str, Node]) -> Candidate:
         tuple(nodes[n] for n in step.removes),
         step.storage,
         step.cached,
+        arrays=step.arrays,
     )
 
 
@@ -122,6 +124,7 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
                 options=in_names(step.options, sites),
                 cached=in_names(step.cached, sites),
                 storage={names[n]: kept for n, kept in step.storage.items()},
+                arrays={names[n]: held for n, held in step.arrays.items()},
             )
         )
     return made
