@@ -24,8 +24,8 @@ from torch import Tensor
 
 from attnopt.ir.clause import Clause
 from attnopt.ir.operand_terms import angles_of, rotate
+from attnopt.ir.rounded_products import rounded_scores
 from attnopt.ir.rows import Call, Rows
-from attnopt.ir.storage import rounded_scores
 
 
 @dataclass(frozen=True)

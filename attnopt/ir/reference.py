@@ -27,10 +27,11 @@ from attnopt.ir.operand_terms import (
     repeat_heads,
     rotate,
 )
+from attnopt.ir.rounded_products import weighted_values
 from attnopt.ir.rows import Call, Rows
 from attnopt.ir.selections import SELECTIONS
 from attnopt.ir.spec import AttentionSpec, as_spec
-from attnopt.ir.storage import round_cache, weighted_values
+from attnopt.ir.storage import round_cache
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,8 @@ SIGNATURES: dict[str, Signature] = {
             "q_smooth": ("expr", None),
             "k_smooth": ("expr", None),
             "v_smooth": ("expr", None),
+            "block": ("count", 0),
+            "sum": (("fp32", "fp22", "fp16"), "fp32"),
         },
     ),
     "cache": Signature(

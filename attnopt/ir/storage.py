@@ -1,12 +1,11 @@
-"""Rounding to storage types: one quantiser family for the operands of the products (`precision`) and for the cache (`cache`).
+"""Rounding to storage types: one quantiser family for the cache (`cache`) and for the products (`precision`, `rounded_products`).
 
 Symmetric: x ~ round(x / s) * s, s = max|x| / (2^(b-1) - 1). Asymmetric: x ~ (round(x / s) - round(min / s)) * s, s = (max - min) /
 (2^b - 1). fp8 is E4M3, scaled so that the largest element becomes 448. Who shares a scale is an argument, and so is its type.
 `packing` stores what `cache` says in its bits.
 
-Sources: "SageAttention2" (scale groups, smoothing), "AKVQ-VL" (groups of channels, clip, Hadamard), "ZipCache" (bits per token,
-channel balance), "QAQ" (outliers kept, levels in the middle of bins), "WKVQuant" (static channel shift and spread, current tokens
-exact), "Transformer-VQ" (codebook).
+Sources: "AKVQ-VL" (groups of channels, clip, Hadamard), "ZipCache" (bits per token, channel balance), "QAQ" (outliers kept, levels
+in the middle of bins), "WKVQuant" (static channel shift and spread, current tokens exact), "Transformer-VQ" (codebook).
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Expr
 from attnopt.ir.rows import Call
 from attnopt.ir.signatures import BITS
 
@@ -32,11 +30,16 @@ def safe(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
+def largest_code(storage: str) -> float:
+    """What the largest magnitude of a scale group becomes."""
+    return FP8_MAX if storage == "fp8" else float(max(1, 2 ** (BITS[storage] - 1) - 1))
+
+
 def symmetric(x: Tensor, storage: str, peak: Tensor) -> Tensor:
     """Round x to the storage type with scales from `peak`, the largest magnitude of each scale group, broadcastable to x."""
     if storage in FLOATS:
         return x if storage == "fp32" and x.dtype == torch.float64 else x.to(FLOATS[storage]).to(x.dtype)
-    levels = FP8_MAX if storage == "fp8" else float(max(1, 2 ** (BITS[storage] - 1) - 1))
+    levels = largest_code(storage)
     scale = safe(peak / levels)
     rounded = fp8(x / scale) if storage == "fp8" else (x / scale).round().clamp(-levels, levels)
     return rounded * scale
@@ -48,46 +51,6 @@ def group_reduce(x: Tensor, groups: Tensor, how: str) -> Tensor:
     start = x.new_zeros(*x.shape[:2], len(names), x.shape[-1])
     reduced = start.scatter_reduce(2, members[:, None].expand_as(x), x, how, include_self=False)
     return reduced[:, :, members]
-
-
-def round_operand(call: Call, x: Tensor, clause: Clause, name: str) -> Tensor:
-    """q or k [B, H, L, D] as `precision(q=…, q_group=…)` stores it: rows of equal group share a scale."""
-    storage = clause.word(name)
-    if storage in FLOATS:
-        return symmetric(x, storage, x)
-    groups = row_groups(call, clause.expr(f"{name}_group"), name)
-    return symmetric(x, storage, group_reduce(x.abs().amax(-1, keepdim=True), groups, "amax"))
-
-
-def row_groups(call: Call, expr: Expr, name: str) -> Tensor:
-    """A group number per row of q or k, [L]."""
-    row = call.value(expr, "q" if name == "q" else "k").flatten()
-    return row.expand(call.grid.q_len if name == "q" else call.grid.kv_len)
-
-
-def rounded_scores(call: Call, q: Tensor, k: Tensor, clause: Clause) -> Tensor:
-    """q k' with both rounded; group means taken out before (`q_smooth`, `k_smooth`) return exactly.
-
-    q k' = (q - mean q) (k - mean k)' + mean q (k - mean k)' + q mean k', of which only the first product is rounded.
-    """
-    q_mean, k_mean = (smooth_mean(call, x, clause, name) for x, name in ((q, "q"), (k, "k")))
-    small_q, small_k = q - q_mean, k - k_mean
-    product = round_operand(call, small_q, clause, "q") @ round_operand(call, small_k, clause, "k").transpose(-1, -2)
-    return product + q_mean @ small_k.transpose(-1, -2) + q @ k_mean.transpose(-1, -2)
-
-
-def smooth_mean(call: Call, x: Tensor, clause: Clause, name: str) -> Tensor:
-    expr = clause.expr_or_none(f"{name}_smooth")
-    return torch.zeros_like(x) if expr is None else group_reduce(x, row_groups(call, expr, name), "mean")
-
-
-def weighted_values(call: Call, weights: Tensor, v: Tensor, clause: Clause) -> Tensor:
-    """P v with both rounded: P per row relative to its largest weight; v per token or per channel, less its mean if smoothed."""
-    p = symmetric(weights, clause.word("p"), weights.abs().amax(-1, keepdim=True))
-    mean = smooth_mean(call, v, clause, "v")
-    small = v - mean
-    peak = small.abs().amax(-1 if clause.word("v_axis") == "token" else -2, keepdim=True)
-    return p @ symmetric(small, clause.word("v"), peak) + weights @ mean
 
 
 def round_cache(call: Call, x: Tensor, clause: Clause, side: str) -> Tensor:

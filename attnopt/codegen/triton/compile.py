@@ -20,7 +20,9 @@ from typing import Any
 
 from attnopt.codegen.triton.configurations import configurations
 from attnopt.codegen.triton.emitted import load
-from attnopt.codegen.triton.expressions import loads_of, pointer
+from attnopt.codegen.expressions import loads_of
+from attnopt.codegen.triton.expressions import pointer
+from attnopt.codegen.triton.low_precision import AS_IT_IS, refused_by, scores, values
 from attnopt.codegen.triton.prefill import Form, constants, emit, expressions, from_rows
 from attnopt.ir.ranges import key_range
 from attnopt.codegen.triton.row_norms import gains
@@ -30,8 +32,9 @@ from attnopt.ir.spec import AttentionSpec
 
 TYPES = {
     "float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "float64": "*fp64", "bool": "*i1", "uint8": "*u8", "int8": "*i8",
-    "int16": "*i16", "int32": "*i32", "int64": "*i64",
+    "int16": "*i16", "int32": "*i32", "int64": "*i64", "fp8": "*fp8e4nv", "fp16": "*fp16",
 }  # fmt: skip
+FACTORS = ("p_lse", "p_norms", "p_q_scales", "p_k_scales", "p_v_scales", "p_v_means", "p_shifts", "p_deltas")
 ALIGNED = 16  # bytes and elements: pointers of torch are aligned, and so are strides of rows of whole vectors
 
 
@@ -91,12 +94,15 @@ def compile_best(spec: AttentionSpec, form: Form, architecture: str) -> Compiled
 def compile_for(spec: AttentionSpec, form: Form, architecture: str, tile: Tile) -> Compiled | Refusal:
     """The kernel as assembly and binary, for tensors that are contiguous in their last dimension. Refuses what the compiler does."""
     about = ARCHITECTURES[architecture]
+    if (refused := refused_by(architecture, spec)) is not None:
+        return refused
     source = emit(spec, form, tile, about.backend)
     kernel = load(source).prefill
     contiguous = dict.fromkeys(last_strides(spec) & set(kernel.arg_names), 1)
     blocks = block_shapes(spec, form, tile, about.backend)
-    signature = {name: "constexpr" if name in contiguous else type_of(name, form, blocks) for name in kernel.arg_names}
-    aligned = {(at,): [["tt.divisibility", ALIGNED]] for at, name in enumerate(kernel.arg_names) if is_aligned(name, form)}
+    stored = stored_as(spec, form)
+    signature = {name: "constexpr" if name in contiguous else type_of(name, form, blocks, stored) for name in kernel.arg_names}
+    aligned = {(at,): [["tt.divisibility", ALIGNED]] for at, name in enumerate(kernel.arg_names) if is_aligned(name, form, spec)}
     return built(kernel, signature, contiguous, aligned, architecture, tile, source)
 
 
@@ -141,13 +147,20 @@ def quiet(wanted: bool) -> Iterator[None]:
 
 
 def block_shapes(spec: AttentionSpec, form: Form, tile: Tile, backend: str) -> dict[str, tuple[int, int]]:
-    """Rows and channels of the blocks that each descriptor moves."""
+    """Rows and channels of the blocks that each descriptor moves; channels come first in values of fp8."""
     plain = from_rows(spec)
     known = constants(plain, form, tile, backend, key_range(plain.mask))
     rows = {"q": tile.block_q, "k": tile.block_k, "v": tile.block_k}
     widths = {"q": "D", "k": "D", "v": "E"}
     pieces = {"": "MAIN", "_rest": "REST"}
-    return {f"d_{x}{rest}": (rows[x], int(known[f"{widths[x]}_{piece}"])) for x in rows for rest, piece in pieces.items()}
+    found = {f"d_{x}{rest}": (rows[x], int(known[f"{widths[x]}_{piece}"])) for x in rows for rest, piece in pieces.items()}
+    return found | {name: block[::-1] for name, block in found.items() if name.startswith("d_v") and values(spec) == "fp8"}
+
+
+def stored_as(spec: AttentionSpec, form: Form) -> dict[str, str]:
+    """The types of q, k and v as the kernel reads them."""
+    rows = "int8" if scores(spec) else form.dtype
+    return {"q": rows, "k": rows, "v": form.dtype if values(spec) == AS_IT_IS else values(spec)}
 
 
 def last_strides(spec: AttentionSpec) -> set[str]:
@@ -157,14 +170,16 @@ def last_strides(spec: AttentionSpec) -> set[str]:
     return names | {f"s_{pointer(name)[2:]}_1" for name in gains(spec.qk_norm).values()}
 
 
-def type_of(parameter: str, form: Form, blocks: dict[str, tuple[int, int]]) -> str:
+def type_of(parameter: str, form: Form, blocks: dict[str, tuple[int, int]], stored: dict[str, str]) -> str:
     """The Triton type of a parameter of an emitted kernel."""
     if parameter in blocks:
         rows, width = blocks[parameter]
-        return f"tensordesc<{TYPES[form.dtype].removeprefix('*')}[1, 1, {rows}, {width}]>"
-    if parameter in ("p_q", "p_k", "p_v", "p_o"):
+        return f"tensordesc<{TYPES[stored[parameter[2]]].removeprefix('*')}[1, 1, {rows}, {width}]>"
+    if parameter in ("p_q", "p_k", "p_v"):
+        return TYPES[stored[parameter[2]]]
+    if parameter == "p_o":
         return TYPES[form.dtype]
-    if parameter in ("p_lse", "p_norms"):
+    if parameter in FACTORS:
         return TYPES["float32"]
     if parameter in ("p_q_starts", "p_k_starts", "p_work", "p_items"):
         return TYPES["int32"]
@@ -172,12 +187,14 @@ def type_of(parameter: str, form: Form, blocks: dict[str, tuple[int, int]]) -> s
     return operands.get(parameter, "i32")
 
 
-def is_aligned(parameter: str, form: Form) -> bool:
-    """Whether a parameter is a multiple of ALIGNED where tensors are as torch makes them."""
+def is_aligned(parameter: str, form: Form, spec: AttentionSpec) -> bool:
+    """Whether a parameter is a multiple of ALIGNED where tensors are as torch makes them; codes are padded to that."""
     if parameter.startswith("p_"):
         return parameter != "p_items"  # a part of another tensor
+    padded = {"q": scores(spec), "k": scores(spec), "v": values(spec) == "fp8"}
     width = {"q": form.width, "k": form.width, "v": form.value_width}.get(parameter[2:3], 1)
-    return parameter in {f"s_{x}" for x in ("qb", "qh", "qm", "kb", "kh", "kn", "vb", "vh", "vn")} and width % ALIGNED == 0
+    strides = {f"s_{x}" for x in ("qb", "qh", "qm", "kb", "kh", "kn", "vb", "vh", "vn")}
+    return parameter in strides and (padded[parameter[2]] or width % ALIGNED == 0)
 
 
 def of_cubin(binary: bytes) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from attnopt.codegen.triton.low_precision import AS_IT_IS, fitted, scores, values
 from attnopt.codegen.triton.prefill import Form, from_rows, pieces
 from attnopt.codegen.triton.ranking import Question, ranked
 from attnopt.codegen.triton.tiles import Tile, tiles
@@ -26,8 +27,9 @@ SPECIALISED = {64: Tile(128, 128, 4, 2, descriptors=True, specialised=True),
 def configurations(spec: AttentionSpec, form: Form, architecture: str) -> tuple[Tile, ...]:
     """The tiles to try, best first."""
     asked = Question("prefill", from_rows(spec), form.width, form.value_width, form.dtype, architecture)
-    table = ranked(tiles(architecture, form.width, form.value_width, form.dtype), asked)
-    if architecture not in COPY_ENGINE or form.dtype == "float32":
+    held = kind(spec, form)
+    table = ranked(fitted(tiles(architecture, form.width, form.value_width, held), spec), asked)
+    if architecture not in COPY_ENGINE or held == "float32":
         return table
     # Programs that take items in turns even out rows that see more keys than others.
     table = tuple(replace(tile, persistent=key_range(from_rows(spec).mask).grows) for tile in table)
@@ -36,9 +38,14 @@ def configurations(spec: AttentionSpec, form: Form, architecture: str) -> tuple[
     return (*specialised(spec, form, architecture), *(replace(tile, descriptors=True) for tile in table), *table)
 
 
+def kind(spec: AttentionSpec, form: Form) -> str:
+    """The type that decides how much of a tile fits: single precision is none where both products have narrow operands."""
+    return "float16" if scores(spec) and values(spec) != AS_IT_IS else form.dtype
+
+
 def specialised(spec: AttentionSpec, form: Form, architecture: str) -> tuple[Tile, ...]:
     """Specialised warps take one loop over all keys, so a mask is asked in every block: worth it only where there is none."""
-    plain = spec.mask is None and spec.qk_norm is None and not form.packed and not pieces(form.width)[1] + pieces(form.value_width)[1]
+    plain = spec.mask is spec.qk_norm is spec.precision is None and not form.packed and not pieces(form.width)[1] + pieces(form.value_width)[1]
     if architecture != "sm_90" or not plain:
         return ()
     return (SPECIALISED[next(w for w in sorted(SPECIALISED) if max(form.width, form.value_width) <= w)],)

@@ -17,7 +17,7 @@ from attnopt.codegen.triton import prefill
 from attnopt.codegen.triton.decode_cache import Side, cache_refusal, side_of
 from attnopt.codegen.triton.prefill import Form, from_rows, operand_names, positive_scale, printer_for, with_functions
 from attnopt.ir.ranges import FIRST, LAST, Range, key_range
-from attnopt.codegen.triton.specialise import Slot, Value, specialise
+from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.ir.expr import substitute
 from attnopt.ir.linear import linear
@@ -41,6 +41,8 @@ class DecodeForm(Form):
 
 def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
     """None where the family computes exactly this spec on a cache as the spec stores it; else why not."""
+    if spec.precision is not None:
+        return Refusal("rounded products are those of many queries: a cache says by itself how it is stored", spec.precision)
     return prefill.supports(spec.with_(cache=None), form) or cache_refusal(spec, form)
 
 

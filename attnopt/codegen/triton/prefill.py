@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called, loads_of, pointer, strides
+from attnopt.codegen.expressions import loads_of, strides
+from attnopt.codegen.triton import low_precision
+from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called, pointer
 from attnopt.codegen.triton.row_norms import NORMS, factor_line, gain_arguments, is_static, normed
 from attnopt.codegen.triton.row_norms import refusal as norm_refusal
 from attnopt.ir.ranges import Range, extreme, key_range
-from attnopt.codegen.triton.specialise import Slot, Value, specialise
-from attnopt.codegen.triton.template import PREFILL, joined
+from attnopt.codegen.specialise import Slot, Value, specialise
+from attnopt.codegen.template import joined
 from attnopt.codegen.triton.tiles import SPLIT, Tile
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Const, Expr, Index, Load, substitute
@@ -23,9 +25,13 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.runtime.flex_source import SCORE_TERMS, leading_scale
 
+PARTS = (
+    "prefill_holes", "prefill_blocks", "prefill_norms", "prefill_codes", "prefill", "prefill_attend", "prefill_coding", "prefill_launch",
+)  # fmt: skip
+IMPORTS = ("import torch", "import triton", "import triton.language as tl")
 WIDEST = 256
 DTYPES = ("float32", "float16", "bfloat16")
-SPECIAL = ("offset", "sink", "shared", "qk_norm")  # slots beyond the plain ones that the template has a place for
+SPECIAL = ("offset", "sink", "shared", "qk_norm", "precision")  # slots beyond the plain ones that the template has a place for
 MODS = {
     "relu": "tl.maximum({}, 0.0)", "tanh": "tanh({})", "square": "{0} * {0}", "silu": "{0} * tl.sigmoid({0})", "exp": "tl.exp({})",
     "log1p": "tl.log(1.0 + {})",
@@ -64,7 +70,7 @@ def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
         return Refusal(f"rows of {form.width} and {form.value_width} channels; up to {WIDEST} fit", spec.width)
     if (term := next((c for c in spec.score if c.name not in SCORE_TERMS), None)) is not None:
         return Refusal(f"score term '{term}' is not printed for Triton", term)
-    if (refused := norm_refusal(spec)) is not None:
+    if (refused := norm_refusal(spec) or low_precision.refusal(spec, form.packed)) is not None:
         return refused
     printer = printer_for(spec, form)
     return next((r for e in expressions(spec) if (r := printer.refusal(e)) is not None), None)
@@ -105,6 +111,10 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
     )
     pointers, tensors, arguments = operand_names(spec)
     decided = constants(plain, form, tile, backend, scope)
+    holes |= {name: hole(name, *said[:2], [said[2]])[name] for name, said in low_precision.groups(plain, printer).items()}
+    decided |= low_precision.constants(plain, scale, terms, form.lse, backend)
+    if decided["INT8_SCORES"]:  # the scales of the queries hold it
+        scale = 1.0
     if spec.qk_norm is not None:  # the scale is one more factor on the channels of a query, before it is rounded
         factor = scale * LOG2E if decided["STATIC"] and not terms else scale
         body = [factor_line(spec.qk_norm, factor, bool(decided["D_PADDED"]))]
@@ -113,7 +123,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
         )
         scale = 1.0
     text = specialise(
-        joined(PREFILL),
+        joined("attnopt.codegen.triton", PARTS, IMPORTS),
         {**decided, "SCALE": scale, "SCORES": bool(terms)},
         with_functions(holes),
         [Slot("operands", pointers, pointers), Slot("given", tensors, tensors), Slot("tensors", tensors, arguments)],
@@ -126,8 +136,10 @@ def constants(spec: AttentionSpec, form: Form, tile: Tile, backend: str, scope: 
     norm, whole = spec.qk_norm, spec.qk_norm is not None  # of a row that is normalised there is one piece
     d_main, d_rest = (max(16, 1 << (form.width - 1).bit_length()), 0) if whole else pieces(form.width)
     e_main, e_rest = pieces(form.value_width)
+    codes = low_precision.scores(spec)  # rows of codes are as wide as their product
+    d_main, d_rest = low_precision.pieces_of(form.width) if codes else (d_main, d_rest)
     may_be_empty = spec.mask is not None and not (scope.never_empty and spec.offset is None)
-    static = is_static(spec, form.width, form.dtype, dict(form.limits))
+    static = spec.precision is None and is_static(spec, form.width, form.dtype, dict(form.limits))
     scale, terms = positive_scale(spec)
     # A term that reads data may be minus infinity everywhere.
     weightless = any(loads_of(c.expr(0)) for c in spec.score if c.name in ("scale", "add"))
@@ -139,7 +151,7 @@ def constants(spec: AttentionSpec, form: Form, tile: Tile, backend: str, scope: 
         "FACTORS": whole, "Q_NORM": normed(norm, "q"), "K_NORM": normed(norm, "k"),
         "NORM": NORMS[norm.word(0)] if norm is not None else "rms", "EPS": norm.number("eps") if norm is not None else 0.0,
         "CENTERED": norm is not None and (norm.word(0) == "layer" or norm.word("center") == "yes"),
-        "D": form.width, "D_MAIN": d_main, "D_REST": d_rest, "D_PADDED": d_main + d_rest > form.width,
+        "D": form.width, "D_MAIN": d_main, "D_REST": d_rest, "D_PADDED": d_main + d_rest > form.width and not codes,
         "E": form.value_width, "E_MAIN": e_main, "E_REST": e_rest, "E_PADDED": e_main + e_rest > form.value_width,
         "PRECISION": "tf32x3" if form.dtype == "float32" and backend == "cuda" and max(form.width, form.value_width) <= SPLIT else "ieee",
         "PHASES": int(tile.specialised or scope.undecided is not None and scope.undecided == spec.mask and not scope.bounded),

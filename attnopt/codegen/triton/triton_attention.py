@@ -18,8 +18,10 @@ from torch import Tensor
 
 from attnopt.codegen.triton.availability import interpreted, missing
 from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.triton.configurations import configurations
+from attnopt.codegen.triton.low_precision import INTERPRETER, fitted, refused_by
 from attnopt.codegen.triton.prefill import Form, emit, supports
-from attnopt.codegen.triton.tiles import ARCHITECTURES, INTERPRETED, tiles
+from attnopt.codegen.triton.tiles import ARCHITECTURES, INTERPRETED
 from attnopt.errors import InputMismatch
 from attnopt.ir.reference import attend, check_shapes
 from attnopt.ir.site import Refusal
@@ -93,12 +95,15 @@ def kernel(spec: AttentionSpec, form: Form, name: str) -> Any:
     """The module that was emitted for a spec on an architecture: with the first tile that the compiler accepts without spills, or
     the last of the table where it accepts none."""
     if name == "interpreted":
-        return load(emit(spec, form, INTERPRETED))
+        tile = next(iter(fitted([INTERPRETED], spec)))
+        return load(emit(spec, form, tile, INTERPRETER))
     from attnopt.codegen.triton.kernel_cache import compiled
 
+    if (refused := refused_by(name, spec)) is not None:
+        raise InputMismatch(refused.reason, where=str(spec), next_move="Write p=fp16, v=fp16, or use another GPU.")
     best = compiled(spec, form, name)
     if isinstance(best, Refusal):
-        last = tiles(name, form.width, form.value_width, form.dtype)[-1]
+        last = configurations(spec, form, name)[-1]
         return load(emit(spec, form, last, ARCHITECTURES[name].backend))
     return load(best.source)
 

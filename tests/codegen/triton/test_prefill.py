@@ -97,7 +97,7 @@ def test_widths_in_powers_of_two(width, parts):
     [
         ("sigmoid", Form(64, 64), "the normaliser is sigmoid, not softmax"),
         ("softmax rotary(64)", Form(64, 64), "position is not part of this kernel"),
-        ("softmax precision(q=int8)", Form(64, 64), "precision is not part of this kernel"),
+        ("softmax precision(q=int8)", Form(64, 64), "q in int8 times k in fp32: int8 times int8 is what this kernel has"),
         ("softmax heads(8, 2, map=table)", Form(64, 64), "query heads are mapped to key heads by a table"),
         ("softmax", Form(64, 64, "float64"), "dtype float64"),
         ("softmax", Form(64, 288), "rows of 64 and 288 channels; up to 256 fit"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnopt.codegen.triton.kernels.prefill_codes_eager import operands as rounded
 from attnopt.codegen.triton.packed_sequences import sequences
 from attnopt.codegen.triton.row_norms import NORMS, gains, is_static, normed
 from attnopt.ir.ranges import Range, extreme, key_range
@@ -46,9 +47,10 @@ def attention(
     """
     parsed = as_spec(spec)
     heads, q_len, kv_len = q.shape[1], q.shape[2], k.shape[2]
-    static = is_static(parsed, q.shape[3], "float32", dict(limits or {}))
+    static = parsed.precision is None and is_static(parsed, q.shape[3], "float32", dict(limits or {}))
     q, k_norm = normalised(parsed, q, k, operands)
     k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
+    held = rounded(parsed, q, k, v)
     offset = query_offset(parsed, q_len, kv_len)
     scope = key_range(parsed.mask)
     blocks = []
@@ -62,7 +64,7 @@ def attention(
 
         for i, edge in visited(scope, offset + int(rows[0]), offset + int(rows[-1]), q_len, kv_len, block_k):
             columns = torch.arange(i * block_k, min((i + 1) * block_k, kv_len))
-            b_s = scored(parsed, q[:, :, rows] @ k[:, :, columns].mT * k_norm[..., columns], grid(columns), operands)
+            b_s = scored(parsed, held.products(rows, columns) * k_norm[..., columns], grid(columns), operands)
             mask = parsed.mask if edge else scope.undecided
             if mask is not None:
                 b_s = torch.where(evaluate(mask, grid(columns), operands).bool(), b_s, -torch.inf)
@@ -70,14 +72,17 @@ def attention(
             b_safe = torch.where(b_new == -torch.inf, 0.0, b_new)
             b_p, b_decay = (b_s - b_safe).exp(), (b_top - b_safe).exp()
             b_sum, b_top = b_sum * b_decay + b_p.sum(-1, keepdim=True), b_new
-            b_o = b_o * b_decay + b_p @ v[:, :, columns]
+            b_o = b_o * b_decay + held.weighed(b_p, columns)
+        b_own = b_sum
         if parsed.sink is not None:
             b_sink = evaluate(parsed.sink.expr(0), grid(torch.zeros(1, dtype=torch.long)), operands).to(q.dtype).expand_as(b_top)
             b_new = torch.maximum(b_top, b_sink)
-            b_sum, b_o = b_sum * (b_top - b_new).exp() + (b_sink - b_new).exp(), b_o * (b_top - b_new).exp()
+            b_own, b_o = b_sum * (b_top - b_new).exp(), b_o * (b_top - b_new).exp()
+            b_sum = b_own + (b_sink - b_new).exp()
         averaged = parsed.empty_row == "mean" and parsed.sink is None and parsed.mask is not None
-        empty = v.mean(2, keepdim=True) if averaged else torch.zeros_like(b_o)
-        blocks.append(torch.where(b_sum == 0, empty, b_o / torch.where(b_sum == 0, 1.0, b_sum)))
+        empty = held.v.mean(2, keepdim=True) + held.v_mean if averaged else torch.zeros_like(b_o)
+        total = torch.where(b_sum == 0, 1.0, b_sum)
+        blocks.append(torch.where(b_sum == 0, empty, b_o / total + held.v_mean * (b_own / total)))
     return torch.cat(blocks, 2)
 
 

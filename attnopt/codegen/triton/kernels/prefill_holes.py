@@ -50,6 +50,25 @@ K_NORM = tl.constexpr(False)
 NORM = tl.constexpr("rms")
 EPS = tl.constexpr(0.0)
 CENTERED = tl.constexpr(False)
+INT8_SCORES = tl.constexpr(False)
+FP8_VALUES = tl.constexpr(False)
+HALF_VALUES = tl.constexpr(False)
+KEY_MEAN = tl.constexpr(False)
+QUERY_MEANS = tl.constexpr(False)
+VALUE_MEAN = tl.constexpr(False)
+SHIFTED_SCORES = tl.constexpr(False)
+SHIFTED_TOP = tl.constexpr(False)
+ROW_FACTORS = tl.constexpr(False)
+QUERY_FACTOR = tl.constexpr(1.0)
+SCORE_SCALE = tl.constexpr(1.0)
+MEAN_PRECISION = tl.constexpr("ieee")
+EMULATED = tl.constexpr(False)
+CODED_ROWS = tl.constexpr(128)  # rows that one program makes codes of
+D_CODES = tl.constexpr(triton.next_power_of_2(D_MAIN.value + D_REST.value))
+E_CODES = tl.constexpr(triton.next_power_of_2(E_MAIN.value + E_REST.value))
+MEAN_BLOCKS = tl.constexpr(16)  # means of queries that one program multiplies with so many keys
+MEAN_KEYS = tl.constexpr(64)
+LIFT = tl.constexpr(8.807354922057604)  # log2(448): weights are made so much larger, and so is their sum
 
 
 @triton.jit
@@ -104,3 +123,15 @@ def sink_logit(b, h, q, row, q_len, kv_len, operands):
 def channel_factor(h, key_head, d, operands):
     """By what the channels d of a query are multiplied: its gain, and that of the keys."""
     return 1.0
+
+
+@triton.jit
+def query_group(row):
+    """Which rows of a block of queries share a scale: those of equal number."""
+    return row
+
+
+@triton.jit
+def key_group(k):
+    """Which keys of a block share a scale."""
+    return k

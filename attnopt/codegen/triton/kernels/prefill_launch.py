@@ -9,9 +9,10 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attnopt.codegen.triton.kernels.prefill import prefill
+from attnopt.codegen.triton.kernels.prefill_coding import coded_keys, coded_queries, coded_values, scored_means, smooth
 from attnopt.codegen.triton.kernels.prefill_holes import (
-    BLOCK_K, BLOCK_Q, DESCRIPTORS, D_MAIN, D_REST, E_MAIN, E_REST, K_NORM, LONGEST_FIRST, LSE, NUM_STAGES, NUM_WARPS, OFFSET,
-    PACKED, PERSISTENT, PROGRAMS,
+    BLOCK_K, BLOCK_Q, DESCRIPTORS, D_MAIN, D_REST, E_MAIN, E_REST, FP8_VALUES, HALF_VALUES, INT8_SCORES, K_NORM, LONGEST_FIRST, LSE,
+    NUM_STAGES, NUM_WARPS, OFFSET, PACKED, PERSISTENT, PROGRAMS,
 )  # fmt: skip
 from attnopt.codegen.triton.kernels.prefill_norms import NORM_ROWS, key_norms
 
@@ -91,7 +92,20 @@ def launch(q, k, v, q_starts, k_starts, tensors, work, o):
             section = min(max(1, group) * (heads // key_heads), batch * heads)
         else:
             section = None
-        if DESCRIPTORS:
+        if INT8_SCORES:
+            k_means = smooth(k)
+            q, q_scales, shifts, q_means = coded_queries(q, k_means, key_heads)
+            deltas = scored_means(q_means, k, k_means)
+            k, k_scales = coded_keys(k, k_means)
+        else:
+            q_scales = k_scales = shifts = deltas = None
+        if FP8_VALUES or HALF_VALUES:
+            v, v_scales, v_means = coded_values(v)
+        else:
+            v_scales = v_means = None
+        if DESCRIPTORS and FP8_VALUES:
+            d_q, d_k, d_v = described(q, BLOCK_Q, D_MAIN), described(k, BLOCK_K, D_MAIN), described(v, E_MAIN, BLOCK_K)
+        elif DESCRIPTORS:
             d_q, d_k, d_v = described(q, BLOCK_Q, D_MAIN), described(k, BLOCK_K, D_MAIN), described(v, BLOCK_K, E_MAIN)
         else:
             d_q = d_k = d_v = None
@@ -99,7 +113,9 @@ def launch(q, k, v, q_starts, k_starts, tensors, work, o):
             d_q_rest, d_k_rest = described(q, BLOCK_Q, D_REST), described(k, BLOCK_K, D_REST)
         else:
             d_q_rest = d_k_rest = None
-        if DESCRIPTORS and E_REST:
+        if DESCRIPTORS and E_REST and FP8_VALUES:
+            d_v_rest = described(v, E_REST, BLOCK_K)
+        elif DESCRIPTORS and E_REST:
             d_v_rest = described(v, BLOCK_K, E_REST)
         else:
             d_v_rest = None
@@ -112,6 +128,7 @@ def launch(q, k, v, q_starts, k_starts, tensors, work, o):
             norms = None
         prefill[(grid,)](
             q, k, v, o, lse, d_q, d_q_rest, d_k, d_k_rest, d_v, d_v_rest, norms,
+            q_scales, k_scales, v_scales, v_means, shifts, deltas,
             tensors,
             q_starts, k_starts, work, items,
             q_len, kv_len, q_len, batch, heads, key_heads, v.shape[1], section,
