@@ -124,7 +124,7 @@ def layers_of(group: Group) -> list[tuple[Site, Sequence[Node]]]:
         if first:
             starts.append((min(first), site))
     starts.sort(key=lambda s: s[0])
-    ends = [at for at, _ in starts[1:]] + [last_of(group, order)]
+    ends = [*[at for at, _ in starts[1:]], last_of(group, order)][: len(starts)]
     made: list[tuple[Site, Sequence[Node]]] = []
     for (start, site), end in zip(starts, ends, strict=True):
         made.append((site, tuple(n for n in group.linears if n in order and start <= order[n] < end)))
