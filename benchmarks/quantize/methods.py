@@ -32,14 +32,13 @@ def methods(wish: Wish) -> list[Method]:
     wishes = (wish,)
     by_activation = gptq.Gptq(by_activation=True)
     return [
-        Method("RTN, no clip", RoundWeights(wishes=wishes, gridding=Gridding("extremes")), "max-abs steps"),
         Method("RTN", RoundWeights(wishes=wishes), "best clip of each group"),
+        Method("RTN, no clip", RoundWeights(wishes=wishes, gridding=Gridding("extremes")), "max-abs steps"),
         Method("GPTQ", Gptq(wishes=wishes)),
         Method("GPTQ, activation order", Gptq(wishes=wishes, method=by_activation)),
         Method("QuEST", QuestRounding(wishes=wishes), "Hadamard, Gaussian grid, no data"),
         Method("rotated GPTQ", Rsq(wishes=wishes, least=1.0), "RSQ with all tokens alike"),
         Method("RSQ", Rsq(wishes=wishes), "r_min 0.005"),
-        Method("RSQ, r_min 0.1", Rsq(wishes=wishes, least=0.1)),
     ]
 
 
