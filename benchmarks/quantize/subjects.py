@@ -26,6 +26,7 @@ from attnopt.analysis.calibration import Calibration
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Host
+from quantize.methods import Bench
 
 Batch = Mapping[str, Tensor]
 
@@ -76,6 +77,15 @@ class Subject:
     @cached_property
     def onnx(self) -> OnnxHost:
         return OnnxHost.from_model(self.path)
+
+    @cached_property
+    def bench(self) -> Bench:
+        return Bench(self, self.torch)
+
+    @cached_property
+    def perplexity(self) -> float | None:
+        """Of the float model."""
+        return self.loss(self.torch.runner())[1]
 
     @cached_property
     def wanted(self) -> list[Tensor]:

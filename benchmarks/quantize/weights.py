@@ -18,12 +18,11 @@ import torch
 
 from attnopt.ir.site import Refusal
 from attnopt.passes.weight_rounding import Wish
-from quantize.methods import Bench
 from quantize.side_by_side import LENGTHS, Run, run_side_by_side
 from quantize.subjects import Measured, Subject, code_lm, sentence_encoder
 
-WISHES = [Wish(4, 32), Wish(4, 0), Wish(8, 0), Wish(3, 32), Wish(4, 128), Wish(3, 0)]
-STORED = [Wish(8, 128), Wish(4, 128), Wish(4, 32), Wish(4, 0)]
+WISHES = [Wish(4, 32), Wish(3, 32), Wish(8, 0), Wish(4, 0), Wish(3, 0), Wish(4, 128)]
+STORED = [Wish(8, 128), Wish(4, 32)]
 QUICK = [Wish(4, 32)]
 INT8_GOAL = 1e-3  # KL
 
@@ -55,17 +54,18 @@ def run(quick: bool) -> None:
         "QuEST in groups is an extension: its authors have one step for a row; RTN has the best clip of each group",
         f"timed on {torch.get_num_threads()} thread, in turn, medians of paired ratios; other processes used {busy:.2f} cores at the start",
     ]
-    losses: list[Loss] = []
     runs: list[Run] = []
     with tempfile.TemporaryDirectory() as folder:
         subjects = [make(Path(folder), quick) for make in (code_lm, sentence_encoder)]
-        for subject in subjects:
-            for each in lost(subject, QUICK if quick else WISHES):
-                losses.append(each)
-                keep(losses, runs, notes, quick)
+        losses = [Loss(s.name, 32, "", "float32", 32.0, 0.0, 0.0, s.perplexity, None) for s in subjects]
         for subject in subjects:
             runs += run_side_by_side(subject, QUICK if quick else STORED)
             keep(losses, runs, notes, quick)
+        for wish in QUICK if quick else WISHES:
+            for subject in subjects:
+                for each in lost(subject, wish):
+                    losses.append(each)
+                    keep(losses, runs, notes, quick)
     print(text_of(losses, runs, notes))
     for each in losses:
         if each.model == "code-lm" and each.bits == 8 and each.method == "RTN" and each.loss >= INT8_GOAL:
@@ -83,23 +83,19 @@ def text_of(losses: list[Loss], runs: list[Run], notes: list[str]) -> str:
     return "\n".join([loss_table(losses), run_table(runs), *(f"- {n}" for n in notes), ""])
 
 
-def lost(subject: Subject, wishes: list[Wish]) -> Iterator[Loss]:
-    bench = Bench(subject, subject.torch)
-    _, perplexity = subject.loss(subject.torch.runner())
-    yield Loss(subject.name, 32, "", "float32", 32.0, 0.0, 0.0, perplexity, None)
-    plain: dict[Wish, float] = {}
-    for wish, method, found in bench.rows(wishes):
-        group = str(wish.most) if wish.most else "row"
+def lost(subject: Subject, wish: Wish) -> Iterator[Loss]:
+    """Every method at one width and group; the baseline comes first."""
+    group = str(wish.most) if wish.most else "row"
+    plain: float | None = None
+    for method, found in subject.bench.rows(wish):
         if isinstance(found, Refusal):
             yield Loss(subject.name, wish.bits, group, method.name, 0.0, 0.0, 0.0, None, None, f"refused: {found}")
             continue
         host, width = found
         loss, perplexity = subject.loss(host.runner())
-        if method.name == "RTN":
-            plain[wish] = loss.mean
-        ratio = loss.mean / plain[wish] if wish in plain else None
-        note = method.note
-        made = Loss(subject.name, wish.bits, group, method.name, width, loss.mean, loss.half, perplexity, ratio, note)
+        plain = loss.mean if plain is None else plain
+        ratio = loss.mean / plain
+        made = Loss(subject.name, wish.bits, group, method.name, width, loss.mean, loss.half, perplexity, ratio, method.note)
         print(made, flush=True)
         yield made
 
