@@ -226,9 +226,9 @@ class Host(Protocol):
         ...
 
     def store_rounded(self, weights: Mapping[str, Any], inputs: Mapping[str, Value] | None = None) -> None:
-        """Store weights in few bits (`rounding.RoundedWeight`, [out, in], by node name) for layers that did not refuse.
+        """Store weights in few bits (`rounding.RoundedWeight`, by node name): of layers that did not refuse, and of tables.
 
-        inputs: by node name, what the layer reads instead.
+        Those of layers are [out, in], tables [rows, channels]. inputs: by node name, what the layer reads instead.
         """
         ...
 

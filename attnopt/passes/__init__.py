@@ -10,6 +10,7 @@ from attnopt.passes.prune.gate_norm import GateNorm
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
 from attnopt.passes.quantize.gptq import Gptq
 from attnopt.passes.quantize.quest_rounding import QuestRounding
+from attnopt.passes.quantize.round_tables import RoundTables
 from attnopt.passes.quantize.round_weights import RoundWeights
 from attnopt.passes.quantize.rsq import Rsq
 from attnopt.passes.sparsify.sinks_window import SinksWindow
@@ -18,6 +19,7 @@ ALL: tuple[Pass, ...] = (
     FuseAttention(),
     DynamicInt8(),
     RoundWeights(),
+    RoundTables(),
     Gptq(),
     QuestRounding(),
     Rsq(),
@@ -40,6 +42,7 @@ __all__ = [
     "Int8Cache",
     "Pass",
     "QuestRounding",
+    "RoundTables",
     "RoundWeights",
     "Rsq",
     "SinksWindow",

@@ -72,13 +72,14 @@ def freed(moves: Sequence[Move]) -> float:
     left: dict[Node, float] = {}
     for move in moves:
         gone = {n.name for n in move.candidate.removes}
-        for node in touched(move.candidate.removes, move.candidate.storage, move.group.linears):
+        tables = [n for n in move.candidate.nodes if n.op == "gather" and n.name in move.candidate.storage]
+        for node in (*touched(move.candidate.removes, move.candidate.storage, move.group.linears), *tables):
             if numbers(node):
                 width = GONE if node.name in gone else stored_bits(node, move.candidate.storage[node.name])
                 left[node] = min(width, left.get(node, math.inf))
     readers: dict[Value, list[Node]] = {}
     for node in left:
-        readers.setdefault(node.inputs[1], []).append(node)  # type: ignore[arg-type]
+        readers.setdefault(weight_of(node), []).append(node)  # type: ignore[arg-type]
     total = 0.0
     for weight, nodes in readers.items():
         width = WIDTHS.get(weight.dtype, 32)
@@ -89,10 +90,15 @@ def freed(moves: Sequence[Move]) -> float:
 
 
 def stored_bits(node: Node, storage: str) -> float:
-    """Bits for each weight of a linear layer under a storage, steps included; infinite where nothing is known of it."""
-    format, weight = WeightFormat.read(storage), node.inputs[1]
-    inputs = None if weight is None else (weight.shape or ())[1 if node.op == "linear" else 0]
+    """Bits for each weight of a linear layer or table under a storage, steps included; infinite where nothing is known of it."""
+    format, weight = WeightFormat.read(storage), weight_of(node)
+    inputs = None if weight is None else (weight.shape or ())[0 if node.op == "matmul" else 1]
     return format.width(inputs) if format is not None and isinstance(inputs, int) else WIDTHS.get(storage, math.inf)
+
+
+def weight_of(node: Node) -> Value | None:
+    """The weight of a linear layer, or the table of a look-up."""
+    return node.inputs[1] if node.op in ("linear", "matmul") else node.inputs[0] if node.op == "gather" else None
 
 
 def touched(removes: Sequence[Node], storage: Mapping[str, str], linears: Sequence[Node]) -> list[Node]:
@@ -101,7 +107,7 @@ def touched(removes: Sequence[Node], storage: Mapping[str, str], linears: Sequen
 
 
 def numbers(node: Node) -> int:
-    """Numbers in the weight of a linear layer; 0 for any other node."""
-    weight = node.inputs[1] if node.op in ("linear", "matmul") else None
+    """Numbers in the weight of a linear layer, or in a table; 0 for any other node."""
+    weight = weight_of(node)
     known = weight is not None and weight.is_constant and all(isinstance(d, int) for d in weight.shape or ())
     return math.prod(weight.shape or ()) if known and weight is not None else 0  # type: ignore[arg-type]

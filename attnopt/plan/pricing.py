@@ -58,6 +58,8 @@ class Prices:
 
     def measured(self, proposal: Proposal) -> float | None:
         """Seconds that an option saves by measurement; None where its kind was not timed."""
+        if proposal.moves and all(m.narrows for m in proposal.moves):
+            return 0.0  # what was measured is noise
         timed = self.timed.get(self.key(proposal), self.timed.get((proposal.kind, "")))
         return None if timed is None else timed.share(self.predicted(proposal)[0])
 

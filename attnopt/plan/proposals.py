@@ -37,6 +37,11 @@ class Move:
         return any(change in EDITS for change in self.candidate.changes)
 
     @property
+    def narrows(self) -> bool:
+        """Whether it only stores tables narrower: that makes nothing faster, and the model smaller."""
+        return bool(self.candidate.nodes) and all(n.op == "gather" for n in self.candidate.nodes)
+
+    @property
     def sites(self) -> frozenset[str]:
         """Nodes of the sites whose spec it changes."""
         return frozenset() if self.edits else frozenset(n.name for s in self.group.sites for n in s.nodes)

@@ -32,6 +32,7 @@ LEAST_TRIED = 6  # plans that are measured for a budget, however late it is, whe
 NEAR = 0.85  # a plan that uses this share of the budget is not loosened further
 LOOSE = 1e-3  # a factor on losses below which they keep no option out
 SOLVER = 10.0  # seconds for one integer program
+LOADED = 1e-12  # seconds of a call that a byte is worth: it is loaded once, at 1 GB/s, for a thousand calls
 GOALS = ("time", "memory")  # what a user may ask to be least
 EVERYTHING = 1.0  # what any rewrite is worth with select="always"
 
@@ -128,7 +129,8 @@ class Search:
     def worth(self, option: Proposal) -> float:
         if self.goal == "everything":
             return EVERYTHING * len(option.moves)
-        return self.memory.saved(option.moves) if self.goal == "memory" else self.prices.saved(option)
+        saved = self.memory.saved(option.moves)
+        return saved if self.goal == "memory" else self.prices.saved(option) + LOADED * saved
 
     def predicted(self, place: tuple[int, int]) -> float:
         """The additive loss of an option: its own, else its part of what its kind loses everywhere."""

@@ -1,4 +1,4 @@
-"""attnopt::rounded_linear: a linear layer whose weights are kept in few bits and made whole for each call.
+"""attnopt::rounded_linear, attnopt::rounded_rows: a linear layer and a table whose weights are kept in few bits, made whole when read.
 
     y = x ((codes - zeros) * steps)' + b          steps per row, or per group of a row's inputs
 
@@ -45,3 +45,18 @@ def rounded_linear(
 @rounded_linear.register_fake
 def _(x: Tensor, codes: Tensor, steps: Tensor, zeros: Tensor | None, bias: Tensor | None, bits: int, middle: float) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
+
+
+@torch.library.custom_op("attnopt::rounded_rows", mutates_args=())
+def rounded_rows(
+    ids: Tensor, codes: Tensor, steps: Tensor, zeros: Tensor | None, bits: int, middle: float, channels: int
+) -> Tensor:
+    """Rows ids [...] of a table, codes uint8 [rows, bytes], steps [rows, groups], zeros uint8 or None -> [..., channels]."""
+    at = ids.reshape(-1)
+    rows = whole(codes[at], steps[at], None if zeros is None else zeros[at], bits, middle, channels)
+    return rows.reshape(*ids.shape, channels)
+
+
+@rounded_rows.register_fake
+def _(ids: Tensor, codes: Tensor, steps: Tensor, zeros: Tensor | None, bits: int, middle: float, channels: int) -> Tensor:
+    return steps.new_empty((*ids.shape, channels))

@@ -1,12 +1,13 @@
 """attnopt's methods for weights, applied to every linear layer of the blocks at one width and group, on a copy of a host.
 
-Bench(subject, host).rows(wishes)   ->   (wish, method, (copy, bits per weight) or why not), one after the other
+Bench(subject, host).rows(wish)   ->   (method, (copy, bits per weight) or why not), one after the other
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from attnopt.analysis.evidence import Evidence
 from attnopt.analysis.store import Store
@@ -16,9 +17,10 @@ from attnopt.passes import Gptq, Pass, QuestRounding, RoundWeights, Rsq
 from attnopt.passes.weight_rounding import Wish
 from attnopt.plan.groups import Grouping
 from attnopt.plan.memory import numbers, stored_bits
-from attnopt.rounding import gptq
 from attnopt.rounding.grids import Gridding
-from quantize.subjects import Subject
+
+if TYPE_CHECKING:
+    from quantize.subjects import Subject
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,13 @@ class Method:
 
 def methods(wish: Wish) -> list[Method]:
     wishes = (wish,)
-    by_activation = gptq.Gptq(by_activation=True)
     return [
-        Method("RTN, no clip", RoundWeights(wishes=wishes, gridding=Gridding("extremes")), "max-abs steps"),
         Method("RTN", RoundWeights(wishes=wishes), "best clip of each group"),
+        Method("RTN, no clip", RoundWeights(wishes=wishes, gridding=Gridding("extremes")), "max-abs steps"),
         Method("GPTQ", Gptq(wishes=wishes)),
-        Method("GPTQ, activation order", Gptq(wishes=wishes, method=by_activation)),
         Method("QuEST", QuestRounding(wishes=wishes), "Hadamard, Gaussian grid, no data"),
-        Method("rotated GPTQ", Rsq(wishes=wishes, least=1.0), "RSQ with all tokens alike"),
-        Method("RSQ", Rsq(wishes=wishes), "r_min 0.005"),
-        Method("RSQ, r_min 0.1", Rsq(wishes=wishes, least=0.1)),
+        Method("rotated GPTQ", Rsq(wishes=wishes, least=1.0, protect=0.0), "RSQ with all tokens alike"),
+        Method("RSQ", Rsq(wishes=wishes, protect=0.0), "r_min 0.005"),
     ]
 
 
@@ -84,8 +83,7 @@ class Bench:
         weight = node.inputs[1]
         return weight is not None and weight.shape is not None and self.subject.vocabulary not in weight.shape
 
-    def rows(self, wishes: list[Wish], only: tuple[str, ...] = ()) -> Iterator[tuple[Wish, Method, tuple[Host, float] | Refusal]]:
-        for wish in wishes:
-            for method in methods(wish):
-                if not only or method.name in only:
-                    yield wish, method, self.applied(method.rewrite)
+    def rows(self, wish: Wish, only: tuple[str, ...] = ()) -> Iterator[tuple[Method, tuple[Host, float] | Refusal]]:
+        for method in methods(wish):
+            if not only or method.name in only:
+                yield method, self.applied(method.rewrite)

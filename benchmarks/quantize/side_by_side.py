@@ -40,7 +40,7 @@ def run_side_by_side(subject: Subject, wishes: list[Wish]) -> list[Run]:
     bench = Bench(subject, subject.onnx)
     paths: dict[str, Path] = {"float32 export": subject.path}
     notes: dict[str, str] = {}
-    for wish, method, found in bench.rows(wishes, SHOWN):
+    for wish, (method, found) in ((w, row) for w in wishes for row in bench.rows(w, SHOWN)):
         name = f"attnopt {method.name} int{wish.bits} {f'group {wish.most}' if wish.most else 'row'}"
         if isinstance(found, Refusal):
             notes[name] = str(found)

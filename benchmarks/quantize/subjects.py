@@ -26,6 +26,7 @@ from attnopt.analysis.calibration import Calibration
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Host
+from quantize.methods import Bench
 
 Batch = Mapping[str, Tensor]
 
@@ -78,6 +79,15 @@ class Subject:
         return OnnxHost.from_model(self.path)
 
     @cached_property
+    def bench(self) -> Bench:
+        return Bench(self, self.torch)
+
+    @cached_property
+    def perplexity(self) -> float | None:
+        """Of the float model."""
+        return self.loss(self.torch.runner())[1]
+
+    @cached_property
     def wanted(self) -> list[Tensor]:
         run = self.torch.runner()
         return [run(batch)[0] for batch in self.judged]
@@ -118,9 +128,9 @@ def apart(got: Tensor, wanted: Tensor, batch: Batch) -> tuple[Tensor, None]:
 
 
 def code_lm(folder: Path, quick: bool) -> Subject:
-    """Calibrated on 33 documents, judged on the 24 others; 256 tokens of each to judge, 512 to calibrate."""
-    windows = trained_models.code_windows(57, 512)
-    judged, seen = windows[:24, :256], windows[24:]
+    """Calibrated on 33 documents, judged on the 24 others; 128 tokens of each to judge, 256 to calibrate."""
+    windows = trained_models.code_windows(57, 256)
+    judged, seen = windows[:24, :128], windows[24:]
     if quick:
         judged, seen = judged[:4, :64], seen[:4, :64]
     batches = [[{"input_ids": x} for x in part.split(4)] for part in (seen, judged)]

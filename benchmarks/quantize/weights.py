@@ -6,8 +6,10 @@ inputs as their kernels round them, with file size and time at one row and at a 
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +18,11 @@ import torch
 
 from attnopt.ir.site import Refusal
 from attnopt.passes.weight_rounding import Wish
-from quantize.methods import Bench
 from quantize.side_by_side import LENGTHS, Run, run_side_by_side
 from quantize.subjects import Measured, Subject, code_lm, sentence_encoder
 
-WISHES = [Wish(bits, most) for bits in (8, 4, 3) for most in (0, 128, 32)]
-STORED = [Wish(8, 128), Wish(4, 128), Wish(4, 32), Wish(4, 0)]
+WISHES = [Wish(4, 32), Wish(3, 32), Wish(8, 0), Wish(4, 0), Wish(3, 0), Wish(4, 128)]
+STORED = [Wish(8, 128), Wish(4, 32)]
 QUICK = [Wish(4, 32)]
 INT8_GOAL = 1e-3  # KL
 
@@ -44,51 +45,59 @@ class Loss:
 
 def run(quick: bool) -> None:
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     busy = harness.busy_share()
-    losses: list[Loss] = []
-    runs: list[Run] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for make in (code_lm, sentence_encoder):
-            subject = make(Path(folder), quick)
-            losses += lost(subject, QUICK if quick else WISHES)
-            runs += run_side_by_side(subject, QUICK if quick else STORED)
     notes = [
         "losses: mean over independent samples ± half of the 95 % interval; below 1 in the last column is better than round-to-nearest",
         "bits per weight count float32 steps; 3-bit codes have no kernel in onnxruntime and would be stored in 4 bits",
         "QuEST in groups is an extension: its authors have one step for a row; RTN has the best clip of each group",
         f"timed on {torch.get_num_threads()} thread, in turn, medians of paired ratios; other processes used {busy:.2f} cores at the start",
     ]
-    text = "\n".join([loss_table(losses), run_table(runs), *(f"- {n}" for n in notes), ""])
-    print(text)
-    if not quick:
-        path = harness.save("quantize_weights", losses, notes, {"runs": [vars(r) for r in runs]})
-        path.with_suffix(".md").write_text(text)
+    runs: list[Run] = []
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = [make(Path(folder), quick) for make in (code_lm, sentence_encoder)]
+        losses = [Loss(s.name, 32, "", "float32", 32.0, 0.0, 0.0, s.perplexity, None) for s in subjects]
+        for subject in subjects:
+            runs += run_side_by_side(subject, QUICK if quick else STORED)
+            keep(losses, runs, notes, quick)
+        for wish in QUICK if quick else WISHES:
+            for subject in subjects:
+                for each in lost(subject, wish):
+                    losses.append(each)
+                    keep(losses, runs, notes, quick)
+    print(text_of(losses, runs, notes))
     for each in losses:
         if each.model == "code-lm" and each.bits == 8 and each.method == "RTN" and each.loss >= INT8_GOAL:
             print(f"int8 weights lose {each.loss:.1e}, not under {INT8_GOAL:g}")
 
 
-def lost(subject: Subject, wishes: list[Wish]) -> list[Loss]:
-    bench = Bench(subject, subject.torch)
-    _, perplexity = subject.loss(subject.torch.runner())
-    made = [Loss(subject.name, 32, "", "float32", 32.0, 0.0, 0.0, perplexity, None)]
-    plain: dict[Wish, float] = {}
-    for wish, method, found in bench.rows(wishes):
-        group = str(wish.most) if wish.most else "row"
+def keep(losses: list[Loss], runs: list[Run], notes: list[str], quick: bool) -> None:
+    """Write what there is so far: a run takes long, and may be cut off."""
+    if not quick:
+        path = harness.save("quantize_weights", losses, notes, {"runs": [vars(r) for r in runs]})
+        path.with_suffix(".md").write_text(text_of(losses, runs, notes))
+
+
+def text_of(losses: list[Loss], runs: list[Run], notes: list[str]) -> str:
+    return "\n".join([loss_table(losses), run_table(runs), *(f"- {n}" for n in notes), ""])
+
+
+def lost(subject: Subject, wish: Wish) -> Iterator[Loss]:
+    """Every method at one width and group; the baseline comes first."""
+    group = str(wish.most) if wish.most else "row"
+    plain: float | None = None
+    for method, found in subject.bench.rows(wish):
         if isinstance(found, Refusal):
-            made.append(Loss(subject.name, wish.bits, group, method.name, 0.0, 0.0, 0.0, None, None, f"refused: {found}"))
+            yield Loss(subject.name, wish.bits, group, method.name, 0.0, 0.0, 0.0, None, None, f"refused: {found}")
             continue
         host, width = found
         loss, perplexity = subject.loss(host.runner())
-        if method.name == "RTN":
-            plain[wish] = loss.mean
-        ratio = loss.mean / plain[wish] if wish in plain else None
-        made.append(
-            Loss(subject.name, wish.bits, group, method.name, width, loss.mean, loss.half, perplexity, ratio, method.note)
-        )
-        print(made[-1], flush=True)
-    return made
+        plain = loss.mean if plain is None else plain
+        ratio = loss.mean / plain
+        made = Loss(subject.name, wish.bits, group, method.name, width, loss.mean, loss.half, perplexity, ratio, method.note)
+        print(made, flush=True)
+        yield made
 
 
 def loss_table(losses: list[Loss]) -> str:

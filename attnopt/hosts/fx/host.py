@@ -21,7 +21,7 @@ from attnopt.hosts.fx.flat import flat_module, has_effect
 from attnopt.hosts.fx.int8 import quantize_linear
 from attnopt.hosts.fx.program import limits, read_with_metadata, save_program, to_onnx
 from attnopt.hosts.fx.region import isolate
-from attnopt.hosts.fx.rounded_weights import store_rounded
+from attnopt.hosts.fx.rounded_weights import store_rounded, store_table
 from attnopt.hosts.fx.state import in_place, with_own_state, without_writes, written
 from attnopt.hosts.fx.symbols import name_symbols
 from attnopt.hosts.fx.translate import translate
@@ -168,9 +168,14 @@ class FxHost:
         return None
 
     def store_rounded(self, weights: Mapping[str, RoundedWeight], inputs: Mapping[str, Value] | None = None) -> None:
-        for node in [n for n in self.graph.of("linear", "matmul") if n.name in weights]:
+        for node in [n for n in self.graph.of("linear", "matmul", "gather") if n.name in weights]:
             builder, held, reads = self.builder(node), self.node(node.name), (inputs or {}).get(node.name)
-            made = store_rounded(builder, held, weights[node.name], None if reads is None else builder.handle(reads))
+            weight = weights[node.name]
+            if node.op == "gather":
+                assert node.inputs[1] is not None
+                made = store_table(builder, held, weight, builder.handle(node.inputs[1]))
+            else:
+                made = store_rounded(builder, held, weight, None if reads is None else builder.handle(reads))
             self.graph.moved(held, made)
 
     # Running.

@@ -1,6 +1,7 @@
-"""One linear layer whose weights stay in few bits.
+"""One linear layer or table whose weights stay in few bits.
 
-linear(x, W, b)   ->   attnopt.rounded_linear(x, codes, steps, zeros, b, bits, middle)
+linear(x, W, b)      ->   attnopt.rounded_linear(x, codes, steps, zeros, b, bits, middle)
+embedding(T, ids)    ->   attnopt.rounded_rows(ids, codes, steps, zeros, bits, middle, channels)
 """
 
 from __future__ import annotations
@@ -28,6 +29,24 @@ def store_rounded(builder: FxBuilder, node: fx.Node, weight: RoundedWeight, read
         *(builder_value(builder, part) for part in (x, arrays["codes"], arrays["steps"], points, bias)),
         weight.format.bits,
         middle,
+        shape=(),
+    )
+    node.replace_all_uses_with(made.handle)
+    return made.handle  # type: ignore[no-any-return]
+
+
+def store_table(builder: FxBuilder, node: fx.Node, table: RoundedWeight, ids: fx.Node) -> fx.Node:
+    """Write the look-up in place of a node that takes rows of a table [rows, channels]."""
+    arrays = table.arrays()
+    points = table.zeros.to(torch.uint8) if isinstance(table.zeros, Tensor) else None
+    middle = 0.0 if isinstance(table.zeros, Tensor) else table.zeros
+    made = builder.call(
+        torch.ops.attnopt.rounded_rows.default,
+        ids,
+        *(builder_value(builder, part) for part in (arrays["codes"], arrays["steps"], points)),
+        table.format.bits,
+        middle,
+        table.shape[1],
         shape=(),
     )
     node.replace_all_uses_with(made.handle)

@@ -29,7 +29,7 @@ from attnopt.hosts.onnx.places import Names, Places, by_node
 from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
-from attnopt.hosts.onnx.rounded_weights import refusal, store_rounded
+from attnopt.hosts.onnx.rounded_weights import refusal, store_rounded, store_table
 from attnopt.hosts.onnx.shape_reads import reroute
 from attnopt.hosts.onnx.splitting import split_input, split_output
 from attnopt.hosts.onnx.translate import translate
@@ -199,13 +199,13 @@ class OnnxHost:
         return refusal(format, int(shape[1 if node.op == "linear" else 0]))  # type: ignore[arg-type]
 
     def store_rounded(self, weights: Mapping[str, RoundedWeight], inputs: Mapping[str, Value] | None = None) -> None:
-        wanted = {n.name: n for n in self.graph.of("linear", "matmul") if n.name in weights}
-        for held in [n for n in self.model.graph.all_nodes() if n.name in wanted and n.op_type in ("MatMul", "Gemm")]:
+        wanted = {n.name: n for n in self.graph.of("linear", "matmul", "gather") if n.name in weights}
+        for held in [n for n in self.model.graph.all_nodes() if n.name in wanted and n.op_type in ("MatMul", "Gemm", "Gather")]:
             node = wanted[held.name or ""]
             if (reads := (inputs or {}).get(node.name)) is not None:
                 held.replace_input_with(0, self.builder(node).handle(reads))
-            output = held.outputs[0]
-            self.graph.moved(output, store_rounded(self.model, held, weights[node.name], self.names, self._written))
+            output, store = held.outputs[0], store_table if held.op_type == "Gather" else store_rounded
+            self.graph.moved(output, store(self.model, held, weights[node.name], self.names, self._written))
         self.model.graph.sort()
 
     def convert_opset(self, to: int) -> OnnxHost | Refusal:

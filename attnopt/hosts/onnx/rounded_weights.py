@@ -1,6 +1,7 @@
-"""Linear layers whose weights stay in few bits, by onnxruntime's own operator.
+"""Linear layers and tables whose weights stay in few bits, by onnxruntime's own operators.
 
 MatMul(x, W)   ->   com.microsoft.MatMulNBits(x, codes, steps, zero points)               Gemm(x, W, b)   ->   the same, Add(b)
+Gather(T, i)   ->   com.microsoft.GatherBlockQuantized(codes, i, steps, zero points)      rows of tables
 
 Codes stand in blocks of a power of two of at least 16 inputs, each with a step: a step for a whole row is repeated. Codes of a width
 that the operator has no kernel for (3, 5, 6, 7) stand in the next that it has. Levels in the middle of their bins are half a step
@@ -63,6 +64,21 @@ def store_rounded(model: ir.Model, node: ir.Node, weight: RoundedWeight, names: 
         if beta != 1.0:
             (bias,) = write.node("Mul", [bias, write.constant(torch.tensor(beta))], [ir.DataType.FLOAT])
         (result,) = write.node("Add", [result, bias], [ir.DataType.FLOAT])
+    return write.instead(result, output)
+
+
+def store_table(model: ir.Model, node: ir.Node, table: RoundedWeight, names: Names, written: list[ir.Node]) -> ir.Value:
+    """Write the look-up in place of a Gather node along rows; `table` is what it looks up in, [rows, channels]."""
+    model.opset_imports.setdefault(DOMAIN, 1)
+    write = Writer(model, node, names, written)
+    ids, output = node.inputs[1], node.outputs[0]
+    assert ids is not None
+    codes, steps, zeros, block, bits = blocked(table)
+    inputs = [write.constant(codes.flatten(1)), ids, write.constant(steps)]
+    if zeros is not None:
+        inputs.append(write.constant(zeros))
+    sizes = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+    (result,) = write.node("GatherBlockQuantized", inputs, [ir.DataType.FLOAT], domain=DOMAIN, **sizes)
     return write.instead(result, output)
 
 

@@ -5,7 +5,8 @@
 The rotations (`passes.rotation`) change no output; weights that they spread have no outliers. r is the attention concentration
 (`analysis.concentration`), each layer's own. What is no part of a layer, the head, is kept in 8 bits. Where the stream cannot be rotated
 (a norm with means, a norm after the addition) only values are. The authors' rotation of what down_proj reads, at run time, is left out;
-their moments are of a model whose earlier layers are rounded already, these of the original.
+their moments are of a model whose earlier layers are rounded already, these of the original. Layers that make massive values of queries
+or keys (`analysis.massive_values`) are kept in 8 bits, which is no part of RSQ; with protect=0 they are not.
 
 Source: "RSQ: Learning from Important Tokens Leads to Better Quantized LLMs".
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from attnopt.analysis.massive_values import FACTOR, massive_values
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal, Site
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
@@ -34,7 +36,8 @@ class Rsq:
     """Rotate the model, count tokens by the attention that they receive, and round all linear layers by GPTQ (RSQ).
 
     least: what the token that receives least counts; 1 counts all alike. seed: of the rotations. heads: whether values are rotated.
-    rotate: whether anything is. rest: how layers outside of the blocks are kept.
+    rotate: whether anything is. rest: how layers outside of the blocks are kept. protect: how many times larger than the mean of its
+    head a channel of q or k is for its layer to be kept so too.
     """
 
     name: str = "rsq"
@@ -46,6 +49,7 @@ class Rsq:
     least: float = 0.005
     seed: int = 0
     rotate: bool = True
+    protect: float = FACTOR
     heads: bool = True
     method: gptq.Gptq = gptq.Gptq()
 
@@ -59,13 +63,11 @@ class Rsq:
             return Refusal("no attention with known projections", group.name)
         turned = self.turned(group)
         inside = {n for _, nodes in layers for n in nodes}
+        guarded = inside & protected(group, evidence, self.protect)
         kept = [formats(group, wish, self.smallest) for wish in self.wishes]
         rest = formats(group, self.rest, self.smallest)
-        plans = [
-            {**{n: f for n, f in k.items() if n in inside}, **({} if isinstance(rest, Refusal) else {n: f for n, f in rest.items() if n not in inside})}
-            for k in kept
-            if not isinstance(k, Refusal)
-        ]  # fmt: skip
+        wide = {} if isinstance(rest, Refusal) else {n: f for n, f in rest.items() if n not in inside or n in guarded}
+        plans = [{**{n: f for n, f in k.items() if n in inside}, **wide} for k in kept if not isinstance(k, Refusal)]
         if not plans:
             return next(k for k in kept if isinstance(k, Refusal))
         arrays: list[dict[str, Mapping[str, Tensor]]] = [{} for _ in plans]
@@ -107,6 +109,20 @@ class Rsq:
             rotated(group, given["seed"], given["heads"]).write(group.host, frozenset(codes))
         group.host.store_rounded(codes)
         return group
+
+
+def protected(group: Group, evidence: Evidence, factor: float) -> set[Node]:
+    """The layers of a model that make massive values of queries or keys."""
+    found: set[Node] = set()
+    for site, block in zip(group.sites, group.blocks, strict=True) if factor else ():
+        seen, heads = evidence.attention(site), (site.size("h"), site.size("g"))
+        if seen is None or not all(isinstance(n, int) for n in heads):
+            continue
+        massive = massive_values(seen, (heads[0], heads[1], heads[1]), block.rotary, factor)  # type: ignore[arg-type]
+        for name, channels in (("q", massive.q), ("k", massive.k)):
+            if bool(channels.any()):
+                found |= {p.node for p in block.projections(name)}
+    return found
 
 
 def size(node: Node) -> int:

@@ -89,6 +89,15 @@ def test_the_result_is_near_and_the_original_stays(family, kind):
     torch.testing.assert_close(host.runner()(inputs)[0], wanted, atol=0, rtol=0)
 
 
+def test_layers_of_massive_values_are_kept_in_eight_bits():
+    """With a factor that some channel reaches; with none no layer is."""
+    plain, guarded = (proposed(rotate=False, least=1.0, protect=factor) for factor in (0.0, 1.5))
+    kept = [name for name, format in guarded.storage.items() if format.startswith("int8")]
+    assert [name for name, format in plain.storage.items() if format.startswith("int8")] == kept[-1:]  # the head
+    queries = {b.q.node.name for b in seen("llama", "torch")[0].blocks} | {b.k.node.name for b in seen("llama", "torch")[0].blocks}
+    assert 1 < len(kept) <= 5 and set(kept[:-1]) <= queries
+
+
 def test_without_data_or_attention_it_refuses():
     grouping, evidence, _ = seen("llama", "torch")
     (group,) = grouping.of("model")
