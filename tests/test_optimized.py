@@ -97,7 +97,7 @@ def test_files_of_others_have_no_report(tmp_path):
 
 
 def test_int8_layers_are_carried_over(model, tmp_path):
-    fast = attnopt.optimize(model, example(8, 12), budget=0.05, select="always")
+    fast = attnopt.optimize(model, example(8, 12), budget=0.05, select="always", passes=["dynamic-int8"])
     assert [r.name for r in fast.report.rewrites if r.kept] == ["dynamic-int8"]
     named = example(3, 9)
     wanted = fast(**named)["hidden"]
@@ -109,9 +109,17 @@ def test_int8_layers_are_carried_over(model, tmp_path):
     assert attnopt.load(path).report["rewrites"][0]["kept"]
 
 
+@pytest.mark.parametrize("name", ["round-weights", "gptq", "quest-rounding"])
+def test_layers_in_few_bits_are_carried_over(model, tmp_path, name):
+    fast = attnopt.optimize(model, example(8, 12), budget=0.2, select="always", passes=[name])
+    assert [r.name for r in fast.report.rewrites if r.kept] == [name]
+    path = fast.export(tmp_path / "m.onnx")
+    assert len([n for n in onnx.load(path).graph.node if n.op_type == "MatMulNBits"]) == 4
+
+
 def test_the_file_is_held_to_the_torch_model_not_to_the_budget(monkeypatch, model, tmp_path):
     """Written where the loss on these few inputs is beyond the budget; refused where its int8 is another, however small the loss."""
-    fast = attnopt.optimize(model, example(8, 12), budget=0.05, select="always")
+    fast = attnopt.optimize(model, example(8, 12), budget=0.05, select="always", passes=["dynamic-int8"])
     fast.report = replace(fast.report, budget=1e-9)
     fast.export(tmp_path / "m.onnx")
     fast.report = replace(fast.report, budget=1e9)

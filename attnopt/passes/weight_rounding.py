@@ -88,9 +88,15 @@ def candidate(
 
 
 def nodes_of(candidate: Candidate, host: Host) -> list[Node]:
-    """The layers of a candidate in this host."""
+    """The layers of a candidate in this host. Raises PlanError where it has not all of them."""
     wanted = candidate.options["formats"]
-    return [n for n in host.graph.of("linear", "matmul") if n.name in wanted]
+    found = [n for n in host.graph.of("linear", "matmul") if n.name in wanted]
+    if missing := wanted.keys() - {n.name for n in found}:
+        raise PlanError(
+            f"the model has no layer '{min(missing)}', which '{candidate.pass_name}' rounds",
+            next_move="The plan is of another model: search again.",
+        )
+    return found
 
 
 def kept_codes(candidate: Candidate, nodes: Sequence[Node]) -> dict[str, RoundedWeight]:

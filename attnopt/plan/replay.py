@@ -121,7 +121,7 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
                 group=others[at].name,
                 nodes=tuple(names[n] for n in step.nodes),
                 removes=removes,
-                options=in_names(step.options, sites),
+                options=in_names(step.options, sites, names),
                 cached=in_names(step.cached, sites),
                 storage={names[n]: kept for n, kept in step.storage.items()},
                 arrays={names[n]: held for n, held in step.arrays.items()},
@@ -140,13 +140,14 @@ def removed(names: Sequence[str], group: Group, other: Group, known: Mapping[str
     return tuple(dict.fromkeys([*(known[n] for n in rest), *(n.name for _, b in gone for n in b.nodes)]))
 
 
-def in_names(options: Any, names: Mapping[str, str]) -> Any:
-    """Options in which every name of a site is that of its twin."""
+def in_names(options: Any, sites: Mapping[str, str], layers: Mapping[str, str] | None = None) -> Any:
+    """Options in which every name of a site is that of its twin, and every layer by whose name something is kept."""
     if isinstance(options, Mapping):
-        return {names.get(key, key): in_names(value, names) for key, value in options.items()}
+        twins = {**(layers or {}), **sites}
+        return {twins.get(key, key): in_names(value, sites, layers) for key, value in options.items()}
     if isinstance(options, (list, tuple)):
-        return [in_names(value, names) for value in options]
-    return names.get(options, options) if isinstance(options, str) else options
+        return [in_names(value, sites, layers) for value in options]
+    return sites.get(options, options) if isinstance(options, str) else options
 
 
 def alike(one: Group, other: Group) -> bool:
