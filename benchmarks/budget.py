@@ -181,7 +181,7 @@ def tables(budgets: Sequence[Measured], uniform: Sequence[Measured], verdicts: S
     promise = [
         [
             f"{m.budget:g}", "" if m.promised is None else f"{m.promised:.2e}", f"{m.loss:.2e} ({m.low:.2e} to {m.high:.2e})",
-            "yes" if m.loss <= (m.budget or 0.0) else "**no**", f"{m.share:.3f} ({m.fastest:.3f} to {m.slowest:.3f})", m.rewrites,
+            "exact" if m.rewrites == "none" else "yes" if m.loss <= (m.budget or 0.0) else "**no**", f"{m.share:.3f} ({m.fastest:.3f} to {m.slowest:.3f})", m.rewrites,
         ]
         for m in budgets
     ]  # fmt: skip
