@@ -177,11 +177,16 @@ def measured(name: str, plan: Plan, budget: float | None, all_of: Mapping[str, C
     )  # fmt: skip
 
 
+def held(m: Measured) -> str:
+    """Whether a plan lost no more than its budget; an exact one differs by rounding."""
+    return "exact" if m.rewrites == "none" else "yes" if m.loss <= (m.budget or 0.0) else "**no**"
+
+
 def tables(budgets: Sequence[Measured], uniform: Sequence[Measured], verdicts: Sequence[Compared]) -> str:
     promise = [
         [
             f"{m.budget:g}", "" if m.promised is None else f"{m.promised:.2e}", f"{m.loss:.2e} ({m.low:.2e} to {m.high:.2e})",
-            "yes" if m.loss <= (m.budget or 0.0) else "**no**", f"{m.share:.3f} ({m.fastest:.3f} to {m.slowest:.3f})", m.rewrites,
+            held(m), f"{m.share:.3f} ({m.fastest:.3f} to {m.slowest:.3f})", m.rewrites,
         ]
         for m in budgets
     ]  # fmt: skip

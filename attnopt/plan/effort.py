@@ -10,11 +10,12 @@ What time does not allow to measure for each group alone is predicted from what 
 from __future__ import annotations
 
 import gc
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from attnopt.errors import BudgetError
 from attnopt.plan import resident
+from attnopt.plan.timing import counted
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,20 @@ def effort_named(name: str) -> Effort:
 
 @dataclass
 class Spent:
-    """What a search has used so far."""
+    """What a search has used so far. On one thread its seconds are those of the process: a search beside other work learns as much."""
 
     effort: Effort
-    started: float = field(default_factory=time.perf_counter)
+    clock: Callable[[], float] = field(default_factory=counted)
+    started: float = 0.0
     measurements: int = 0
     remembered: int = 0  # measurements that were read back, not made
 
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.started
+        return self.clock() - self.started
 
     @property
     def over(self) -> bool:

@@ -28,7 +28,8 @@ from attnopt.plan.stepwise import Stopwatch
 from attnopt.plan.survey import measure
 
 ATTEMPTS = 4  # plans that are validated at most
-LEAST_TRIED = 6  # plans that are measured for a budget, however late it is, where none of them holds
+LEAST_TRIED = 6  # plans that are measured for a budget, however late it is, where none of them holds and uses HALF of it
+HALF = 0.5
 NEAR = 0.85  # a plan that uses this share of the budget is not loosened further
 LOOSE = 1e-3  # a factor on losses below which they keep no option out
 SOLVER = 10.0  # seconds for one integer program
@@ -173,7 +174,8 @@ class Search:
                     held[plan.picks] = plan
                     if self.limit(plan.loss) >= NEAR * allowed:
                         break
-            if scales.closed or (self.spent.seconds > until and (held or len(solved) >= LEAST_TRIED)):
+            enough = len(solved) >= LEAST_TRIED or any(self.limit(p.loss) >= HALF * allowed for p in held.values())
+            if scales.closed or (self.spent.seconds > until and enough):
                 break
         known = {uniform(self.classes, kind): loss for kind, loss in self.everywhere.items()} | self.tried
         for picks, loss in known.items():
