@@ -179,7 +179,7 @@ def test_onnx_models_are_not_written_as_pt2(tmp_path):
 
 def test_a_linear_layer_that_onnx_does_not_have(monkeypatch, model, tmp_path):
     """int8 layers are matched in order: where their number differs, nothing is guessed."""
-    fast = attnopt.optimize(model, example(8, 12), budget=0.05, select="always")
+    fast = attnopt.optimize(model, example(8, 12), budget=0.05, select="always", passes=["dynamic-int8"])
     seen = groups.linears_of
     monkeypatch.setattr(groups, "linears_of", lambda graph: list(seen(graph))[: 4 if graph is fast._opened.host.graph else 3])
     with pytest.raises(PlanError, match="has 3 linear layers where the torch model has 4"):
