@@ -19,7 +19,7 @@ def fast():
     model, inputs = SelfAttention().eval(), example(8, 12)
     model.q.weight.data[:, 5] /= 100.0
     inputs["x"][..., 5] *= 100.0  # an outlier, so that smoothing is among the steps
-    return model, inputs, attnopt.optimize(model, inputs, budget=0.05, select="always", passes=["dynamic-int8"])
+    return model, inputs, attnopt.optimize(model, inputs, budget=0.05, select="always", passes=["fuse-attention", "dynamic-int8"])
 
 
 def test_json(fast):
