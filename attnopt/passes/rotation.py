@@ -30,12 +30,13 @@ class Rotated:
     """What the model holds afterwards, in float64.
 
     matrices [out, in] of linear layers. rows: biases, tables and gains of norms, by the node and the value that it reads.
-    inputs: T [in, in] of layers whose input x becomes x T. refusals: what was not rotated, and why.
+    inputs: T [in, in] of layers whose input x becomes x T. stream: whether the residual stream was rotated. refusals: what was not.
     """
 
     matrices: dict[Node, Tensor] = field(default_factory=dict)
     rows: dict[tuple[Node, Value], Tensor] = field(default_factory=dict)
     inputs: dict[Node, Tensor] = field(default_factory=dict)
+    stream: bool = False
     refusals: list[Refusal] = field(default_factory=list)
 
     def matrix(self, node: Node) -> Tensor:
@@ -88,6 +89,7 @@ def rotated(group: Group, seed: int = 0, heads: bool = True) -> Rotated:
 
 
 def turn_stream(made: Rotated, stream: ResidualStream, q: Tensor) -> None:
+    made.stream = True
     for reader in stream.readers:
         norm = reader.norm
         gain = norm.gain()

@@ -111,6 +111,8 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
             )
         names = dict(zip((n.name for n in groups[at].linears), (n.name for n in others[at].linears), strict=True))
         names |= dict(zip(site_nodes(groups[at]), site_nodes(others[at]), strict=False))
+        if len(mine := lookups(before)) == len(theirs := lookups(after)):
+            names |= dict(zip(mine, theirs, strict=True))
         removes = removed(step.removes, groups[at], others[at], names)
         if any(n not in names for n in step.nodes) or removes is None:
             raise PlanError(f"'{step.rewrite}' changes nodes that the export does not have", next_move="Export as .pt2.")
@@ -128,6 +130,12 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
             )
         )
     return made
+
+
+def lookups(host: Host) -> list[str]:
+    """The nodes that look rows up in a stored table."""
+    tables = ((n, n.inputs[0]) for n in host.graph.of("gather"))
+    return [n.name for n, t in tables if t is not None and t.is_constant and len(t.shape or ()) == 2]
 
 
 def removed(names: Sequence[str], group: Group, other: Group, known: Mapping[str, str]) -> tuple[str, ...] | None:

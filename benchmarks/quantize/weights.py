@@ -21,7 +21,7 @@ from attnopt.passes.weight_rounding import Wish
 from quantize.side_by_side import LENGTHS, Run, run_side_by_side
 from quantize.subjects import Measured, Subject, code_lm, sentence_encoder
 
-WISHES = [Wish(4, 32), Wish(3, 32), Wish(8, 0), Wish(4, 0), Wish(3, 0), Wish(4, 128)]
+WISHES = [Wish(4, 32), Wish(8, 0), Wish(3, 32), Wish(4, 0), Wish(3, 0), Wish(4, 128)]
 STORED = [Wish(8, 128), Wish(4, 32)]
 QUICK = [Wish(4, 32)]
 INT8_GOAL = 1e-3  # KL
@@ -58,14 +58,14 @@ def run(quick: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         subjects = [make(Path(folder), quick) for make in (code_lm, sentence_encoder)]
         losses = [Loss(s.name, 32, "", "float32", 32.0, 0.0, 0.0, s.perplexity, None) for s in subjects]
-        for subject in subjects:
-            runs += run_side_by_side(subject, QUICK if quick else STORED)
-            keep(losses, runs, notes, quick)
         for wish in QUICK if quick else WISHES:
             for subject in subjects:
                 for each in lost(subject, wish):
                     losses.append(each)
                     keep(losses, runs, notes, quick)
+        for subject in subjects:
+            runs += run_side_by_side(subject, QUICK if quick else STORED)
+            keep(losses, runs, notes, quick)
     print(text_of(losses, runs, notes))
     for each in losses:
         if each.model == "code-lm" and each.bits == 8 and each.method == "RTN" and each.loss >= INT8_GOAL:

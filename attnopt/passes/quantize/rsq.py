@@ -93,7 +93,7 @@ class Rsq:
         return None
 
     def candidate(self, plan: Mapping[Node, WeightFormat], arrays: Mapping[str, Mapping[str, Tensor]], turned: Rotated) -> Candidate:
-        how = "values and residual stream rotated" if turned.rows else "values rotated" if turned.matrices else "nothing rotated"
+        how = "values and residual stream rotated" if turned.stream else "values rotated" if turned.matrices else "nothing rotated"
         said = f"{how}, tokens counted by the attention they receive"
         options = {"seed": self.seed, "heads": self.heads, "rotate": self.rotate}
         return candidate(self.name, "RSQ", said, plan, options=options, needs="calibration", arrays=arrays)

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from linear_models import groups, opened
+from linear_models import Layers, X, groups, opened
 
 from attnopt.errors import PlanError
+from attnopt.hosts.fx import FxHost, capture
+from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import Gptq, RoundWeights
 from attnopt.passes.weight_rounding import Wish
+from attnopt.plan.groups import Grouping
 from attnopt.plan.proposals import Move
 from attnopt.plan.replay import moves_from, step_of, transferred
 from attnopt.report.plan import Plan
@@ -74,9 +77,16 @@ def test_codes_travel_with_the_plan_but_not_in_its_file():
     assert again.candidate.arrays == move.candidate.arrays
     copy = host.copy()
     Gptq().apply(again.candidate, replace(groups(copy)[0], host=copy))
-    (there,) = transferred([step], host, opened("torch"))
-    assert there.arrays.keys() == there.options["formats"].keys() == {there.nodes[0]}
+    other = OnnxHost.from_model(FxHost.from_captured(capture(Layers().eval(), (X,))).to_onnx())
+    (there,) = transferred([step], host, other)
+    assert there.nodes[0] != step.nodes[0]
+    assert there.arrays.keys() == there.options["formats"].keys() == there.storage.keys() == {there.nodes[0]}
+    (moved,) = moves_from([there], other)
+    copy = other.copy()
+    Gptq().apply(moved.candidate, replace(next(g for g in Grouping(copy).of("linear") if g.name == there.group), host=copy))
+    copy.finish()
+    assert "MatMulNBits" in {n.op_type for n in copy.model.graph}
     record = json.loads(json.dumps(Plan("torch", "cpu", "torch", steps=(step,)).to_json()))
     (bare,) = moves_from(Plan.from_json(record).steps, host)
     with pytest.raises(PlanError, match="does not hold the codes that 'gptq' found"):
-        Gptq().apply(bare.candidate, replace(groups(copy)[0], host=copy))
+        Gptq().apply(bare.candidate, replace(groups(host.copy())[0], host=host.copy()))
