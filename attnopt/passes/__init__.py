@@ -7,8 +7,12 @@ from attnopt.passes.fuse.fuse_attention import FuseAttention
 from attnopt.passes.kvcache.int8_cache import Int8Cache
 from attnopt.passes.prune.gate_norm import GateNorm
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
+from attnopt.passes.quantize.sage_attention import SageAttention
 from attnopt.passes.sparsify.sinks_window import SinksWindow
 
-ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8(), GateNorm(), SinksWindow(), Int8Cache())
+ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8(), SageAttention(), GateNorm(), SinksWindow(), Int8Cache())
 
-__all__ = ["ALL", "Candidate", "DynamicInt8", "Evidence", "FuseAttention", "GateNorm", "Group", "Int8Cache", "Pass", "SinksWindow"]
+__all__ = [
+    "ALL", "Candidate", "DynamicInt8", "Evidence", "FuseAttention", "GateNorm", "Group", "Int8Cache", "Pass", "SageAttention",
+    "SinksWindow",
+]  # fmt: skip

@@ -8,7 +8,7 @@ A budget that nothing meets gives the exact plan, and the outcome says so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from attnopt.analysis.evidence import Evidence
 from attnopt.analysis.store import Store
 from attnopt.cost.target import Target
 from attnopt.cost.workload import Workload
-from attnopt.ir.site import Host, Site
+from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import Pass
 from attnopt.plan.budget import Budget
 from attnopt.plan.choose import Chosen
@@ -79,10 +79,10 @@ def prepared(setting: Setting) -> Search:
     spent = Spent(setting.effort)
     choose, validate = halves(setting)
     evidence = Evidence(setting.host, choose, sites=setting.sites, store=setting.store)
-    classes = classes_of(Grouping(setting.host, tuple(setting.sites)), setting.passes, evidence)
     sizes = setting.host.graph.sizes(setting.inputs)
     kernels = {c.site.name: c.lowering for c in setting.chosen if c.lowering is not None}
     shop = Workshop(setting.host, kernels, setting.target, setting.runtime, setting.opset, sizes)
+    classes = computable(classes_of(Grouping(setting.host, tuple(setting.sites)), setting.passes, evidence), shop)
     bound = setting.workload.bind(setting.sites) if setting.workload is not None else ()
     prices = Prices(shop, [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)])
     judged = {"names": setting.names, "quality": setting.quality, "seed": setting.seed}
@@ -95,6 +95,26 @@ def prepared(setting: Setting) -> Search:
     watch = Stopwatch(setting.current.runner(), setting.inputs, spent) if timed else None
     goal = "everything" if setting.select == "always" else "time"
     return Search(classes, prices, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal)
+
+
+def computable(classes: Sequence[Class], shop: Workshop) -> list[Class]:
+    """The classes without options for which the target has no kernel; the reason stands among what passes refused."""
+    found = []
+    for each in classes:
+        lacking = {option: reason for option in each.options if (reason := without_kernel(option, shop)) is not None}
+        told = {option.moves[0].rewrite.name: reason for option, reason in lacking.items() if len(option.moves) == 1}
+        kept = tuple(option for option in each.options if option not in lacking)
+        found.append(replace(each, options=kept, refusals=(*each.refusals, *told.items())))
+    return found
+
+
+def without_kernel(option: Proposal, shop: Workshop) -> Refusal | None:
+    """Why nothing computes a spec that the option asks for."""
+    lacking = ((site, shop.kernel_for(changed)) for site, changed in option.specs())
+    why = next(((site, refusal) for site, refusal in lacking if isinstance(refusal, Refusal)), None)
+    return (
+        None if why is None else Refusal(f"{option.moves[0].candidate.kind}: no kernel computes it: {why[1].reason}", why[0].name)
+    )
 
 
 def halves(setting: Setting) -> tuple[Calibration, Calibration | None]:
