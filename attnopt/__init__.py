@@ -6,7 +6,7 @@ from typing import Any
 
 # torch finds operators by name when it loads a .pt2 file, so importing attnopt registers those that its graphs call.
 from attnopt import operators
-from attnopt.runtime import dynamic_int8, flex, local
+from attnopt.runtime import dynamic_int8, flex, local, rounded_linear
 from attnopt.version import VERSION as __version__
 
 _HOMES = {
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'attnopt' has no attribute '{name}'")
 
 
-__all__ = [*_HOMES, "__version__", "dynamic_int8", "flex", "local", "operators"]
+__all__ = [*_HOMES, "__version__", "dynamic_int8", "flex", "local", "operators", "rounded_linear"]
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
     evidence.linear(node)          channels of what a linear layer reads: mean, variance, range
     evidence.second_moment(node)   X'X / rows of what it reads
+    evidence.concentrated_moments(layers)    the same, tokens counted by the attention that they receive
     evidence.attention(site)       where an attention looks
     evidence.hold(values)          what some values hold on one batch after another
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from attnopt.analysis.attention_mass import AttentionMeasure
 from attnopt.analysis.calibration import Batch, Calibration
+from attnopt.analysis.concentration import LEAST, ConcentrationMeasure, values_of
 from attnopt.analysis.linear_inputs import ChannelMeasure, MomentMeasure, input_width, linear_inputs
 from attnopt.analysis.operands import tapped
 from attnopt.analysis.padding import Padding
@@ -93,6 +95,30 @@ class Evidence:
         measures = [MomentMeasure(self.key("moment", v.name), v, width, self._padding) for v, width in values[start:]]
         group = next(sweep.groups(measures))
         return {m.reads[0].name: result["moment"] for m, result in sweep.measured(group, "second moments")}
+
+    def concentrated_moments(
+        self, layers: Sequence[tuple[Site, Sequence[Node]]], least: float = LEAST
+    ) -> Iterator[dict[str, Tensor]]:
+        """For each layer the second moments of what its linear nodes read, by node name, tokens counted by the attention they receive.
+
+        In the order given, as many layers at a time as memory holds. A node that cannot be tapped is absent; so are all of a layer
+        whose attention cannot be.
+        """
+        measures = [self.concentration(site, nodes, least) for site, nodes in layers]
+        made = [m for m in measures if m is not None]
+        swept = self.sweep().measured(made, "weighted second moments") if made else iter(())
+        for (_, nodes), measure in zip(layers, measures, strict=True):
+            result = {} if measure is None else next(swept)[1]
+            yield {n.name: result[n.inputs[0].name] for n in nodes if n.inputs[0] is not None and n.inputs[0].name in result}
+
+    def concentration(self, site: Site, nodes: Sequence[Node], least: float) -> ConcentrationMeasure | None:
+        known = next((s for s in self.sites if s.name == site.name), None)
+        if known is None or not self.samples or not self.can_tap(tapped(known)):
+            return None
+        wanted = {n.inputs[0].name for n in nodes if n.inputs[0] is not None}
+        read = {value: width for value, width in self.tappable().items() if value.name in wanted}
+        key = self.key("concentration", f"{least}", values_of(known, list(read)))
+        return ConcentrationMeasure(key, known, self.host.graph, self._padding, read, least)
 
     def attention(self, site: Site) -> AttentionStatistics | None:
         """Where an attention of the host looks, before any rewrite; None without data, or where its operands cannot be tapped."""

@@ -69,11 +69,11 @@ class RunningMoment:
             "products": torch.zeros(self.width, self.width, dtype=torch.float64),
         }
 
-    def add(self, rows: Tensor) -> None:
-        """rows [n, C]."""
-        x = rows.to(torch.float64)
+    def add(self, data: Tensor, rows: int | None = None) -> None:
+        """data [n, C]. rows: how many they count, where some are weighted away."""
+        x = data.to(torch.float64)
         self.state["products"].addmm_(x.T, x)
-        self.state["rows"] += len(x)
+        self.state["rows"] += len(x) if rows is None else rows
 
     def value(self) -> Tensor:
         return self.state["products"] / max(int(self.state["rows"]), 1)

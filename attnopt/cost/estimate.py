@@ -21,6 +21,7 @@ from attnopt.cost.problem import Problem
 from attnopt.cost.target import Target
 from attnopt.ir.cost import WIDTHS
 from attnopt.ir.spec import AttentionSpec, as_spec
+from attnopt.rounding.weight_format import WeightFormat
 
 SUMMED = "summed-"  # prefix of the lowering that computes each added attention with one kernel
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -95,8 +96,8 @@ def estimate_linear(
 ) -> Estimate:
     """A linear layer on `rows` rows, n inputs, m outputs, its weights stored as `weights` ("int8", "int4", …; default as `dtype`).
 
-    Narrow weights are computed in int8 where the target has a rate for it, after a pass that quantises the inputs. For a runtime
-    with kernels of its own, its name ("onnxruntime").
+    Narrow weights are computed in int8 where the target has a rate for it, after a pass that quantises the inputs. Weights in a
+    format ("int4 group 32") are made whole for each call, but by onnxruntime. For a runtime with kernels of its own, its name.
     """
     return of_phases(linear_phases(rows, n, m, dtype, weights, runtime, surrounding), dtype, target)
 
@@ -105,6 +106,8 @@ def linear_phases(
     rows: int, n: int, m: int, dtype: str, weights: str = "", runtime: str = "", surrounding: float = 0.0
 ) -> list[Phase]:
     """The passes of a linear layer: what its inputs need before, and the product."""
+    if (format := WeightFormat.read(weights)) is not None:
+        return rounded_phases(rows, n, m, dtype, format, runtime, surrounding)
     width, stored = WIDTHS[dtype] / 8, WIDTHS[weights or dtype] / 8
     narrow = bool(weights) and stored < min(width, 2.0)
     name = ("ort-" if runtime == "onnxruntime" else "") + ("linear-int8" if narrow else "linear")
@@ -116,6 +119,18 @@ def linear_phases(
     if not narrow:
         return [product]
     return [Phase("quantise", f"{name}-inputs", operations=4.0 * rows * n, bytes=2 * inside, working_set=inside), product]
+
+
+def rounded_phases(rows: int, n: int, m: int, dtype: str, format: WeightFormat, runtime: str, surrounding: float) -> list[Phase]:
+    """A linear layer whose weights stand in a format: onnxruntime multiplies 8-bit inputs by them, torch makes them whole first."""
+    width, stored = WIDTHS[dtype] / 8, n * m * format.width(n) / 8
+    if runtime == "onnxruntime":
+        once = rows * (n + m) * width + stored
+        return [Phase("products", f"ort-linear-{format.bits}bits", flops=2.0 * rows * n * m, operations=4.0 * rows * n, bytes=once,
+                      working_set=once + surrounding, rows=rows if rows > 1 else math.inf, dtype="int8")]  # fmt: skip
+    made = stored + n * m * width
+    unpack = Phase("weights made whole", "linear-whole", operations=4.0 * n * m, bytes=made, working_set=made + surrounding)
+    return [unpack, *linear_phases(rows, n, m, dtype, "", runtime, surrounding)]
 
 
 def estimate_pass(elements: float, dtype: str = "float32", *, target: Target, operands: int = 1, runtime: str = "") -> Estimate:

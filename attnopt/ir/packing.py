@@ -11,6 +11,7 @@ its low half and channel D / 2 + j in its high half, so that the halves of a row
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -123,6 +124,25 @@ def nibbles(x: Tensor) -> Tensor:
 def apart(x: Tensor) -> Tensor:
     """The codes of bytes [..., D / 2], as [..., D]."""
     return torch.cat([x & 15, x >> 4], -1)
+
+
+def row_bytes(clause: Clause | None, side: str, channels: int, width: float) -> float:
+    """Bytes of the D channels of one head at one position, its share of scales and zero points included.
+
+    width: bytes of a number that is kept as it is. 64 channels in int8 of one group: 64 + a scale and a zero of 4.
+    """
+    storage = "fp32" if clause is None else clause.word(side)
+    if clause is None or storage == "fp32":
+        return channels * width
+    if storage in FLOATS:
+        return channels * BITS[storage] / 8
+    group = clause.count("group")
+    if clause.word(f"{side}_axis") == "channel":
+        groups = channels / group if group else 0.0  # shared by `group` positions, or by all
+    else:
+        groups = math.ceil(channels / group) if group else 1.0
+    numbers = 1 if storage == "fp8" or clause.word("levels") == "symmetric" else 2
+    return channels * BITS[storage] / 8 + groups * numbers * BITS[clause.word("scales")] / 8
 
 
 def tokens_per_scale(clause: Clause, side: str) -> int:

@@ -208,12 +208,27 @@ class Host(Protocol):
         """Store other data of the same shape in place of a constant, for all that read it here; other hosts keep theirs."""
         ...
 
+    def set_input(self, node: Node, value: Value, data: Tensor) -> None:
+        """Let this node alone read other data of the same shape in place of a constant, which others may go on reading."""
+        ...
+
     def quantize_linears(
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:
         """Store the constant weights of these linear or matmul nodes as int8; their inputs are quantised on the fly.
 
         factors: by node name, what each input channel of the weight [in] is multiplied by first. inputs: what is read instead.
+        """
+        ...
+
+    def refuses_rounded(self, node: Node, format: Any) -> Refusal | None:
+        """None where the layer can hold its weight in this format (`rounding.WeightFormat`), on this host's runtime; else why not."""
+        ...
+
+    def store_rounded(self, weights: Mapping[str, Any], inputs: Mapping[str, Value] | None = None) -> None:
+        """Store weights in few bits (`rounding.RoundedWeight`, [out, in], by node name) for layers that did not refuse.
+
+        inputs: by node name, what the layer reads instead.
         """
         ...
 

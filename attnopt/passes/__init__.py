@@ -7,12 +7,40 @@ from attnopt.passes.fuse.fuse_attention import FuseAttention
 from attnopt.passes.kvcache.int8_cache import Int8Cache
 from attnopt.passes.prune.gate_norm import GateNorm
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
+from attnopt.passes.quantize.gptq import Gptq
+from attnopt.passes.quantize.quest_rounding import QuestRounding
+from attnopt.passes.quantize.round_weights import RoundWeights
+from attnopt.passes.quantize.rsq import Rsq
 from attnopt.passes.quantize.sage_attention import SageAttention
 from attnopt.passes.sparsify.sinks_window import SinksWindow
 
-ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8(), SageAttention(), GateNorm(), SinksWindow(), Int8Cache())
+ALL: tuple[Pass, ...] = (
+    FuseAttention(),
+    DynamicInt8(),
+    RoundWeights(),
+    Gptq(),
+    QuestRounding(),
+    Rsq(),
+    SageAttention(),
+    GateNorm(),
+    SinksWindow(),
+    Int8Cache(),
+)
 
 __all__ = [
-    "ALL", "Candidate", "DynamicInt8", "Evidence", "FuseAttention", "GateNorm", "Group", "Int8Cache", "Pass", "SageAttention",
+    "ALL",
+    "Candidate",
+    "DynamicInt8",
+    "Evidence",
+    "FuseAttention",
+    "GateNorm",
+    "Gptq",
+    "Group",
+    "Int8Cache",
+    "Pass",
+    "QuestRounding",
+    "RoundWeights",
+    "Rsq",
+    "SageAttention",
     "SinksWindow",
-]  # fmt: skip
+]

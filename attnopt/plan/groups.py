@@ -16,13 +16,15 @@ from typing import TypeVar
 
 from attnopt.ir.block import Block, Norm, Projection
 from attnopt.ir.graph import Graph, Node
-from attnopt.ir.site import Host, Site
+from attnopt.ir.residual_stream import ResidualStream
+from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import Group
 from attnopt.passes.candidate import Per
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
 from attnopt.patterns.block.norms import norm_at
 from attnopt.patterns.block.projection import root
+from attnopt.patterns.block.residual_stream import residual_stream
 
 T = TypeVar("T")
 
@@ -75,7 +77,14 @@ class Grouping:
         return [self.of_sites(indices) for indices in united(range(len(self.sites)), tables)]
 
     def whole(self) -> list[Group]:
-        return [Group(self.host, self.sites, "model", self.blocks, self.linears)]
+        return [Group(self.host, self.sites, "model", self.blocks, self.linears, stream=self.stream)]
+
+    @cached_property
+    def stream(self) -> ResidualStream | Refusal:
+        """The residual stream, found from the first block that has one."""
+        starts = (b.residual.value for b in self.blocks if b.residual is not None)
+        start = next(starts, None)
+        return Refusal("no attention is added to a residual stream") if start is None else residual_stream(self.host.graph, start)
 
     def of_sites(self, indices: Sequence[int]) -> Group:
         sites, blocks = tuple(self.sites[i] for i in indices), tuple(self.blocks[i] for i in indices)

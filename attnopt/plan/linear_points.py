@@ -1,4 +1,4 @@
-"""A linear layer at one shape as a call that can be timed: in float32 or int8, on torch or onnxruntime.
+"""A linear layer at one shape as a call that can be timed: in float32, int8 or a format of narrow weights, on torch or onnxruntime.
 
 LinearPoint("ort-linear-int8", rows=128, inputs=384, outputs=1536)   ->   a callable
 """
@@ -16,8 +16,12 @@ from attnopt.cost.phase import Phase
 from attnopt.hosts.fx import FxHost
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.hosts.single_linear import single_linear
+from attnopt.passes.linear_layers import matrix
+from attnopt.rounding.grids import Gridding
+from attnopt.rounding.weight_format import WeightFormat
 
-LINEARS = ("linear", "linear-int8", "ort-linear", "ort-linear-int8")
+LINEARS = ("linear", "linear-int8", "ort-linear", "ort-linear-int8", "linear-whole", "ort-linear-8bits", "ort-linear-4bits")
+STORED = {"linear-whole": "int4 group 32", "ort-linear-8bits": "int8 group 128", "ort-linear-4bits": "int4 group 32"}
 LAYERS = ((384, 384), (384, 1536), (1536, 384), (768, 768), (768, 3072), (1024, 1024), (512, 2048), (2048, 512), (256, 688))
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -31,8 +35,9 @@ class LinearPoint:
 
     @property
     def passes(self) -> list[Phase]:
-        narrow, runtime = self.kernel.endswith("int8"), "onnxruntime" if self.kernel.startswith("ort-") else "torch"
-        return linear_phases(self.rows, self.inputs, self.outputs, "float32", "int8" if narrow else "", runtime)
+        runtime = "onnxruntime" if self.kernel.startswith("ort-") else "torch"
+        stored = STORED.get(self.kernel, "int8" if self.kernel.endswith("int8") else "")
+        return linear_phases(self.rows, self.inputs, self.outputs, "float32", stored, runtime)
 
     def call(self) -> Callable[[], object]:
         run = runner(self.kernel, self.inputs, self.outputs)
@@ -46,6 +51,11 @@ def runner(kernel: str, inputs: int, outputs: int) -> Callable[..., object]:
     if kernel.endswith("int8"):
         host = host.copy()
         host.quantize_linears(list(host.graph.of("linear", "matmul")))
+        host.finish()
+    elif kernel in STORED:
+        host, format = host.copy(), WeightFormat.read(STORED[kernel])
+        assert format is not None
+        host.store_rounded({n.name: Gridding("extremes").rounded(matrix(n), format) for n in host.graph.of("linear", "matmul")})
         host.finish()
     run, name = host.runner(), host.graph.inputs[0].name
     return lambda x: run({name: x})

@@ -8,7 +8,7 @@ Nothing in it is searched again: factors of smoothing, windows, the layers that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from attnopt.errors import PlanError
@@ -18,7 +18,10 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class PlanStep:
-    """One rewrite of one group: names of the pass, the group and its nodes in the model as it was, and the options of the candidate."""
+    """One rewrite of one group: names of the pass, the group and its nodes in the model as it was, and the options of the candidate.
+
+    arrays: of the size of weights, by node name; they are in no file (see `Candidate`).
+    """
 
     rewrite: str
     per: str
@@ -30,12 +33,15 @@ class PlanStep:
     removes: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     storage: Mapping[str, str] = field(default_factory=dict)
+    cached: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Plan:
     """What was done to a model. host: "torch" or "onnx", whose names it uses. kernels: by site; a site that is absent is as it was.
+    Where a step gives a site another spec, its kernel is predicted anew.
 
     metric, loss, bound: what the plan lost on the data that judged it; None for an exact plan, or where nothing was held back.
     """
@@ -52,7 +58,10 @@ class Plan:
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        record = asdict(replace(self, steps=tuple(replace(s, arrays={}) for s in self.steps)))
+        for step in record["steps"]:
+            del step["arrays"]
+        return record
 
     @classmethod
     def from_json(cls, record: Any) -> Plan:

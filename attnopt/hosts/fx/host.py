@@ -21,6 +21,7 @@ from attnopt.hosts.fx.flat import flat_module, has_effect
 from attnopt.hosts.fx.int8 import quantize_linear
 from attnopt.hosts.fx.program import limits, read_with_metadata, save_program, to_onnx
 from attnopt.hosts.fx.region import isolate
+from attnopt.hosts.fx.rounded_weights import store_rounded
 from attnopt.hosts.fx.state import in_place, with_own_state, without_writes, written
 from attnopt.hosts.fx.symbols import name_symbols
 from attnopt.hosts.fx.translate import translate
@@ -28,6 +29,8 @@ from attnopt.hosts.fx.trees import told
 from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Refusal
+from attnopt.rounding.rounded_weight import RoundedWeight
+from attnopt.rounding.weight_format import WeightFormat
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,10 @@ class FxHost:
         held = value.handle
         self.replace(value, FxBuilder(self.module, name_symbols(self.placeholders()), held).constant(data, value.dtype))
 
+    def set_input(self, node: Node, value: Value, data: Tensor) -> None:
+        made = self.builder(node).constant(data, value.dtype)
+        self.node(node.name).replace_input_with(value.handle, made.handle)
+
     def quantize_linears(
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:
@@ -152,6 +159,15 @@ class FxHost:
             made = quantize_linear(
                 builder, held, (factors or {}).get(node.name), None if reads is None else builder.handle(reads)
             )
+            self.graph.moved(held, made)
+
+    def refuses_rounded(self, node: Node, format: WeightFormat) -> Refusal | None:
+        return None
+
+    def store_rounded(self, weights: Mapping[str, RoundedWeight], inputs: Mapping[str, Value] | None = None) -> None:
+        for node in [n for n in self.graph.of("linear", "matmul") if n.name in weights]:
+            builder, held, reads = self.builder(node), self.node(node.name), (inputs or {}).get(node.name)
+            made = store_rounded(builder, held, weights[node.name], None if reads is None else builder.handle(reads))
             self.graph.moved(held, made)
 
     # Running.

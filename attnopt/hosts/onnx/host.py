@@ -29,6 +29,7 @@ from attnopt.hosts.onnx.places import Names, Places, by_node
 from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
+from attnopt.hosts.onnx.rounded_weights import refusal, store_rounded
 from attnopt.hosts.onnx.shape_reads import reroute
 from attnopt.hosts.onnx.splitting import split_input, split_output
 from attnopt.hosts.onnx.translate import translate
@@ -37,6 +38,8 @@ from attnopt.ir.collection import paused_collection
 from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import NotIsolated, Refusal
+from attnopt.rounding.rounded_weight import RoundedWeight
+from attnopt.rounding.weight_format import WeightFormat
 
 
 @dataclass
@@ -164,6 +167,15 @@ class OnnxHost:
         self.model.graph.register_initializer(made)
         ir.convenience.replace_all_uses_with(held, made)
 
+    def set_input(self, node: Node, value: Value, data: Tensor) -> None:
+        name = self.names.unique(f"{value.name}_of_{node.name}")
+        made = ir.Value(name=name, type=value.handle.type, shape=ir.Shape(list(data.shape)), const_value=as_onnx(data, name))
+        self.model.graph.register_initializer(made)
+        held = next(n for n in self.model.graph.all_nodes() if n.name == node.name)
+        for i, given in enumerate(held.inputs):
+            if given is value.handle:
+                held.replace_input_with(i, made)
+
     def quantize_linears(
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:
@@ -178,6 +190,22 @@ class OnnxHost:
                 held.replace_input_with(0, self.builder(node).handle(reads))
             output = held.outputs[0]
             self.graph.moved(output, quantize_layer(self.model, held, data, self.names, self._written))
+        self.model.graph.sort()
+
+    def refuses_rounded(self, node: Node, format: WeightFormat) -> Refusal | None:
+        shape = node.inputs[1].shape if len(node.inputs) > 1 and node.inputs[1] is not None else None
+        if node not in self.places or not shape or self.places[node][0] is not self.graph:
+            return Refusal("the layer stands inside of a node's own graph", node)
+        return refusal(format, int(shape[1 if node.op == "linear" else 0]))  # type: ignore[arg-type]
+
+    def store_rounded(self, weights: Mapping[str, RoundedWeight], inputs: Mapping[str, Value] | None = None) -> None:
+        wanted = {n.name: n for n in self.graph.of("linear", "matmul") if n.name in weights}
+        for held in [n for n in self.model.graph.all_nodes() if n.name in wanted and n.op_type in ("MatMul", "Gemm")]:
+            node = wanted[held.name or ""]
+            if (reads := (inputs or {}).get(node.name)) is not None:
+                held.replace_input_with(0, self.builder(node).handle(reads))
+            output = held.outputs[0]
+            self.graph.moved(output, store_rounded(self.model, held, weights[node.name], self.names, self._written))
         self.model.graph.sort()
 
     def convert_opset(self, to: int) -> OnnxHost | Refusal:

@@ -28,8 +28,11 @@ class Writer:
     names: Names
     written: list[ir.Node]
 
-    def node(self, op_type: str, inputs: list[ir.Value], kinds: list[ir.DataType], **attrs: int) -> tuple[ir.Value, ...]:
-        made = ir.node(op_type, inputs, attrs, num_outputs=len(kinds), name=self.names.unique(f"{self.before.name}_{op_type}"))
+    def node(
+        self, op_type: str, inputs: list[ir.Value], kinds: list[ir.DataType], domain: str = "", **attrs: int
+    ) -> tuple[ir.Value, ...]:
+        name = self.names.unique(f"{self.before.name}_{op_type}")
+        made = ir.node(op_type, inputs, attrs, domain=domain, num_outputs=len(kinds), name=name)
         made.metadata_props.update(self.before.metadata_props)
         for i, (value, kind) in enumerate(zip(made.outputs, kinds, strict=True)):
             value.name = self.names.unique(f"{made.name}_output_{i}")
@@ -44,6 +47,17 @@ class Writer:
         held.type, held.shape = ir.TensorType(held.const_value.dtype), ir.Shape(list(data.shape))  # type: ignore[union-attr]
         self.model.graph.register_initializer(held)
         return held
+
+    def instead(self, result: ir.Value, output: ir.Value) -> ir.Value:
+        """Let everything read `result` in place of what the node made, and take the node out; a graph output keeps its name."""
+        result.shape = output.shape
+        is_output = output.is_graph_output()
+        ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=is_output)
+        if is_output:
+            name, output.name = output.name, self.names.unique(f"{output.name}_replaced")
+            result.name, result.type = name, output.type
+        self.before.graph.remove(self.before, safe=True)  # type: ignore[union-attr]
+        return result
 
 
 def quantize_layer(model: ir.Model, node: ir.Node, weight: Tensor, names: Names, written: list[ir.Node]) -> ir.Value:
@@ -65,14 +79,7 @@ def quantize_layer(model: ir.Model, node: ir.Node, weight: Tensor, names: Names,
         if beta != 1.0:
             (bias,) = write.node("Mul", [bias, write.constant(torch.tensor(beta))], [ir.DataType.FLOAT])
         (result,) = write.node("Add", [result, bias], [ir.DataType.FLOAT])
-    result.shape = output.shape
-    is_output = output.is_graph_output()
-    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=is_output)
-    if is_output:
-        name, output.name = output.name, names.unique(f"{output.name}_replaced")
-        result.name, result.type = name, output.type
-    node.graph.remove(node, safe=True)  # type: ignore[union-attr]
-    return result
+    return write.instead(result, output)
 
 
 def quantized(write: Writer, x: ir.Value) -> tuple[ir.Value, ...]:

@@ -27,6 +27,7 @@ from attnopt.ir.block import CacheUpdate
 from attnopt.ir.clause import Clause
 from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Graph, Value
+from attnopt.ir.packing import pack, row_bytes
 from attnopt.ir.site import Builder, Refusal, Site
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 
@@ -34,6 +35,7 @@ SIDES = {"k": "keys", "v": "values"}
 WORDS = ("int8", "scales", "zeros")
 FLOATS = ("float32", "float16", "bfloat16")
 LEVELS, MIDDLE = 255.0, 128.0
+ROW = Clause("cache", (), (("k", "int8"), ("v", "int8")))  # how each row is packed, balanced or not
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,13 @@ class Int8Cache:
         if (refusal := group.host.refuses_split([s.past for s in held], [s.present for s in held])) is not None:
             return refusal
         chosen = {"int8 values": [s for s in held if s.side == "v"], "int8": held}
-        candidates = [self.candidate(kind, slots, {}) for kind, slots in chosen.items() if slots]
+        candidates = [self.candidate(group, kind, slots, {}) for kind, slots in chosen.items() if slots]
         balance = balanced(held, evidence)
         if balance:
-            candidates.append(self.candidate("int8 keys by channel", held, balance))
+            candidates.append(self.candidate(group, "int8 keys by channel", held, balance))
         return candidates
 
-    def candidate(self, kind: str, held: Sequence[Slot], balance: Mapping[str, list[list[float]]]) -> Candidate:
+    def candidate(self, group: Group, kind: str, held: Sequence[Slot], balance: Mapping[str, list[list[float]]]) -> Candidate:
         sides = "keys and values" if any(s.side == "k" for s in held) else "values"
         before, after = (sum(s.bytes_per_token(packed) for s in held) for packed in (False, True))
         said = f"past {sides} of {len({s.site.name for s in held})} layers in int8"
@@ -72,17 +74,22 @@ class Int8Cache:
             "cache(k=int8, v=int8)",
             options={"caches": [[s.site.name, s.side] for s in held], "balance": dict(balance)},
             kind=kind,
+            cached=self.cached(group, held, balance),
             changes=("cache", "structure"),
             needs="calibration" if balance else "nothing",
         )
 
-    def clause(self, candidate: Candidate) -> Clause:
-        """What the candidate makes of the cache of a site, in the words of a spec."""
-        sides = {side for _, side in candidate.options["caches"]}
-        options = {side: "int8" for side in "kv" if side in sides}
-        if candidate.options["balance"]:
-            options |= {"k_shift": "k_shift", "k_spread": "k_spread"}
-        return Clause("cache", (), tuple(options.items()))
+    def cached(self, group: Group, held: Sequence[Slot], balance: Mapping[str, object]) -> dict[str, str]:
+        """What the candidate makes of the cache of each site, in the words of a spec; of sites that share a cache each."""
+        packed, made = {s.past for s in held}, {}
+        for site, block in zip(group.sites, group.blocks, strict=True):
+            updates = {side: block.part(side, CacheUpdate) for side in SIDES}
+            options = {side: "int8" for side, update in updates.items() if update is not None and update.past.value in packed}
+            if options and site.name in balance:
+                options |= {"k_shift": "k_shift", "k_spread": "k_spread"}
+            if options:
+                made[site.name] = str(Clause("cache", (), tuple(options.items())))
+        return made
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Edits the host of the group in place; give it a copy, and finish it."""
@@ -131,8 +138,8 @@ class Slot:
         return [(w, (*lead, width), "float32" if i else "int8") for i, (w, width) in enumerate(zip(WORDS, self.widths, strict=True))]
 
     def bytes_per_token(self, packed: bool) -> int:
-        heads, width = self.heads, self.widths[0]
-        return heads * (width + 8 if packed else width * {"float32": 4}.get(self.past.dtype, 2))
+        width = {"float32": 4}.get(self.past.dtype, 2)
+        return int(self.heads * row_bytes(ROW if packed else None, self.side, self.widths[0], width))
 
 
 def slots(group: Group) -> Iterator[Slot | Refusal]:
@@ -193,11 +200,9 @@ class Rows:
         if self.balance is not None:
             shift, spread = self.constants(x.shape[-1])
             x = (x - shift) / spread
-        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
-        scale = (high - low) / LEVELS
-        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        zero = (low / scale).round()
-        return [(((x / scale).round() - zero).clamp(0, LEVELS) - MIDDLE).to(torch.int8), scale, zero]
+        held = pack(x, ROW, "k")
+        assert held.scales is not None and held.zeros is not None
+        return [held.codes, held.scales, held.zeros]
 
     def write(self, builder: Builder, x: Value) -> list[Value]:
         nodes = Nodes(builder, x.shape or ())

@@ -19,6 +19,7 @@ from attnopt.ir.block import Norm
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.linear_layers import keeps_channels, matrix, source, suits
 from attnopt.passes.smoothing import best_smoothing, factors
 
 
@@ -65,16 +66,7 @@ class DynamicInt8:
         return tuple(n for n in graph.of("linear", "matmul") if self.suits(n))
 
     def suits(self, node: Node) -> bool:
-        if node.op == "matmul" and len(node.inputs) != 2:
-            return False
-        data, weight = node.inputs[:2]
-        if data is None or weight is None or data.is_constant or not weight.is_constant or weight.shape is None:
-            return False
-        return (
-            len(weight.shape) == 2
-            and weight.dtype == "float32"
-            and all(isinstance(d, int) and d >= self.smallest for d in weight.shape)
-        )
+        return suits(node, self.smallest)
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Changes the host of the group in place; give it a copy."""
@@ -101,27 +93,6 @@ def smoothing(layers: Sequence[Node], evidence: Evidence) -> Any:
     if seen is None or any(len(w[0]) != len(seen.input.max_abs) for w in weights) or len({source(n) for n in layers}) != 1:
         return None
     return best_smoothing(weights, seen.input.max_abs, seen.input.mean_square)
-
-
-def matrix(node: Node) -> Tensor:
-    """The weight as [out, in]."""
-    weight = node.inputs[1]
-    assert weight is not None and weight.load is not None
-    return weight.load() if node.op == "linear" else weight.load().T
-
-
-def source(node: Node) -> Value | None:
-    """What a layer reads, before operations that keep its channels."""
-    value = node.inputs[0]
-    while value is not None and value.producer is not None and keeps_channels(value.producer):
-        value = value.producer.inputs[0]
-    return value
-
-
-def keeps_channels(node: Node) -> bool:
-    """Whether a node only lays rows out anew: each keeps its channels."""
-    shapes = [v.shape for v in (*node.inputs[:1], node.output) if v is not None and v.shape]
-    return node.op in ("reshape", "cast", "expand") and len(shapes) == 2 and shapes[0][-1] == shapes[1][-1]  # type: ignore[index]
 
 
 def folds(norm: Norm, layers: Sequence[Node], graph: Graph) -> bool:

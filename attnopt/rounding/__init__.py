@@ -1,0 +1,1 @@
+"""Numbers in few bits: formats, codes packed to bytes, grids of levels, and ways to round a matrix of weights to them."""

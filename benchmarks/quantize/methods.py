@@ -1,0 +1,91 @@
+"""attnopt's methods for weights, applied to every linear layer of the blocks at one width and group, on a copy of a host.
+
+Bench(subject, host).rows(wishes)   ->   (wish, method, (copy, bits per weight) or why not), one after the other
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from attnopt.analysis.evidence import Evidence
+from attnopt.analysis.store import Store
+from attnopt.ir.graph import Node
+from attnopt.ir.site import Host, Refusal
+from attnopt.passes import Gptq, Pass, QuestRounding, RoundWeights, Rsq
+from attnopt.passes.weight_rounding import Wish
+from attnopt.plan.groups import Grouping
+from attnopt.plan.memory import numbers, stored_bits
+from attnopt.rounding import gptq
+from attnopt.rounding.grids import Gridding
+from quantize.subjects import Subject
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    rewrite: Pass
+    note: str = ""
+
+
+def methods(wish: Wish) -> list[Method]:
+    wishes = (wish,)
+    by_activation = gptq.Gptq(by_activation=True)
+    return [
+        Method("RTN, no clip", RoundWeights(wishes=wishes, gridding=Gridding("extremes")), "max-abs steps"),
+        Method("RTN", RoundWeights(wishes=wishes), "best clip of each group"),
+        Method("GPTQ", Gptq(wishes=wishes)),
+        Method("GPTQ, activation order", Gptq(wishes=wishes, method=by_activation)),
+        Method("QuEST", QuestRounding(wishes=wishes), "Hadamard, Gaussian grid, no data"),
+        Method("rotated GPTQ", Rsq(wishes=wishes, least=1.0), "RSQ with all tokens alike"),
+        Method("RSQ", Rsq(wishes=wishes), "r_min 0.005"),
+        Method("RSQ, r_min 0.1", Rsq(wishes=wishes, least=0.1)),
+    ]
+
+
+@dataclass
+class Bench:
+    """One subject in one host, with what calibration saw."""
+
+    subject: Subject
+    host: Host
+
+    def __post_init__(self) -> None:
+        self.grouping = Grouping(self.host)
+        store = Store(self.subject.folder / f"{self.subject.name}-{self.host.kind}")
+        store.folder.mkdir(exist_ok=True)  # type: ignore[union-attr]
+        self.evidence = Evidence(self.host, self.subject.data(self.host), sites=self.grouping.sites, store=store)
+
+    def applied(self, rewrite: Pass) -> tuple[Host, float] | Refusal:
+        """A copy with every block rounded, and the bits per weight of what was."""
+        copy = self.host.copy()
+        there = {g.name: g for g in Grouping(copy).of(rewrite.per)}
+        bits = count = 0.0
+        refused: Refusal | None = None
+        for group in self.grouping.of(rewrite.per):
+            inside = tuple(n for n in group.linears if self.counts(n))
+            if not inside:
+                continue
+            proposed = rewrite.propose(replace(group, linears=inside), self.evidence)
+            if isinstance(proposed, Refusal):
+                refused = proposed
+                continue
+            rewrite.apply(proposed[0], replace(there[group.name], host=copy))
+            for node in proposed[0].nodes:
+                bits += numbers(node) * stored_bits(node, proposed[0].storage[node.name])
+                count += numbers(node)
+        if not count:
+            return refused or Refusal("no linear layer")
+        copy.finish()
+        return copy, bits / count
+
+    def counts(self, node: Node) -> bool:
+        """Whether a layer is rounded: all but the head."""
+        weight = node.inputs[1]
+        return weight is not None and weight.shape is not None and self.subject.vocabulary not in weight.shape
+
+    def rows(self, wishes: list[Wish], only: tuple[str, ...] = ()) -> Iterator[tuple[Wish, Method, tuple[Host, float] | Refusal]]:
+        for wish in wishes:
+            for method in methods(wish):
+                if not only or method.name in only:
+                    yield wish, method, self.applied(method.rewrite)

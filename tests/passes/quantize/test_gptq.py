@@ -1,0 +1,82 @@
+"""gptq: it needs data, loses less than rounding to the nearest on inputs that are correlated, and says where its codes are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from linear_models import groups, opened
+
+from attnopt.errors import PlanError
+from attnopt.ir.site import Refusal
+from attnopt.passes import Gptq, RoundWeights
+from attnopt.passes.weight_rounding import Wish
+from attnopt.plan.proposals import Move
+from attnopt.plan.replay import moves_from, step_of, transferred
+from attnopt.report.plan import Plan
+
+LOW = torch.randn(6, 64, generator=torch.Generator().manual_seed(1))
+ROWS = torch.randn(200, 6, generator=torch.Generator().manual_seed(2)) @ LOW
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Evidence of what the layers of a host read on these inputs."""
+
+    host: object
+    inputs: dict
+
+    def second_moment(self, node):
+        (x,) = self.host.tap([node.inputs[0]], self.inputs)
+        return x.double().T @ x.double() / len(x)
+
+
+def seen(host):
+    return Seen(host, {next(iter(host.example_inputs())): ROWS})
+
+
+def applied(host, rewrite, evidence):
+    copy = host.copy()
+    for mine, theirs in zip(groups(host), groups(copy), strict=True):
+        candidate = rewrite.propose(mine, evidence)[0]
+        rewrite.apply(candidate, replace(theirs, host=copy))
+    copy.finish()
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("bits", [4, 2])
+def test_it_loses_less_than_rounding_to_the_nearest(kind, bits):
+    host = opened(kind)
+    (name,) = host.example_inputs()
+    wanted = host.runner()({name: ROWS})[0]
+    wishes = (Wish(bits, 32),)
+    losses = [
+        float((applied(host, rewrite, seen(host)).runner()({name: ROWS})[0] - wanted).norm())
+        for rewrite in (Gptq(wishes=wishes), RoundWeights(wishes=wishes))
+    ]
+    assert 0 < losses[0] < 0.8 * losses[1]
+
+
+def test_without_data_it_refuses():
+    refused = Gptq().propose(groups(opened("torch"))[0], None)
+    assert isinstance(refused, Refusal) and refused.reason == "GPTQ needs calibration data"
+
+
+def test_codes_travel_with_the_plan_but_not_in_its_file():
+    host = opened("torch")
+    (group, *_) = groups(host)
+    move = Move(Gptq(), group, Gptq().propose(group, seen(host))[0])
+    step = step_of(move)
+    (again,) = moves_from([step], host)
+    assert again.candidate.arrays == move.candidate.arrays
+    copy = host.copy()
+    Gptq().apply(again.candidate, replace(groups(copy)[0], host=copy))
+    (there,) = transferred([step], host, opened("torch"))
+    assert there.arrays.keys() == there.options["formats"].keys() == {there.nodes[0]}
+    record = json.loads(json.dumps(Plan("torch", "cpu", "torch", steps=(step,)).to_json()))
+    (bare,) = moves_from(Plan.from_json(record).steps, host)
+    with pytest.raises(PlanError, match="does not hold the codes that 'gptq' found"):
+        Gptq().apply(bare.candidate, replace(groups(copy)[0], host=copy))

@@ -1,0 +1,98 @@
+"""rsq: GPTQ bit for bit where tokens count alike and nothing is rotated; less weighted error where they do not; both hosts, replayed."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import hf_models
+import onnx_exports
+import pytest
+import torch
+
+from attnopt.analysis.calibration import Calibration
+from attnopt.analysis.evidence import Evidence
+from attnopt.ir.site import Refusal
+from attnopt.opening import open_model
+from attnopt.passes import Gptq, Rsq
+from attnopt.passes.linear_layers import matrix
+from attnopt.passes.weight_rounding import Wish
+from attnopt.plan.groups import Grouping
+from attnopt.rounding.gptq import reconstruction_error
+from attnopt.rounding.rounded_weight import RoundedWeight
+from attnopt.rounding.weight_format import WeightFormat
+
+SMALL = {"smallest": 16, "wishes": (Wish(4, 16),)}
+
+
+@functools.cache
+def seen(family, kind):
+    """A host's groups and evidence of four sequences."""
+    example = tensors(hf_models.inputs(family))
+    options = {"use_cache": False} if kind == "torch" and family != "bert" else {}
+    model = hf_models.build(family) if kind == "torch" else onnx_exports.export(family, "eager", "dynamo")
+    host = open_model(model, {**example, **options}, dynamic_shapes=None, need_inputs=True).host
+    batches = [host.named_inputs({**tensors(hf_models.inputs(family, length=n)), **options}) for n in (12, 10)]
+    grouping = Grouping(host)
+    return grouping, Evidence(host, Calibration.of(host.graph, batches), sites=grouping.sites), batches
+
+
+def tensors(inputs):
+    return {n: x for n, x in inputs.items() if isinstance(x, torch.Tensor)}
+
+
+def proposed(family="llama", kind="torch", **options):
+    grouping, evidence, _ = seen(family, kind)
+    (candidate,) = Rsq(**SMALL, **options).propose(grouping.of("model")[0], evidence)
+    return candidate
+
+
+def test_alike_tokens_without_rotation_are_gptq():
+    """Bit for bit, the head apart."""
+    grouping, evidence, _ = seen("llama", "torch")
+    mine = proposed(rotate=False, least=1.0).arrays
+    theirs = {n: x for g in grouping.of("linear") for n, x in Gptq(**SMALL).propose(g, evidence)[0].arrays.items()}
+    assert mine.keys() == theirs.keys() and len(mine) == 15
+    different = [name for name in mine if not torch.equal(mine[name]["codes"], theirs[name]["codes"])]
+    assert len(different) == 1  # the head
+
+
+def test_what_receives_attention_loses_less():
+    grouping, evidence, _ = seen("llama", "torch")
+    layers = [(grouping.sites[0], [n for n in grouping.linears if "layers.0" in n.source.module])]
+    (moments,) = evidence.concentrated_moments(layers, 0.005)
+    told, plain = (proposed(rotate=False, least=least) for least in (0.005, 1.0))
+    errors = [0.0, 0.0]
+    for node in layers[0][1]:
+        for i, candidate in enumerate((told, plain)):
+            format = WeightFormat.read(candidate.storage[node.name])
+            made = RoundedWeight.from_arrays(format, candidate.arrays[node.name], matrix(node).shape[1])
+            errors[i] += reconstruction_error(matrix(node), made, moments[node.name])
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_the_result_is_near_and_the_original_stays(family, kind):
+    grouping, evidence, (inputs, _) = seen(family, kind)
+    host, rewrite = grouping.host, Rsq(smallest=16, wishes=(Wish(8, 16),))
+    (candidate,) = rewrite.propose(grouping.of("model")[0], evidence)
+    assert (candidate.needs, candidate.changes) == ("calibration", ("weights",))
+    how = "values and residual stream rotated" if family == "llama" else "values rotated"
+    assert how in candidate.description
+    wanted = host.runner()(inputs)[0]
+    copy = host.copy()
+    rewrite.apply(candidate, replace(Grouping(copy).of("model")[0], host=copy))
+    copy.finish()
+    got = copy.runner()(inputs)[0]
+    assert 1e-5 < float((got - wanted).norm() / wanted.norm()) < 0.05
+    torch.testing.assert_close(host.runner()(inputs)[0], wanted, atol=0, rtol=0)
+
+
+def test_without_data_or_attention_it_refuses():
+    grouping, evidence, _ = seen("llama", "torch")
+    (group,) = grouping.of("model")
+    assert Rsq().propose(group, None).reason == "RSQ needs calibration data"
+    bare = replace(group, sites=(), blocks=())
+    assert Rsq(**SMALL).propose(bare, evidence).reason == "no attention with known projections"
+    assert isinstance(Rsq().propose(group, evidence), Refusal)  # 64 is the smallest layer by default
