@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import gpu_attention
 import pytest
 import torch
 from gpu.ahead import compile_one, families
-from gpu.case import MASKS, STORED, Case, cache_bytes, flops, make, pairs
+from gpu.case import MASKS, ROUNDED, STORED, Case, cache_bytes, flops, make, pairs
 from gpu.ceilings import Ceilings
 from gpu.clock import in_turn
 from gpu.goals import goal_lines
@@ -47,12 +48,14 @@ def test_every_code_path_on_tiny_shapes(tmp_path):
     ended = run("--small", "--out", tmp_path, TRITON_INTERPRET="1")
     assert ended.returncode == 0, ended.stderr
     record = json.loads((tmp_path / "gpu_attention.json").read_text())
-    found = {(r["case"]["kind"], r["case"]["mask"], r["case"]["cache"]): r for r in record["rows"]}
+    found = {(r["case"]["kind"], r["case"]["mask"], r["case"]["cache"], r["case"]["rounded"]): r for r in record["rows"]}
     assert {k[:2] for k in found if k[0] == "prefill"} == {("prefill", mask) for mask in MASKS}
-    for (kind, mask, cache), row in found.items():
+    assert {k[3] for k in found if k[:2] == ("prefill", "causal")} == set(ROUNDED)
+    for (kind, mask, cache, rounded), row in found.items():
         assert row["state"] == ""
         assert "attnopt" in row["seconds"] and row["error"] < 2e-2, row
-        if cache == "bf16":  # FlexAttention says all of them, and torch's flash all but soft caps
+        assert (row["cosine"] is None) == (not rounded) and (not rounded or row["cosine"] > 0.999), row
+        if cache == "bf16" and not rounded:  # FlexAttention says all of them, and torch's flash all but soft caps
             assert {"flex", *(["flash"] if mask != "softcap" else [])} <= row["seconds"].keys(), (kind, row)
         assert ("attnopt masked" in row["seconds"]) == (mask == "documents")
     assert record["device"]["versions"].keys() >= {"attnopt", "torch", "triton"}
@@ -93,7 +96,7 @@ def test_tiles_are_timed_and_written_as_they_are_read():
 def test_kernels_are_compiled_ahead_from_tensors_that_hold_nothing():
     """For every family a form that the operators would ask for; one of them compiled."""
     found = families(rows())
-    assert len(found) == 3 * len(MASKS) + len(STORED)
+    assert len(found) == 3 * len(MASKS) + len(STORED) + 2 * 2 * 2
     for case in found:
         assert make(case, torch.device("meta"), None).q.shape == (case.batch, case.heads, case.q_len, case.width)
     compile_one(next(c for c in found if c.mask == "softcap" and c.width == 64), "sm_80")
@@ -113,7 +116,7 @@ def test_the_kept_table_has_every_row():
 
 def test_the_important_rows_come_first():
     cases = rows()
-    assert len(set(cases)) == len(cases) == 3 * 4 * len(MASKS) + 3 * 3 * 2 * len(STORED)
+    assert len(set(cases)) == len(cases) == 3 * 4 * len(MASKS) + 3 * 3 * 2 * len(STORED) + 2 * 2 * 2 * 2
     assert {c.mask for c in cases[:6]} == set(MASKS)
     assert {(c.kind, c.width, c.kv_len) for c in cases[:6]} == {("prefill", 128, 16384)}
     assert [c.cache for c in cases[6:9]] == list(STORED)
@@ -167,7 +170,21 @@ def test_rates_and_ratios():
         "4e-03",
     ]  # fmt: skip
     assert cells(int4, found, TOP)[1:4] == ["1000 GB/s", "flash on bf16 250", "4.00x"]
+    narrow = Row(
+        Case("prefill", "causal", 128, 16384, 16384, 1, 16, 16, rounded="int8 fp8"),
+        {"attnopt": 0.001},
+        {},
+        0.8e12,
+        0.004,
+        cosine=0.9995,
+    )
+    whole = Row(replace(narrow.case, rounded=""), {"flash": 0.002, "attnopt": 0.0016}, {}, 0.8e12, 0.004)
+    found += [narrow, whole]
+    assert ratio(narrow, found) == 2.0
+    assert cells(narrow, found, TOP)[2] == "flash on bf16 400" and cells(narrow, found, TOP)[-1] == "4e-03, cosine 0.99950"
     goals = {line[0]: line[2:] for line in goal_lines(found, TOP)}
+    assert goals["causal d128 at 16k in int8 and fp8, times the best bf16 kernel"] == ["1.60", "reached"]
+    assert goals["causal d128 at 16k in int8 and fp8, cosine to exact products"] == ["0.99950", "reached"]
     assert goals["window d128 at 16k, times FlexAttention"] == ["1.50", "reached"]
     assert goals["decode of int4 caches at 128k, times that of bf16"] == ["2.00", "not reached"]
     assert goals["alibi d128 at 16k, times FlexAttention"] == ["not measured", ""]

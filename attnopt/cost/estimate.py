@@ -150,7 +150,7 @@ def of_phases(passes: Sequence[Phase], dtype: str, target: Target) -> Estimate:
     bound = max(spent, key=spent.__getitem__)
     return Estimate(
         seconds=float(sum(p.total for p in parts)),
-        flops=sum(p.flops + p.operations for p in passes),
+        flops=sum(p.flops + p.more + p.operations for p in passes),
         bytes=sum(p.bytes + p.rereads for p in passes),
         working_set=max(p.working_set for p in passes),
         bound=bound,
@@ -165,7 +165,8 @@ def spoken(value: float, unit: str) -> str:
 
 
 def products(passes: Sequence[Phase], parts: Sequence[Parts], dtype: str, target: Target) -> str:
-    flops, spent = sum(p.flops for p in passes), sum(p.products for p in parts)
+    flops, spent = sum(p.flops + p.more for p in passes), sum(p.products for p in parts)
+    dtype = " and ".join(dict.fromkeys([dtype, *(p.more_dtype for p in passes if p.more)]))
     return f"bound by products: {spoken(flops, 'FLOP')} at {spoken(flops / spent, 'FLOP/s')} ({dtype})"
 
 

@@ -20,7 +20,7 @@ from attnopt.cost.phase import Phase
 from attnopt.cost.problem import Problem
 from attnopt.cost.target import Target
 from attnopt.ir.band import Band, band, chunking
-from attnopt.ir.cost import WITHOUT_PAIRS, cost_alone
+from attnopt.ir.cost import WITHOUT_PAIRS, cost_alone, stored
 from attnopt.ir.expr import Term
 
 Tile = tuple[int, int]
@@ -61,8 +61,10 @@ def fused(problem: Problem, target: Target, family: str, tile: Tile, *, skips: b
     tasks: float = problem.heads * math.ceil(problem["q"] / rows)
     if target.kind == "gpu" and tasks < target.units:
         tasks = min(target.units, tasks * max(1.0, problem["k"] / SPLIT_KEYS))
+    scores, values = 2.0 * pairs * problem["d"], 2.0 * pairs * problem["e"]
+    apart = problem.value_type != problem.product_type
     return Phase(
-        "attention", family, flops=2.0 * pairs * (problem["d"] + problem["e"]),
+        "attention", family, flops=scores if apart else scores + values, more=apart * values, more_dtype=apart * problem.value_type,
         operations=pairs * (problem.per_score + bool(mask)) + pairs / rows * problem.conversions,
         bytes=once, working_set=once, rereads=max(0.0, read - problem.keys_bytes), rereads_set=problem["k"] * problem.row_bytes,
         rows=rows, tasks=tasks,
@@ -97,6 +99,23 @@ def wide_values(problem: Problem, target: Target) -> list[Phase]:
 def blocks(family: str, tile: Tile) -> Callable[[Problem, Target], list[Phase]]:
     """Kernels that visit the blocks that the mask leaves and compute mask and biases inside."""
     return lambda problem, target: [fused(problem, target, family, tile, skips=True)]
+
+
+def triton_prefill(problem: Problem, target: Target) -> list[Phase]:
+    """Kernels of the prefill family; where products are rounded, others make the codes first."""
+    return [*coding(problem), fused(problem, target, "triton", (128, 64), skips=True)]
+
+
+def coding(problem: Problem) -> list[Phase]:
+    """Means of keys, ranges of values, codes of all three: q is read once, k twice, v three times; what is made is read later."""
+    if problem.spec.precision is None:
+        return []
+    q, k, v = (
+        problem.heads * problem["q"] * problem["d"],
+        *(problem["b"] * problem["g"] * problem["k"] * problem[x] for x in "de"),
+    )
+    moved = problem.width * (q + 2 * k + 3 * v) + problem.keys_bytes + q * stored(problem.spec.precision, "q", problem.width)
+    return [Phase("codes", PASSES["torch"], operations=4.0 * (q + k + v), bytes=moved, working_set=moved, launches=9)]
 
 
 def local(problem: Problem, target: Target, *, runtime: str, family: str) -> list[Phase]:
@@ -210,7 +229,7 @@ KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
     "sdpa-repeated": sdpa_repeated,
     "wide-values-sdpa": wide_values,
     "flex": blocks("flex", (128, 128)),
-    "triton-prefill": blocks("triton", (128, 64)),
+    "triton-prefill": triton_prefill,
     "triton-decode": blocks("triton", (16, 64)),
     "local-sdpa": partial(local, runtime="torch", family="local-sdpa"),
     "local-attention": partial(local, runtime="onnxruntime", family="local-attention"),

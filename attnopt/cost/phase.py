@@ -24,11 +24,11 @@ Numbers = Any  # a float, or an array of them where many phases are priced at on
 
 @dataclass(frozen=True)
 class Phase:
-    """flops: of matrix products, a multiply-add counted as two. operations: on single numbers.
+    """flops: of matrix products, a multiply-add counted as two; more: of those in a second type. operations: on single numbers.
 
     bytes: moved once, by a pass whose working set is `working_set`. rereads: bytes read again, from where `rereads_set` bytes stay.
     rows: of the products, the smaller side. tasks: parts that run side by side (0: as many as the machine likes).
-    family: whose shares of the target's rates hold. dtype: of its products, where it is not that of the whole.
+    family: whose shares of the target's rates hold. dtype: of its products, where it is not that of the whole; more_dtype: of `more`.
     """
 
     what: str
@@ -43,6 +43,8 @@ class Phase:
     tasks: float = 0.0
     launches: float = 1.0
     dtype: str = ""
+    more: float = 0.0
+    more_dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def waves(tasks: float, units: int) -> float:
 
 def features(phase: Phase, dtype: str, target: Target) -> Features:
     return Features(
-        products=phase.flops / target.rate(phase.dtype or dtype),
+        products=phase.flops / target.rate(phase.dtype or dtype)
+        + (phase.more and phase.more / target.rate(phase.more_dtype or dtype)),
         scores=phase.operations / target.rate("float32"),
         memory=moved(phase.bytes, phase.working_set, target) + moved(phase.rereads, phase.rereads_set, target),
         launches=phase.launches,

@@ -49,7 +49,10 @@ class Problem:
 
     @cached_property
     def per_score(self) -> float:
-        return per_score(self.spec)
+        """Operations on each score. An integer is widened and multiplied by its scale; a narrow weight is rounded."""
+        held = self.spec.precision
+        narrow = () if held is None else (CONVERT * (held.word("k") in NARROW), float(held.word("p") in NARROW))
+        return per_score(self.spec) + sum(narrow)
 
     def pairs(self, rows: int = 1, keys: int = 1, mask: Expr | None = None) -> float:
         """Pairs of one head that are computed in blocks of rows x keys under the mask (the spec's own), at most those selected."""
@@ -80,16 +83,24 @@ class Problem:
 
     @cached_property
     def conversions(self) -> float:
-        """Operations per key position and head that bring stored keys and values back to numbers."""
-        held = self.spec.cache or self.spec.precision
+        """Operations per key position and head that bring keys and values of a cache back to numbers."""
+        held = self.spec.cache
         if held is None:
             return 0.0
         return CONVERT * sum(self[axis] for axis, side in (("d", "k"), ("e", "v")) if held.word(side) in NARROW)
 
     @cached_property
     def product_type(self) -> str:
-        """The type whose peak bounds the products: that of `precision` where both sides of q k' are rounded to it."""
+        """The type whose peak bounds the first product: that of `precision` where both sides of q k' are rounded to it."""
         held = self.spec.precision
         if held is None or held.word("q") == "fp32" or held.word("q") != held.word("k"):
             return self.dtype
         return PEAKS[held.word("q")]
+
+    @cached_property
+    def value_type(self) -> str:
+        """The same of the second product, where both of its sides are rounded to one type."""
+        held = self.spec.precision
+        if held is None or held.word("v") == "fp32" or held.word("p") != held.word("v"):
+            return self.dtype
+        return PEAKS[held.word("v")]

@@ -13,6 +13,7 @@ from attnopt.passes.quantize.quest_rounding import QuestRounding
 from attnopt.passes.quantize.round_tables import RoundTables
 from attnopt.passes.quantize.round_weights import RoundWeights
 from attnopt.passes.quantize.rsq import Rsq
+from attnopt.passes.quantize.sage_attention import SageAttention
 from attnopt.passes.sparsify.sinks_window import SinksWindow
 
 ALL: tuple[Pass, ...] = (
@@ -24,6 +25,7 @@ ALL: tuple[Pass, ...] = (
     QuestRounding(),
     Rsq(),
     DropAttention(),
+    SageAttention(),
     GateNorm(),
     SinksWindow(),
     Int8Cache(),
@@ -45,5 +47,6 @@ __all__ = [
     "RoundTables",
     "RoundWeights",
     "Rsq",
+    "SageAttention",
     "SinksWindow",
 ]

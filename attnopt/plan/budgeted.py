@@ -29,6 +29,7 @@ from attnopt.plan.judge import MEMORY as OUTPUTS
 from attnopt.plan.judge import Judge
 from attnopt.plan.losses import Losses
 from attnopt.plan.memory import Held, Memory
+from attnopt.plan.offered import offered
 from attnopt.plan.pricing import Load, Prices
 from attnopt.plan.proposals import Move, classes_of, moves_of
 from attnopt.plan.quality import Loss, Score
@@ -99,6 +100,7 @@ def prepared(setting: Setting) -> Search:
     sizes = setting.host.graph.sizes(setting.inputs)
     kernels = {c.site.name: c.lowering for c in setting.chosen if c.lowering is not None}
     shop = Workshop(setting.host, kernels, setting.target, setting.runtime, setting.opset, sizes)
+    classes = offered(classes, shop)
     bound = setting.workload.bind(setting.sites) if setting.workload is not None else ()
     loads = [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)]
     pairs = tuple(zip(grouping.sites, grouping.blocks, strict=True))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attnopt.codegen import LOWERINGS, ON_GPU
 from attnopt.codegen.lowering import Lowering
+from attnopt.codegen.triton.low_precision import refused_by
 from attnopt.cost.target import Target, read
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand
@@ -41,14 +42,21 @@ class Chosen:
     seconds_after: float | None = None
 
 
-def applicable(site: Site, host: Host, runtime: str, opset: int, kind: str = "cpu") -> tuple[list[Lowering], list[Choice]]:
-    """The lowerings that can compute the site on a target of this kind, and the others with their reasons."""
+def applicable(
+    site: Site, host: Host, runtime: str, opset: int, kind: str = "cpu", arch: str = ""
+) -> tuple[list[Lowering], list[Choice]]:
+    """The lowerings that can compute the site on a target of this kind, and the others with their reasons.
+
+    arch: of a GPU, which may lack an instruction that the spec asks for.
+    """
     fits: list[Lowering] = []
     refused: list[Choice] = []
     for lowering in LOWERINGS:
         if lowering.host != host.kind or (kind != "gpu" and lowering in ON_GPU):
             continue
         refusal = lowering.supports(site, runtime)
+        if refusal is None and lowering in ON_GPU:
+            refusal = refused_by(arch, site.spec)
         if refusal is None and lowering.opset > opset > 0:
             refusal = Refusal(f"needs opset {lowering.opset}, the model has {opset}")
         if refusal is None:
@@ -93,7 +101,7 @@ def choose_one(
     target: Target,
     loads: Sequence[tuple[float, Mapping[str, int]]] = (),
 ) -> Chosen:
-    fits, refused = applicable(site, host, runtime, opset, target.kind)
+    fits, refused = applicable(site, host, runtime, opset, target.kind, target.arch)
     if not fits:
         why = refused[0].why if refused else f"no kernel for host {host.kind}"
         return Chosen(site, None, why, tuple(refused))

@@ -22,6 +22,8 @@ from attnopt.plan.choose import applicable, emit, reread
 from attnopt.plan.groups import Grouping
 from attnopt.plan.proposals import Move
 
+WIDEST = "triton-prefill"  # the family that computes most: where it refuses too, its reason is the one to tell
+
 
 @dataclass
 class Workshop:
@@ -71,8 +73,10 @@ class Workshop:
         """The kernel that is predicted to compute a rewritten site fastest, or why there is none."""
         key = (str(site.spec), str(site.shape))
         if key not in self.known:
-            fits, refused = applicable(site, self.host, self.runtime, self.opset, self.target.kind)
-            why = Refusal(refused[0].why if refused else f"no kernel for host {self.host.kind}", site.name)
+            fits, refused = applicable(site, self.host, self.runtime, self.opset, self.target.kind, self.target.arch)
+            told = {choice.kernel: choice.why for choice in refused}
+            reason = told.get(WIDEST) or next(iter(told.values()), f"no kernel for host {self.host.kind}")
+            why = Refusal(reason, site.name)
             self.known[key] = min(fits, key=lambda x: self.seconds(site, x.name), default=None) or why
         return self.known[key]
 

@@ -15,7 +15,7 @@ import torch
 
 from attnopt.codegen.triton import decode_attention, triton_attention
 from attnopt.ir.spec import parse
-from gpu.case import Case, make
+from gpu.case import Case, Family, make
 from gpu.ours import in_pieces
 
 META = torch.device("meta")
@@ -23,7 +23,7 @@ META = torch.device("meta")
 
 def families(cases: Sequence[Case]) -> list[Case]:
     """One case of each, the first: kernels do not depend on lengths and batch."""
-    found: dict[tuple[str, str, int, str], Case] = {}
+    found: dict[Family, Case] = {}
     for case in cases:
         found.setdefault(case.family, case)
     return list(found.values())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attnopt.ir.kv_cache import Cache
+from attnopt.passes.quantize.sage_attention import precision
 
 DTYPE = torch.bfloat16
 WINDOW, SOFTCAP, DOCUMENTS, GROUP = 1024, 30.0, 8, 64
@@ -34,9 +35,16 @@ STORED = {
 }
 
 
+ROUNDED = {"": "", "int8 fp16": str(precision("int8", "fp16")), "int8 fp8": str(precision("int8", "fp8"))}
+Family = tuple[str, str, int, str, str]
+
+
 @dataclass(frozen=True)
 class Case:
-    """kind: "prefill" or "decode". mask: a key of TERMS. width: of a head. cache: a key of STORED, how keys and values are held."""
+    """kind: "prefill" or "decode". mask: a key of TERMS. width: of a head. cache: a key of STORED, how keys and values are held.
+
+    rounded: a key of ROUNDED, the types of q and k, and of weights and v, in the products.
+    """
 
     kind: str
     mask: str
@@ -48,22 +56,28 @@ class Case:
     key_heads: int
     cache: str = "bf16"
     window: int = WINDOW
+    rounded: str = ""
 
     @property
     def name(self) -> str:
         if self.kind == "prefill":
-            return f"prefill {self.mask} d{self.width} {tokens(self.kv_len)} x {self.batch}"
+            return f"prefill {f'{self.mask} {self.rounded}'.strip()} d{self.width} {tokens(self.kv_len)} x {self.batch}"
         return f"decode {self.cache} d{self.width} {self.heads // self.key_heads}:1 {tokens(self.kv_len)} x {self.batch}"
 
     @property
     def spec(self) -> str:
-        terms = f"softmax scale({self.width**-0.5!r})", TERMS[self.mask].format(window=self.window), STORED[self.cache]
+        terms = (
+            f"softmax scale({self.width**-0.5!r})",
+            TERMS[self.mask].format(window=self.window),
+            STORED[self.cache],
+            ROUNDED[self.rounded],
+        )
         return " ".join(term for term in terms if term)
 
     @property
-    def family(self) -> tuple[str, str, int, str]:
+    def family(self) -> Family:
         """Cases of one family run one kernel."""
-        return self.kind, self.mask, self.width, self.cache
+        return self.kind, self.mask, self.width, self.cache, self.rounded
 
     def small(self, length: int = 48) -> Case:
         """The same attention at a size that an interpreter computes in a second."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gpu.case import Case, cache_bytes, flops, make
-from gpu.check import ALLOWED, APART, apart, error
+from gpu.case import Case, Family, cache_bytes, flops, make
+from gpu.check import ALLOWED, APART, apart, checked
 from gpu.clock import in_turn
 from gpu.ours import OURS, kernels
 from gpu.peers import GpuLost, finish, first_line, ready
 
-Errors = dict[tuple[str, str, int, str], float]
+Errors = dict[Family, tuple[float, float | None]]
 NOT_REACHED, NOT_MEASURED = "not reached", "not measured"
 
 
@@ -25,7 +25,8 @@ NOT_REACHED, NOT_MEASURED = "not reached", "not measured"
 class Row:
     """seconds of each contender and why others have none; work: FLOP of a prefill, bytes of a decode; state: empty where it ran.
 
-    error: of the family's kernel against the reference. apart: this row's result against another contender's.
+    error: of the family's kernel against the reference. apart: this row's result against another contender's. cosine: of rounded
+    products to exact ones.
     """
 
     case: Case
@@ -35,6 +36,7 @@ class Row:
     error: float | None = None
     apart: float | None = None
     state: str = ""
+    cosine: float | None = None
 
     @property
     def wrong(self) -> bool:
@@ -81,7 +83,7 @@ def one(case: Case, device: torch.device, generator: torch.Generator, errors: Er
     reasons: dict[str, str] = {}
     if case.family not in errors:
         try:
-            errors[case.family] = error(case, device, generator)
+            errors[case.family] = checked(case, device, generator)
         except Exception as failure:  # said in the row: the peers are measured without us
             reasons["check"] = first_line(failure)
             finish()
@@ -91,4 +93,5 @@ def one(case: Case, device: torch.device, generator: torch.Generator, errors: Er
     peer = next((name for name in calls if name not in kernels(case)), None)
     difference = apart(calls[OURS](), calls[peer]()) if peer and OURS in calls else None
     seconds = in_turn(calls) if calls else {}
-    return Row(case, seconds, {**reasons, **refused}, work, errors.get(case.family), difference)
+    error, cosine = errors.get(case.family, (None, None))
+    return Row(case, seconds, {**reasons, **refused}, work, error, difference, cosine=cosine)

@@ -27,8 +27,9 @@ class GpuLost(Exception):
 
 
 def contenders(case: Case) -> dict[str, Prepare]:
-    """Low-precision caches have no peers."""
-    named = {name: peer for name, peer in PEERS.items() if case.cache == "bf16" and (name != "varlen" or case.mask in PACKED)}
+    """Low-precision caches and products have no peers."""
+    whole = case.cache == "bf16" and not case.rounded
+    named = {name: peer for name, peer in PEERS.items() if whole and (name != "varlen" or case.mask in PACKED)}
     return named | kernels(case)
 
 

@@ -18,8 +18,13 @@ def rate(row: Row, name: str) -> float | None:
 
 
 def on_bf16(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The row of the same sizes whose cache is bf16."""
-    return next((r for r in rows if r.case.cache == "bf16" and sizes(r.case) == sizes(row.case)), None)
+    """The row of the same sizes that is bf16 throughout."""
+    return next((r for r in rows if whole(r.case) and sizes(r.case) == sizes(row.case)), None)
+
+
+def whole(case: Case) -> bool:
+    """Whether nothing in it is narrower than bf16."""
+    return case.cache == "bf16" and not case.rounded
 
 
 def sizes(case: Case) -> tuple[object, ...]:
@@ -27,8 +32,8 @@ def sizes(case: Case) -> tuple[object, ...]:
 
 
 def peers(row: Row, rows: Sequence[Row]) -> dict[str, float]:
-    """Seconds of the contenders that are not ours. A cache that no library can read is compared with theirs on a bf16 one."""
-    twin = row if row.case.cache == "bf16" else on_bf16(row, rows)
+    """Seconds of the contenders that are not ours. What no library can compute is compared with theirs in bf16."""
+    twin = row if whole(row.case) else on_bf16(row, rows)
     suffix = "" if twin is row else " on bf16"
     return {} if twin is None else {f"{name}{suffix}": s for name, s in twin.seconds.items() if not name.startswith(OURS)}
 

@@ -39,7 +39,7 @@ def cells(row: Row, rows: Sequence[Row], top: Ceilings | None) -> list[str]:
         shown(ratio(row, rows, "flex")),
         shown(share(row, top), "{:.0%}"),
         "; ".join(told),
-        shown(size, "{:.0e}"),
+        shown(size, "{:.0e}") + ("" if row.cosine is None else f", cosine {row.cosine:.5f}"),
     ]
 
 

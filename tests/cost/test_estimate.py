@@ -76,12 +76,19 @@ def test_narrow_keys_move_less_and_are_converted():
     assert narrow.seconds < plain.seconds
 
 
-def test_rounded_products_run_at_their_own_peak():
+def test_rounded_products_run_at_their_own_peaks():
+    """8 query heads on one key head, 4,096 positions: each narrower product shortens the call."""
     shape = {**DECODE, "q": 4096, "k": 4096}
-    plain = estimate("softmax", shape, "bfloat16", "triton", target=H200)
-    narrow = estimate("softmax precision(q=int8, k=int8)", shape, "bfloat16", "triton", target=H200)
-    assert narrow.seconds < plain.seconds
-    assert "(int8)" in narrow.why or narrow.bound != "products"
+
+    def timed(precision, target=H200):
+        return estimate(f"softmax {precision}".strip(), shape, "bfloat16", "triton-prefill", target=target)
+
+    plain, scores = timed(""), timed("precision(q=int8, k=int8, p=fp16, v=fp16)")
+    both = timed("precision(q=int8, k=int8, p=fp8, v=fp8, v_axis=channel)")
+    assert plain.seconds > scores.seconds > both.seconds > 0.4 * plain.seconds
+    assert "(int8 and float16)" in scores.why or scores.bound != "products"
+    numbers = (32 + 2 * 8) * 4096 * 128  # of q, k and v, four operations on each; two on each score
+    assert scores.flops - plain.flops == pytest.approx(2 * 32 * 4096 * 4096 + 4 * numbers)
 
 
 def test_added_attentions_and_states():

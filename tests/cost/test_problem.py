@@ -46,3 +46,16 @@ def test_product_type():
     assert problem("softmax precision(q=int8, k=int8)", "float16").product_type == "int8"
     assert problem("softmax precision(k=int4)", "float16").product_type == "float16"  # the other side is not rounded
     assert problem("softmax precision(q=fp8, k=fp8)", "float16").product_type == "float8"
+
+
+def test_value_type():
+    assert problem("softmax precision(q=int8, k=int8)", "bfloat16").value_type == "bfloat16"
+    assert problem("softmax precision(p=fp16, v=fp16)", "bfloat16").value_type == "float16"
+    assert problem("softmax precision(p=fp8, v=fp8)", "bfloat16").value_type == "float8"
+
+
+def test_rounding_is_work_on_scores():
+    plain = problem("softmax").per_score
+    assert problem("softmax precision(q=int8, k=int8)").per_score == plain + 2
+    assert problem("softmax precision(q=int8, k=int8, p=fp8, v=fp8)").per_score == plain + 3
+    assert problem("softmax precision(q=int8, k=int8)").conversions == 0  # codes are made once, before

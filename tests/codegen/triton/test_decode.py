@@ -64,6 +64,11 @@ def test_refusals(line, reason):
     assert supports(parse(line), DecodeForm(64, 64)).reason == reason
 
 
+def test_rounded_products_are_for_many_queries():
+    said = supports(parse("softmax precision(q=int8, k=int8)"), DecodeForm(64, 64))
+    assert said.reason == "rounded products are those of many queries: a cache says by itself how it is stored"
+
+
 def test_odd_rows_of_int4():
     assert supports(parse("softmax cache(v=int4)"), DecodeForm(64, 33)).reason == "rows of an odd width cannot be packed two to a byte"
     assert supports(parse("softmax cache(v=int8)"), DecodeForm(64, 33)) is None
