@@ -82,6 +82,8 @@ def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
     if clause is None or (refused := refusal(clause)) is not None:
         return None if clause is None else refused
     layout, page = clause.word("layout"), clause.count("page")
+    if (narrow := next((clause.word(side) for side in "kv" if clause.word(side) in ("int2", "int1")), None)) is not None:
+        return Refusal(f"the kernels read no {narrow} codes", clause)
     if layout == "ring":
         return Refusal("a ring does not say which position a token has", clause)
     if layout == "paged" and page == 0:
