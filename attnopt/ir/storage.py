@@ -102,7 +102,7 @@ def round_cache(call: Call, x: Tensor, clause: Clause, side: str) -> Tensor:
     exact = newest(call, clause) | (bits >= EXACT_BITS)
     size = clause.count("block") or max(1, x.shape[2])
     parts = (y.split(size, 2) for y in (x, bits, clip, exact))
-    rounded = [stored(call, *part, clause, side) for part in zip(*parts, strict=True)]
+    rounded = [stored(call, y, b, c, e, clause, side) for y, b, c, e in zip(*parts, strict=True)]
     return torch.cat(rounded, 2) if rounded else x
 
 
