@@ -4,11 +4,37 @@ from __future__ import annotations
 
 from attnopt.passes.candidate import Candidate, Evidence, Group, Pass
 from attnopt.passes.fuse.fuse_attention import FuseAttention
+from attnopt.passes.kvcache.akvq_vl import AkvqVl
+from attnopt.passes.kvcache.int2_cache import Int2Cache
+from attnopt.passes.kvcache.int4_cache import Int4Cache
 from attnopt.passes.kvcache.int8_cache import Int8Cache
 from attnopt.passes.prune.gate_norm import GateNorm
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
 from attnopt.passes.sparsify.sinks_window import SinksWindow
 
-ALL: tuple[Pass, ...] = (FuseAttention(), DynamicInt8(), GateNorm(), SinksWindow(), Int8Cache())
+ALL: tuple[Pass, ...] = (
+    FuseAttention(),
+    DynamicInt8(),
+    GateNorm(),
+    SinksWindow(),
+    Int8Cache(),
+    Int4Cache(),
+    Int2Cache(),
+    AkvqVl(),
+)
 
-__all__ = ["ALL", "Candidate", "DynamicInt8", "Evidence", "FuseAttention", "GateNorm", "Group", "Int8Cache", "Pass", "SinksWindow"]
+__all__ = [
+    "ALL",
+    "AkvqVl",
+    "Candidate",
+    "DynamicInt8",
+    "Evidence",
+    "FuseAttention",
+    "GateNorm",
+    "Group",
+    "Int2Cache",
+    "Int4Cache",
+    "Int8Cache",
+    "Pass",
+    "SinksWindow",
+]
