@@ -8,6 +8,7 @@ from attnopt.passes.kvcache.akvq_vl import AkvqVl
 from attnopt.passes.kvcache.int2_cache import Int2Cache
 from attnopt.passes.kvcache.int4_cache import Int4Cache
 from attnopt.passes.kvcache.int8_cache import Int8Cache
+from attnopt.passes.kvcache.zip_cache import ZipCache
 from attnopt.passes.prune.gate_norm import GateNorm
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
 from attnopt.passes.sparsify.sinks_window import SinksWindow
@@ -21,6 +22,7 @@ ALL: tuple[Pass, ...] = (
     Int4Cache(),
     Int2Cache(),
     AkvqVl(),
+    ZipCache(),
 )
 
 __all__ = [
@@ -37,4 +39,5 @@ __all__ = [
     "Int8Cache",
     "Pass",
     "SinksWindow",
+    "ZipCache",
 ]

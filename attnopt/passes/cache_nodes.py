@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from attnopt.ir.dims import Dim, Shape
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder
 
-COMPARISONS = ("eq", "lt", "ge")
+TRUTHS = ("eq", "lt", "ge", "and", "or")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Nodes:
         kind = next(x.dtype for x in (a, b) if isinstance(x, Value))
         left, right = (x if isinstance(x, Value) else self.builder.constant(x, kind) for x in (a, b))
         shape = broadcast(left.shape or (), right.shape or ())
-        return self.builder.emit(op, left, right, shape=shape, dtype="bool" if op in COMPARISONS else kind)
+        return self.builder.emit(op, left, right, shape=shape, dtype="bool" if op in TRUTHS else kind)
 
     def add(self, a: Value, b: Value | float) -> Value:
         return self.binary("add", a, b)
@@ -57,12 +58,19 @@ class Nodes:
     def cast(self, x: Value, dtype: str) -> Value:
         return x if x.dtype == dtype else self.builder.emit("cast", x, shape=x.shape or (), dtype=dtype)
 
-    def reduced(self, how: str, x: Value) -> Value:
-        """Along the last dimension, which stays with size 1."""
-        shape = x.shape or ()
-        return self.builder.emit(
-            f"reduce_{how}", x, shape=(*shape[:-1], 1), dtype=x.dtype, axes=(len(shape) - 1,), keepdims=True
-        )
+    def reduced(self, how: str, x: Value, axis: int = -1) -> Value:
+        """Along one dimension, which stays with size 1."""
+        shape, axis = list(x.shape or ()), axis % len(x.shape or ())
+        shape[axis] = 1
+        return self.builder.emit(f"reduce_{how}", x, shape=tuple(shape), dtype=x.dtype, axes=(axis,), keepdims=True)
+
+    def permuted(self, x: Value, *perm: int) -> Value:
+        return self.builder.emit("permute", x, shape=tuple((x.shape or ())[i] for i in perm), dtype=x.dtype, perm=perm)
+
+    def matmul(self, a: Value, b: Value) -> Value:
+        """a [..., M, N] b [..., N, K], of as many dimensions."""
+        left, right = a.shape or (), b.shape or ()
+        return self.builder.emit("matmul", a, b, shape=(*broadcast(left[:-2], right[:-2]), left[-2], right[-1]), dtype=a.dtype)
 
     def reshaped(self, x: Value, *shape: Dim) -> Value:
         return x if x.shape == shape else self.builder.emit("reshape", x, shape=shape, dtype=x.dtype)
@@ -93,6 +101,12 @@ class Nodes:
         """x [..., D] times a constant [D, E], in x's type."""
         held = self.builder.constant(matrix, x.dtype)
         return self.builder.emit("matmul", x, held, shape=(*(x.shape or ())[:-1], matrix.shape[1]), dtype=x.dtype)
+
+    def size(self, length: Dim) -> Value:
+        """A size as int64 [1]."""
+        if isinstance(length, int):
+            return self.builder.constant(torch.tensor([length]), "int64")
+        return self.add(self.reduced("max", self.places(length)), 1)
 
     # Codes of less than 8 bits share a byte: part i of a row in bits i * bits … of each, as `ir.packing` has it.
 

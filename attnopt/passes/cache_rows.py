@@ -121,28 +121,14 @@ class Rows:
             x = n.div(n.sub(x, shift), spread)
         if self.turned:
             x = n.product(x, hadamard(width))
-        count, most = self.groups(width), 2.0**self.bits - 1
+        count = self.groups(width)
         if count > 1:
             x = n.reshaped(x, *lead, count, width // count)
-        low, high = n.reduced("min", x), n.reduced("max", x)
-        if self.clip != 1.0:
-            low, high = n.mul(low, self.clip), n.mul(high, self.clip)
-        step = n.where(n.binary("eq", high, low), n.unary("abs", low), n.div(n.sub(high, low), most))
-        step = self.held(n, step)
-        step = n.where(n.binary("eq", step, 0.0), 1.0, step)
-        zero = self.held(n, n.unary("round", n.div(low, step)))
-        codes = n.clamp(n.sub(n.unary("round", n.div(x, step)), zero), 0.0, most)
+        codes, step, zero = quantised(n, x, self.bits, self.scales, clip=self.clip)
         if count > 1:
             codes, step, zero = n.reshaped(codes, *lead, width), n.reshaped(step, *lead, count), n.reshaped(zero, *lead, count)
         scales = [n.cast(part, SCALES[self.scales]) for part in (step, zero)]
         return [n.cast(n.sub(codes, MIDDLE), "int8") if self.bits == 8 else n.bytes_of(codes, self.bits), *scales]
-
-    def held(self, n: Nodes, x: Value) -> Value:
-        """A scale or zero point as it is kept."""
-        if self.scales == "fp32":
-            return x
-        most = LARGEST[self.scales]
-        return n.cast(n.cast(n.clamp(x, -most, most), SCALES[self.scales]), "float32")
 
     def read(self, builder: Builder, parts: Sequence[Value], dtype: str, *, turned_back: bool = True) -> Value:
         """What codes, scales and zeros stand for. turned_back=False: as they are in the Hadamard basis, where there is one."""
@@ -164,3 +150,22 @@ class Rows:
             shift, spread = (builder.constant(c, "float32") for c in self.constants(width))
             x = n.add(n.mul(x, spread), shift)
         return n.cast(x, dtype)
+
+
+def quantised(n: Nodes, x: Value, bits: int, scales: str, *, axis: int = -1, clip: float = 1.0) -> tuple[Value, Value, Value]:
+    """Codes of x in float32, and the scale and zero point that the numbers along one axis share."""
+    most = 2.0**bits - 1
+    low, high = n.reduced("min", x, axis), n.reduced("max", x, axis)
+    if clip != 1.0:
+        low, high = n.mul(low, clip), n.mul(high, clip)
+    step = held(n, n.where(n.binary("eq", high, low), n.unary("abs", low), n.div(n.sub(high, low), most)), scales)
+    step = n.where(n.binary("eq", step, 0.0), 1.0, step)
+    zero = held(n, n.unary("round", n.div(low, step)), scales)
+    return n.clamp(n.sub(n.unary("round", n.div(x, step)), zero), 0.0, most), step, zero
+
+
+def held(n: Nodes, x: Value, scales: str) -> Value:
+    """A scale or zero point as it is kept."""
+    if scales == "fp32":
+        return x
+    return n.cast(n.cast(n.clamp(x, -LARGEST[scales], LARGEST[scales]), SCALES[scales]), "float32")

@@ -131,9 +131,9 @@ def with_new_recent(n: Nodes, held: Value, new: Value, count: int, length: Dim) 
 
 def with_new_first(n: Nodes, held: Value, new: Value, count: int, length: Dim) -> Value:
     """Places that the past had not reached are filled from the new tokens."""
-    past = n.sub(length_of(n, length), length_of(n, (new.shape or ())[2]))  # [1]
+    past = n.sub(n.size(length), n.size((new.shape or ())[2]))  # [1]
     place = n.sub(n.places(count), past)
-    last = n.sub(length_of(n, (new.shape or ())[2]), 1)
+    last = n.sub(n.size((new.shape or ())[2]), 1)
     taken = n.taken(new, n.binary("minimum", n.binary("maximum", place, 0), last), 2)
     here = n.binary("lt", place, 0)
     return n.where(n.reshaped(here, 1, 1, count, 1), held, taken)
@@ -151,7 +151,7 @@ def read(builder: Builder, slot: Slot, kept: Kept, made: Sequence[Value]) -> Val
         taken = n.taken(exact["first"], n.binary("minimum", place, kept.first - 1), 2)
         whole = n.where(column(n, n.binary("lt", place, kept.first), length), n.cast(taken, dtype), whole)
     if kept.recent:
-        place = n.add(n.sub(place, length_of(n, length)), kept.recent)
+        place = n.add(n.sub(place, n.size(length)), kept.recent)
         taken = n.taken(exact["recent"], n.binary("maximum", place, 0), 2)
         whole = n.where(column(n, n.binary("ge", place, 0), length), n.cast(taken, dtype), whole)
     return whole
@@ -160,13 +160,6 @@ def read(builder: Builder, slot: Slot, kept: Kept, made: Sequence[Value]) -> Val
 def column(n: Nodes, x: Value, length: Dim) -> Value:
     """[T] beside [B, H, T, D]."""
     return n.reshaped(x, 1, 1, length, 1)
-
-
-def length_of(n: Nodes, length: Dim) -> Value:
-    """A size as int64 [1]."""
-    if isinstance(length, int):
-        return n.builder.constant(torch.tensor([length]), "int64")
-    return n.add(n.reduced("max", n.places(length)), 1)
 
 
 def longer(count: int, more: Dim) -> Dim:
