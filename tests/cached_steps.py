@@ -49,8 +49,8 @@ def example(dtype=torch.float32, width=8, past=5, new=1):
 
 
 @functools.cache
-def opened(kind, width=8):
-    host = FxHost.from_captured(capture(Step(width=width).eval(), example(width=width)))
+def opened(kind, width=8, past=9):
+    host = FxHost.from_captured(capture(Step(width=width).eval(), example(width=width, past=past)))
     return OnnxHost.from_model(host.to_onnx()) if kind == "onnx" else host
 
 

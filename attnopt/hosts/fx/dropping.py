@@ -85,6 +85,21 @@ def split_placeholder(module: fx.GraphModule, node: fx.Node, parts: Sequence[tup
     return made
 
 
+def unvarying(placeholders: Sequence[fx.Node], node: fx.Node, parts: Sequence[tuple[str, Shape, str]]) -> Refusal | None:
+    """A refusal where a computed size is 0 or 1 in the trace: torch takes those for numbers."""
+    held = node.meta["val"]
+    sizes = [
+        (dim, s) for dim, s in zip(name_symbols(placeholders).shape(held), held.shape, strict=True) if not isinstance(s, int)
+    ]
+    hints = {str(dim): int(s.node.hint) for dim, s in sizes}
+    known = {dim for dim, _ in sizes}
+    for dim in (d for _, shape, _ in parts for d in shape if not isinstance(d, int) and d not in known):
+        if evaluate(dim, hints) < 2:
+            reason = f"the model was traced where {dim} is {evaluate(dim, hints)}, which torch would take for all lengths"
+            return Refusal(reason, node.name, remedy="trace it with a longer past")
+    return None
+
+
 def drop(module: fx.GraphModule, inputs: Sequence[fx.Node], outputs: Collection[int]) -> list[fx.Node]:
     """Return no more what stands at these positions, write no more the state among the inputs; the placeholders to let go."""
     end = next(n for n in module.graph.nodes if n.op == "output")

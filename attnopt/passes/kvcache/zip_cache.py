@@ -50,6 +50,9 @@ class ZipCache:
             made = [pair_or_refusal(k, v, blocks) for k, v in by_site(held)]
             refused = next((one for one in made if isinstance(one, Refusal)), None)
             pairs = [one for one in made if isinstance(one, Pair)]
+            both = [slot for pair in pairs for slot in (pair.k, pair.v)]
+            parts = [blocks.parts(s.side, s.past.shape or (), s.past.dtype) for s in both]
+            refused = refused or group.host.refuses_split([s.past for s in both], [s.present for s in both], parts)
             if refused is not None or not pairs:
                 return refused or Refusal("no attention has keys and values in a cache of its own")
             found.append(self.candidate(pairs, share, blocks))

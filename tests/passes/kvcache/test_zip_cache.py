@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from cached_steps import Step, example, inputs_of, opened, rewritten, whole
 from torch import nn
 
+import attnopt
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.reference import attend
 from attnopt.passes import ZipCache
@@ -74,6 +77,18 @@ def test_steps_are_those_of_the_reference(kind, variant):
     assert followed.rank.shape[2] == 16
 
 
+def test_what_is_saved_takes_and_returns_the_same_state(tmp_path: Path):
+    made, candidate = rewritten(SMALL, opened("torch"), "50% salient")
+    made.save_pt2(tmp_path / "step.pt2", {})
+    loaded, blocks = attnopt.load(tmp_path / "step.pt2"), Blocks.of(candidate.options["blocks"])
+    for count in (11, 33):  # torch.export holds a saved file to two blocks and more
+        x, past = example(past=count)
+        state = tuple(tuple(blocks.packed(side, x)) for side, x in zip("kv", past, strict=True))
+        flat = [[got, *[t for side in kept for t in side]] for got, kept in (loaded(x, state), made.callable()(x, state))]
+        for got, want in zip(*flat, strict=True):
+            torch.testing.assert_close(got, want)
+
+
 def test_all_salient_is_one_set_and_half_are_two():
     half, all_of_them = SMALL.propose(whole(opened("torch")), None)[::-1]
     assert half.description == (
@@ -104,5 +119,7 @@ def test_refusals():
     host = FxHost.from_captured(capture(Windowed().eval(), example()))
     refused = ZipCache().propose(whole(host), None)
     assert "an attention that sees all of them" in refused.reason
-    refused = ZipCache().propose(whole(opened("torch", width=6)), None)
+    refused = ZipCache().propose(whole(opened("torch")), None)
+    assert refused.reason == "the model was traced where 100*((past//100)) is 0, which torch would take for all lengths"
+    refused = ZipCache(block=4).propose(whole(opened("torch", width=6)), None)
     assert refused.reason == "rows of 6 channels cannot be packed four to a byte; the nearest widths are 4 and 8"
