@@ -69,6 +69,7 @@ def optimize(
     seed: int = 0,
     plan: Plan | str | Path | None = None,
     cache: str | Path | None = None,
+    minimise: str = "time",
 ) -> Optimized:
     """Return the same model with its attentions computed by faster kernels; the given model is not touched.
 
@@ -84,12 +85,13 @@ def optimize(
     measuring), "medium", "high" (hours). seed: of the halves and of the bound; equal seeds, equal plans, but for timing.
     plan: of an earlier result (`.plan`, or a path to its .json, .onnx or .pt2), applied without a search.
     cache: a folder for finished measurements, so that an interrupted search goes on; default: that of ATTNOPT_MEASUREMENTS, else none.
+    minimise: what the plan makes least within the budget, "time" or "memory" (bytes of weights and key/value caches, at whatever speed).
 
     The result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves.
     Raises AccuracyError rather than return a model that differs beyond the tolerance of its dtype, UnknownTarget,
     UnknownPass, UnreadableModel, UntraceableModel, InputMismatch, BudgetError, WorkloadError, PlanError.
     """
-    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, plan, cache)
+    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, plan, cache, minimise)
     checked = asked.checked()
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=True)
     host, report = run(opened.host, asked.request(opened, checked))

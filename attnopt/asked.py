@@ -25,6 +25,7 @@ from attnopt.plan.budget import QUALITY, Budget
 from attnopt.plan.effort import Effort, effort_named
 from attnopt.plan.pipeline import Request
 from attnopt.plan.quality import Score
+from attnopt.plan.search import GOALS
 from attnopt.report.plan import Plan
 
 SELECTS = ("measure", "model", "always")
@@ -59,6 +60,7 @@ class Asked:
     seed: int = 0
     plan: Plan | str | Path | None = None
     cache: str | Path | None = None
+    minimise: str = "time"
 
     def checked(self) -> Checked:
         """Raises UnknownTarget, UnknownPass, BudgetError, WorkloadError, PlanError, OutputNotWritable."""
@@ -67,6 +69,10 @@ class Asked:
         budget = budget_from(self.budget)
         if self.select is not None and self.select not in SELECTS:
             raise BudgetError(f"select={self.select!r} is none of {', '.join(SELECTS)}", next_move="Leave it out to measure.")
+        if self.minimise not in GOALS:
+            raise BudgetError(
+                f"minimise={self.minimise!r} is neither of {' and '.join(GOALS)}", next_move="Leave it out for time."
+            )
         if (self.quality is None) == (budget.metric == QUALITY):
             raise BudgetError(
                 "a budget in quality needs a score"
@@ -99,6 +105,7 @@ class Asked:
             workload=checked.workload,
             store=checked.store,
             plan=checked.plan,
+            minimise=self.minimise,
         )
 
 

@@ -87,6 +87,9 @@ def optimize(
     seed: Annotated[int, typer.Option(help="Of the halves of the calibration data and of the bound.")] = 0,
     plan: Annotated[Path | None, typer.Option(help="Apply the plan in this .json, .onnx or .pt2, without a search.")] = None,
     cache: CacheFolder = None,
+    minimise: Annotated[
+        str, typer.Option(help="What is made least within the budget: time, or memory (weights and cache).")
+    ] = "time",
     explain: Annotated[bool, typer.Option("--explain", help="Say for each group what was considered, and why it lost.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -109,6 +112,7 @@ def optimize(
             seed=seed,
             plan=plan,
             cache=cache,
+            minimise=minimise,
         )
         result.export(output)
     if as_json:

@@ -103,6 +103,7 @@ def test_a_score_of_the_user(attnopt, files, tmp_path):
         (["--quality", "score.py:minus_error", "--budget", "0.1"], "BudgetError: a score is given, but the budget is in natural"),
         (["--quality", "score.py:other", "--drop", "0.1"], "BudgetError: 'score.py' has no function 'other'"),
         (["--quality", "absent.py:other", "--drop", "0.1"], "BudgetError: there is no score in 'absent.py:other'"),
+        (["--minimise", "money"], "BudgetError: minimise='money' is neither of time and memory"),
         (["--effort", "great"], "BudgetError: effort='great' is none of low, medium, high"),
         (["--shapes", "prefil:4096"], "WorkloadError: 'prefil' is neither of prefill and decode"),
         (["--plan", "absent.json"], "PlanError: cannot read a plan from 'absent.json'"),

@@ -15,6 +15,7 @@ from torch import nn
 import attnopt
 from attnopt.errors import AccuracyError, InputMismatch, OutputNotWritable, PlanError, UnsupportedFormat
 from attnopt.plan import groups
+from attnopt.runtime.dynamic_int8 import quantize_weight
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,23 @@ def test_int8_layers_are_carried_over(model, tmp_path):
     assert len([n for n in onnx.load(path).graph.node if n.op_type == "MatMulInteger"]) == 4
     assert (torch.from_numpy(attnopt.load(path)(**named)[0]) - wanted).abs().max() < 0.05
     assert attnopt.load(path).report["rewrites"][0]["kept"]
+
+
+def test_the_file_is_held_to_the_torch_model_not_to_the_budget(monkeypatch, model, tmp_path):
+    """Written where the loss on these few inputs is beyond the budget; refused where its int8 is another, however small the loss."""
+    fast = attnopt.optimize(model, example(8, 12), budget=0.05, select="always")
+    fast.report = replace(fast.report, budget=1e-9)
+    fast.export(tmp_path / "m.onnx")
+    fast.report = replace(fast.report, budget=1e9)
+
+    def off(weight):
+        codes, scales = quantize_weight(weight)
+        return codes, 1.02 * scales
+
+    monkeypatch.setattr("attnopt.hosts.onnx.int8.quantize_weight", off)
+    with pytest.raises(AccuracyError):
+        fast.export(tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_a_file_that_computes_something_else_is_not_written(monkeypatch, fast, tmp_path):

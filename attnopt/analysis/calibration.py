@@ -90,6 +90,13 @@ class Calibration:
         """The batch with these samples only."""
         return {name: x[rows] if name in self.axis else x for name, x in batch.items()}
 
+    def pieces(self, most: int) -> Calibration:
+        """The same samples in batches of at most so many; as they are where the model takes no other size of batch."""
+        if not self.sliced or all(self.size(batch) <= most for batch in self.batches):
+            return self
+        cuts = [(b, torch.arange(self.size(b)).split(most)) for b in self.batches]
+        return Calibration(tuple(self.cut(b, rows) for b, parts in cuts for rows in parts), self.axis, self.sliced)
+
     @property
     def fingerprint(self) -> str:
         """A key of the contents: equal batches, equal key."""

@@ -1,47 +1,83 @@
 """Memory: what a token takes in the cache, and the most that a run holds at once.
 
-cache_bytes_per_token: 2 heads x (64 + 64) x int8          ->   256 bytes a layer
+cache_bytes_per_token: 2 heads x 2 x (64 x int8 + a scale and a zero) ->   288 bytes a layer
+cache_bytes:           that of each layer, times the positions that are kept, times the sequences
 peak_memory:           weights + cache + the largest sum of tensors that are alive together, the scratch of kernels included
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from attnopt.cost.nodes import bytes_of
 from attnopt.cost.problem import Problem
 from attnopt.ir.block import Block, CacheUpdate, caches
-from attnopt.ir.cost import WIDTHS, stored
+from attnopt.ir.clause import Clause
+from attnopt.ir.cost import WIDTHS
 from attnopt.ir.dims import evaluate
 from attnopt.ir.graph import Graph, Value
+from attnopt.ir.packing import row_bytes
 from attnopt.ir.site import Site
-from attnopt.ir.spec import AttentionSpec
+from attnopt.ir.spec import as_spec
 
 FUSED = ("sdpa", "sdpa-repeated", "flex", "triton-prefill", "triton-decode", "local-sdpa")
 
 
-def cache_bytes_per_token(sites: Sequence[tuple[Site, Block]], specs: Sequence[AttentionSpec] | None = None) -> float:
+def cache_bytes_per_token(sites: Sequence[tuple[Site, Block]], clauses: Mapping[str, str] | None = None) -> float:
     """Bytes that one more token of one sequence takes in all caches; 0 for a model without.
 
-    specs: what the sites become under a plan, in their order; their `cache` says how keys and values are stored.
+    clauses: by the name of a site, what its cache holds under a plan in the words of a spec, "cache(k=int8, v=int8)", or "" where
+    the cache is gone; the others stay as the model has them. What several sites read is counted once.
     """
-    total = 0.0
+    return sum(position_bytes(*held) for held in caches_held(sites, clauses or {}))
+
+
+def cache_bytes(sites: Sequence[tuple[Site, Block]], sizes: Mapping[str, int], clauses: Mapping[str, str] | None = None) -> float:
+    """Bytes of all caches after one call at these sizes of the model's symbols: of every sequence and every position kept."""
+    held = caches_held(sites, clauses or {})
+    return sum(position_bytes(site, side, update, clause) * positions(site, update, sizes) for site, side, update, clause in held)
+
+
+def caches_held(
+    sites: Sequence[tuple[Site, Block]], clauses: Mapping[str, str]
+) -> Iterator[tuple[Site, str, CacheUpdate, Clause | None]]:
+    """Every cache that some site keeps, once, with what says how it is stored: of the first site that reads it."""
     known: set[Value] = set()
-    for i, (site, block) in enumerate(sites):
-        spec = site.spec if specs is None else specs[i]
+    for site, block in sites:
+        text = clauses.get(site.name)
+        if text == "":
+            continue
+        clause = site.spec.cache if text is None else as_spec(f"softmax {text}").cache
         for side in "kv":
             for update in caches(block.streams.get(side, ())):
                 if update.past.value not in known:  # keys and values may be one latent, layers may share a cache
                     known.add(update.past.value)
-                    total += row_numbers(update) * stored(spec.cache, side, width_of(update.new))
-    return total
+                    yield site, side, update, clause
+
+
+def position_bytes(site: Site, side: str, update: CacheUpdate, clause: Clause | None) -> float:
+    """Bytes of one position of one sequence: of each head a row, or one row where it is not cut into heads (a latent)."""
+    numbers, width = row_numbers(update), site.size("d" if side == "k" else "e")
+    channels = width if isinstance(width, int) and width and numbers % width == 0 else numbers
+    return numbers // max(1, channels) * row_bytes(clause, side, channels, width_of(update.new))
 
 
 def row_numbers(update: CacheUpdate) -> int:
     """Numbers in one position of a cache: all its fixed dimensions but the first, which is the batch, and its length."""
     shape = update.new.shape or ()
     return math.prod(d for i, d in enumerate(shape) if i not in (0, update.axis % max(1, len(shape))) and isinstance(d, int))
+
+
+def positions(site: Site, update: CacheUpdate, sizes: Mapping[str, int]) -> int:
+    """Sequences times what is kept of each: a window where the model passes one on. 0 where no size tells."""
+    kept = update.past.value if update.present is None and update.kind == "scatter" else update.present
+    try:
+        if kept is not None and kept.shape:
+            return evaluate(kept.shape[0], sizes) * evaluate(kept.shape[update.axis % len(kept.shape)], sizes)
+        return evaluate(site.size("b"), sizes) * evaluate(site.size("k"), sizes)
+    except KeyError:
+        return 0
 
 
 def width_of(value: Value) -> float:

@@ -12,6 +12,7 @@ j in its low half and channel D / 2 + j in its high half; of int2, byte j of D /
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -160,6 +161,28 @@ NUMBERS = {2: "two", 4: "four", 8: "eight"}
 def apart(x: Tensor, bits: int) -> Tensor:
     """The codes of bytes [..., D * bits / 8], as [..., D]."""
     return torch.cat([(x >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], -1)
+
+
+def row_bytes(clause: Clause | None, side: str, channels: int, width: float) -> float:
+    """Bytes of the D channels of one head at one position, its share of scales and zero points included.
+
+    width: bytes of a number that is kept as it is. 64 channels in int8 of one group: 64 + a scale and a zero of 4.
+    """
+    storage = "fp32" if clause is None else clause.word(side)
+    if clause is None or storage == "fp32":
+        return channels * width
+    if storage in FLOATS:
+        return channels * BITS[storage] / 8
+    group, block = clause.count("group"), clause.count("block")
+    balance = 4 * channels / block if side == "v" and block and clause.word("v_balance") == "root" else 0.0
+    if clause.word(f"{side}_axis") == "channel":
+        sets = 2 if clause.get(f"{side}_bits") is not None else 1  # tokens of as many bits share a scale
+        shared = min(x for x in (group, block) if x) if group or block else 0
+        groups = sets * channels / shared if shared else 0.0  # shared by so many positions, or by all
+    else:
+        groups = math.ceil(channels / group) if group else 1.0
+    numbers = 1 if storage == "fp8" or clause.word("levels") == "symmetric" else 2
+    return channels * BITS[storage] / 8 + groups * numbers * BITS[clause.word("scales")] / 8 + balance
 
 
 def tokens_per_scale(clause: Clause, side: str) -> int:

@@ -47,6 +47,17 @@ class Blocks:
         both = (("high", self.high, self.salient), ("low", self.low, self.block - self.salient))
         return [one for one in both if one[2]]
 
+    @property
+    def words_of_a_spec(self) -> str:
+        """The cache of a site as a clause. Where data decides the bits of tokens it also says which have as many on average."""
+        mean = (self.salient * self.high + (self.block - self.salient) * self.low) / self.block
+        options = [f"{side}=int{-(-mean // 1):.0f}" for side in "kv"]
+        options += ["k_axis=channel", f"block={self.block}"]
+        if len(self.sets) > 1:
+            options += [f"{side}_bits=load({side}_bits, b, h, k)" for side in "kv"]
+        recent = f"size(k) - (size(k) - 1) // {self.block} * {self.block}"
+        return f"cache({', '.join([*options, f'recent={recent}', f'scales={self.scales}', 'v_balance=root'])})"
+
     def plain(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("block", "salient", "high", "low", "scales")}
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from attnopt.ir.clause import Clause
+from attnopt.ir.block import CacheUpdate
+from attnopt.ir.graph import Value
 from attnopt.ir.site import Refusal
 from attnopt.passes.cache_slots import SIDES, Slot, slots
 from attnopt.passes.cache_state import Kept, clause, keep
@@ -25,6 +26,7 @@ def unfit(held: Sequence[Slot], form: Kept) -> Refusal | None:
 
 
 def codes(
+    group: Group,
     name: str,
     kind: str,
     held: Sequence[Slot],
@@ -40,6 +42,7 @@ def codes(
     sides = " and ".join(what for side, what in SIDES.items() if any(s.side == side for s in held))
     before = sum(s.bytes_per_token for s in held)
     after = sum(s.heads * f.rows.bytes_per_row(s.width) for s, f in zip(held, forms, strict=True))
+    cached = cached_by_site(group, {s.past: f for s, f in zip(held, with_balance(held, forms, balance or {}), strict=True)})
     words = " and ".join(dict.fromkeys(f.rows.storage for f in forms))
     said = f"past {sides} of {len({s.site.name for s in held})} layers in {words}"
     said += ", keys spread by channel" if balance else ""
@@ -51,21 +54,32 @@ def codes(
         name,
         False,
         said,
-        source or str(clause(sides_of(held, forms))),
+        source or next(iter(cached.values())),
         options={
             "caches": [[s.site.name, s.side, f.plain()] for s, f in zip(held, forms, strict=True)],
             "balance": {site: [list(row) for row in rows] for site, rows in (balance or {}).items()},
         },
         kind=kind,
+        cached=cached,
         changes=("cache", "structure"),
         needs="calibration" if balance else needs,
     )
 
 
-def sides_of(held: Sequence[Slot], forms: Sequence[Kept]) -> dict[str, Kept]:
-    """How the sides of the first site are kept."""
-    site = held[0].site.name
-    return {s.side: f for s, f in zip(held, forms, strict=True) if s.site.name == site}
+def with_balance(held: Sequence[Slot], forms: Sequence[Kept], balance: Balance) -> list[Kept]:
+    found = (balance.get(s.site.name) if s.side == "k" else None for s in held)
+    return [Kept.of(form.plain(), rows) for form, rows in zip(forms, found, strict=True)]
+
+
+def cached_by_site(group: Group, kept: Mapping[Value, Kept]) -> dict[str, str]:
+    """What becomes of the cache of each site, in the words of a spec; of sites that share a cache each. kept: by the past."""
+    made = {}
+    for site, block in zip(group.sites, group.blocks, strict=True):
+        updates = {side: block.part(side, CacheUpdate) for side in SIDES}
+        found = {side: kept[u.past.value] for side, u in updates.items() if u is not None and u.past.value in kept}
+        if found:
+            made[site.name] = str(clause(found))
+    return made
 
 
 def forms_of(candidate: Candidate) -> dict[tuple[str, str], Kept]:
@@ -75,13 +89,6 @@ def forms_of(candidate: Candidate) -> dict[tuple[str, str], Kept]:
         (site, side): Kept.of(plain, balance.get(site) if side == "k" else None)
         for site, side, plain in candidate.options["caches"]
     }
-
-
-def clause_of(candidate: Candidate, site: str = "") -> Clause:
-    """The cache of a site (the first, where none is named) in the words of a spec."""
-    forms = forms_of(candidate)
-    site = site or next(iter(forms))[0]
-    return clause({side: form for (name, side), form in forms.items() if name == site})
 
 
 def applied(candidate: Candidate, group: Group) -> Group:

@@ -16,12 +16,14 @@ group in place, never both for one site. docs/passes.md builds one pass from not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from attnopt.ir.block import Block, Norm
-from attnopt.ir.graph import Node
+from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Host, Refusal, Site
 
 Per = Literal["site", "linear", "block", "table", "model"]
@@ -52,8 +54,9 @@ class Candidate:
     kind: the variant, equal for all groups it is offered to ("int8 smooth 0.5"): candidates of one kind are timed together.
     changes: what of a site it changes; candidates of one site that change different things may be taken together.
     nodes: the canonical nodes whose weights it changes. removes: those that are not computed any more. storage: how a linear layer
-    holds its weight afterwards, by node name ("int8").
-    needs: "nothing", "calibration", or "tuning" (a few steps of training).
+    holds its weight afterwards, by node name ("int8"). cached: what the cache of a site holds afterwards, by its name, in the words of
+    a spec: "cache(k=int8, v=int8)", "" where it is gone. What a mask only hides stays in the cache, and saves no byte of it.
+    needs: "nothing", "calibration", or "tuning": a few steps of training, for which its pass has `tune`.
     tie: candidates of different groups with the same tie (not "") are taken all or none.
     options: what `apply` needs, as plain data (numbers, strings, lists): a plan file holds it.
     """
@@ -68,6 +71,7 @@ class Candidate:
     changes: tuple[Change, ...] = ()
     removes: tuple[Node, ...] = ()
     storage: Mapping[str, str] = field(default_factory=dict)
+    cached: Mapping[str, str] = field(default_factory=dict)
     needs: Needs = "nothing"
     tie: str = ""
 
@@ -86,6 +90,10 @@ class Evidence(Protocol):
 
     def attention(self, site: Site) -> Any:
         """Statistics of an attention; None where it was not tapped."""
+        ...
+
+    def hold(self, values: Sequence[Value]) -> Iterator[tuple[Mapping[str, Tensor], list[Tensor]]]:
+        """Each batch of inputs with what these values of the host hold on it."""
         ...
 
 
@@ -109,5 +117,17 @@ class Pass(Protocol):
         """The group with changed sites, or with its host edited in place: the planner gives a copy and calls `finish`.
 
         Nodes of the candidate may be of an equal host: find them by name.
+        """
+        ...
+
+
+@runtime_checkable
+class Tunes(Protocol):
+    """A pass of which some candidates need tuning. It is asked for at effort "high", where there are calibration data."""
+
+    def tune(self, candidate: Candidate, group: Group, evidence: Evidence) -> Candidate | Refusal:
+        """The candidate with what a few steps found in its options, from which alone `apply` works; or why nothing was found.
+
+        Deterministic: random numbers come from torch's generator, which is seeded before. Neither group nor host is changed.
         """
         ...

@@ -15,6 +15,7 @@ from torch import Tensor
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
 from attnopt.analysis.store import Store
+from attnopt.analysis.sweep import MEMORY as SWEEP
 from attnopt.cost.target import Target
 from attnopt.cost.workload import Workload
 from attnopt.ir.site import Host, Site
@@ -24,13 +25,18 @@ from attnopt.plan.choose import Chosen
 from attnopt.plan.effort import Effort, Spent
 from attnopt.plan.explain import explained
 from attnopt.plan.groups import Grouping
+from attnopt.plan.judge import MEMORY as OUTPUTS
 from attnopt.plan.judge import Judge
 from attnopt.plan.losses import Losses
+from attnopt.plan.memory import Held, Memory
 from attnopt.plan.pricing import Load, Prices
-from attnopt.plan.proposals import Class, Move, Proposal, classes_of, moves_of
+from attnopt.plan.proposals import Move, classes_of, moves_of
 from attnopt.plan.quality import Loss, Score
+from attnopt.plan.roll_back import Check, units_of
+from attnopt.plan.room import Room
 from attnopt.plan.search import Planned, Search
-from attnopt.plan.stepwise import Stopwatch, checked, in_order
+from attnopt.plan.stepwise import Stopwatch
+from attnopt.plan.tuning import Tuning
 from attnopt.plan.workshop import Workshop
 from attnopt.report.data import RewriteReport
 from attnopt.report.search import SearchReport, StepReport
@@ -41,7 +47,10 @@ UNSEEN = "no calibration data were given: the loss was chosen and judged by the 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a search is given. data: calibration given by the user, None where there are only the example inputs."""
+    """What a search is given. data: calibration given by the user, None where there are only the example inputs.
+
+    minimise: of search.GOALS.
+    """
 
     host: Host
     current: Host
@@ -61,40 +70,50 @@ class Setting:
     quality: Score | None = None
     workload: Workload | None = None
     store: Store = field(default_factory=Store)
+    minimise: str = "time"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The host after the plan (the current one where none held), its moves, and the records."""
+    """The host after the plan (the current one where none held), its moves, the records, and what it holds before and after."""
 
     host: Host
     moves: tuple[Move, ...]
     rewrites: tuple[RewriteReport, ...]
     search: SearchReport
+    memory: tuple[Held, Held]
     notes: tuple[str, ...] = ()
 
 
 def prepared(setting: Setting) -> Search:
     """The search with everything that it needs, before it has measured anything."""
     spent = Spent(setting.effort)
-    choose, validate = halves(setting)
-    evidence = Evidence(setting.host, choose, sites=setting.sites, store=setting.store)
-    classes = classes_of(Grouping(setting.host, tuple(setting.sites)), setting.passes, evidence)
+    room = Room(setting.host.graph, setting.chosen, spent)
+    choose, validate = (None if half is None else room.in_pieces(half) for half in halves(setting))
+    assert choose is not None
+    evidence = Evidence(setting.host, choose, sites=setting.sites, store=setting.store, memory=room.share(SWEEP))
+    grouping = Grouping(setting.host, tuple(setting.sites))
+    classes = classes_of(grouping, setting.passes, evidence, Tuning(spent, setting.data is not None, setting.seed))
     sizes = setting.host.graph.sizes(setting.inputs)
     kernels = {c.site.name: c.lowering for c in setting.chosen if c.lowering is not None}
     shop = Workshop(setting.host, kernels, setting.target, setting.runtime, setting.opset, sizes)
     bound = setting.workload.bind(setting.sites) if setting.workload is not None else ()
-    prices = Prices(shop, [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)])
-    judged = {"names": setting.names, "quality": setting.quality, "seed": setting.seed}
+    loads = [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)]
+    pairs = tuple(zip(grouping.sites, grouping.blocks, strict=True))
+    memory = Memory(setting.host.graph, pairs, [load.sizes for load in loads])
+    judged = {"names": setting.names, "quality": setting.quality, "seed": setting.seed, "memory": room.share(OUTPUTS)}
     judge = Judge(setting.host, choose, setting.budget, **judged)  # type: ignore[arg-type]
     validator = None if validate is None else Judge(setting.host, validate, setting.budget, **judged)  # type: ignore[arg-type]
     kept = setting.store.folder is not None and setting.quality is None  # a user's function has no key
     contents = evidence.key("loss", judge.metric.name, setting.runtime, str(sorted(kernels))) if kept else ""
-    losses = Losses(judge, shop, spent, setting.store, contents)
-    timed = setting.select == "measure" and setting.workload is None
+    needs = max(room.needs(data) for data in (choose, validate) if data is not None)
+    losses = Losses(judge, shop, spent, setting.store, contents, needs)
+    timed = setting.select == "measure" and setting.workload is None and setting.minimise == "time"
     watch = Stopwatch(setting.current.runner(), setting.inputs, spent) if timed else None
-    goal = "everything" if setting.select == "always" else "time"
-    return Search(classes, prices, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal)
+    goal = "everything" if setting.select == "always" and setting.minimise == "time" else setting.minimise
+    return Search(
+        classes, Prices(shop, loads), memory, losses, validator, setting.budget.allowed, setting.effort, spent, watch, goal
+    )
 
 
 def halves(setting: Setting) -> tuple[Calibration, Calibration | None]:
@@ -105,7 +124,10 @@ def halves(setting: Setting) -> tuple[Calibration, Calibration | None]:
 
 
 def under_budget(setting: Setting) -> Outcome:
-    """The fastest plan within the budget, validated and checked step by step. Never changes the hosts of the setting."""
+    """The fastest plan within the budget (or that of least memory), validated; where times count, its steps are checked one by one.
+
+    Never changes the hosts of the setting.
+    """
     search = prepared(setting)
     plan, loss = search.found()
     steps: Sequence[StepReport] = ()
@@ -121,29 +143,21 @@ def under_budget(setting: Setting) -> Outcome:
     if not moves and search.kinds:
         least = "" if search.least is None else f"; the least that any plan lost is {search.least}"
         notes.append(f"no approximate plan that saves anything is within the budget {setting.budget}{least}: the plan is exact")
+    held = search.memory.after(), search.memory.after(moves)
     record = searched(search, setting, plan, moves, loss, steps)
-    return Outcome(result, moves, rewrites(search, setting.passes, moves, loss), record, tuple(notes))
+    return Outcome(result, moves, rewrites(search, setting.passes, moves, loss), record, held, tuple(notes))
 
 
 def verified(search: Search, plan: Planned, loss: Loss | None) -> tuple[Sequence[StepReport], tuple[Move, ...], Loss | None]:
     """The steps of the plan as they were checked, the moves that stay, and their loss; none where what is left does not hold."""
     assert search.stopwatch is not None
-    kinds = {m: search.classes[g].options[i].kind for g, i in enumerate(plan.picks) for m in search.classes[g].options[i].moves}
     moves = moves_of(search.classes, plan.picks)
-    best_first = sorted(moves, key=lambda m: -sum(search.worth(o) for o in options_of(search.classes, plan.picks, kinds[m])))
-    steps = checked(best_first, kinds, search.stopwatch, search.losses, search.allowed)
-    undone = {s.kind for s in steps if not s.kept}
-    if not undone:
-        return steps, moves, loss
-    left = tuple(in_order(moves, [m for m in moves if kinds[m] not in undone]))
-    if not left:
-        return steps, (), None
-    again = search.losses.of(left) if search.validator is None else search.validation(left, 0)
-    return (steps, left, again) if search.holds(again) else (steps, (), None)
-
-
-def options_of(classes: Sequence[Class], picks: Sequence[int], kind: str) -> list[Proposal]:
-    return [each.options[i] for each, i in zip(classes, picks, strict=True) if each.options[i].kind == kind]
+    check = Check(moves, search.stopwatch, search.losses, search.allowed)
+    check.run(units_of(search.classes, plan.picks, search.worth))
+    if not check.kept or len(check.kept) == len(moves):
+        return check.steps, check.kept, loss if check.kept else None
+    again = search.losses.of(check.kept) if search.validator is None else search.validation(check.kept, 0)
+    return (check.steps, check.kept, again) if search.holds(again) else (check.steps, (), None)
 
 
 def rewrites(search: Search, passes: Sequence[Pass], moves: Sequence[Move], loss: Loss | None) -> tuple[RewriteReport, ...]:
@@ -195,11 +209,12 @@ def searched(
         measurements=search.spent.measurements,
         remembered=search.spent.remembered,
         peak_memory=search.spent.peak_memory,
+        memory_limit=search.spent.memory_limit,
         gap=search.gap,
         samples=counts,
         loss=None if loss is None else loss.mean,
         bound=None if loss is None or search.validator is None else loss.upper,
         metric=search.losses.judge.metric.name,
-        groups=explained(search, None if plan is None else plan.picks, moves),
+        groups=explained(search, None if plan is None else plan.picks, moves, steps),
         steps=tuple(steps),
     )

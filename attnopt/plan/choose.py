@@ -22,12 +22,11 @@ from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
 from attnopt.plan.predict import best, example_shapes, predicted
 from attnopt.plan.timing import finished, in_turn
-from attnopt.report.data import Choice
+from attnopt.report.data import ORIGINAL, Choice
 
 NOISE = 0.03  # a measured difference below this share is a tie
 WORTH_MOVING = 0.1  # what an attention that is one node already must gain to be written anew
 HOPELESS, LONG = 3.0, 0.2  # a kernel that takes so many times as long as another, and so many seconds, is not timed again
-ORIGINAL = "original"
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,39 @@
 """How long a search may take: minutes or hours.
 
-    low       a minute of measuring, then the integer program on what is known        medium    ten minutes        high    two hours
+    low       a minute of measuring, then the integer program on what is known        medium    ten minutes
+    high      two hours, and steps of training for candidates that need them
 
 What time does not allow to measure for each group alone is predicted from what all groups of its kind lose together.
 """
 
 from __future__ import annotations
 
-import sys
+import gc
 import time
 from dataclasses import dataclass, field
 
 from attnopt.errors import BudgetError
+from attnopt.plan import resident
 
 
 @dataclass(frozen=True)
 class Effort:
-    """seconds: of measuring, after which no new measurement begins. rounds: of tightening. timing: seconds for each callable timed."""
+    """seconds: of measuring, after which no new measurement begins. rounds: of tightening. timing: seconds for each callable timed.
+
+    tunes: whether candidates that need steps of training are given them. memory: share of the machine's that the process may hold.
+    """
 
     name: str
     seconds: float
     rounds: int
     timing: float
+    tunes: bool = False
+    memory: float = 0.5
 
 
-EFFORTS = {e.name: e for e in (Effort("low", 60.0, 8, 0.4), Effort("medium", 600.0, 16, 1.0), Effort("high", 7200.0, 32, 3.0))}
+EFFORTS = {
+    e.name: e for e in (Effort("low", 60.0, 8, 0.4), Effort("medium", 600.0, 16, 1.0), Effort("high", 7200.0, 32, 3.0, True))
+}
 
 
 def effort_named(name: str) -> Effort:
@@ -54,9 +63,16 @@ class Spent:
     @property
     def peak_memory(self) -> int:
         """The most bytes that this process has held so far; 0 on a system that does not tell."""
-        try:
-            import resource
-        except ImportError:  # Windows
-            return 0
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
+        return resident.peak()
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that this process may hold while it searches; 0 where the machine does not tell what it has."""
+        return int(self.effort.memory * resident.machine())
+
+    def fits(self, more: float) -> bool:
+        """Whether so many bytes more stay within the limit."""
+        if not self.memory_limit or resident.held() + more <= self.memory_limit:
+            return True
+        gc.collect()  # models that were tried refer to themselves, and are only let go when somebody looks
+        return resident.held() + more <= self.memory_limit

@@ -7,28 +7,39 @@ window 16       alone loses mean KL 0.24, over the budget 0.01
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from attnopt.ir.site import Refusal
 from attnopt.plan.losses import described
 from attnopt.plan.proposals import Class, Move, Proposal
 from attnopt.plan.search import Search
-from attnopt.report.search import GroupReport, OptionReport
+from attnopt.report.search import GroupReport, OptionReport, StepReport
 
 
-def explained(search: Search, picks: Sequence[int] | None, kept: Collection[Move]) -> tuple[GroupReport, ...]:
-    """The report of every group. picks: of the plan that was chosen, None where none held; kept: its moves that were not undone."""
-    taken = list(kept)
-    return tuple(group_report(search, g, each, picks, taken) for g, each in enumerate(search.classes))
+def explained(
+    search: Search, picks: Sequence[int] | None, kept: Collection[Move], steps: Sequence[StepReport]
+) -> tuple[GroupReport, ...]:
+    """The report of every group.
+
+    picks: of the plan that was chosen, None where none held; kept: its moves that were not undone; steps: as they were checked.
+    """
+    undone = {name: step.why for step in steps if not step.kept for name in step.names}
+    return tuple(group_report(search, g, each, picks, list(kept), undone) for g, each in enumerate(search.classes))
 
 
-def group_report(search: Search, g: int, each: Class, picks: Sequence[int] | None, kept: Sequence[Move]) -> GroupReport:
+def group_report(
+    search: Search, g: int, each: Class, picks: Sequence[int] | None, kept: Sequence[Move], undone: Mapping[str, str]
+) -> GroupReport:
     made = []
     for i, option in enumerate(each.options):
         if not option.moves:
             continue
         taken = all(m in kept for m in option.moves) and picks is not None and picks[g] == i
         why = taken_for(search, (g, i), option) if taken else lost(search, g, i, picks, kept)
+        if not taken and picks is not None and picks[g] == i:
+            why = undone.get(
+                option.moves[0].group.name, "undone: what the checked steps left lost too much on the data held back"
+            )
         made.append(option_report(search, (g, i), option, taken, why))
     refusals = tuple(f"{name}: {refusal}" for name, refusal in each.refusals)
     return GroupReport(each.name, tuple(made), refusals)
@@ -46,6 +57,7 @@ def option_report(search: Search, place: tuple[int, int], option: Proposal, take
         measured=search.prices.measured(option),
         loss=search.losses.total(search.predicted(place)),
         estimated=place not in search.alone,
+        bytes=search.memory.saved(option.moves),
     )
 
 
@@ -68,8 +80,6 @@ def taken_for(search: Search, place: tuple[int, int], option: Proposal) -> str:
 def lost(search: Search, g: int, i: int, picks: Sequence[int] | None, kept: Sequence[Move]) -> str:
     """The first reason that holds, the most certain first."""
     each, option = search.classes[g], search.classes[g].options[i]
-    if picks is not None and picks[g] == i:
-        return "undone: the step was checked, and is not faster or lost more than predicted"
     for move in option.moves:
         if (failure := search.losses.failures.get(described(move))) is not None:
             return f"did not run: {failure}"

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from attnopt.analysis.progress import progress
-from attnopt.cost.nodes import bytes_of, estimate_nodes
-from attnopt.ir.graph import Graph
+from attnopt.cost.nodes import estimate_nodes
 from attnopt.plan.budgeted import UNSEEN, Setting, prepared
 from attnopt.plan.proposals import Move, moves_of, uniform
 from attnopt.plan.replay import step_of
@@ -35,10 +34,9 @@ def explored(setting: Setting, model: str, budgets: Sequence[float] = BUDGETS) -
             found = search.chosen(allowed)
             if found and found[0].saved > 0:
                 plans.setdefault(found[0].picks, (f"budget {allowed:g}, {goal}", allowed))
-    weights = weight_bytes(setting.host.graph)
-    points = [point(search, setting, "exact", None, (0,) * len(search.classes), weights)]
+    points = [point(search, setting, "exact", None, (0,) * len(search.classes))]
     for picks, (name, budget) in progress(list(plans.items()), "plans"):
-        points.append(point(search, setting, name, budget, picks, weights))
+        points.append(point(search, setting, name, budget, picks))
     points.sort(key=lambda p: (p.loss, p.seconds))
     spent = search.spent
     said = f"effort {setting.effort.name}, seed {setting.seed}: {spent.measurements} measurements in {spent.seconds:.0f} s"
@@ -47,7 +45,7 @@ def explored(setting: Setting, model: str, budgets: Sequence[float] = BUDGETS) -
     return Frontier(model, setting.target.name, name, tuple(replace(p, best=not beaten(p, points)) for p in points), said, notes)
 
 
-def point(search: Search, setting: Setting, name: str, budget: float | None, picks: Sequence[int], weights: float) -> Point:
+def point(search: Search, setting: Setting, name: str, budget: float | None, picks: Sequence[int]) -> Point:
     """One plan, measured: its loss on the data held back, its time beside the exact plan."""
     moves = moves_of(search.classes, picks)
     options = [each.options[i] for each, i in zip(search.classes, picks, strict=True)]
@@ -59,7 +57,7 @@ def point(search: Search, setting: Setting, name: str, budget: float | None, pic
         runners = {"before": search.stopwatch.exact}
         runners |= {"after": search.losses.workshop.built(moves).runner()} if moves else {}
         seconds = search.stopwatch.times(runners)["after" if moves else "before"].median
-    kept = weights - sum(search.prices.bytes_saved(o) for o in options)
+    held = search.memory.after(moves)
     kernels = {c.site.name: c.lowering.name for c in setting.chosen if c.lowering is not None}
     bound = None if search.validator is None else loss.upper
     allowed = 0.0 if budget is None else budget
@@ -74,7 +72,9 @@ def point(search: Search, setting: Setting, name: str, budget: float | None, pic
         loss.mean,
         bound,
     )
-    return Point(name, budget, loss.mean, bound, seconds, kept, counted(moves), plan, search.stopwatch is not None)
+    return Point(
+        name, budget, loss.mean, bound, seconds, held.weights, held.cache, counted(moves), plan, search.stopwatch is not None
+    )
 
 
 def predicted_seconds(setting: Setting, search: Search) -> float:
@@ -98,12 +98,6 @@ def beaten(point: Point, points: Sequence[Point]) -> bool:
     """Whether another loses no more and is both as fast and as small, and better in something."""
 
     def cost(p: Point) -> tuple[float, float, float]:
-        return p.loss, p.seconds, p.weights
+        return p.loss, p.seconds, p.memory
 
     return any(all(a <= b for a, b in zip(cost(p), cost(point), strict=True)) and cost(p) != cost(point) for p in points)
-
-
-def weight_bytes(graph: Graph) -> float:
-    """Bytes of all constants, each once."""
-    held = {v for n in graph.nodes for v in n.inputs if v is not None and v.is_constant and v.handle is not None}
-    return sum(bytes_of(v, {}) for v in held)

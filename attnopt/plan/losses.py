@@ -24,13 +24,17 @@ from attnopt.plan.workshop import Workshop
 
 @dataclass
 class Losses:
-    """contents: a key of the model, the data and the metric, "" where nothing is kept on disk. failures: moves that did not run."""
+    """contents: a key of the model, the data and the metric, "" where nothing is kept on disk. failures: moves that did not run.
+
+    needs: bytes that a model takes while it is measured.
+    """
 
     judge: Judge
     workshop: Workshop
     spent: Spent
     store: Store = field(default_factory=Store)
     contents: str = ""
+    needs: float = 0.0
     known: dict[str, Loss] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -50,6 +54,10 @@ class Losses:
         return self.known[key]
 
     def measured(self, moves: Sequence[Move], key: str, title: str) -> Loss:
+        if not self.spent.fits(self.needs):
+            why = f"it takes about {self.needs / 1e6:.3g} MB, with which the limit of {self.spent.memory_limit / 1e6:.3g} MB is passed"
+            self.failures[described(moves[0])] = why
+            return Loss(self.judge.metric.name, float("inf"), float("inf"), 0)
         try:
             found = self.judge.loss(self.workshop.built(moves), title)
         except (RuntimeError, NotImplementedError, ValueError) as failure:

@@ -21,16 +21,18 @@ from attnopt.passes import ALL, Group, Pass
 from attnopt.patterns import Recognition, recognise
 from attnopt.plan.budget import QUALITY, Budget
 from attnopt.plan.budgeted import Outcome, Setting, under_budget
-from attnopt.plan.choose import ORIGINAL, Chosen, apply_choices, choose
+from attnopt.plan.choose import Chosen, apply_choices, choose
 from attnopt.plan.effort import EFFORTS, Effort
 from attnopt.plan.proposals import Move
 from attnopt.plan.quality import Score
 from attnopt.plan.replay import kernels_from, moves_from, step_of
+from attnopt.plan.site_reports import site_report
 from attnopt.plan.timing import in_turn
 from attnopt.plan.verify import difference, require_equal, seeded
 from attnopt.plan.workshop import Workshop
-from attnopt.report.data import Difference, Report, RewriteReport, SiteReport
+from attnopt.report.data import Difference, Report, RewriteReport
 from attnopt.report.plan import Plan
+from attnopt.report.table import megabytes
 
 SLOWER = 1.05  # a whole model that measures slower than this share of the original is rolled back
 
@@ -40,6 +42,7 @@ class Request:
     """What the user asked for. `inputs` are named example tensors; `calibration` what losses are measured on, where data were given.
 
     names: of the outputs. quality: the user's score, for a budget in it. plan: applied as it is, without a search.
+    minimise: "time", or "memory" (weights and caches), for which a slower model is kept.
     """
 
     target: str
@@ -57,6 +60,7 @@ class Request:
     workload: Workload | None = None
     store: Store = field(default_factory=Store)
     plan: Plan | None = None
+    minimise: str = "time"
 
 
 @dataclass
@@ -84,6 +88,7 @@ class State:
     rewrites: tuple[RewriteReport, ...] = ()
     notes: list[str] = field(default_factory=list)
     seconds: tuple[float | None, float | None] = (None, None)
+    bytes: tuple[float | None, float | None] = (None, None)  # of weights and caches
 
 
 def run(host: Host, request: Request) -> tuple[Host, Report]:
@@ -99,17 +104,20 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
             replay(host, request, state)
     if request.inputs is not None:
         verify(host, request, state, clock)
-    return state.result, reported(request, state, found, clock)
+    return state.result, reported(host, request, state, found, clock)
 
 
 def replay(host: Host, request: Request, state: State) -> None:
     """Make the moves of the plan that was given."""
     assert request.plan is not None
     state.moves = moves_from(request.plan.steps, host)
-    kernels = {c.site.name: c.lowering for c in state.chosen if c.lowering is not None}
+    state.result = workshop(host, request, state.chosen).built(state.moves)
+
+
+def workshop(host: Host, request: Request, chosen: Sequence[Chosen]) -> Workshop:
+    kernels = {c.site.name: c.lowering for c in chosen if c.lowering is not None}
     sizes = host.graph.sizes(request.inputs or {})
-    shop = Workshop(host, kernels, load_target(request.target)[0], request.runtime, request.opset, sizes)
-    state.result = shop.built(state.moves)
+    return Workshop(host, kernels, load_target(request.target)[0], request.runtime, request.opset, sizes)
 
 
 def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
@@ -139,7 +147,12 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
             before, after = host.runner(), state.result.runner()
             times = in_turn({"before": lambda: before(inputs), "after": lambda: after(inputs)})
         state.seconds = (times["before"].median, times["after"].median)
-        if times["after"].ratio(times["before"]) > SLOWER and request.plan is None:
+        slower = times["after"].ratio(times["before"]) > SLOWER and request.plan is None
+        if slower and request.minimise == "memory" and state.moves:
+            state.notes.append(
+                f"slower, and kept: memory was to be least, {megabytes(state.bytes[0])} -> {megabytes(state.bytes[1])}"
+            )
+        elif slower:
             roll_back(host, state)
             state.exact = difference(original, original)
 
@@ -149,6 +162,7 @@ def search(host: Host, request: Request, state: State, passes: tuple[Pass, ...])
     outcome = under_budget(setting_for(host, request, state, passes))
     state.result, state.moves, state.outcome, state.rewrites = outcome.host, outcome.moves, outcome, outcome.rewrites
     state.notes += outcome.notes
+    state.bytes = (outcome.memory[0].total, outcome.memory[1].total)
 
 
 def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, ...]) -> Setting:
@@ -172,6 +186,7 @@ def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, 
         quality=request.quality,
         workload=request.workload,
         store=request.store,
+        minimise=request.minimise,
     )
 
 
@@ -188,13 +203,14 @@ def roll_back(host: Host, state: State) -> None:
     assert before is not None and after is not None
     state.notes.append(f"rolled back: the whole model measured {after * 1e3:.3g} ms against {before * 1e3:.3g} ms before")
     undone = "rolled back with the whole model"
-    state.result, state.moves, state.seconds = host, (), (before, before)
+    state.result, state.moves, state.seconds, state.bytes = host, (), (before, before), (state.bytes[0],) * 2
     state.chosen = [replace(c, lowering=None, why=undone) for c in state.chosen]
     state.rewrites = tuple(replace(r, kept=False, why=f"{r.why}; {undone}") if r.kept else r for r in state.rewrites)
 
 
-def reported(request: Request, state: State, found: Recognition, clock: Clock) -> Report:
+def reported(host: Host, request: Request, state: State, found: Recognition, clock: Clock) -> Report:
     held = None if state.outcome is None else state.outcome.search
+    shop = workshop(host, request, state.chosen)
     plan = Plan(
         host=state.result.kind,
         target=request.target,
@@ -211,12 +227,14 @@ def reported(request: Request, state: State, found: Recognition, clock: Clock) -
         runtime=request.runtime,
         select=request.select,
         budget=request.budget.allowed,
-        sites=tuple(site_report(c, state.moves) for c in state.chosen),
+        sites=tuple(site_report(c, state.moves, shop) for c in state.chosen),
         refusals=found.refusals,
         rewrites=state.rewrites,
         difference=state.exact,
         seconds_before=state.seconds[0],
         seconds_after=state.seconds[1],
+        bytes_before=state.bytes[0],
+        bytes_after=state.bytes[1],
         notes=tuple(state.notes),
         seconds_spent=clock.spent,
         search=held,
@@ -248,25 +266,3 @@ def select_kernels(host: Host, sites: Sequence[Site], request: Request) -> list[
     )
     by_name = {c.site.name: c for c in decided}
     return [by_name.get(s.name) or Chosen(s, None, refused.get(s.name, "")) for s in sites]
-
-
-def site_report(chosen: Chosen, moves: Sequence[Move] = ()) -> SiteReport:
-    """What became of one site; a move that changes its spec changes what it computes."""
-    site = chosen.site
-    after, steps = site, site.steps if chosen.lowering else ()
-    for move in moves:
-        if not move.edits and any(s.name == site.name for s in move.group.sites):
-            sites = move.rewrite.apply(move.candidate, replace(move.group, sites=(after,))).sites
-            after, steps = sites[0], (*steps, move.rewrite.name)
-    return SiteReport(
-        name=site.name,
-        before=str(site.spec),
-        after=str(after.spec),
-        shape={axis: str(size) for axis, size in site.shape.items()},
-        kernel=chosen.lowering.name if chosen.lowering else ORIGINAL,
-        why=chosen.why,
-        steps=steps,
-        seconds_before=chosen.seconds_before,
-        seconds_after=chosen.seconds_after,
-        choices=chosen.choices,
-    )

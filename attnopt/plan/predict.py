@@ -19,9 +19,9 @@ from attnopt.cost.kernels import KERNELS
 from attnopt.cost.target import Target
 from attnopt.ir.dims import evaluate
 from attnopt.ir.site import Host, Site
+from attnopt.report.data import ORIGINAL
 
 Shapes = Sequence[tuple[float, Mapping[str, int]]]  # weights, and b, h, g, q, k, d, e
-ORIGINAL = "original"
 DOUBT = 0.25  # what a kernel must be predicted to gain over an attention that is one node already
 SPELLED_OUT = {"torch": "eager", "onnx": "ort-eager"}
 ONE_NODE = {"torch": "sdpa", "onnx": "onnx-attention"}

@@ -1,4 +1,4 @@
-"""What an option saves: seconds by the cost model, or by what was measured in its place; bytes of weights.
+"""What an option saves: seconds by the cost model, or by what was measured in its place.
 
     int8 of down_proj      before: linear 192 x 512 in float32      after: the same, weights as int8      saved: the difference
 
@@ -7,14 +7,12 @@ Where all options of a kind and shape were timed together in the model, each sav
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from attnopt.cost.nodes import estimate_nodes
-from attnopt.ir.cost import WIDTHS
-from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal
+from attnopt.plan.memory import touched
 from attnopt.plan.proposals import Proposal
 from attnopt.plan.workshop import Workshop
 
@@ -86,20 +84,6 @@ class Prices:
                 after += shop.seconds(changed, lowering.name, sizes)
         return before, after
 
-    def bytes_saved(self, proposal: Proposal) -> float:
-        """Bytes of weights that an option leaves out or stores narrower."""
-        total = 0.0
-        for move in proposal.moves:
-            gone = {n.name for n in move.candidate.removes}
-            for node in touched(move.candidate.removes, move.candidate.storage, move.group.linears):
-                weight = node.inputs[1] if numbers(node) else None
-                if weight is None:
-                    continue
-                width = WIDTHS.get(weight.dtype, 32)
-                left = 0 if node.name in gone else WIDTHS.get(move.candidate.storage[node.name], width)
-                total += numbers(node) * (width - left) / 8
-        return total
-
     def key(self, proposal: Proposal) -> tuple[str, str]:
         """Kind and shape: options of one key save the same."""
         if proposal not in self.keys:
@@ -107,15 +91,3 @@ class Prices:
             sites = sorted(f"{s.spec} {s.shape}" for m in proposal.moves for s in m.group.sites)
             self.keys[proposal] = proposal.kind, "; ".join([*layers, *sites])
         return self.keys[proposal]
-
-
-def touched(removes: Sequence[Node], storage: Mapping[str, str], linears: Sequence[Node]) -> list[Node]:
-    """The nodes whose price an option changes, each once."""
-    return list({n.name: n for n in (*removes, *(n for n in linears if n.name in storage))}.values())
-
-
-def numbers(node: Node) -> int:
-    """Numbers in the weight of a linear layer; 0 for any other node."""
-    weight = node.inputs[1] if node.op in ("linear", "matmul") else None
-    known = weight is not None and weight.is_constant and all(isinstance(d, int) for d in weight.shape or ())
-    return math.prod(weight.shape or ()) if known and weight is not None else 0  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from attnopt.ir.site import Refusal, Site
 from attnopt.passes import Candidate, Evidence, Group, Pass
 from attnopt.plan.groups import Grouping
 from attnopt.plan.knapsack import Place
+from attnopt.plan.tuning import Tuning
 
 MOST = 30  # options of one class
 EDITS = ("weights", "structure")  # changes that edit the host; all others change the spec of sites
@@ -101,8 +102,13 @@ class Offers:
     refusals: list[tuple[str, Refusal]] = field(default_factory=list)
 
 
-def classes_of(grouping: Grouping, passes: Sequence[Pass], evidence: Evidence | None) -> list[Class]:
-    """The options of every group that any of these passes is shown, in the order of passes and of the graph."""
+def classes_of(
+    grouping: Grouping, passes: Sequence[Pass], evidence: Evidence | None, tuning: Tuning | None = None
+) -> list[Class]:
+    """The options of every group that any of these passes is shown, in the order of passes and of the graph.
+
+    tuning: what becomes of candidates that need it; without it all are taken as they are.
+    """
     offers: dict[object, Offers] = {}
     for rewrite in passes:
         for group in grouping.of(rewrite.per):
@@ -112,7 +118,9 @@ def classes_of(grouping: Grouping, passes: Sequence[Pass], evidence: Evidence | 
             if isinstance(proposed, Refusal):
                 found.refusals.append((rewrite.name, proposed))
             else:
-                found.by_pass.append([Move(rewrite, group, c) for c in proposed])
+                ready = [tuning.of(rewrite, group, c, evidence) if tuning is not None else c for c in proposed]
+                found.refusals += [(rewrite.name, c) for c in ready if isinstance(c, Refusal)]
+                found.by_pass.append([Move(rewrite, group, c) for c in ready if isinstance(c, Candidate)])
     return [Class(o.name, (AS_IT_IS, *combined(o.by_pass)), tuple(o.refusals)) for o in offers.values()]
 
 

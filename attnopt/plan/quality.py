@@ -83,13 +83,3 @@ def natural_metric(name: str, output: Tensor) -> Metric:
     if output.ndim == 2 and torch.allclose(output.float().norm(dim=-1), torch.ones(output.shape[0]), atol=1e-3):
         return METRICS["cosine"]
     return METRICS["relative"]
-
-
-def measured_loss(metric: Metric, before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tensor]]) -> float:
-    """Mean over batches of the metric on the first floating output."""
-    losses = [metric.loss(first_floating(a), first_floating(b)) for a, b in zip(before, after, strict=True)]
-    return sum(losses) / len(losses)
-
-
-def first_floating(outputs: Sequence[Tensor]) -> Tensor:
-    return next(t for t in outputs if t.is_floating_point())

@@ -36,6 +36,7 @@ def step_of(move: Move) -> PlanStep:
         removes=tuple(n.name for n in candidate.removes),
         changes=candidate.changes,
         storage=dict(candidate.storage),
+        cached=dict(candidate.cached),
         options=dict(candidate.options),
     )
 
@@ -71,6 +72,7 @@ def candidate_of(step: PlanStep, nodes: Mapping[str, Node]) -> Candidate:
         step.changes,  # type: ignore[arg-type]
         tuple(nodes[n] for n in step.removes),
         step.storage,
+        step.cached,
     )
 
 
@@ -110,13 +112,15 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
         removes = removed(step.removes, groups[at], others[at], names)
         if any(n not in names for n in step.nodes) or removes is None:
             raise PlanError(f"'{step.rewrite}' changes nodes that the export does not have", next_move="Export as .pt2.")
+        sites = {a.name: b.name for a, b in zip(old.sites, new.sites, strict=False)}
         made.append(
             replace(
                 step,
                 group=others[at].name,
                 nodes=tuple(names[n] for n in step.nodes),
                 removes=removes,
-                options=in_names(step.options, {a.name: b.name for a, b in zip(old.sites, new.sites, strict=False)}),
+                options=in_names(step.options, sites),
+                cached=in_names(step.cached, sites),
                 storage={names[n]: kept for n, kept in step.storage.items()},
             )
         )

@@ -20,6 +20,7 @@ from attnopt.plan.effort import Effort, Spent
 from attnopt.plan.judge import Judge
 from attnopt.plan.knapsack import Option, Place, Problem, Solution, solve
 from attnopt.plan.losses import Losses
+from attnopt.plan.memory import Memory
 from attnopt.plan.pricing import Prices, Timed
 from attnopt.plan.proposals import Class, Move, Proposal, exclusions_of, kinds_of, moves_of, places, ties_of, uniform
 from attnopt.plan.quality import Loss
@@ -29,6 +30,7 @@ ATTEMPTS = 4  # plans that are validated at most
 NEAR = 0.85  # a plan that uses this share of the budget is not loosened further
 LOOSE = 1e-3  # a factor on losses below which they keep no option out
 SOLVER = 10.0  # seconds for one integer program
+GOALS = ("time", "memory")  # what a user may ask to be least
 EVERYTHING = 1.0  # what any rewrite is worth with select="always"
 
 
@@ -72,11 +74,12 @@ class Search:
     """All that a search needs, and what it finds on the way.
 
     validator: the judge on the other half; None where there are no data but the examples, on which then the mean has to do.
-    stopwatch: None where nothing is timed. goal: "time", "memory" (bytes of weights), or "everything" (as many rewrites as hold).
+    stopwatch: None where nothing is timed. goal: "time", "memory" (bytes of weights and cache), or "everything" (as many rewrites as hold).
     """
 
     classes: Sequence[Class]
     prices: Prices
+    memory: Memory
     losses: Losses
     validator: Judge | None
     allowed: float
@@ -145,12 +148,19 @@ class Search:
             ((place, o) for place, o in places(self.classes) if o.moves and self.worth(o) > 0),
             key=lambda found: (-self.worth(found[1]), found[0]),
         )
-        skipped = 0
+        skipped = crowded = 0
         for place, option in waiting:
             if self.spent.over:
                 skipped += 1
-                continue
-            self.alone[place] = self.losses.of(option.moves, option.description)
+            elif self.spent.fits(self.losses.needs):
+                self.alone[place] = self.losses.of(option.moves, option.description)
+            else:
+                crowded += 1
+        if crowded:
+            self.notes.append(
+                f"{crowded} of {len(waiting)} options were not measured alone: the search would have held more than "
+                f"{self.spent.memory_limit / 2**30:.3g} GiB"
+            )
         if skipped:
             self.notes.append(
                 f"{skipped} of {len(waiting)} options were not measured alone: time was up, a higher effort has more"
@@ -161,7 +171,7 @@ class Search:
     def worth(self, option: Proposal) -> float:
         if self.goal == "everything":
             return EVERYTHING * len(option.moves)
-        return self.prices.bytes_saved(option) if self.goal == "memory" else self.prices.saved(option)
+        return self.memory.saved(option.moves) if self.goal == "memory" else self.prices.saved(option)
 
     def predicted(self, place: tuple[int, int]) -> float:
         """The additive loss of an option: its own, else its share of what its kind loses everywhere."""
@@ -224,6 +234,9 @@ class Search:
         return Planned(picks, self.total_worth(picks), loss)
 
     def total_worth(self, picks: Sequence[int]) -> float:
+        """Of a plan: bytes of the whole, because what two rewrites narrow is freed once; otherwise the sum of what options are worth."""
+        if self.goal == "memory":
+            return self.memory.saved(moves_of(self.classes, picks))
         return sum(self.worth(each.options[i]) for each, i in zip(self.classes, picks, strict=True))
 
     def limit(self, loss: Loss) -> float:

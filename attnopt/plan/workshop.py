@@ -71,7 +71,7 @@ class Workshop:
         """The kernel that is predicted to compute a rewritten site fastest, or why there is none."""
         key = (str(site.spec), str(site.shape))
         if key not in self.known:
-            fits, refused = applicable(site, self.host, self.runtime, self.opset)
+            fits, refused = applicable(site, self.host, self.runtime, self.opset, self.target.kind)
             why = Refusal(refused[0].why if refused else f"no kernel for host {self.host.kind}", site.name)
             self.known[key] = min(fits, key=lambda x: self.seconds(site, x.name), default=None) or why
         return self.known[key]

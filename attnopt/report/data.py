@@ -9,6 +9,8 @@ from attnopt.ir.site import Refusal
 from attnopt.report.plan import Plan
 from attnopt.report.search import SearchReport
 
+ORIGINAL, REMOVED = "original", "removed"  # in place of a kernel: the nodes as they were, or none any more
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -65,6 +67,7 @@ class Difference:
 class Report:
     """Everything about one `optimize`. Times are medians of runs in turn, in seconds per call of the whole model.
 
+    bytes_before, bytes_after: of weights and caches; None where there was no search.
     search: what was considered under the budget; None where nothing approximate was asked for. plan: what was done, to do it again.
     """
 
@@ -78,6 +81,8 @@ class Report:
     difference: Difference | None = None
     seconds_before: float | None = None
     seconds_after: float | None = None
+    bytes_before: float | None = None
+    bytes_after: float | None = None
     notes: tuple[str, ...] = ()
     seconds_spent: dict[str, float] = field(default_factory=dict)
     search: SearchReport | None = None
@@ -85,7 +90,7 @@ class Report:
 
     @property
     def fused(self) -> int:
-        return sum(site.kernel != "original" for site in self.sites)
+        return sum(site.kernel not in (ORIGINAL, REMOVED) for site in self.sites)
 
     @property
     def speedup(self) -> float | None:

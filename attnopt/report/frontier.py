@@ -15,7 +15,7 @@ from attnopt.report.plan import Plan
 
 @dataclass(frozen=True)
 class Point:
-    """One plan. seconds: of a call of the whole model, measured where `timed`, else predicted. weights: bytes.
+    """One plan. seconds: of a call of the whole model, measured where `timed`, else predicted. weights, cache: bytes.
 
     loss: mean on the data held back; bound: its one-sided 95 % bound, None without such data. budget: what it was searched for, None
     for one kind of rewrite everywhere. best: whether no other point loses less and is faster, or loses less and is smaller.
@@ -27,10 +27,15 @@ class Point:
     bound: float | None
     seconds: float
     weights: float
+    cache: float
     rewrites: str
     plan: Plan
     timed: bool = True
     best: bool = True
+
+    @property
+    def memory(self) -> float:
+        return self.weights + self.cache
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,9 @@ class Frontier:
         from rich.console import Group
         from rich.text import Text
 
-        from attnopt.report.table import milliseconds, table
+        from attnopt.report.table import megabytes, milliseconds, table
 
-        body = table("plan", "loss", "at most (95 %)", "time", "speed", "weights", "rewrites")
+        body = table("plan", "loss", "at most (95 %)", "time", "speed", "weights + cache", "rewrites")
         first = self.points[0].seconds
         for p in self.points:
             bound = "" if p.bound is None else f"{p.bound:.3g}"
@@ -79,7 +84,7 @@ class Frontier:
                 bound,
                 milliseconds(p.seconds),
                 f"{first / p.seconds:.2f}x",
-                megabytes(p.weights),
+                megabytes(p.memory),
                 p.rewrites,
             )
             body.add_row(*map(Text, cells), style=None if p.best else "dim")
@@ -91,7 +96,3 @@ class Frontier:
         from attnopt.report.table import as_text
 
         return as_text(self)
-
-
-def megabytes(size: float) -> str:
-    return f"{size / 1e6:.3g} MB"

@@ -1,6 +1,6 @@
 """The HTML page of a frontier: inline SVG and a table, no script, no other file.
 
-time, ms                         weights, MB
+time, ms                         weights + cache, MB
  |o                               |o
  |  o___                          |  o__o
  |       o____o                   |       o
@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from attnopt.report.frontier import Frontier, Point, megabytes
+from attnopt.report.frontier import Frontier, Point
+from attnopt.report.table import megabytes
 
 WIDTH, HEIGHT, MARGIN = 520, 340, 56
 STYLE = """
@@ -31,14 +32,16 @@ def page(frontier: Frontier) -> str:
     title = f"{frontier.model} on {frontier.target}"
     rows = "\n".join(row(p, frontier.points[0]) for p in frontier.points)
     notes = "".join(f'<p class="note">{escape(n)}</p>' for n in (frontier.search, *frontier.notes) if n)
-    numbers = "".join(f'<th class="n">{escape(n)}</th>' for n in (frontier.metric, "at most (95 %)", "time", "speed", "weights"))
+    numbers = "".join(
+        f'<th class="n">{escape(n)}</th>' for n in (frontier.metric, "at most (95 %)", "time", "speed", "weights + cache")
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style></head>
 <body>
 <h1>{escape(title)}</h1>
 {picture(frontier, "time, ms", lambda p: p.seconds * 1e3)}
-{picture(frontier, "weights, MB", lambda p: p.weights / 1e6)}
+{picture(frontier, "weights + cache, MB", lambda p: p.memory / 1e6)}
 <table>
 <tr><th>plan</th>{numbers}<th>rewrites</th></tr>
 {rows}
@@ -52,7 +55,7 @@ def page(frontier: Frontier) -> str:
 def row(point: Point, first: Point) -> str:
     bound = "" if point.bound is None else f"{point.bound:.3g}"
     time = f"{point.seconds * 1e3:.3g} ms" + " (predicted)" * (not point.timed)
-    numbers = (f"{point.loss:.3g}", bound, time, f"{first.seconds / point.seconds:.2f}x", megabytes(point.weights))
+    numbers = (f"{point.loss:.3g}", bound, time, f"{first.seconds / point.seconds:.2f}x", megabytes(point.memory))
     cells = "".join(f'<td class="n">{n}</td>' for n in numbers)
     kind = "" if point.best else ' class="beaten"'
     return f"<tr{kind}><td>{escape(point.name)}</td>{cells}<td>{escape(point.rewrites)}</td></tr>"
@@ -75,7 +78,7 @@ def picture(frontier: Frontier, label: str, value: Callable[[Point], float]) -> 
     )
     parts.append(f'<path class="line" d="{path} H{WIDTH - MARGIN}"/>')
     for p in points:
-        said = escape(f"{p.name}: {frontier.metric} {p.loss:.3g}, {p.seconds * 1e3:.3g} ms, {megabytes(p.weights)}")
+        said = escape(f"{p.name}: {frontier.metric} {p.loss:.3g}, {p.seconds * 1e3:.3g} ms, {megabytes(p.memory)}")
         kind = "best" if p in best else "beaten"
         parts.append(
             f'<circle class="{kind}" cx="{place(p.loss):.1f}" cy="{up(value(p)):.1f}" r="5"><title>{said}</title></circle>'

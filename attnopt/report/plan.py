@@ -30,12 +30,19 @@ class PlanStep:
     removes: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     storage: Mapping[str, str] = field(default_factory=dict)
+    cached: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it stores weights, caches or operands in codes."""
+        return bool(self.storage) or any(self.cached.values()) or "precision" in self.changes
 
 
 @dataclass(frozen=True)
 class Plan:
     """What was done to a model. host: "torch" or "onnx", whose names it uses. kernels: by site; a site that is absent is as it was.
+    Where a step gives a site another spec, its kernel is predicted anew.
 
     metric, loss, bound: what the plan lost on the data that judged it; None for an exact plan, or where nothing was held back.
     """

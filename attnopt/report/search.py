@@ -10,7 +10,7 @@ class OptionReport:
     """One option of a group. Seconds and losses are of the whole model; None where nothing was predicted or measured.
 
     predicted, measured: seconds saved by the cost model, and as the options of its kind were timed together. loss: alone, on the data to
-    choose by; estimated: whether it was taken from what its kind loses everywhere.
+    choose by; estimated: whether it was taken from what its kind loses everywhere. bytes: of weights and cache that it saves.
     """
 
     kind: str
@@ -22,6 +22,7 @@ class OptionReport:
     measured: float | None = None
     loss: float | None = None
     estimated: bool = False
+    bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class GroupReport:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One kind of rewrite of a plan, as it was checked: whole-model times before and after it, the loss so far."""
+    """One kind of rewrite of a plan, or some groups of it, as it was checked: whole-model times before and after, the loss so far.
+
+    names: of its groups. loss: None where it was slower, and so was not asked.
+    """
 
     kind: str
     groups: int
@@ -47,14 +51,16 @@ class StepReport:
     why: str
     seconds_before: float
     seconds_after: float
-    loss: float
+    loss: float | None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class SearchReport:
     """What the search was given and used. gap: how far the solver's choice may be from the best, as a share of what could be saved.
 
-    samples: (to choose by, to validate by). measurements were made, `remembered` were read back. peak_memory: bytes of the process.
+    samples: (to choose by, to validate by). measurements were made, `remembered` were read back. peak_memory: the most bytes that the
+    process held, of memory_limit that it might; 0 where the system does not tell.
     """
 
     effort: str
@@ -70,3 +76,4 @@ class SearchReport:
     metric: str = ""
     groups: tuple[GroupReport, ...] = ()
     steps: tuple[StepReport, ...] = ()
+    memory_limit: int = 0

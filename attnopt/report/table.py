@@ -128,6 +128,8 @@ def summary(report: Report) -> str:
     if report.seconds_before is not None and report.seconds_after is not None:
         ratio = report.seconds_before / report.seconds_after
         text.append(f"model {milliseconds(report.seconds_before)} -> {milliseconds(report.seconds_after)} ({ratio:.2f}x)")
+    if report.bytes_before is not None and report.bytes_after is not None:
+        text.append(f"weights and cache {megabytes(report.bytes_before)} -> {megabytes(report.bytes_after)}")
     if report.difference is not None:
         allowed = f" (allowed {report.difference.tolerance:.1g})" if report.difference.exact else ""
         text.append(
@@ -138,6 +140,10 @@ def summary(report: Report) -> str:
 
 def milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.3g} ms"
+
+
+def megabytes(size: float | None) -> str:
+    return "" if size is None else f"{size / 1e6:.3g} MB"
 
 
 def number(value: float | None, unit: float) -> str:

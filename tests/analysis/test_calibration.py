@@ -175,3 +175,13 @@ def test_fingerprints_tell_contents_apart():
     assert same.fingerprint != changed.fingerprint
     wide = Calibration((batch(2),)).fingerprint
     assert wide != Calibration(({name: x.double() for name, x in batch(2).items()},)).fingerprint
+
+
+def test_pieces_hold_the_same_samples():
+    given = Calibration(({"x": torch.arange(10.0).reshape(5, 2), "table": torch.ones(3)},), frozenset({"x"}), sliced=True)
+    pieces = given.pieces(2)
+    assert [pieces.size(b) for b in pieces.batches] == [2, 2, 1]
+    assert torch.equal(torch.cat([b["x"] for b in pieces.batches]), given.batches[0]["x"])
+    assert all(len(b["table"]) == 3 for b in pieces.batches)
+    fixed = Calibration(given.batches, given.axis, sliced=False)
+    assert fixed.pieces(2) is fixed and given.pieces(5) is given

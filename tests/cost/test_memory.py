@@ -7,7 +7,7 @@ import torch
 import transformers
 from hosts.onnx import small_models
 
-from attnopt.cost.memory import cache_bytes_per_token, peak_memory, scratch
+from attnopt.cost.memory import cache_bytes, cache_bytes_per_token, peak_memory, scratch
 from attnopt.cost.problem import Problem
 from attnopt.cost.workload import parse_workload
 from attnopt.hosts.fx import FxHost, capture
@@ -39,9 +39,19 @@ def test_what_a_token_takes(decoding):
     _, sites, blocks = decoding
     pairs = list(zip(sites, blocks, strict=True))
     assert cache_bytes_per_token(pairs) == 2 * 2 * (2 * 16) * 4  # layers, keys and values, heads x width, float32
-    narrow = [parse(f"{site.spec} cache(k=int8, v=int4)") for site in sites]
-    assert cache_bytes_per_token(pairs, narrow) == 2 * (32 * 1 + 32 / 2)
+    narrow = {site.name: "cache(k=int8, v=int4)" for site in sites}
+    scales = 2 * 2 * 2 * 8  # layers, keys and values, heads: a scale and a zero of 4 bytes each
+    assert cache_bytes_per_token(pairs, narrow) == 2 * (32 * 1 + 32 / 2) + scales
+    assert cache_bytes_per_token(pairs, {sites[0].name: ""}) == cache_bytes_per_token(pairs) / 2
     assert cache_bytes_per_token([]) == 0
+
+
+def test_what_all_tokens_take(decoding):
+    _, sites, blocks = decoding
+    pairs, sizes = list(zip(sites, blocks, strict=True)), {"batch": 3, "past": 1000}
+    assert cache_bytes(pairs, sizes) == 3 * 1001 * cache_bytes_per_token(pairs)
+    half = {sites[0].name: "", sites[1].name: "cache(k=fp16, v=fp16)"}
+    assert cache_bytes(pairs, sizes, half) == cache_bytes(pairs, sizes) / 4
 
 
 def test_a_workload_binds_to_a_real_decoder(decoding):

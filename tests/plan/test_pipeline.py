@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from cached_step import Step, example
 from hosts.onnx import small_models
 from onnx import helper
 from plan_fakes import Kernel, Off, clock
 
 from attnopt.analysis.calibration import Calibration
 from attnopt.errors import AccuracyError
+from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
-from attnopt.passes import ALL, Candidate, Evidence, FuseAttention, Group
+from attnopt.passes import ALL, Candidate, DynamicInt8, Evidence, FuseAttention, Group, Int8Cache
 from attnopt.passes.candidate import Per
 from attnopt.plan.budget import Budget
 from attnopt.plan.budgeted import UNSEEN
@@ -154,3 +156,32 @@ def test_sites_that_stay_have_a_reason():
     whole = OnnxHost.from_model(small_models.spelled_out())
     _, report = run(whole, request_for(whole, passes=()))
     assert (report.sites[0].kernel, report.sites[0].why) == ("original", "no exact pass was asked for")
+
+
+def decoding_step():
+    host = FxHost.from_captured(capture(Step().eval(), example()))
+    torch.manual_seed(2)
+    x, (k, v) = example()
+    names = [spec.name for spec in host.input_specs]
+    noise = [[t + 0.1 * torch.randn_like(t) for t in (x, k, v)] for _ in range(16)]
+    return host, Calibration.of(host.graph, [dict(zip(names, tensors, strict=True)) for tensors in noise])
+
+
+def test_the_plan_of_least_memory(monkeypatch):
+    """Everything measures slower: for time nothing is left, for memory weights and cache become int8."""
+    host, data = decoding_step()
+    monkeypatch.setattr("attnopt.plan.stepwise.in_turn", clock({"before": 1.0, "after": 1.2}))
+    monkeypatch.setattr("attnopt.plan.pipeline.in_turn", clock({"before": 1.0, "after": 1.2}))
+    monkeypatch.setattr("attnopt.plan.choose.in_turn", clock({}))
+    asked = Request("cpu", "torch", 0, "measure", Budget.of(0.1), inputs=host.example_inputs(), calibration=data)
+    asked = replace(asked, passes=(DynamicInt8(smallest=16), Int8Cache()))
+    result, report = run(host, asked)
+    assert result is host and report.plan.steps == () and report.bytes_after == report.bytes_before
+    result, report = run(host, replace(asked, minimise="memory"))
+    kinds = {s.kind for s in report.plan.steps}
+    assert {"int8"} <= kinds and {s.rewrite for s in report.plan.steps} == {"dynamic-int8", "int8-cache"}
+    linears, cache = 32 * (32 + 16 + 16 + 32), 2 * 6 * 2 * 2
+    assert (report.bytes_before, report.bytes_after) == (4 * linears + 32 * cache, linears + 16 * cache)
+    assert "slower, and kept: memory was to be least" in report.notes[-1]
+    assert "weights and cache 0.0138 MB -> 0.00384 MB" in str(report)
+    assert report.search.loss <= report.search.bound <= 0.1

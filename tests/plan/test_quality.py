@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from attnopt.plan.quality import METRICS, Loss, measured_loss, natural_metric
+from attnopt.plan.quality import METRICS, Loss, natural_metric
 
 LOG3 = math.log(3.0)
 
@@ -48,13 +48,6 @@ def test_losses(metric, before, after, loss):
 )
 def test_the_natural_metric(name, output, metric):
     assert natural_metric(name, output) is METRICS[metric]
-
-
-def test_the_mean_over_batches_of_the_first_real_output():
-    ids = torch.tensor([1, 2])
-    before = [[ids, torch.tensor([3.0, 4.0]), torch.tensor([9.0])], [ids, torch.tensor([5.0])]]
-    after = [[ids + 1, torch.tensor([3.0, 9.0]), torch.tensor([0.0])], [ids, torch.tensor([5.0])]]
-    assert measured_loss(METRICS["relative"], before, after) == pytest.approx(0.5)
 
 
 def test_a_loss_from_its_samples():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attnopt.errors import AccuracyError
-from attnopt.plan.verify import TOLERANCES, difference, require_equal
+from attnopt.plan.verify import TOLERANCES, difference, require_equal, require_rounded_alike
 
 NAN, INF = math.nan, math.inf
 
@@ -73,3 +73,16 @@ def test_whole_numbers_and_truth_values_are_exact():
     for after in ([ids + 1, flags], [ids, ~flags]):
         with pytest.raises(AccuracyError):
             require_equal([ids, flags], after)
+
+
+def test_what_rounds_may_differ_by_a_share_of_what_rounding_does():
+    unrounded, codes = torch.tensor([1.0, 2.0, 4.0]), [torch.tensor([3])]
+    wanted = [unrounded + 0.4, *codes]
+    near, far = ([unrounded + 0.4 + gap, torch.tensor([4])] for gap in (0.08, 0.12))
+    found = require_rounded_alike(wanted, near, [unrounded, *codes])
+    assert found.max_abs == pytest.approx(0.08)
+    with pytest.raises(AccuracyError) as raised:
+        require_rounded_alike(wanted, far, [unrounded, *codes])
+    assert raised.value.tolerance == pytest.approx(1e-4 + 0.25 * 0.4 / 4.4)
+    with pytest.raises(AccuracyError):  # nothing was to be rounded: the tolerance of the dtype
+        require_rounded_alike(wanted, near, wanted)

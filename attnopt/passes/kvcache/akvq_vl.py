@@ -52,13 +52,13 @@ class AkvqVl:
             return held
         if (refusal := unfit(held, self.kept(False))) is not None:
             return refusal
-        plain = codes(self.name, "2-bit pivots", held, self.kept(False), source=SOURCE)
+        plain = codes(group, self.name, "2-bit pivots", held, self.kept(False), source=SOURCE)
         of_text = {s.site.name: self.reads_text(s, evidence) for s in held}
         if not any(of_text.values()):
             return [plain]
         form, count = (lambda slot: self.kept(of_text[slot.site.name])), sum(of_text.values())
         note = f"{count} layers that read their text in 4 bits"
-        return [plain, codes(self.name, "bits by layer", held, form, source=SOURCE, note=note, needs="calibration")]
+        return [plain, codes(group, self.name, "bits by layer", held, form, source=SOURCE, note=note, needs="calibration")]
 
     def kept(self, of_text: bool) -> Kept:
         rows = Rows(bits=4 if of_text else 2, group=self.group, scales="fp16", clip=1.0 if of_text else self.clip, turned=True)

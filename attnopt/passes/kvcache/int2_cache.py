@@ -40,9 +40,9 @@ class Int2Cache:
             return held
         if (refusal := unfit(held, form)) is not None:
             return refusal
-        found = [codes(self.name, "2-bit", held, form)]
+        found = [codes(group, self.name, "2-bit", held, form)]
         if balance := balanced(held, evidence):
-            found.append(codes(self.name, "2-bit keys by channel", held, form, balance=balance))
+            found.append(codes(group, self.name, "2-bit keys by channel", held, form, balance=balance))
         return found
 
     def apply(self, candidate: Candidate, group: Group) -> Group:

@@ -42,10 +42,10 @@ class Int4Cache:
         if (refusal := unfit(held, form)) is not None:
             return refusal
         values = [s for s in held if s.side == "v"]
-        found = [codes(self.name, "int4 values", values, form)] if values else []
-        found.append(codes(self.name, "int4", held, form))
+        found = [codes(group, self.name, "int4 values", values, form)] if values else []
+        found.append(codes(group, self.name, "int4", held, form))
         if balance := balanced(held, evidence):
-            found.append(codes(self.name, "int4 keys by channel", held, form, balance=balance, source="WKVQuant"))
+            found.append(codes(group, self.name, "int4 keys by channel", held, form, balance=balance, source="WKVQuant"))
         return found
 
     def apply(self, candidate: Candidate, group: Group) -> Group:

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnopt.ir.clause import Clause
 from attnopt.ir.site import Refusal
-from attnopt.passes.cache_plan import applied, balanced, clause_of, codes
+from attnopt.passes.cache_plan import applied, balanced, codes
 from attnopt.passes.cache_rows import Rows
 from attnopt.passes.cache_slots import slots
 from attnopt.passes.cache_state import Kept
@@ -41,15 +40,11 @@ class Int8Cache:
         if isinstance(held, Refusal):
             return held
         form, values = Kept(Rows()), [s for s in held if s.side == "v"]
-        found = [codes(self.name, "int8 values", values, form)] if values else []
-        found.append(codes(self.name, "int8", held, form))
+        found = [codes(group, self.name, "int8 values", values, form)] if values else []
+        found.append(codes(group, self.name, "int8", held, form))
         if balance := balanced(held, evidence):
-            found.append(codes(self.name, "int8 keys by channel", held, form, balance=balance))
+            found.append(codes(group, self.name, "int8 keys by channel", held, form, balance=balance))
         return found
-
-    def clause(self, candidate: Candidate) -> Clause:
-        """What the candidate makes of the cache of a site, in the words of a spec."""
-        return clause_of(candidate)
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Edits the host of the group in place; give it a copy, and finish it."""

@@ -70,6 +70,7 @@ class ZipCache:
             "ZipCache",
             options={"sites": [p.site.name for p in pairs], "blocks": blocks.plain()},
             kind=f"{share:.0%} salient" if share < 1 else "4-bit blocks",
+            cached={p.site.name: blocks.words_of_a_spec for p in pairs},
             changes=("cache", "structure"),
         )
 

@@ -69,7 +69,7 @@ class GateNorm:
         removes = tuple(node for s in gone for node in s.removed)
         return Candidate(
             self.name, False, what, SOURCE, options={"sites": names}, kind=f"{len(gone)} of {layers}", changes=("structure",),
-            removes=removes,
+            removes=removes, cached={s.site.name: "" for s in gone if s.inputs},
         )  # fmt: skip
 
     def ranked(self, group: Group) -> list[tuple[float, tuple[Sublayer, ...]]] | Refusal:

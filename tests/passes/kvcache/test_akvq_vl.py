@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cached_steps import Step, check_step, example, opened, rewritten, whole
+from cached_step import Step, example
+from rounded_steps import check_step, opened, rewritten, whole
 
 import attnopt
 from attnopt.passes import AkvqVl
-from attnopt.passes.cache_plan import clause_of, forms_of
+from attnopt.passes.cache_plan import forms_of
 
 SMALL = AkvqVl(recent=3, pivots=2, group=4)
 
@@ -20,7 +21,7 @@ SMALL = AkvqVl(recent=3, pivots=2, group=4)
 @pytest.mark.parametrize("rewrite", [SMALL, AkvqVl(recent=6, pivots=0), AkvqVl(recent=1, pivots=5)], ids=lambda r: f"{r.recent}")
 def test_equal_to_the_reference_with_the_clause(kind, rewrite):
     _, candidate, _ = check_step(rewrite, opened(kind), "2-bit pivots")
-    line = str(clause_of(candidate))
+    ((_, line),) = candidate.cached.items()
     assert f"clip=0.8, recent={rewrite.recent}, scales=fp16, k_basis=hadamard, v_basis=hadamard" in line
     assert ("k_bits=where(k < 5, 16, 2)" in line) == (rewrite.pivots == 5)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cached_steps import SEEN, check_step, opened, whole
+from rounded_steps import SEEN, check_step, opened, whole
 
 from attnopt.passes import Int2Cache
 

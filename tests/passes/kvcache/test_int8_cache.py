@@ -7,7 +7,8 @@ from pathlib import Path
 import hf_models
 import pytest
 import torch
-from cached_steps import SEEN, Step, check_step, example, inputs_of, opened, rewritten, whole
+from cached_step import Step, example
+from rounded_steps import SEEN, check_step, inputs_of, opened, rewritten, whole
 from torch import nn
 
 import attnopt

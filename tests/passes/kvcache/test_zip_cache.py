@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from cached_steps import Step, example, inputs_of, opened, rewritten, whole
+from cached_step import Step, example
+from rounded_steps import inputs_of, opened, rewritten, whole
 from torch import nn
 
 import attnopt
 from attnopt.hosts.fx import FxHost, capture
+from attnopt.ir.packing import row_bytes
 from attnopt.ir.reference import attend
+from attnopt.ir.spec import as_spec
 from attnopt.passes import ZipCache
 from attnopt.passes.cache_blocks import Blocks
 
@@ -87,6 +90,16 @@ def test_what_is_saved_takes_and_returns_the_same_state(tmp_path: Path):
         flat = [[got, *[t for side in kept for t in side]] for got, kept in (loaded(x, state), made.callable()(x, state))]
         for got, want in zip(*flat, strict=True):
             torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("salient", [2, 4])
+def test_a_spec_says_the_same_bytes(salient):
+    blocks = Blocks(4, salient)
+    clause = as_spec(f"softmax {blocks.words_of_a_spec}").cache
+    assert [2 * row_bytes(clause, side, 8, 4.0) for side in "kv"] == [blocks.bytes_per_token(side, 2, 8) for side in "kv"]
+    x = torch.randn(1, 2, 8, 8)
+    held = [t for side in "kv" for t, word in zip(blocks.packed(side, x), blocks.words(side), strict=True) if word not in ("recent", "saliency")]
+    assert sum(t.numel() * t.element_size() for t in held) == 8 * sum(blocks.bytes_per_token(side, 2, 8) for side in "kv")
 
 
 def test_all_salient_is_one_set_and_half_are_two():

@@ -6,46 +6,14 @@ import functools
 from types import SimpleNamespace
 
 import torch
-from torch import nn
+from cached_step import Step, example
 
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.reference import reference
-from attnopt.passes.cache_plan import clause_of, forms_of
+from attnopt.passes.cache_plan import forms_of
 from attnopt.patterns import recognise
 from attnopt.plan.groups import Grouping
-
-
-class Step(nn.Module):
-    """Two query heads on each of two key heads; keys and values come and go as a tuple of tensors."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32, width: int = 8) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.width = width
-        self.q, self.k, self.v, self.o = (
-            nn.Linear(a * width, b * width, bias=False, dtype=dtype) for a, b in ((4, 4), (4, 2), (4, 2), (4, 4))
-        )
-
-    def rows(self, x):
-        return [p(x).view(*x.shape[:2], -1, self.width).transpose(1, 2) for p in (self.q, self.k, self.v)]
-
-    def finished(self, x, attended):
-        return x + self.o(attended.transpose(1, 2).reshape(x.shape))
-
-    def forward(self, x, past):
-        q, k, v = self.rows(x)
-        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        return self.finished(x, nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)), (k, v)
-
-
-def example(dtype=torch.float32, width=8, past=5, new=1):
-    torch.manual_seed(1)
-    channels = torch.ones(width, dtype=dtype)
-    channels[3], channels[5] = 8, 0.1
-    held = torch.randn(2, 2, past, width, dtype=dtype) * channels + channels, torch.randn(2, 2, past, width, dtype=dtype)
-    held[1][1, 0, -1] = 0.5  # a row without any range
-    return torch.randn(2, new, 4 * width, dtype=dtype), held
 
 
 @functools.cache
@@ -90,7 +58,8 @@ def wanted(candidate, **sizes):
     for numbers in candidate.options["balance"].values():
         operands = {n: torch.tensor(x).view(2, -1) for n, x in zip(("k_shift", "k_spread"), numbers, strict=True)}
     by_query = {n: x.repeat_interleave(2, 0) for n, x in operands.items()}  # the reference repeats key heads first
-    line = f"softmax scale({model.width**-0.5}) {clause_of(candidate)}"
+    ((_, clause),) = candidate.cached.items()
+    line = f"softmax scale({model.width**-0.5}) {clause}"
     return model.finished(x, reference(line, q, k, v, **by_query)), k, v
 
 
