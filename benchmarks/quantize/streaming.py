@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from attnopt.ir.clause import Clause
 from attnopt.ir.evaluate import Grid
+from attnopt.ir.packing import row_bytes
 from attnopt.ir.rows import Call
 from attnopt.ir.spec import parse
 from attnopt.ir.storage import round_cache
@@ -69,6 +70,8 @@ class ByToken:
         k, v, k_held, v_held = (x.repeat_interleave(repeats, 1) for x in (k, v, k_held, v_held))
         place = torch.arange(k.shape[2])
         distance = place[:, None] - place
+        if not self.recent and not self.first:
+            return (q @ k_held.mT * scale).masked_fill(distance < 0, -torch.inf).softmax(-1) @ v_held
         exact = (distance < self.recent) | (place < (0 if layer in self.wide else self.first))
         scores = torch.where(exact, q @ k.mT, q @ k_held.mT) * scale
         p = scores.masked_fill(distance < 0, -torch.inf).softmax(-1)
@@ -86,13 +89,7 @@ class ByToken:
 
 def stored_bits(clause: Clause, side: str, width: int) -> float:
     """Bits per number of a token that is rounded, scales and zero points of its groups of channels among them."""
-    names = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1, "fp8": 8, "fp16": 16, "fp32": 32}
-    storage = clause.word(side)
-    if storage.startswith("fp1") or storage.startswith("fp3"):
-        return names[storage]
-    group = min(clause.count("group") or width, width)
-    scale = 32 if clause.word("scales") == "fp32" else 16
-    return names[storage] + scale * (1 if storage == "fp8" else 2) / group
+    return row_bytes(clause, side, width, 4.0) * 8 / width
 
 
 @dataclass(frozen=True)
@@ -101,24 +98,23 @@ class Blocks:
 
     salient: the share of the tokens of a block that keep `high` bits, by normalised attention, per key head; the others have `low`.
     probes: share of the steps of a block whose attention is looked at, half the last ones, half at random. balance: channels of
-    values are balanced first. group: channels of a token of values that share a scale. normalised: saliency by share of the queries
-    that could see a token.
+    values are balanced first. normalised: saliency by share of the queries that could see a token.
     """
 
-    block: int = 128
+    block: int = 100
     low: int = 2
     high: int = 4
-    salient: float = 0.0
+    salient: float = 0.5
     probes: float = 1.0
-    balance: bool = False
-    group: int = 0
+    balance: bool = True
     normalised: bool = True
     random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0), compare=False)
 
     def clause(self) -> Clause:
-        options = {"k_axis": "channel", "scales": "fp16", "v_balance": "root" if self.balance else "none"}
-        line = ", ".join(f"{name}={word}" for name, word in options.items())
-        return parse(f"softmax cache({line}, k_bits=load(bits, b, h, k), v_bits=load(bits, b, h, k))").cache  # type: ignore[return-value]
+        line = f"k_axis=channel, k_bits=load(bits, b, h, k), v_bits=load(bits, b, h, k), v_balance={'root' if self.balance else 'none'}"
+        made = parse(f"softmax cache({line}, scales=fp16)").cache
+        assert made is not None
+        return made
 
     def attended(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         repeats, length = q.shape[1] // k.shape[1], k.shape[2]
@@ -133,13 +129,9 @@ class Blocks:
             output[:, :, rows] = p @ values
             if rows.stop - first == self.block:
                 bits = self.bits_of(p[..., rows].unflatten(1, (-1, repeats)).sum(2))
-                part = rounded(self.clause_of_values(), k[:, :, rows], v[:, :, rows], bits=bits)
+                part = rounded(self.clause(), k[:, :, rows], v[:, :, rows], bits=bits)
                 k_held[:, :, rows], v_held[:, :, rows] = part
         return output
-
-    def clause_of_values(self) -> Clause:
-        made = self.clause()
-        return Clause("cache", (), (*made.options, ("group", 0)))
 
     def bits_of(self, p: Tensor) -> Tensor:
         """Bits of each token [B, G, block], from what the steps of the block gave it [B, G, steps, block]."""
@@ -163,7 +155,7 @@ class Blocks:
         codes = self.low + self.salient * (self.high - self.low)
         sets = 2 if 0 < self.salient < 1 else 1
         keys = codes + sets * 32 / self.block
-        values = codes + 32 / width + (16 / self.block if self.balance else 0)
+        values = codes + 32 / width + (32 / self.block if self.balance else 0)
         return (length - kept) / length * (keys + values) / 2 + kept / length * EXACT
 
 
@@ -185,6 +177,3 @@ def streaming(model: nn.Module, method: Method | None) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = held
-
-
-__all__ = ["Blocks", "ByToken", "Method", "replace", "rounded", "stored_bits", "streaming"]

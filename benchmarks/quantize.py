@@ -1,0 +1,32 @@
+"""Fewer bits: what each method loses against the bits that it keeps, beside the quantisers of onnxruntime and torchao.
+
+    python benchmarks/quantize.py --part weights|cache|attention [--quick]
+
+Weights: the reference language model (KL to the float model and perplexity on held-out documents) and MiniLM (1 - cosine of embeddings),
+round-to-nearest as the baseline. Results go to benchmarks/results/quantize_<part>.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+PARTS = ("weights", "cache", "attention")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, default=PARTS[0])
+    parser.add_argument("--quick", action="store_true", help="a few samples and methods: to see that it runs; nothing is kept")
+    given = parser.parse_args()
+    if not (Path(__file__).parent / "quantize" / f"{given.part}.py").exists():
+        parser.error(f"the part '{given.part}' is not there yet")
+    importlib.import_module(f"quantize.{given.part}").run(quick=given.quick)
+
+
+if __name__ == "__main__":
+    main()
