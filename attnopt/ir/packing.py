@@ -4,8 +4,9 @@
 
     x ~ (code + zero) * scale          fp8, and int8 that is symmetric, have no zero points
 
-int8 keeps its codes less 128 (symmetric ones as they are) in int8. int4 keeps two codes in a byte: byte j of D / 2 holds channel j in
-its low half and channel D / 2 + j in its high half, so that the halves of a row of bytes are halves of a row of channels.
+int8 keeps its codes less 128 (symmetric ones as they are) in int8. Narrower codes share a byte: of int4, byte j of D / 2 holds channel
+j in its low half and channel D / 2 + j in its high half; of int2, byte j of D / 4 holds channels j, D / 4 + j, D / 2 + j and
+3 D / 4 + j from its lowest bits up; int1 likewise. So parts of a row of bytes are parts of a row of channels.
 `unpack(pack(x))` is `stored(x)` of the reference, bit for bit, in x's own dtype.
 """
 
@@ -23,11 +24,14 @@ from attnopt.ir.signatures import BITS
 from attnopt.ir.site import Refusal
 from attnopt.ir.storage import FLOATS, FP8_MAX, codes, extremes, fp8_step, steps
 
-PACKED = ("int8", "int4", "fp8")
-MIDDLE = {"int8": 128, "int4": 0}  # what is taken off a code before it is stored
+PACKED = ("int8", "int4", "int2", "int1", "fp8")
+MIDDLE = {"int8": 128}  # what is taken off a code before it is stored
+PER_BYTE = {"int4": 2, "int2": 4, "int1": 8}  # codes that share a byte
 PLAIN = (
     "outliers",
     "k_basis",
+    "v_basis",
+    "block",
     "v_balance",
     "k_bits",
     "v_bits",
@@ -38,7 +42,11 @@ PLAIN = (
     "codebook",
     "recent",
 )
-WHAT = {"recent": "the newest tokens stay exact", "codebook": "keys are read from a codebook"}
+WHAT = {
+    "recent": "the newest tokens stay exact",
+    "codebook": "keys are read from a codebook",
+    "block": "tokens are rounded a block at a time",
+}
 
 
 @dataclass(frozen=True)
@@ -60,16 +68,27 @@ def refusal(clause: Clause | None) -> Refusal | None:
     if clause.word("levels") == "middles" and any(BITS[clause.word(side)] < 8 or clause.word(side) == "int8" for side in "kv"):
         return Refusal("levels of the cache lie in the middle of their bins", clause)
     odd = next((clause.word(side) for side in "kv" if clause.word(side) not in (*FLOATS, *PACKED)), None)
-    return None if odd is None else Refusal(f"{odd} codes have no packed form", clause)
+    if odd is not None:
+        return Refusal(f"{odd} codes have no packed form; the nearest are int2 and int4", clause)
+    if clause.word("levels") == "symmetric" and "int1" in (clause.word("k"), clause.word("v")):
+        return Refusal("symmetric levels are three at least, and int1 has two", clause)
+    return None
 
 
 def pack(x: Tensor, clause: Clause | None, side: str) -> Packed:
-    """k or v [B, G, K, D] as `clause` stores it; call `refusal` first. Raises ValueError for int4 rows of an odd width."""
+    """k or v [B, G, K, D] as `clause` stores it; call `refusal` first.
+
+    Raises ValueError for rows that do not fill their bytes, and for numbers that are not finite: the first is named.
+    """
     storage = "fp32" if clause is None else clause.word(side)
     if clause is None or storage == "fp32":
         return Packed(x)
     if storage in FLOATS:
         return Packed(x.to(FLOATS[storage]))
+    if not bool((finite := x.isfinite()).all()):
+        b, head, token, channel = (~finite).nonzero()[0].tolist()
+        what = f"{side} is {float(x[b, head, token, channel])} in sequence {b}, head {head}, token {token}, channel {channel}"
+        raise ValueError(f"{what}: it would spread over its scale group")
     x = x if x.dtype == torch.float64 else x.float()
     kind = x.dtype if clause.word("scales") == "fp32" else FLOATS[clause.word("scales")]
     if storage == "fp8":
@@ -82,8 +101,9 @@ def pack(x: Tensor, clause: Clause | None, side: str) -> Packed:
     step, zero, most = steps(low, high, BITS[storage], clause)
     found = codes(x, step, zero, most)
     scales, zeros = (once(e, clause, side).to(kind) for e in (step, zero))
-    if storage == "int4":
-        return Packed(nibbles(found.to(torch.uint8)), scales, None if clause.word("levels") == "symmetric" else zeros)
+    if storage in PER_BYTE:
+        together = joined(found.to(torch.uint8), BITS[storage])
+        return Packed(together, scales, None if clause.word("levels") == "symmetric" else zeros)
     if clause.word("levels") == "symmetric":
         return Packed((found + zero).to(torch.int8), scales)
     return Packed((found - MIDDLE["int8"]).to(torch.int8), scales, zeros)
@@ -94,11 +114,11 @@ def unpack(packed: Packed, clause: Clause | None, side: str, dtype: torch.dtype)
     storage = "fp32" if clause is None else clause.word(side)
     if packed.scales is None or clause is None:
         return packed.codes.to(dtype)
-    found = apart(packed.codes) if storage == "int4" else packed.codes
+    found = apart(packed.codes, BITS[storage]) if storage in PER_BYTE else packed.codes
     scales = everywhere(packed.scales.to(dtype), found.shape, clause, side)
     if packed.zeros is None:
-        return (found.to(dtype) - (7 if storage == "int4" else 0)) * scales
-    return (found.to(dtype) + MIDDLE[storage] + everywhere(packed.zeros.to(dtype), found.shape, clause, side)) * scales
+        return (found.to(dtype) - centre(storage)) * scales
+    return (found.to(dtype) + MIDDLE.get(storage, 0) + everywhere(packed.zeros.to(dtype), found.shape, clause, side)) * scales
 
 
 def once(x: Tensor, clause: Clause, side: str) -> Tensor:
@@ -113,17 +133,34 @@ def everywhere(x: Tensor, shape: torch.Size, clause: Clause, side: str) -> Tenso
     return x.repeat_interleave(clause.count("group") or shape[axis], axis).narrow(axis, 0, shape[axis])
 
 
-def nibbles(x: Tensor) -> Tensor:
-    """Codes 0 … 15 [..., D] two to a byte, [..., D / 2]."""
-    if x.shape[-1] % 2:
-        raise ValueError(f"rows of {x.shape[-1]} channels cannot be packed two to a byte")
-    low, high = x.chunk(2, -1)
-    return low | (high << 4)
+def centre(storage: str) -> int:
+    """The code of zero in symmetric levels that share bytes; those of int8 are kept as they are."""
+    return 2 ** (BITS[storage] - 1) - 1 if storage in PER_BYTE else 0
 
 
-def apart(x: Tensor) -> Tensor:
-    """The codes of bytes [..., D / 2], as [..., D]."""
-    return torch.cat([x & 15, x >> 4], -1)
+def joined(x: Tensor, bits: int) -> Tensor:
+    """Codes 0 … 2^bits - 1 [..., D] of 1, 2 or 4 bits in bytes, uint8 [..., D * bits / 8]."""
+    count = 8 // bits
+    if x.shape[-1] % count:
+        raise ValueError(f"rows of {x.shape[-1]} channels {uneven(x.shape[-1], count)}")
+    return sum(
+        (part << (bits * i) for i, part in enumerate(x.chunk(count, -1))), torch.zeros_like(x[..., : x.shape[-1] // count])
+    )
+
+
+def uneven(width: int, count: int) -> str:
+    """What is wrong with a width that `count` does not divide."""
+    below = width - width % count
+    nearest = f"{below} and {below + count}" if below else f"{count}"
+    return f"cannot be packed {NUMBERS.get(count, count)} to a byte; the nearest widths are {nearest}"
+
+
+NUMBERS = {2: "two", 4: "four", 8: "eight"}
+
+
+def apart(x: Tensor, bits: int) -> Tensor:
+    """The codes of bytes [..., D * bits / 8], as [..., D]."""
+    return torch.cat([(x >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], -1)
 
 
 def row_bytes(clause: Clause | None, side: str, channels: int, width: float) -> float:
@@ -136,13 +173,16 @@ def row_bytes(clause: Clause | None, side: str, channels: int, width: float) -> 
         return channels * width
     if storage in FLOATS:
         return channels * BITS[storage] / 8
-    group = clause.count("group")
+    group, block = clause.count("group"), clause.count("block")
+    balance = 4 * channels / block if side == "v" and block and clause.word("v_balance") == "root" else 0.0
     if clause.word(f"{side}_axis") == "channel":
-        groups = channels / group if group else 0.0  # shared by `group` positions, or by all
+        sets = 2 if clause.get(f"{side}_bits") is not None else 1  # tokens of as many bits share a scale
+        shared = min(x for x in (group, block) if x) if group or block else 0
+        groups = sets * channels / shared if shared else 0.0  # shared by so many positions, or by all
     else:
         groups = math.ceil(channels / group) if group else 1.0
     numbers = 1 if storage == "fp8" or clause.word("levels") == "symmetric" else 2
-    return channels * BITS[storage] / 8 + groups * numbers * BITS[clause.word("scales")] / 8
+    return channels * BITS[storage] / 8 + groups * numbers * BITS[clause.word("scales")] / 8 + balance
 
 
 def tokens_per_scale(clause: Clause, side: str) -> int:

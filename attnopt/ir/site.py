@@ -157,8 +157,13 @@ class Host(Protocol):
         """
         ...
 
-    def refuses_split(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
-        """None where several tensors can stand where the model takes or returns one of these; else why its signature must stay."""
+    def refuses_split(
+        self, inputs: Sequence[Value], outputs: Sequence[Value], parts: Sequence[Sequence[tuple[str, Shape, str]]] = ()
+    ) -> Refusal | None:
+        """None where several tensors can stand where the model takes or returns one of these; else why its signature must stay.
+
+        parts: for each input what it would become, as `split_input` takes it, where sizes of it are computed.
+        """
         ...
 
     def split_input(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from attnopt.passes.candidate import Candidate, Evidence, Group, Pass
 from attnopt.passes.fuse.fuse_attention import FuseAttention
+from attnopt.passes.kvcache.akvq_vl import AkvqVl
+from attnopt.passes.kvcache.int2_cache import Int2Cache
+from attnopt.passes.kvcache.int4_cache import Int4Cache
 from attnopt.passes.kvcache.int8_cache import Int8Cache
+from attnopt.passes.kvcache.zip_cache import ZipCache
 from attnopt.passes.prune.drop_attention import DropAttention
 from attnopt.passes.prune.gate_norm import GateNorm
 from attnopt.passes.quantize.dynamic_int8 import DynamicInt8
@@ -24,15 +28,20 @@ ALL: tuple[Pass, ...] = (
     Gptq(),
     QuestRounding(),
     Rsq(),
-    DropAttention(),
     SageAttention(),
+    DropAttention(),
     GateNorm(),
     SinksWindow(),
     Int8Cache(),
+    Int4Cache(),
+    Int2Cache(),
+    AkvqVl(),
+    ZipCache(),
 )
 
 __all__ = [
     "ALL",
+    "AkvqVl",
     "Candidate",
     "DropAttention",
     "DynamicInt8",
@@ -41,6 +50,8 @@ __all__ = [
     "GateNorm",
     "Gptq",
     "Group",
+    "Int2Cache",
+    "Int4Cache",
     "Int8Cache",
     "Pass",
     "QuestRounding",
@@ -49,4 +60,5 @@ __all__ = [
     "Rsq",
     "SageAttention",
     "SinksWindow",
+    "ZipCache",
 ]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from ir.operands import D, E, H, Q, close, qkv, rand, randn
 
+from attnopt.errors import InputMismatch
 from attnopt.ir.reference import reference
+from attnopt.ir.storage import hadamard
 
 
 def levels(x, storage, dim):
@@ -152,3 +158,114 @@ def test_groups_of_tokens_and_of_fp8():
     peak = v.unflatten(-1, (2, E // 2)).abs().amax(-1, keepdim=True) / 448
     rounded = ((v.unflatten(-1, (2, E // 2)) / peak).to(torch.float8_e4m3fn).double() * peak).flatten(-2)
     close(reference(f"softmax cache(v=fp8, group={E // 2})", q, k, v), (q @ k.mT).softmax(-1) @ rounded)
+
+
+def plain(k, v, q):
+    return (q @ k.mT).softmax(-1) @ v
+
+
+def test_values_turned_into_a_hadamard_basis():
+    q, k, v = qkv(width=8, value_width=4)
+    turned = torch.tensor([[1.0, 1], [1, -1]], dtype=torch.float64) / 2**0.5
+    basis = torch.kron(turned, turned)
+    close(reference("softmax cache(v=int2, v_basis=hadamard)", q, k, v), plain(k, uniform(v @ basis, 2, -1) @ basis.mT, q))
+    with pytest.raises(InputMismatch, match="The nearest are 4 and 8"):
+        reference("softmax cache(v=int2, v_basis=hadamard)", *qkv(value_width=6))
+
+
+def test_tokens_rounded_a_block_at_a_time():
+    """ZipCache: channels of keys, and the balance of values, are of the tokens compressed together; the newest are not among them."""
+    q, k, v = qkv()
+    k[:, :, -2:], v[:, :, -2:] = 50 * k[:, :, -2:], 50 * v[:, :, -2:]  # if they counted, the others would have no levels left
+
+    def balanced(x):
+        root = x.abs().amax(2, keepdim=True).sqrt()
+        return uniform(x / root, 4, -1) * root
+
+    parts = [(k[:, :, a:b], v[:, :, a:b]) for a, b in ((0, 5), (5, 10))]
+    keys = torch.cat([*(uniform(x, 4, -2) for x, _ in parts), k[:, :, 10:]], 2)
+    values = torch.cat([*(balanced(x) for _, x in parts), v[:, :, 10:]], 2)
+    line = "softmax cache(k=int4, v=int4, k_axis=channel, block=5, recent=2, v_balance=root)"
+    close(reference(line, q, k, v), plain(keys, values, q))
+    # The same where blocks and the newest do not meet, and where scale groups are shorter than blocks.
+    keys = torch.cat([uniform(k[:, :, a:b], 4, -2) for a, b in ((0, 3), (3, 5), (5, 8), (8, 10))] + [k[:, :, 10:]], 2)
+    close(reference("softmax cache(k=int4, k_axis=channel, group=3, block=5, recent=2)", q, k, v), plain(keys, v, q))
+
+
+def test_exact_tokens_take_part_in_no_scale():
+    q, k, v = qkv()
+    bits = torch.tensor([16, 2, 2, 4] * 3)
+    k[:, :, ::4] *= 100
+    v[:, :, ::4] *= 100
+    expected = k.clone()
+    for b in (2, 4):
+        expected[:, :, bits == b] = uniform(k[:, :, bits == b], b, -2)
+    root = v[:, :, bits < 16].abs().amax(2, keepdim=True).sqrt()
+    values = v.clone()
+    for b in (2, 4):
+        values[:, :, bits == b] = uniform(v[:, :, bits == b] / root, b, -1) * root
+    line = "softmax cache(k_axis=channel, k_bits=load(bits, k), v_bits=load(bits, k), v_balance=root)"
+    close(reference(line, q, k, v, bits=bits), plain(expected, values, q))
+    assert reference("softmax cache(k_bits=16, v_bits=16)", q, k, v).equal(reference("softmax", q, k, v))
+    share = 1.0 / (Q * D)  # an outlier of those that are rounded, not of those that are kept
+    got = reference(f"softmax cache(k_bits=where(k % 4 == 0, 16, 2), outliers={share})", q, k, v)
+    rest = k[:, :, bits < 16].flatten(2).abs()
+    largest = k.abs() == rest.amax(-1)[..., None, None]
+    assert not torch.allclose(got, reference("softmax cache(k_bits=where(k % 4 == 0, 16, 2))", q, k, v))
+    low, high = k.masked_fill(largest, torch.inf), k.masked_fill(largest, -torch.inf)
+    low, high = low.amin(-1, keepdim=True), high.amax(-1, keepdim=True)
+    step = (high - low) / 3
+    zero = (low / step).round()
+    rounded = torch.where(largest | (bits == 16)[:, None], k, (k / step).round().clamp(zero, zero + 3) * step)
+    close(got, plain(rounded, v, q))
+
+
+@given(
+    axis=st.sampled_from(["token", "channel"]),
+    group=st.sampled_from([0, 2, 3, 8]),
+    block=st.sampled_from([0, 5]),
+    bits=st.sampled_from([1, 2, 3, 4, 8]),
+    basis=st.sampled_from(["none", "hadamard"]),
+    seed=st.integers(0, 1000),
+)
+def test_errors_are_below_one_step(axis, group, block, bits, basis, seed):
+    """|x - stored(x)| <= (max - min) / (2^bits - 1) of its scale group, in the basis that is rounded."""
+    torch.manual_seed(seed)
+    x = randn(1, 1, 11, 8)
+    line = f"softmax cache(v=int{bits}, v_axis={axis}, group={group}, block={block}, v_basis={basis})"
+    got = stored_values(line, x)
+    turned = [y @ hadamard(8) if basis == "hadamard" else y for y in (x, got)]
+    for part, back in zip(*(y.split(block or 11, 2) for y in turned), strict=True):
+        rows = part.mT if axis == "channel" else part
+        backs = back.mT if axis == "channel" else back
+        for some, other in zip(*(y.split(group or rows.shape[-1], -1) for y in (rows, backs)), strict=True):
+            step = (some.amax(-1, keepdim=True) - some.amin(-1, keepdim=True)) / (2**bits - 1)
+            assert ((some - other).abs() <= step * (1 + 1e-9) + 1e-12).all()
+
+
+def stored_values(line, x):
+    """What a cache makes of values: each query sees one token alone."""
+    see = torch.eye(x.shape[2], dtype=torch.float64).expand(*x.shape[:2], -1, -1)
+    return reference(line, see * 1e6, see, x)
+
+
+@pytest.mark.parametrize("axis", ["token", "channel"])
+@pytest.mark.parametrize("group", [0, 4])
+def test_more_bits_lose_less(axis, group):
+    x = randn(2, 2, 64, 8)
+    lost = [
+        (stored_values(f"softmax cache(v=int{b}, v_axis={axis}, group={group})", x) - x).square().mean() for b in (1, 2, 3, 4, 8)
+    ]
+    assert all(more > 3 * less for more, less in itertools.pairwise(lost))
+    assert stored_values("softmax cache(v_bits=16)", x).equal(x)
+
+
+def test_a_basis_helps_outliers_and_harms_constants():
+    planted = randn(1, 1, 64, 64)
+    planted[..., [5, 20]] *= 6
+    lines = [f"softmax cache(v=int2, v_basis={basis})" for basis in ("none", "hadamard")]
+    plain_loss, turned_loss = ((stored_values(line, planted) - planted).square().mean() for line in lines)
+    assert turned_loss < 0.7 * plain_loss
+    near = 1 + 0.1 * torch.rand(1, 1, 64, 64, dtype=torch.float64)  # one spike in the basis
+    plain_loss, turned_loss = ((stored_values(line, near) - near).square().mean() for line in lines)
+    assert turned_loss > plain_loss

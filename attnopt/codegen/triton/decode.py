@@ -21,7 +21,7 @@ from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.ir.expr import substitute
 from attnopt.ir.linear import linear
-from attnopt.ir.packing import MIDDLE
+from attnopt.ir.packing import MIDDLE, PER_BYTE
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
@@ -60,7 +60,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
     slots = [Slot("operands", pointers, pointers), Slot("tensors", tensors, arguments), *given]
     text = specialise(template(), values, functions_first(holes), slots, keep="attention")
     for which, names in PARTS.items():
-        text = text if values[f"{which}_PIECES"] != 1 or values[f"{which}_HALVES"] != 1 else in_one_part(text, names)
+        text = text if values[f"{which}_PIECES"] != 1 or values[f"{which}_SHARES"] != 1 else in_one_part(text, names)
     return f'"""Attention of few queries on a long cache: {spec}\n\n{legend(form, sides)}\n"""\n\n{text}'
 
 
@@ -106,12 +106,13 @@ def constants(
     found = prefill.constants(from_rows(spec.with_(cache=None)), form, tile, backend, scope)
     lengths = isinstance(form, DecodeForm) and form.lengths
     for wide, narrow, side in (("D", "K", sides["k"]), ("E", "V", sides["v"])):
-        (piece, count), halves = side.piece, 2 if side.storage == "int4" else 1
+        (piece, count), bits = side.piece, 8 // PER_BYTE[side.storage] if side.storage in PER_BYTE else 0
         found |= {
-            f"{wide}_PIECE": piece, f"{wide}_PIECES": count, f"{wide}_HALVES": halves, f"{wide}_STORED": side.stored,
+            f"{wide}_PIECE": piece, f"{wide}_PIECES": count, f"{wide}_SHARES": PER_BYTE.get(side.storage, 1), f"{wide}_STORED": side.stored,
             f"{wide}_PADDED": piece * count > side.stored, f"{narrow}_STORAGE": side.storage, f"{narrow}_SCALES": side.scales,
             f"{narrow}_GROUP": side.group, f"{narrow}_ZEROS": side.zeros, f"{narrow}_CENTRE": side.centre,
             f"{narrow}_MIDDLE": float(MIDDLE.get(side.storage, 0)),
+            f"{narrow}_BITS": bits, f"{narrow}_TOP": (1 << bits) - 1,
         }  # fmt: skip
     page = 0 if spec.cache is None or spec.cache.word("layout") != "paged" else spec.cache.count("page")
     return found | {

@@ -28,6 +28,7 @@ from attnopt.codegen.triton.tiles import ARCHITECTURES
 from attnopt.codegen.triton.triton_attention import architecture, operands_of
 from attnopt.errors import InputMismatch
 from attnopt.ir.kv_cache import Cache, attend_cache
+from attnopt.ir.packing import PER_BYTE
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec, as_spec
 
@@ -42,7 +43,7 @@ def decode_attention(
     of attnopt.ir.kv_cache make one from keys and values:
 
         k, v      as they are: [B, G, K, D], [B, G', K, E] in any strides but that of channels
-                  int8: int8 of that shape; int4: uint8 [B, G, K, D / 2]; fp8: float8_e4m3fn
+                  int8: int8 of that shape; int4: uint8 [B, G, K, D / 2]; int2: [B, G, K, D / 4]; fp8: float8_e4m3fn
         scales    fp32 (or scales=…) [B, G, K, 1], by groups of channels [B, G, K, D / group], by channel [B, G, 1, D], by channel in
         zeros     groups of tokens [B, G, K / group, D]; zeros alike, where levels are not symmetric
         pages     int32 [B, pages of a sequence], with layout=paged: k [P, G, page, D] and so on; scales in pages too
@@ -103,7 +104,7 @@ def form_of(
 
 def value_width(v: Tensor, spec: AttentionSpec) -> int:
     """E, where v holds rows of it as the spec stores them."""
-    return v.shape[3] * (2 if spec.cache is not None and spec.cache.word("v") == "int4" else 1)
+    return v.shape[3] * (1 if spec.cache is None else PER_BYTE.get(spec.cache.word("v"), 1))
 
 
 def widened(cache: Cache) -> Cache:

@@ -13,18 +13,18 @@ from torch import Tensor
 
 from attnopt.codegen.triton.prefill import Form, pieces
 from attnopt.ir.kv_cache import Cache
-from attnopt.ir.packing import FLOATS, PACKED, refusal, tokens_per_scale
+from attnopt.ir.packing import FLOATS, PACKED, PER_BYTE, centre, refusal, tokens_per_scale, uneven
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
-HELD = {"int8": "int8", "int4": "uint8", "fp8": "float8_e4m3fn"}
+HELD = {"int8": "int8", "int4": "uint8", "int2": "uint8", "fp8": "float8_e4m3fn"}
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 SMALLEST = 16  # channels of a piece: what products of tensor cores need
 
 
 @dataclass(frozen=True)
 class Side:
-    """How a kernel reads keys or values. storage: plain, int8, int4 or fp8. stored: bytes or numbers of a row.
+    """How a kernel reads keys or values. storage: plain, int8, int4, int2 or fp8. stored: bytes or numbers of a row.
 
     scales: none, token, group (of channels of a token), channel, or block (of tokens of a channel); group: how many share one.
     """
@@ -45,6 +45,9 @@ class Side:
     @property
     def piece(self) -> tuple[int, int]:
         """Channels of a piece, and how many pieces a row has."""
+        if self.scales == "group" and self.storage in PER_BYTE and self.group < self.stored * PER_BYTE[self.storage]:
+            piece = math.gcd(self.group, self.stored, 256)  # shares of bytes begin where groups need not
+            return piece, -(-self.stored // piece)
         if self.scales == "group" and self.group < self.stored:
             piece = min(math.gcd(self.group, 256), 256)
             return piece, -(-self.stored // piece)
@@ -70,10 +73,10 @@ def side_of(spec: AttentionSpec, form: Form, side: str) -> Side:
     else:
         scales = "group" if side == "v" or 0 < group < width else "token"
         group = min(group or width, width)
-    stored = width // 2 if storage == "int4" else width
-    centre = 7 if storage == "int4" and symmetric else 0
+    stored = width // PER_BYTE.get(storage, 1)
+    middle = centre(storage) if symmetric else 0
     scale_dtype = str(FLOATS[clause.word("scales")]).removeprefix("torch.")
-    return Side(storage, stored, scales, group, storage != "fp8" and not symmetric, centre,
+    return Side(storage, stored, scales, group, storage != "fp8" and not symmetric, middle,
                 HELD[storage], scale_dtype)  # fmt: skip
 
 
@@ -82,6 +85,8 @@ def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
     if clause is None or (refused := refusal(clause)) is not None:
         return None if clause is None else refused
     layout, page = clause.word("layout"), clause.count("page")
+    if "int1" in (clause.word("k"), clause.word("v")):
+        return Refusal("the kernels read no int1 codes", clause)
     if layout == "ring":
         return Refusal("a ring does not say which position a token has", clause)
     if layout == "paged" and page == 0:
@@ -91,10 +96,11 @@ def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
         shared = tokens_per_scale(clause, name) if side.storage in PACKED else 1
         if layout == "paged" and shared > 1 and page % shared:
             return Refusal(f"pages of {page} tokens cut groups of {shared} apart", clause)
-        if side.storage == "int4" and (form.width if name == "k" else form.value_width) % 2:
-            return Refusal("rows of an odd width cannot be packed two to a byte", clause)
-        grouped = side.scales == "group" and side.group < (form.width if name == "k" else form.value_width)
-        if grouped and (side.group % SMALLEST or (side.storage == "int4" and side.stored % SMALLEST)):
+        width, count = form.width if name == "k" else form.value_width, PER_BYTE.get(side.storage, 1)
+        if width % count:
+            return Refusal(f"rows of {width} channels {uneven(width, count)}", clause)
+        grouped = side.scales == "group" and side.group < width
+        if grouped and (side.group % SMALLEST or (count > 1 and side.stored % SMALLEST)):
             return Refusal(f"groups of {side.group} channels do not fit pieces of {SMALLEST}", clause)
     return None
 

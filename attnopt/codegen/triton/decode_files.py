@@ -38,6 +38,7 @@ CODES = {
     "plain": "torch.randn({shape}, device=device).to(torch.{dtype})",
     "int8": "torch.randint(-128, 128, ({shape}), dtype=torch.int8, device=device)",
     "int4": "torch.randint(0, 256, ({shape}), dtype=torch.uint8, device=device)",
+    "int2": "torch.randint(0, 256, ({shape}), dtype=torch.uint8, device=device)",
     "fp8": "torch.randn({shape}, device=device).to(torch.float8_e4m3fn)",
 }
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from attnopt.hosts.fx.state import writes_state
 from attnopt.hosts.fx.symbols import name_symbols
-from attnopt.ir.dims import Dim, Shape
+from attnopt.ir.dims import Dim, Shape, evaluate
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Refusal
 
@@ -69,16 +69,35 @@ def sizes_of(placeholders: Sequence[fx.Node], without: Collection[fx.Node]) -> d
 
 
 def split_placeholder(module: fx.GraphModule, node: fx.Node, parts: Sequence[tuple[str, Shape, str]]) -> list[fx.Node]:
-    """Placeholders behind one: `int8_past`, … of (word, shape, dtype). Sizes of the shape are those of the old one, or numbers."""
+    """Placeholders behind one: `int8_past`, … of (word, shape, dtype). Sizes of the shape are those of the old one, numbers, or
+    computed from both: blocks of 32 tokens are past // 32."""
     held, made, before = node.meta["val"], [], node
     symbols = name_symbols([n for n in module.graph.nodes if n.op == "placeholder"])
     sizes = dict(zip(symbols.shape(held), held.shape, strict=True))
+    named = {str(dim): size for dim, size in sizes.items()}
     for word, shape, dtype in parts:
         with module.graph.inserting_after(before):
             before = module.graph.placeholder(f"{word}_{node.name}")
-        before.meta["val"] = held.new_empty([sizes.get(d, d) for d in shape], dtype=getattr(torch, dtype))
+        before.meta["val"] = held.new_empty(
+            [sizes[d] if d in sizes else evaluate(d, named) for d in shape], dtype=getattr(torch, dtype)
+        )
         made.append(before)
     return made
+
+
+def unvarying(placeholders: Sequence[fx.Node], node: fx.Node, parts: Sequence[tuple[str, Shape, str]]) -> Refusal | None:
+    """A refusal where a computed size is 0 or 1 in the trace: torch takes those for numbers."""
+    held = node.meta["val"]
+    sizes = [
+        (dim, s) for dim, s in zip(name_symbols(placeholders).shape(held), held.shape, strict=True) if not isinstance(s, int)
+    ]
+    hints = {str(dim): int(s.node.hint) for dim, s in sizes}
+    known = {dim for dim, _ in sizes}
+    for dim in (d for _, shape, _ in parts for d in shape if not isinstance(d, int) and d not in known):
+        if evaluate(dim, hints) < 2:
+            reason = f"the model was traced where {dim} is {evaluate(dim, hints)}, which torch would take for all lengths"
+            return Refusal(reason, node.name, remedy="trace it with a longer past")
+    return None
 
 
 def drop(module: fx.GraphModule, inputs: Sequence[fx.Node], outputs: Collection[int]) -> list[fx.Node]:

@@ -16,7 +16,7 @@ from attnopt.hosts.fx import interface
 from attnopt.hosts.fx.builder import FxBuilder
 from attnopt.hosts.fx.call import Convention, as_call, split
 from attnopt.hosts.fx.capture import Captured
-from attnopt.hosts.fx.dropping import drop, leaves_of, let_go, split_placeholder, unreadable
+from attnopt.hosts.fx.dropping import drop, leaves_of, let_go, split_placeholder, unreadable, unvarying
 from attnopt.hosts.fx.flat import flat_module, has_effect
 from attnopt.hosts.fx.int8 import quantize_linear
 from attnopt.hosts.fx.program import limits, read_with_metadata, save_program, to_onnx
@@ -124,10 +124,14 @@ class FxHost:
         self.captured = interface.changed(self.captured, dict.fromkeys(taken, interface.nothing), dict.fromkeys(given, 0))
         self.dropped = (*self.dropped, *drop(self.module, nodes, given))
 
-    def refuses_split(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+    def refuses_split(
+        self, inputs: Sequence[Value], outputs: Sequence[Value], parts: Sequence[Sequence[tuple[str, Shape, str]]] = ()
+    ) -> Refusal | None:
         taken, given = leaves_of(self, [v.handle for v in inputs], outputs)
         remake = dict.fromkeys(taken, lambda leaf: [leaf, leaf])
-        return interface.refusal(self.captured, remake, dict.fromkeys(given, 2))
+        found = interface.refusal(self.captured, remake, dict.fromkeys(given, 2))
+        fixed = (unvarying(self.placeholders(), value.handle, some) for value, some in zip(inputs, parts, strict=False))
+        return found or next((refusal for refusal in fixed if refusal is not None), None)
 
     def split_input(self, value: Value, parts: Sequence[tuple[str, Shape, str]], made: Remake) -> list[Value]:
         taken, _ = leaves_of(self, [value.handle], ())

@@ -146,7 +146,9 @@ class OnnxHost:
     def adapt(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return adapted([v.name or "" for v in self.model.graph.inputs], inputs, self._first_names, self._remade)
 
-    def refuses_split(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
+    def refuses_split(
+        self, inputs: Sequence[Value], outputs: Sequence[Value], parts: Sequence[Sequence[tuple[str, Shape, str]]] = ()
+    ) -> Refusal | None:
         return None
 
     def split_input(self, value: Value, parts: Sequence[tuple[str, Shape, str]], made: Remake) -> list[Value]:

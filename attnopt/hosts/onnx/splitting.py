@@ -23,8 +23,8 @@ def split_input(model: ir.Model, held: ir.Value, parts: Sequence[tuple[str, Shap
     for i, (word, shape, dtype) in enumerate(parts):
         value = held if i == 0 else ir.Value(name=names.unique(f"{held.name}_{word}"))
         value.type = ir.TensorType(TYPES[dtype])
+        value.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in shape])
         if i > 0:
-            value.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in shape])
             model.graph.inputs.insert(at + i, value)
         made.append(Value(value.name or "", shape, dtype, handle=value))
     return made

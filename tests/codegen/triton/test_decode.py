@@ -26,7 +26,7 @@ def text(line, form=DecodeForm(64, 64)):
 
 def test_a_plain_spec_leaves_a_plain_kernel():
     made = text("softmax scale(0.125)")
-    gone = ("p_ks", "p_kz", "k_scales", "pages", "lengths", "p_lse", "mask_mod", "query_offset", "from_int4", "b_shift", "P * ", "HALF", "= ()")
+    gone = ("p_ks", "p_kz", "k_scales", "pages", "lengths", "p_lse", "mask_mod", "query_offset", "from_share", "b_shift", "P * ", "SHARE", "= ()")
     assert [word for word in gone if word in made] == []
     assert "def attention( q, k, v, o=None, splits=0 ):" in made
     assert "b_s = tl.dot(b_q, b_codes, b_s, input_precision=PRECISION)" in made
@@ -40,13 +40,13 @@ def test_a_cache_leaves_what_it_needs():
     assert "i_page = tl.cast(tl.load(p_pages + i_b * s_pages + i_n * BLOCK_K // PAGE), tl.int64)" in made  # one page holds a block
     assert "o_row = o_n % PAGE" not in made
     assert "o_row = o_n % PAGE" in text("softmax cache(layout=paged, page=16)")
-    assert [word for word in ("from_int4", "b_q[", "p_vz", "float32\":") if word in made] == []
+    assert [word for word in ("from_share", "b_q[", "p_vz", "float32\":") if word in made] == []
 
 
 def test_parts_of_a_row():
     grouped = text("softmax cache(k=int4, v=int4, group=16)", DecodeForm(64, 96))
     assert [f"{name} = tl.constexpr({n})" in grouped for name, n in (("D_PIECE", 16), ("D_PIECES", 2), ("E_PIECES", 3))] == [True] * 3
-    assert "b_q[P * D_HALVES + HALF]" in grouped
+    assert "b_q[P * D_SHARES + SHARE]" in grouped
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,10 @@ def test_parts_of_a_row():
         ("softmax cache(layout=ring)", "a ring does not say which position a token has"),
         ("softmax cache(layout=paged)", "a paged cache needs page="),
         ("softmax cache(k=int4, k_axis=channel, group=32, layout=paged, page=16)", "pages of 16 tokens cut groups of 32 apart"),
+        ("softmax cache(k=int1)", "the kernels read no int1 codes"),
+        ("softmax cache(k=int2, k_bits=load(bits, b, h, k))", "k_bits of the cache"),
+        ("softmax cache(k=int2, k_basis=hadamard)", "k_basis of the cache"),
+        ("softmax cache(k=int4, k_axis=channel, block=100)", "tokens are rounded a block at a time"),
         ("softmax cache(k=int8, group=24)", "groups of 24 channels do not fit pieces of 16"),
     ],
 )
@@ -70,7 +74,10 @@ def test_rounded_products_are_for_many_queries():
 
 
 def test_odd_rows_of_int4():
-    assert supports(parse("softmax cache(v=int4)"), DecodeForm(64, 33)).reason == "rows of an odd width cannot be packed two to a byte"
+    reason = "rows of 33 channels cannot be packed two to a byte; the nearest widths are 32 and 34"
+    assert supports(parse("softmax cache(v=int4)"), DecodeForm(64, 33)).reason == reason
+    reason = "rows of 34 channels cannot be packed four to a byte; the nearest widths are 32 and 36"
+    assert supports(parse("softmax cache(v=int2)"), DecodeForm(64, 34)).reason == reason
     assert supports(parse("softmax cache(v=int8)"), DecodeForm(64, 33)) is None
 
 

@@ -18,6 +18,9 @@ from attnopt.ir.spec import parse
         ("v=int8, levels=symmetric", "v", ("int8", 128, "group", False, "int8"), (128, 1)),
         ("v=int4, group=32", "v", ("int4", 64, "group", True, "uint8"), (32, 2)),
         ("k=int4, group=200", "k", ("int4", 48, "token", True, "uint8"), (16, 3)),
+        ("k=int2", "k", ("int2", 24, "token", True, "uint8"), (32, 1)),
+        ("v=int2, group=64", "v", ("int2", 32, "group", True, "uint8"), (32, 1)),
+        ("k=int4, group=32", "k", ("int4", 48, "group", True, "uint8"), (16, 3)),  # half a row is no multiple of 32
         ("k=fp8, k_axis=channel", "k", ("fp8", 96, "channel", False, "float8_e4m3fn"), (32, 3)),
         ("k=int4, k_axis=channel, group=32", "k", ("int4", 48, "block", True, "uint8"), (16, 3)),
     ],

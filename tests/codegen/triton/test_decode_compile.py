@@ -35,6 +35,7 @@ def test_the_first_tile_fits(architecture, width):
     [
         ("sm_90", "k=int8, v=int8"),
         ("sm_90", "k=int4, v=int4, group=64"),
+        ("sm_90", "k=int2, v=int2, group=32"),
         ("sm_80", "k=fp8, v=fp8, layout=paged, page=16"),
         ("gfx942", "k=int8, v=fp8, k_axis=channel, v_axis=channel"),
     ],

@@ -2,84 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from types import SimpleNamespace
 
 import hf_models
 import pytest
 import torch
 from cached_step import Step, example
+from rounded_steps import SEEN, check_step, inputs_of, opened, rewritten, whole
 from torch import nn
 
 import attnopt
 from attnopt.hosts.fx import FxHost, capture
-from attnopt.hosts.onnx import OnnxHost
-from attnopt.ir.reference import reference
 from attnopt.ir.site import Refusal
 from attnopt.passes import Int8Cache
-from attnopt.passes.kvcache.int8_cache import Rows
-from attnopt.patterns import recognise
-from attnopt.plan.groups import Grouping
-
-
-@functools.cache
-def opened(kind):
-    host = FxHost.from_captured(capture(Step().eval(), example()))
-    return OnnxHost.from_model(host.to_onnx()) if kind == "onnx" else host
-
-
-def whole(host):
-    return Grouping(host, recognise(host.graph).sites).whole()[0]
-
-
-def rewritten(host, kind="int8", evidence=None):
-    candidate = next(c for c in Int8Cache().propose(whole(host), evidence) if c.kind == kind)
-    made = host.copy()
-    Int8Cache().apply(candidate, whole(made))
-    made.finish()
-    return made, candidate
-
-
-def inputs_of(host):
-    x, past = example()
-    return dict(zip([s.name for s in host.input_specs], (x, *past), strict=True))
-
-
-def seen_keys(site):
-    """As calibration would say: the range of every channel of the keys, query heads sharing them."""
-    rows = torch.cat([example()[1][0], Step().eval().rows(example()[0])[1]], 2).transpose(1, 2).flatten(2).flatten(0, 1)
-    return SimpleNamespace(k=SimpleNamespace(low=rows.amin(0).double(), high=rows.amax(0).double()))
+from attnopt.passes.cache_rows import Rows
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 @pytest.mark.parametrize("variant", ["int8", "int8 values", "int8 keys by channel"])
 def test_equal_to_the_reference_with_the_clause(kind, variant):
-    host = opened(kind)
-    made, candidate = rewritten(host, variant, SimpleNamespace(attention=seen_keys))
-    assert len(recognise(made.graph).sites) == 1
-    model, (x, past) = Step().eval(), example()
-    output, *present = made.runner()(made.adapt(inputs_of(host)))
-    q, k, v = model.rows(x)
-    k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-    ((_, clause),), operands = candidate.cached.items(), {}
-    if "channel" in variant:
-        (numbers,) = candidate.options["balance"].values()
-        operands = {n: torch.tensor(x).view(2, 8) for n, x in zip(("k_shift", "k_spread"), numbers, strict=True)}
-    by_query = {n: x.repeat_interleave(2, 0) for n, x in operands.items()}  # the reference repeats key heads first
-    wanted = model.finished(x, reference(f"softmax scale({8**-0.5}) {clause}", q, k, v, **by_query))
-    torch.testing.assert_close(output, wanted, atol=1e-6, rtol=1e-6)
-    assert not torch.allclose(output, model(x, past)[0], atol=1e-5)
-    balance = torch.stack([*operands.values()]).flatten(1) if operands else None
-    stored = ([k] if variant == "int8 values" else Rows(balance).packed(k)) + Rows().packed(v)
-    for got, want in zip(present, stored, strict=True):
-        assert got.dtype == want.dtype
-        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+    _, _, output = check_step(Int8Cache(), opened(kind), variant, SEEN)
+    x, past = example()
+    assert not torch.allclose(output, Step().eval()(x, past)[0], atol=1e-5)
 
 
 def test_tensors_become_tuples_and_names_get_words(tmp_path: Path):
     host, model = opened("torch"), Step().eval()
-    made, candidate = rewritten(host)
+    made, candidate = rewritten(Int8Cache(), host, "int8")
     assert candidate.description == (
         "past keys and values of 1 layers in int8: 128 -> 64 bytes per token; they come and go as codes, scales and zeros"
     )
@@ -99,7 +48,7 @@ def test_tensors_become_tuples_and_names_get_words(tmp_path: Path):
                 assert torch.equal(got, stored)  # each token was rounded once, when it came
     with pytest.raises(attnopt.errors.InputMismatch):
         made.callable()(x, past)
-    onnx = rewritten(opened("onnx"))[0]
+    onnx = rewritten(Int8Cache(), opened("onnx"), "int8")[0]
     assert [s.name for s in onnx.input_specs] == ["x", *(f"past_{i}{word}" for i in (0, 1) for word in ("", "_scales", "_zeros"))]
     assert [n.removeprefix("output_1_") for n in onnx.output_names[1:]] == [
         f"{i}{word}" for i in (0, 1) for word in ("", "_scales", "_zeros")
@@ -108,7 +57,7 @@ def test_tensors_become_tuples_and_names_get_words(tmp_path: Path):
 
 def test_half_precision_is_rounded_in_single():
     host = FxHost.from_captured(capture(Step(torch.float16).eval(), example(torch.float16)))
-    made, _ = rewritten(host)
+    made, _ = rewritten(Int8Cache(), host, "int8")
     output, codes, *_ = made.runner()(made.adapt(inputs_of(host) | host.example_inputs()))
     assert (output.dtype, codes.dtype) == (torch.float16, torch.int8)
     torch.testing.assert_close(output, host.runner()(host.example_inputs())[0], atol=0.1, rtol=0.0)

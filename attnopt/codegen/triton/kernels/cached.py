@@ -7,7 +7,7 @@
     share ("channel") goes into the query, or acts on the output. Only a scale of its own for each channel in each group of tokens
     ("block") is multiplied number by number.
     parts     a row is D_PIECES pieces of D_PIECE channels, as its width and groups ask for; of int4, whose byte j holds the
-              channels j and D_STORED + j, each piece is two parts, the halves of its bytes
+              channels j and D_STORED + j, each piece is D_SHARES = 2 parts, the halves of its bytes; of int2 it is four
     pages     token n stands in page p_pages[sequence, n // PAGE] at n % PAGE
 
 Source: "KIVI" (keys by channel in groups of tokens, values by token in groups of channels).
@@ -22,12 +22,12 @@ DTYPE = tl.constexpr("float16")
 PRECISION = tl.constexpr("ieee")
 D_PIECE = tl.constexpr(16)
 D_PIECES = tl.constexpr(1)
-D_HALVES = tl.constexpr(1)
+D_SHARES = tl.constexpr(1)
 D_STORED = tl.constexpr(16)
 D_PADDED = tl.constexpr(False)
 E_PIECE = tl.constexpr(16)
 E_PIECES = tl.constexpr(1)
-E_HALVES = tl.constexpr(1)
+E_SHARES = tl.constexpr(1)
 E_STORED = tl.constexpr(16)
 E_PADDED = tl.constexpr(False)
 K_STORAGE = tl.constexpr("plain")
@@ -36,12 +36,16 @@ K_GROUP = tl.constexpr(16)
 K_ZEROS = tl.constexpr(False)
 K_MIDDLE = tl.constexpr(0.0)
 K_CENTRE = tl.constexpr(0)
+K_BITS = tl.constexpr(0)
+K_TOP = tl.constexpr(0)
 V_STORAGE = tl.constexpr("plain")
 V_SCALES = tl.constexpr("none")
 V_GROUP = tl.constexpr(16)
 V_ZEROS = tl.constexpr(False)
 V_MIDDLE = tl.constexpr(0.0)
 V_CENTRE = tl.constexpr(0)
+V_BITS = tl.constexpr(0)
+V_TOP = tl.constexpr(0)
 V_SHIFTS = tl.constexpr(False)
 V_RELATIVE = tl.constexpr(False)
 PAGED = tl.constexpr(False)
@@ -70,15 +74,15 @@ def places(i_b, i_n, kv_len, p_pages, s_pages, EDGE: tl.constexpr):
 
 
 @triton.jit
-def from_int4(b_x, HALF: tl.constexpr, CENTRE: tl.constexpr, dtype: tl.constexpr):
-    """The codes in one half of each byte, less CENTRE; the products' type holds all of them exactly."""
+def from_share(b_x, SHARE: tl.constexpr, BITS: tl.constexpr, TOP: tl.constexpr, CENTRE: tl.constexpr, dtype: tl.constexpr):
+    """The codes 0 … TOP of BITS bits in one share of each byte, less CENTRE; the products' type holds all of them exactly."""
     if DTYPE == "bfloat16":
         # The last digits of 128, where one more is one more.
-        return (((b_x.to(tl.uint16) >> (4 * HALF)) & 15) | 0x4300).to(dtype, bitcast=True) - (128 + CENTRE)
+        return (((b_x.to(tl.uint16) >> (BITS * SHARE)) & TOP) | 0x4300).to(dtype, bitcast=True) - (128 + CENTRE)
     elif DTYPE == "float16":
-        return (((b_x.to(tl.uint16) >> (4 * HALF)) & 15) | 0x6400).to(dtype, bitcast=True) - (1024 + CENTRE)
+        return (((b_x.to(tl.uint16) >> (BITS * SHARE)) & TOP) | 0x6400).to(dtype, bitcast=True) - (1024 + CENTRE)
     else:
-        return ((b_x >> (4 * HALF)) & 15).to(dtype) - CENTRE
+        return ((b_x >> (BITS * SHARE)) & TOP).to(dtype) - CENTRE
 
 
 @triton.jit
@@ -107,15 +111,15 @@ def scores(b_q, b_q_sum, p_k, p_ks, p_kz, o_k, o_ks, dtype: tl.constexpr):
             b_k = tl.load(p_kd, mask=o_d[:, None] < D_STORED, other=0)  # [D_PIECE, BLOCK_K]
         else:
             b_k = tl.load(p_kd)  # [D_PIECE, BLOCK_K]
-        for HALF in tl.static_range(0, D_HALVES):
-            if K_STORAGE == "int4":
-                b_codes = from_int4(b_k, HALF, K_CENTRE, dtype)
+        for SHARE in tl.static_range(0, D_SHARES):
+            if K_BITS:
+                b_codes = from_share(b_k, SHARE, K_BITS, K_TOP, K_CENTRE, dtype)
             elif K_STORAGE == "fp8":
                 b_codes = from_fp8(b_k, dtype)
             else:
                 b_codes = b_k.to(dtype)
             if K_SCALES == "block":
-                o_c = o_ks[None, :] + (o_d + HALF * D_STORED)[:, None]
+                o_c = o_ks[None, :] + (o_d + SHARE * D_STORED)[:, None]
                 m_d = o_d[:, None] < D_STORED
                 b_step = tl.cast(tl.load(p_ks + o_c, mask=m_d, other=0.0), tl.float32)  # [D_PIECE, BLOCK_K]
                 if K_ZEROS:
@@ -124,15 +128,15 @@ def scores(b_q, b_q_sum, p_k, p_ks, p_kz, o_k, o_ks, dtype: tl.constexpr):
                 else:
                     b_codes = (tl.cast(b_codes, tl.float32) * b_step).to(dtype)
             if K_SCALES == "group":
-                b_part = tl.dot(b_q[P * D_HALVES + HALF], b_codes, input_precision=PRECISION)
-                o_g = o_ks + (HALF * D_STORED + P * D_PIECE) // K_GROUP
+                b_part = tl.dot(b_q[P * D_SHARES + SHARE], b_codes, input_precision=PRECISION)
+                o_g = o_ks + (SHARE * D_STORED + P * D_PIECE) // K_GROUP
                 b_step = tl.cast(tl.load(p_ks + o_g), tl.float32)  # [BLOCK_K]
                 if K_ZEROS:
                     b_zero = tl.cast(tl.load(p_kz + o_g), tl.float32) + K_MIDDLE
-                    b_part += b_q_sum[P * D_HALVES + HALF][:, None] * b_zero[None, :]
+                    b_part += b_q_sum[P * D_SHARES + SHARE][:, None] * b_zero[None, :]
                 b_s += b_part * b_step[None, :]
             else:
-                b_s = tl.dot(b_q[P * D_HALVES + HALF], b_codes, b_s, input_precision=PRECISION)
+                b_s = tl.dot(b_q[P * D_SHARES + SHARE], b_codes, b_s, input_precision=PRECISION)
     return b_s
 
 
@@ -148,15 +152,15 @@ def weigh(b_p, b_decay, b_o, b_shift, p_v, p_vs, p_vz, o_v, o_vs, dtype: tl.cons
             b_v = tl.load(p_ve, mask=o_e[None, :] < E_STORED, other=0)  # [BLOCK_K, E_PIECE]
         else:
             b_v = tl.load(p_ve)  # [BLOCK_K, E_PIECE]
-        for HALF in tl.static_range(0, E_HALVES):
-            if V_STORAGE == "int4":
-                b_codes = from_int4(b_v, HALF, V_CENTRE, dtype)
+        for SHARE in tl.static_range(0, E_SHARES):
+            if V_BITS:
+                b_codes = from_share(b_v, SHARE, V_BITS, V_TOP, V_CENTRE, dtype)
             elif V_STORAGE == "fp8":
                 b_codes = from_fp8(b_v, dtype)
             else:
                 b_codes = b_v.to(dtype)
             if V_SCALES == "block":
-                o_c = o_vs[:, None] + (o_e + HALF * E_STORED)[None, :]
+                o_c = o_vs[:, None] + (o_e + SHARE * E_STORED)[None, :]
                 m_e = o_e[None, :] < E_STORED
                 b_step = tl.cast(tl.load(p_vs + o_c, mask=m_e, other=0.0), tl.float32)  # [BLOCK_K, E_PIECE]
                 if V_ZEROS:
@@ -165,7 +169,7 @@ def weigh(b_p, b_decay, b_o, b_shift, p_v, p_vs, p_vz, o_v, o_vs, dtype: tl.cons
                 else:
                     b_codes = (tl.cast(b_codes, tl.float32) * b_step).to(dtype)
             if V_SCALES == "group":
-                o_g = o_vs + (HALF * E_STORED + P * E_PIECE) // V_GROUP
+                o_g = o_vs + (SHARE * E_STORED + P * E_PIECE) // V_GROUP
                 b_step = tl.cast(tl.load(p_vs + o_g), tl.float32)  # [BLOCK_K]
                 if V_RELATIVE:
                     b_peak = tl.maximum(tl.max(b_step, 0), 1e-30)  # float16 has few small numbers: weights stay near 1
@@ -173,7 +177,7 @@ def weigh(b_p, b_decay, b_o, b_shift, p_v, p_vs, p_vz, o_v, o_vs, dtype: tl.cons
                 b_w = (b_p * b_step[None, :]).to(dtype)
             else:
                 b_w = b_p.to(dtype)
-            b_part = b_o[P * E_HALVES + HALF] * b_decay[:, None]
+            b_part = b_o[P * E_SHARES + SHARE] * b_decay[:, None]
             if V_RELATIVE:
                 b_part += tl.dot(b_w, b_codes, input_precision=PRECISION) * b_peak
             else:
@@ -187,7 +191,7 @@ def weigh(b_p, b_decay, b_o, b_shift, p_v, p_vs, p_vz, o_v, o_vs, dtype: tl.cons
                     b_add = tl.sum(tl.cast(b_w, tl.float32), 1)
                 if V_RELATIVE:
                     b_add = b_add * b_peak
-                b_shifts = b_shifts + (b_shift[P * E_HALVES + HALF] * b_decay + b_add,)
+                b_shifts = b_shifts + (b_shift[P * E_SHARES + SHARE] * b_decay + b_add,)
     if V_SHIFTS:
         return b_sums, b_shifts
     else:

@@ -11,7 +11,7 @@
     cache     keys and values may be codes: x = (code + zero) * scale. Scales that a whole token or a group of its channels shares
               are taken out of the product, sum_d q_d code_d * scale + zero * sum_d q_d, so that codes are only converted
     parts     a row is cut into D_PIECES pieces of D_PIECE channels, for its width or its groups; of int4 a part is one half of
-              each byte, because byte j holds channels j and D_STORED + j
+              each byte, because byte j holds channels j and D_STORED + j, and of int2 one of its four shares
     pages     a token stands in page pages[sequence, token // PAGE] at token % PAGE
     prefixes  p_ pointer   s_ stride   i_ index of a program or block   o_ offsets   m_ mask   b_ block of data
 
@@ -30,12 +30,12 @@ from attnopt.codegen.triton.kernels.cached import (
     BLOCK_K,
     D_PIECE,
     D_PIECES,
-    D_HALVES,
+    D_SHARES,
     D_STORED,
     D_PADDED,
     E_PIECE,
     E_PIECES,
-    E_HALVES,
+    E_SHARES,
     E_STORED,
     K_STORAGE,
     K_SCALES,
@@ -135,8 +135,8 @@ def decode(
         b_q_sums = tl.zeros([BLOCK_Q], tl.float32)
     for P in tl.static_range(0, D_PIECES):
         o_d = tl.arange(0, D_PIECE) + P * D_PIECE
-        for HALF in tl.static_range(0, D_HALVES):
-            o_c = o_d + HALF * D_STORED
+        for SHARE in tl.static_range(0, D_SHARES):
+            o_c = o_d + SHARE * D_STORED
             if D_PADDED:
                 b_part = tl.load(p_rows + o_c[None, :], mask=o_d[None, :] < D_STORED, other=0.0)  # [BLOCK_Q, D_PIECE]
             else:
@@ -158,7 +158,7 @@ def decode(
     b_o = ()
     b_shift = ()
     for P in tl.static_range(0, E_PIECES):
-        for HALF in tl.static_range(0, E_HALVES):
+        for SHARE in tl.static_range(0, E_SHARES):
             b_o = b_o + (tl.zeros([BLOCK_Q, E_PIECE], tl.float32),)
             if V_SHIFTS:
                 b_shift = b_shift + (tl.zeros([BLOCK_Q], tl.float32),)
@@ -296,17 +296,17 @@ def decode(
     for P in tl.static_range(0, E_PIECES):
         o_e = tl.arange(0, E_PIECE) + P * E_PIECE
         m_e = o_e < E_STORED
-        for HALF in tl.static_range(0, E_HALVES):
-            o_c = o_e + HALF * E_STORED
-            b_part = b_o[P * E_HALVES + HALF]
+        for SHARE in tl.static_range(0, E_SHARES):
+            o_c = o_e + SHARE * E_STORED
+            b_part = b_o[P * E_SHARES + SHARE]
             if V_SCALES == "channel":
                 o_vs = i_b * s_vsb + i_vh * s_vsh + o_c
                 if V_ZEROS:
                     b_zero = tl.cast(tl.load(p_vz + o_vs, mask=m_e, other=0.0), tl.float32) + V_MIDDLE
-                    b_part += b_shift[P * E_HALVES + HALF][:, None] * b_zero[None, :]
+                    b_part += b_shift[P * E_SHARES + SHARE][:, None] * b_zero[None, :]
                 b_part = b_part * tl.cast(tl.load(p_vs + o_vs, mask=m_e, other=0.0), tl.float32)[None, :]
             elif V_SHIFTS:
-                b_part += b_shift[P * E_HALVES + HALF][:, None]
+                b_part += b_shift[P * E_SHARES + SHARE][:, None]
             tl.store(p_part + o_out * E + o_c[None, :], b_part, mask=m_m[:, None] & m_e[None, :])
     o_out = tl.reshape(o_out, [BLOCK_Q]) * 2
     tl.store(p_stats + o_out, b_top, mask=m_m)
@@ -318,7 +318,7 @@ def attention(
 ):  # fmt: skip
     """q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E] -> o [B, H, Q, E], and the log-sum-exp [B, H, Q] where the kernel stores it.
 
-    As codes, int4 has rows of half as many bytes; scales and zeros [B, G, rows, columns]. In pages, k and v are [P, G, PAGE, …],
+    As codes, int4 has rows of half as many bytes, int2 of a fourth; scales and zeros [B, G, rows, columns]. In pages, k and v are [P, G, PAGE, …],
     scales too, and pages [B, …] int32 names those of a sequence. lengths [B] int32: the tokens of each sequence. An `o` that is
     given is written to; it must be contiguous. splits: how many programs share the keys, 0 for a good number.
     """

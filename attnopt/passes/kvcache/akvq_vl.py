@@ -1,0 +1,73 @@
+"""Keep the cache in 2 or 4 bits in a Hadamard basis, and exactly only where attention rests: pivot tokens and the newest ones.
+
+    k, v   ->   k H, v H, rounded by token in groups of 128 channels, levels over 0.8 of the range at 2 bits; back to k, v when read
+    layers that rest on pivots:   the pivots and the last 128 tokens exact, all others in 2 bits
+    layers that read their text:  the last 128 tokens exact, all others in 4 bits
+
+    k -> k H, q -> q H leaves every score as it is, since H H' = 1; outliers of single channels spread over all of them first.
+
+The paper is on vision-language models: text tokens have 4 bits and images 2 in its text-salient layers. In a language model all
+tokens are text, so a layer is either of pivots (2 bits) or of text (4 bits). It is of text where, in calibration, more than `text` of
+the attention goes to tokens that would be rounded; without calibration every layer counts as one of pivots.
+Which tokens are pivots the paper reads from outliers of the residual stream, which the graph of one decoding step never sees for past
+tokens; in language models they stand at the beginning, so here they are the first `pivots` tokens (at most 15, as there).
+
+Source: "AKVQ-VL: Attention-Aware KV Cache Adaptive 2-Bit Quantization for Vision-Language Models".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnopt.ir.site import Refusal
+from attnopt.passes.cache_plan import applied, codes, unfit
+from attnopt.passes.cache_rows import Rows
+from attnopt.passes.cache_slots import Slot, slots
+from attnopt.passes.cache_state import Kept
+from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+
+SOURCE = "AKVQ-VL"
+
+
+@dataclass(frozen=True)
+class AkvqVl:
+    """Keep the cache in 2 or 4 bits in a Hadamard basis, pivot tokens and the newest ones exact.
+
+    recent: newest tokens that stay exact. pivots: first tokens that do, in layers that rest on them. group: channels that share a
+    scale. clip: share of the range that 2-bit levels cover. text: share of attention on rounded tokens that makes a layer one of text.
+    """
+
+    name: str = "akvq-vl"
+    exact: bool = False
+    per: Per = "model"
+    recent: int = 128
+    pivots: int = 15
+    group: int = 128
+    clip: float = 0.8
+    text: float = 0.1
+
+    def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
+        held = slots(group)
+        if isinstance(held, Refusal):
+            return held
+        if (refusal := unfit(held, self.kept(False))) is not None:
+            return refusal
+        plain = codes(group, self.name, "2-bit pivots", held, self.kept(False), source=SOURCE)
+        of_text = {s.site.name: self.reads_text(s, evidence) for s in held}
+        if not any(of_text.values()):
+            return [plain]
+        form, count = (lambda slot: self.kept(of_text[slot.site.name])), sum(of_text.values())
+        note = f"{count} layers that read their text in 4 bits"
+        return [plain, codes(group, self.name, "bits by layer", held, form, source=SOURCE, note=note, needs="calibration")]
+
+    def kept(self, of_text: bool) -> Kept:
+        rows = Rows(bits=4 if of_text else 2, group=self.group, scales="fp16", clip=1.0 if of_text else self.clip, turned=True)
+        return Kept(rows, first=0 if of_text else self.pivots, recent=self.recent)
+
+    def reads_text(self, slot: Slot, evidence: Evidence | None) -> bool:
+        seen = None if evidence is None else evidence.attention(slot.site)
+        return seen is not None and 1 - float(seen.kept(first=self.pivots, window=self.recent).mean()) > self.text
+
+    def apply(self, candidate: Candidate, group: Group) -> Group:
+        """Edits the host of the group in place; give it a copy, and finish it."""
+        return applied(candidate, group)
