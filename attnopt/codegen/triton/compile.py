@@ -20,7 +20,8 @@ from typing import Any
 
 from attnopt.codegen.triton.configurations import configurations
 from attnopt.codegen.triton.emitted import load
-from attnopt.codegen.triton.expressions import loads_of, pointer
+from attnopt.codegen.expressions import loads_of
+from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.prefill import Form, constants, emit, expressions, from_rows
 from attnopt.ir.ranges import key_range
 from attnopt.codegen.triton.row_norms import gains

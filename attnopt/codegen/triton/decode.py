@@ -17,7 +17,7 @@ from attnopt.codegen.triton import prefill
 from attnopt.codegen.triton.decode_cache import Side, cache_refusal, side_of
 from attnopt.codegen.triton.prefill import Form, from_rows, operand_names, positive_scale, printer_for, with_functions
 from attnopt.ir.ranges import FIRST, LAST, Range, key_range
-from attnopt.codegen.triton.specialise import Slot, Value, specialise
+from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.ir.expr import substitute
 from attnopt.ir.linear import linear

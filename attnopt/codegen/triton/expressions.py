@@ -8,67 +8,52 @@ proved not to be negative; truth values are one bit wide, so they become int32 b
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
-from attnopt.codegen.triton.buckets import bucket_lines, is_bucket
-from attnopt.ir.evaluate import Grid, evaluate
-from attnopt.ir.expr import Apply, Const, Expr, Index, Load, Size, Term, children, expand_term, indices, substitute, walk
-from attnopt.ir.simplify import Simplifier
-from attnopt.ir.site import Refusal
-from attnopt.runtime.flex_source import INFIX, is_number
+from attnopt.codegen.buckets import is_bucket, thresholds
+from attnopt.codegen.expressions import Binding, ExpressionPrinter, plain_name, printed_parts
+from attnopt.ir.expr import Const, Expr, Index, Load, Term, indices
 
-# How tightly Python binds: a comparison is looser than & and |.
-COMPARISON, OR, AND, SUM, PRODUCT, UNARY, ATOM = range(7)
-POWERS = {"or": OR, "and": AND, "add": SUM, "sub": SUM, "mul": PRODUCT, "div": PRODUCT, "floordiv": PRODUCT, "mod": PRODUCT}
-CALLS = {
-    "abs": "tl.abs", "exp": "tl.exp", "log": "tl.log", "sqrt": "tl.sqrt", "sin": "tl.sin", "cos": "tl.cos", "sigmoid": "tl.sigmoid",
-    "min": "tl.minimum", "max": "tl.maximum",
-}  # fmt: skip
-INEXACT = {"exp", "log", "tanh", "sqrt", "sin", "cos", "sigmoid", "pow", "div"}
-SIZES = {"q": "q_len", "k": "kv_len"}
 RESERVED = frozenset(
     "b h q k v o row score place bucket distance m_k x a n lse batch heads q_len kv_len key_heads value_heads tensors rows kn vn tl torch triton prefill attention"
     " ks kz vs vz kd ve steps i part stats pages lengths k_scales k_zeros v_scales v_zeros splits ratio programs processors blocks math functools decode merge".split()
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Printer:
-    """dtypes: of the operands, by name. from_zero: queries are counted from 0, so that no position is negative.
+class Printer(ExpressionPrinter):
+    """Truth values are joined by & and |, which bind more tightly than a comparison."""
 
-    held: loads and buckets that have a name already.
-    """
+    language = "Triton"
+    machines = "GPUs"
+    binding = Binding(comparison=0, disjunction=1, conjunction=2, negation=5)
+    calls = {
+        "abs": "tl.abs", "exp": "tl.exp", "log": "tl.log", "sqrt": "tl.sqrt", "sin": "tl.sin", "cos": "tl.cos", "tanh": "tanh",
+        "sigmoid": "tl.sigmoid", "min": "tl.minimum", "max": "tl.maximum", "floor": "tl.floor",
+    }  # fmt: skip
+    infix = {**ExpressionPrinter.infix, "not": "~"}
+    choice = "tl.where"
 
-    dtypes: Mapping[str, str] = field(default_factory=dict)
-    from_zero: bool = True
-    held: Mapping[Expr, str] = field(default_factory=dict)
+    def cast(self, text: str, dtype: str) -> str:
+        return f"tl.cast({text}, tl.{dtype})"
 
-    @property
-    def kinds(self) -> Simplifier:
-        return Simplifier(self.dtypes)
+    def literal(self, value: bool | int | float) -> str:
+        """A literal; Triton has no name for infinity."""
+        if isinstance(value, float) and value in (float("inf"), -float("inf")):
+            return f'{"-" * (value < 0)}float("inf")'
+        text = repr(value)
+        if isinstance(value, int) and abs(value) > 2**31 - 1:
+            return f"tl.cast({text}, tl.int64)"
+        return f"({text})" if text.startswith("-") else text
 
-    def kind(self, expr: Expr) -> str:
-        return self.kinds.kind(expr)
+    def floored(self, op: str, args: tuple[Expr, ...]) -> str | None:
+        if self.never_negative(args):
+            return None
+        return f"{'floor_divide' if op == 'floordiv' else 'floor_modulo'}({self.number(args[0])}, {self.number(args[1])})"
 
-    def refusal(self, expr: Expr | None) -> Refusal | None:
-        """None where the expression can be printed and means on a GPU what `evaluate` says."""
-        for part in () if expr is None else printed_parts(expr):
-            if isinstance(part, Size) and part.name not in SIZES:
-                return Refusal(f"the length '{part.name}' is not known to a kernel", expr)
-            if isinstance(part, Load) and part.operand not in self.dtypes:
-                return Refusal(f"the type of '{part.operand}' is not known", expr)
-            if isinstance(part, Apply):
-                if part.op in ("floordiv", "mod") and self.kind(part) == "float" and not is_number(part):
-                    return Refusal(f"'{part.op}' of reals is not printed for Triton", expr)
-                if part.op == "pow" and not is_number(part) and not positive_constant(part.args[0]):
-                    return Refusal("a power is printed only of a positive constant", expr)
-                if part.op in ("int", "floor") and not is_number(part) and inexact(part.args[0]):
-                    # log(8) / log(2) may be 2.9999998 on one machine and 3 on another.
-                    return Refusal(f"'{part.op}' of a function that GPUs round in their own way", expr)
-        return None
+    def power(self, exponent: Expr, base: float) -> str:
+        return f"tl.exp2({self.real(exponent, self.binding.product)} * {base!r})"
 
     def holding(self, exprs: Iterable[Expr]) -> tuple[Printer, list[str]]:
         """A printer that knows every load and bucket of the expressions by a name, and the lines that give these names."""
@@ -87,83 +72,6 @@ class Printer:
                 lines += bucket_lines(part, name)
             held[part] = name
         return replace(self, held=held), lines
-
-    def text(self, expr: Expr, power: int = 0) -> str:
-        """The expression, in parentheses where something that binds as tightly as `power` stands around it."""
-        if expr in self.held:
-            return self.held[expr]
-        if isinstance(expr, Term):
-            return self.text(expand_term(expr), power)
-        if isinstance(expr, Index):
-            return expr.name
-        if isinstance(expr, Size):
-            return SIZES.get(expr.name, expr.name)
-        if isinstance(expr, Load):
-            return self.load(expr)
-        if is_number(expr):
-            return number(expr)
-        assert isinstance(expr, Apply)
-        written, own = self.apply(expr)
-        return f"({written})" if own < power else written
-
-    def apply(self, expr: Apply) -> tuple[str, int]:
-        """The text and how tightly its outermost operator binds."""
-        op, args = expr.op, expr.args
-        if op in ("and", "or", "not"):
-            power = POWERS.get(op, UNARY)
-            parts = [self.truth(a, power + (i > 0)) for i, a in enumerate(args)]
-            return (f"~{parts[0]}" if op == "not" else f"{parts[0]} {INFIX[op]} {parts[1]}"), power
-        if op == "where":
-            branches = [self.number(a) if self.kind(expr) != "bool" else self.text(a) for a in args[1:]]
-            return f"tl.where({self.truth(args[0])}, {', '.join(branches)})", ATOM
-        if op in ("floordiv", "mod") and not self.never_negative(args):
-            return f"{'floor_divide' if op == 'floordiv' else 'floor_modulo'}({self.number(args[0])}, {self.number(args[1])})", ATOM
-        if op in ("tanh", "float", "float32", "int", "floor", "pow"):
-            return self.converted(op, args)
-        if op == "neg":
-            return f"-{self.number(args[0], UNARY)}", UNARY
-        if op in CALLS:
-            real = op not in ("abs", "min", "max")
-            return f"{CALLS[op]}({', '.join(self.real(a) if real else self.number(a) for a in args)})", ATOM
-        power = POWERS.get(op, COMPARISON)
-        left, right = ((COMPARISON + 1,) * 2) if power == COMPARISON else (power, power + 1)
-        parts = [self.number(args[0], left), self.number(args[1], right)]
-        if op == "div" and all(self.kind(a) != "float" for a in args):
-            parts[0] = self.real(args[0])
-        return f"{parts[0]} {INFIX[op]} {parts[1]}", power
-
-    def converted(self, op: str, args: tuple[Expr, ...]) -> tuple[str, int]:
-        if op == "tanh":
-            return f"tanh({self.real(args[0])})", ATOM
-        if op == "pow":
-            base = float(evaluate(args[0], Grid(1, 1, 1, 1)).double().log2())
-            return f"tl.exp2({self.real(args[1], PRODUCT)} * {base!r})", ATOM
-        if op == "int":
-            return f"tl.cast({self.text(args[0])}, tl.int32)", ATOM
-        if op == "floor":
-            return (f"tl.floor({self.text(args[0])})" if self.kind(args[0]) == "float" else self.number(args[0])), ATOM
-        return self.real(args[0]), ATOM
-
-    def truth(self, expr: Expr, power: int = 0) -> str:
-        """As a truth value: numbers are true where they are not zero."""
-        if self.kind(expr) == "bool":
-            return self.text(expr, power)
-        text = f"{self.text(expr, COMPARISON + 1)} != 0"
-        return f"({text})" if power > COMPARISON else text
-
-    def number(self, expr: Expr, power: int = 0) -> str:
-        """As something to calculate with."""
-        return self.text(expr, power) if self.kind(expr) != "bool" or is_number(expr) else f"tl.cast({self.text(expr)}, tl.int32)"
-
-    def real(self, expr: Expr, power: int = 0) -> str:
-        if self.kind(expr) == "float":
-            return self.text(expr, power)
-        return repr(float(evaluate(expr, Grid(1, 1, 1, 1)))) if is_number(expr) else f"tl.cast({self.text(expr)}, tl.float32)"
-
-    def never_negative(self, args: Iterable[Expr]) -> bool:
-        """Proved: positions of rows and keys, lengths and what is made of them without a subtraction."""
-        q = Index("row" if self.from_zero else "q")  # a row is never negative, a position with an offset may be
-        return all(self.kinds.at_least_zero(substitute(a, {"q": q, "q_first": q, "q_last": q})) for a in args)
 
     def load(self, expr: Load) -> str:
         return self.read(expr, self.place(expr))
@@ -185,45 +93,18 @@ class Printer:
         return f"tl.cast({read}, tl.float32)" if self.kind(expr) == "float" and self.dtypes[expr.operand] != "float32" else read
 
 
-def printed_parts(expr: Expr) -> Iterator[Expr]:
-    """Every sub-expression; named terms are entered, but not those that are printed as a whole."""
-    yield expr
-    if not is_bucket(expr):
-        for child in (expand_term(expr),) if isinstance(expr, Term) else children(expr):
-            yield from printed_parts(child)
-
-
-def number(expr: Expr) -> str:
-    """A literal; Triton has no name for infinity."""
-    value = evaluate(expr, Grid(1, 1, 1, 1)).item()
-    if isinstance(value, float) and value in (float("inf"), -float("inf")):
-        return f'{"-" * (value < 0)}float("inf")'
-    text = repr(value)
-    if isinstance(value, int) and abs(value) > 2**31 - 1:
-        return f"tl.cast({text}, tl.int64)"
-    return f"({text})" if text.startswith("-") else text
-
-
-def positive_constant(expr: Expr) -> bool:
-    return is_number(expr) and float(evaluate(expr, Grid(1, 1, 1, 1))) > 0
-
-
-def inexact(expr: Expr) -> bool:
-    return any(isinstance(e, Apply) and e.op in INEXACT and not is_number(e) for e in walk(expr))
-
-
 def pointer(operand: str) -> str:
     """The parameter that holds an operand: p_ and its name, which no other parameter has."""
-    name = "p_" + re.sub(r"\W", "_", operand)
-    return f"{name}_operand" if name[2:] in RESERVED else name
+    return f"p_{plain_name(operand, RESERVED)}"
 
 
-def strides(loads: Iterable[Load]) -> dict[str, tuple[int, ...]]:
-    """For each operand the dimensions in which some load moves."""
-    found: dict[str, set[int]] = {}
-    for load in loads:
-        found.setdefault(load.operand, set()).update(at for at, index in enumerate(load.indices) if index != Const(0))
-    return {name: tuple(sorted(dims)) for name, dims in found.items()}
+def bucket_lines(term: Term, name: str) -> list[str]:
+    """Statements after which `name` holds the bucket of q and k."""
+    n, ratio = int(term.args[0]), float(term.args[1])
+    both = term.name == "bucket"
+    lines = [f"distance = {'tl.abs(k - q)' if both else 'tl.maximum(q - k, 0)'}", f"{name} = tl.minimum(distance, {n})"]
+    lines += [f"{name} += tl.cast(distance >= {limit}, tl.int32)" for limit in thresholds(n, ratio)]
+    return [*lines, f"{name} += tl.where(k > q, {2 * n}, 0)"] if both else lines
 
 
 FUNCTIONS = {
@@ -251,9 +132,3 @@ def tanh(x):
 def called(text: str) -> tuple[str, ...]:
     """Which of `FUNCTIONS` a text calls."""
     return tuple(name for name in FUNCTIONS if re.search(rf"\b{name}\(", text))
-
-
-@functools.cache
-def loads_of(expr: Expr | None) -> tuple[Load, ...]:
-    return () if expr is None else tuple(dict.fromkeys(e for e in walk(expr) if isinstance(e, Load)))
-

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from attnopt.codegen.triton.compile import Compiled
-from attnopt.codegen.triton.expressions import loads_of, pointer
+from attnopt.codegen.expressions import loads_of
+from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.kernel_cache import compiled
 from attnopt.codegen.triton.prefill import Form, expressions, supports
 from attnopt.codegen.triton.tiles import ARCHITECTURES

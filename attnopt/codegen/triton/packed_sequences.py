@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnopt.codegen.triton.expressions import loads_of
+from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.triton.prefill import expressions
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.expr import Index

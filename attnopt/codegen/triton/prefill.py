@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called, loads_of, pointer, strides
+from attnopt.codegen.expressions import loads_of, strides
+from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called, pointer
 from attnopt.codegen.triton.row_norms import NORMS, factor_line, gain_arguments, is_static, normed
 from attnopt.codegen.triton.row_norms import refusal as norm_refusal
 from attnopt.ir.ranges import Range, extreme, key_range
-from attnopt.codegen.triton.specialise import Slot, Value, specialise
-from attnopt.codegen.triton.template import PREFILL, joined
+from attnopt.codegen.specialise import Slot, Value, specialise
+from attnopt.codegen.template import joined
 from attnopt.codegen.triton.tiles import SPLIT, Tile
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Const, Expr, Index, Load, substitute
@@ -23,6 +24,8 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.runtime.flex_source import SCORE_TERMS, leading_scale
 
+PARTS = ("prefill_holes", "prefill_blocks", "prefill_norms", "prefill", "prefill_launch")
+IMPORTS = ("import torch", "import triton", "import triton.language as tl")
 WIDEST = 256
 DTYPES = ("float32", "float16", "bfloat16")
 SPECIAL = ("offset", "sink", "shared", "qk_norm")  # slots beyond the plain ones that the template has a place for
@@ -113,7 +116,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
         )
         scale = 1.0
     text = specialise(
-        joined(PREFILL),
+        joined("attnopt.codegen.triton", PARTS, IMPORTS),
         {**decided, "SCALE": scale, "SCORES": bool(terms)},
         with_functions(holes),
         [Slot("operands", pointers, pointers), Slot("given", tensors, tensors), Slot("tensors", tensors, arguments)],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from attnopt.codegen.triton.source_edits import Edit, applied
-from attnopt.codegen.triton.specialise import Slot, decide, pruned, repeated, specialise, written_out
+from attnopt.codegen.source_edits import Edit, applied
+from attnopt.codegen.specialise import Slot, decide, pruned, repeated, specialise, written_out
 
 TEMPLATE = '''\
 import math

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 
-from attnopt.codegen.triton.template import PREFILL, joined
+from attnopt.codegen.template import joined
+from attnopt.codegen.triton.prefill import IMPORTS, PARTS
 
 
 def test_parts_become_one_file():
-    text = joined(PREFILL)
+    text = joined("attnopt.codegen.triton", PARTS, IMPORTS)
     tree = ast.parse(text)
     assert text.startswith("import torch\nimport triton\nimport triton.language as tl\nfrom triton.tools.tensor_descriptor import")
     assert "attnopt" not in text

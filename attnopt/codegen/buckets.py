@@ -1,8 +1,6 @@
-"""Logarithmic buckets of distances as comparisons with whole numbers, because GPUs round logarithms in their own way.
+"""Logarithmic buckets of distances as comparisons with whole numbers, because processors round logarithms in their own ways.
 
-    bucket(8, 2.77)   ->   distance = tl.abs(k - q)
-                           bucket = tl.minimum(distance, 8)
-                           bucket += tl.cast(distance >= 12, tl.int32)  …
+    bucket(8, 2.77)   ->   first distances 12, 16, 23, 32, 46, 64, 91 of the buckets 9 … 15
 
 The thresholds are read off the meaning of the term, which counts up with the distance: the first distance in each bucket.
 """
@@ -29,12 +27,3 @@ def thresholds(n: int, ratio: float) -> tuple[int, ...]:
     longest = int(n * math.exp(ratio)) + 2
     values = evaluate(Term("causal_bucket", (n, ratio)), Grid(1, 1, longest + 1, 1)).flatten().tolist()
     return tuple(next((d for d, value in enumerate(values) if value >= bucket), longest + 1) for bucket in range(n + 1, 2 * n))
-
-
-def bucket_lines(term: Term, name: str) -> list[str]:
-    """Statements after which `name` holds the bucket of q and k."""
-    n, ratio = int(term.args[0]), float(term.args[1])
-    both = term.name == "bucket"
-    lines = [f"distance = {'tl.abs(k - q)' if both else 'tl.maximum(q - k, 0)'}", f"{name} = tl.minimum(distance, {n})"]
-    lines += [f"{name} += tl.cast(distance >= {limit}, tl.int32)" for limit in thresholds(n, ratio)]
-    return [*lines, f"{name} += tl.where(k > q, {2 * n}, 0)"] if both else lines

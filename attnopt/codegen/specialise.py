@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnopt.codegen.triton.source_edits import Edit, applied, blocks_of, span, with_default, without_argument
+from attnopt.codegen.source_edits import Edit, applied, blocks_of, span, with_default, without_argument
 
 Value = bool | int | float | str
 
