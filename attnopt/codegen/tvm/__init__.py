@@ -1,1 +1,1 @@
-"""Kernels for CPUs: TVMScript emitted for one spec, compiled by LLVM for the machine at hand."""
+"""Kernels for CPUs: a spec as TVMScript, compiled by TVM for the machine at hand or for one that is named."""
