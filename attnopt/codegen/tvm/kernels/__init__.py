@@ -1,1 +1,1 @@
-"""Templates of TVM kernels: read as text, filled in and only then run."""
+"""Kernel families as templates: ordinary Python files of TVMScript, specialised by their text."""
