@@ -40,18 +40,21 @@ from attnopt.codegen.tvm.kernels.decode_cached import (
     value_number,
 )
 from attnopt.codegen.tvm.kernels.decode_sight import (
-    end_inner_key,
     end_key,
-    first_inner_key,
     first_key,
+    held_values,
+    inner_end_key,
+    inner_first_key,
     inner_mask_mod,
     leading_keys,
     mask_mod,
+    operands,
     query_offset,
     score_mod,
     sink_logit,
 )
-from attnopt.codegen.tvm.kernels.decode_vectors import across, exp2, paired, plus, vector
+from attnopt.codegen.tvm.kernels.decode_vectors import across, paired, plus, vector
+from attnopt.codegen.tvm.kernels.vectors import exp2_below
 
 D = 16
 E = 16
@@ -71,6 +74,7 @@ V_SCALE_DTYPE = "float32"
 SCALE = 1.0
 UNIT = 1.0
 SCORES = False
+GATHERS = False
 K_SCALED = False
 V_SCALED = False
 K_SHIFTS = False
@@ -97,6 +101,14 @@ def whole(a, b):
 def rest(a, b):
     """a % b of numbers that are not negative."""
     return T.truncmod(a, b)
+
+
+def lanes(count):
+    """A vector, or one after the other where an operand is read for each key."""
+    if GATHERS:
+        return T.serial(count)
+    else:
+        return T.vectorized(count)
 
 
 def unrolled(count):
@@ -181,17 +193,30 @@ def visible_scores(S, b, g, ratio, rows, r, first, inner, offset, q_len, kv_len,
         row: T.int64 = whole(T.min(r + i, rows - 1), ratio)
         q: T.int64 = row + offset
         if SCORES:
-            for j in range(BLOCK):
-                score_mod(S, i, j, b, h, q, row, T.min(first + j, kv_len - 1), q_len, kv_len, operands)
+            for c in range(BLOCK // LANES):
+                for l in lanes(LANES):
+                    S[i, c * LANES + l] = score_mod(
+                        S[i, c * LANES + l], b, h, q, row, T.min(first + c * LANES + l, kv_len - 1), q_len, kv_len, operands, held_values
+                    )
         if not inner:
             if MASK:
-                for j in range(BLOCK):
-                    mask_mod(S, i, j, b, h, q, row, T.min(first + j, kv_len - 1), q_len, kv_len, operands)
+                for c in range(BLOCK // LANES):
+                    for l in lanes(LANES):
+                        S[i, c * LANES + l] = T.Select(
+                            mask_mod(b, h, q, row, T.min(first + c * LANES + l, kv_len - 1), q_len, kv_len, operands, held_values),
+                            S[i, c * LANES + l],
+                            T.float32("-inf"),
+                        )
             for j in range(T.min(kv_len - first, BLOCK), BLOCK):
-                S[i, j] = T.float32(float("-inf"))
+                S[i, j] = T.float32("-inf")
         elif INNER_MASK:
-            for j in range(BLOCK):
-                inner_mask_mod(S, i, j, b, h, q, row, first + j, q_len, kv_len, operands)
+            for c in range(BLOCK // LANES):
+                for l in lanes(LANES):
+                    S[i, c * LANES + l] = T.Select(
+                        inner_mask_mod(b, h, q, row, first + c * LANES + l, q_len, kv_len, operands, held_values),
+                        S[i, c * LANES + l],
+                        T.float32("-inf"),
+                    )
 
 
 @T.inline
@@ -208,14 +233,14 @@ def weights(S, TOPS, SUMS, V_SHIFTED, PARTS, V_STEP, V_ZERO, task, r):
                 top[l] = T.max(top[l], S[i, c * LANES + l])
         top[vector(0, LANES)] = across(T.max, top[vector(0, LANES)], LANES)
         # Rows that have seen nothing yet: exp2(-inf - 0) is 0, -inf - -inf would be NaN.
-        safe: T.float32 = T.if_then_else(top[0] == T.float32(float("-inf")), T.float32(0), top[0])
+        safe: T.float32 = T.if_then_else(top[0] == T.float32("-inf"), T.float32(0), top[0])
         for l in T.vectorized(LANES):
-            decay[l] = exp2((TOPS[task, r + i] - safe) * T.float32(UNIT))
+            decay[l] = exp2_below((TOPS[task, r + i] - safe) * T.float32(UNIT))
             total[l] = T.float32(0)
         TOPS[task, r + i] = top[0]
         for c in range(BLOCK // LANES):
             for l in T.vectorized(LANES):
-                S[i, c * LANES + l] = exp2((S[i, c * LANES + l] - safe) * T.float32(UNIT))
+                S[i, c * LANES + l] = exp2_below((S[i, c * LANES + l] - safe) * T.float32(UNIT))
             for l in T.vectorized(LANES):
                 total[l] += S[i, c * LANES + l]
         total[vector(0, LANES)] = across(plus, total[vector(0, LANES)], LANES)
@@ -291,7 +316,7 @@ def mean_of_values(X, V, V_SCALES, V_POINTS, PAGES, b, head, kv_len):
 def attention(
     q: T.handle, k: T.handle, v: T.handle,
     k_scales: T.handle, k_zeros: T.handle, v_scales: T.handle, v_zeros: T.handle, pages: T.handle, lengths: T.handle,
-    tensors: T.handle,
+    given: T.handle,
     o: T.handle, lse: T.handle,
 ):  # fmt: skip
     T.func_attr({"global_symbol": "attention", "tirx.noalias": True})
@@ -303,20 +328,32 @@ def attention(
     V = T.match_buffer(v, (places, value_heads, rows_of_place, E_STORED), V_DTYPE, strides=(s_vb, s_vh, s_vn, 1), align=1)
     if K_SCALED:
         k_places, k_rows, k_columns = T.int64(), T.int64(), T.int64()
-        K_SCALES = T.match_buffer(k_scales, (k_places, key_heads, k_rows, k_columns), K_SCALE_DTYPE, align=1)
+        s_ksb, s_ksh, s_ksn = T.int64(), T.int64(), T.int64()
+        K_SCALES = T.match_buffer(
+            k_scales, (k_places, key_heads, k_rows, k_columns), K_SCALE_DTYPE, strides=(s_ksb, s_ksh, s_ksn, T.int64(1)), align=1
+        )
         if K_ZEROS:
-            K_POINTS = T.match_buffer(k_zeros, (k_places, key_heads, k_rows, k_columns), K_SCALE_DTYPE, align=1)
+            s_kzb, s_kzh, s_kzn = T.int64(), T.int64(), T.int64()
+            K_POINTS = T.match_buffer(
+                k_zeros, (k_places, key_heads, k_rows, k_columns), K_SCALE_DTYPE, strides=(s_kzb, s_kzh, s_kzn, T.int64(1)), align=1
+            )
     if V_SCALED:
         v_places, v_rows, v_columns = T.int64(), T.int64(), T.int64()
-        V_SCALES = T.match_buffer(v_scales, (v_places, value_heads, v_rows, v_columns), V_SCALE_DTYPE, align=1)
+        s_vsb, s_vsh, s_vsn = T.int64(), T.int64(), T.int64()
+        V_SCALES = T.match_buffer(
+            v_scales, (v_places, value_heads, v_rows, v_columns), V_SCALE_DTYPE, strides=(s_vsb, s_vsh, s_vsn, T.int64(1)), align=1
+        )
         if V_ZEROS:
-            V_POINTS = T.match_buffer(v_zeros, (v_places, value_heads, v_rows, v_columns), V_SCALE_DTYPE, align=1)
+            s_vzb, s_vzh, s_vzn = T.int64(), T.int64(), T.int64()
+            V_POINTS = T.match_buffer(
+                v_zeros, (v_places, value_heads, v_rows, v_columns), V_SCALE_DTYPE, strides=(s_vzb, s_vzh, s_vzn, T.int64(1)), align=1
+            )
     if PAGED:
         most_pages = T.int64()
         PAGES = T.match_buffer(pages, (batch, most_pages), "int32", align=1)
     if LENGTHS:
         TOKENS = T.match_buffer(lengths, (batch,), "int32", align=1)
-    operand_buffers()
+    match_operands()
     O = T.match_buffer(o, (batch, heads, q_len, E), DTYPE, align=1)
     if LSE:
         LOG_SUMS = T.match_buffer(lse, (batch, heads, q_len), "float32", align=1)
@@ -373,7 +410,7 @@ def attention(
             offset: T.int64 = T.int64(0)
         rows_as_float32(QUERIES, SHIFTS, Q, K_SCALES, K_POINTS, b, k_head, g, shared, row_count)
         for r in range(tiles * ROWS):
-            TOPS[task, r] = T.float32(float("-inf"))
+            TOPS[task, r] = T.float32("-inf")
             SUMS[task, r] = T.float32(0)
             if V_SHIFTS:
                 V_SHIFTED[task, r] = T.float32(0)
@@ -396,8 +433,8 @@ def attention(
         share: T.int64 = whole(steps + splits - 1, splits)
         start: T.int64 = T.min(rest(task, splits) * share, steps)
         if RANGE:
-            inner_first: T.int64 = T.cast(first_inner_key(offset, offset + q_len - 1, q_len, kv_len), "int64")
-            inner_end: T.int64 = T.min(end_inner_key(offset, offset + q_len - 1, q_len, kv_len), kv_len)
+            inner_first: T.int64 = T.cast(inner_first_key(offset, offset + q_len - 1, q_len, kv_len), "int64")
+            inner_end: T.int64 = T.min(inner_end_key(offset, offset + q_len - 1, q_len, kv_len), kv_len)
         else:
             inner_first: T.int64 = T.int64(0)
             inner_end: T.int64 = kv_len
@@ -444,25 +481,25 @@ def attention(
             kv_len: T.int64 = T.cast(TOKENS[b], "int64")
         else:
             kv_len: T.int64 = longest
-        top: T.float32 = T.float32(float("-inf"))
+        top: T.float32 = T.float32("-inf")
         for s in range(splits):
             top = T.max(top, TOPS[(b * groups + g) * splits + s, r])
         if SINK:
-            logit = T.alloc_buffer((1,), "float32", scope="local")
             if OFFSET:
-                sink_logit(logit, b, h, row + query_offset(q_len, kv_len), row, q_len, kv_len, operands)
+                position: T.int64 = row + query_offset(q_len, kv_len)
             else:
-                sink_logit(logit, b, h, row, row, q_len, kv_len, operands)
+                position: T.int64 = row
+            logit: T.float32 = sink_logit(b, h, position, row, q_len, kv_len, operands, held_values)
             if not SCORES:
-                logit[0] = logit[0] * T.float32(1.0 / LN2)
-            top = T.max(top, logit[0])
-        safe: T.float32 = T.if_then_else(top == T.float32(float("-inf")), T.float32(0), top)
+                logit = logit * T.float32(1.0 / LN2)
+            top = T.max(top, logit)
+        safe: T.float32 = T.if_then_else(top == T.float32("-inf"), T.float32(0), top)
         total: T.float32 = T.float32(0)
         shift: T.float32 = T.float32(0)
         for e in range(E):
             X[e] = T.float32(0)
         for s in range(splits):
-            weight: T.float32 = exp2((TOPS[(b * groups + g) * splits + s, r] - safe) * T.float32(UNIT))
+            weight: T.float32 = exp2_below((TOPS[(b * groups + g) * splits + s, r] - safe) * T.float32(UNIT))
             total = total + weight * SUMS[(b * groups + g) * splits + s, r]
             if V_STEPS == "token":
                 if V_SHIFTS:
@@ -471,7 +508,7 @@ def attention(
                 X[e] = X[e] + weight * PARTS[(b * groups + g) * splits + s, r, e]
         all_weight: T.float32 = total
         if SINK:
-            all_weight = all_weight + exp2((logit[0] - safe) * T.float32(UNIT))
+            all_weight = all_weight + exp2_below((logit - safe) * T.float32(UNIT))
         if LSE:
             LOG_SUMS[b, h, row] = top * T.float32(UNIT * LN2) + T.log(all_weight)
         if MEAN_OF_EMPTY:

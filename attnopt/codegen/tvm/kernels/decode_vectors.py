@@ -1,7 +1,7 @@
-"""Arithmetic on vectors for the decode family: lanes summed across, and powers of two without a call.
+"""Lanes of vectors, for the decode family: a vector of a buffer, and sums across lanes.
 
-    folded   [n, n] -> [n]: lane i becomes the sum of the lanes of vector i, in log2(n) steps that halve the number of vectors
-    exp2     2^x = 2^whole * 2^(x - whole), the second factor by a polynomial on [-1/2, 1/2] (relative error 2e-7)
+    paired   two vectors become one that holds the sums of their pairs of lanes: after log2(n) steps n vectors are one, whose lane i
+             is the sum of all lanes of vector i
 """
 
 from tvm.script import tirx as T
@@ -29,14 +29,3 @@ def across(op, x, lanes):
         x = op(x, T.Shuffle([x], [i ^ step for i in range(lanes)]))
         step *= 2
     return x
-
-
-def exp2(x):
-    """2^x; 0 from -126.5 down, minus infinity included."""
-    x = T.max(x, T.float32(-127.0))
-    whole = T.nearbyint(x)
-    part = x - whole
-    power = T.float32(0.0013276472190680217)
-    for factor in (0.009675541616115627, 0.05550713275336048, 0.24022119718655216, 0.6931469670621023, 1.0):
-        power = power * part + T.float32(factor)
-    return power * T.reinterpret("float32", T.shift_left(T.cast(whole, "int32") + 127, 23))
