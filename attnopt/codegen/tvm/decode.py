@@ -29,7 +29,7 @@ from attnopt.ir.ranges import Range, key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
-PARTS = ("vectors", "decode_vectors", "decode_cached", "decode_sight", "decode")
+PARTS = ("vectors", "decode_vectors", "decode_cached", "decode_digits", "decode_sight", "decode")
 OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
 LOG2E = math.log2(math.e)
 
@@ -63,7 +63,7 @@ def emit(spec: AttentionSpec, form: Form, tile: DecodeTile, cpu: Cpu) -> str:
     plain = from_rows(spec.with_(cache=None))
     scope = key_range(plain.mask)
     sides = {name: side_of(spec, form, name) for name in "kv"}
-    decided = constants(spec, plain, form, tile, scope, sides)
+    decided = constants(spec, plain, form, tile, cpu, scope, sides)
     names, given = tuple(buffer_name(operand) for operand in plain.operands), needed(spec, form, sides)
     slots = [
         Slot("operands", names, names),
@@ -99,7 +99,7 @@ def needed(spec: AttentionSpec, form: Form, sides: dict[str, Side]) -> set[str]:
 
 
 def constants(
-    spec: AttentionSpec, plain: AttentionSpec, form: Form, tile: DecodeTile, scope: Range, sides: dict[str, Side]
+    spec: AttentionSpec, plain: AttentionSpec, form: Form, tile: DecodeTile, cpu: Cpu, scope: Range, sides: dict[str, Side]
 ) -> dict[str, Value]:
     scale, terms = positive_scale(plain)
     lengths = isinstance(form, DecodeForm) and form.lengths
@@ -112,7 +112,7 @@ def constants(
         "D": form.width, "E": form.value_width, "ROWS": tile.rows, "KEYS": tile.keys, "BLOCK": tile.block, "LANES": tile.lanes,
         "D_LANES": d_lanes, "E_LANES": e_lanes, "PIECE": min(tile.keys, d_lanes), "FOLDED": d_lanes > 1,
         "E_PARTS": parts(form.value_width // e_lanes, tile.sums // tile.rows),
-        **side_constants("K", "D", sides["k"]), **side_constants("V", "E", sides["v"]),
+        **key_constants(sides["k"], form, words_of(sides["k"], cpu)), **side_constants("V", "E", sides["v"]),
         "DTYPE": form.dtype, "PAGED": page > 0, "PAGE": page, "LENGTHS": lengths, "SPAN": span(scope),
         "SCALE": scale if terms else scale * LOG2E, "UNIT": LOG2E if terms else 1.0, "SCORES": bool(terms), "GATHERS": gathers(plain),
         "OFFSET": plain.offset is not None, "RANGE": scope.bounded, "LEADING": scope.leading is not None,
@@ -136,8 +136,28 @@ def side_constants(narrow: str, wide: str, side: Side) -> dict[str, Value]:
     return {
         f"{narrow}_FORMAT": side.storage, f"{wide}_STORED": side.stored, f"{narrow}_DTYPE": side.dtype, f"{narrow}_STEPS": steps,
         f"{narrow}_SCALED": steps != "none", f"{narrow}_SCALE_DTYPE": side.scale_dtype, f"{narrow}_GROUP": side.group,
-        f"{narrow}_ZEROS": side.zeros, f"{narrow}_LEVEL": level,
+        f"{narrow}_COLUMNS": width if steps in ("channel", "block") else -(-width // side.group), f"{narrow}_ZEROS": side.zeros, f"{narrow}_LEVEL": level,
         f"{narrow}_SHIFTS": steps in ("token", "channel") and (side.zeros or level != 0),
+    }  # fmt: skip
+
+
+def words_of(side: Side, cpu: Cpu) -> int:
+    """Words of four codes in a vector, where keys are multiplied as whole numbers; 0 where they are not, or the CPU has no such product."""
+    vector = min(cpu.vector_bytes, side.stored & -side.stored) if cpu.has("avx512vnni") or cpu.has("avxvnni") else 0
+    return vector // 4 if vector >= 16 and side.storage in ("int8", "int4") and side.scales in ("token", "channel") else 0
+
+
+def key_constants(side: Side, form: Form, words: int) -> dict[str, Value]:
+    """How keys are read; as whole numbers, int8 codes count from 0."""
+    found = side_constants("K", "D", side)
+    if not words:
+        return {**found, "INTEGER": False}
+    digits = 3 if form.dtype == "float32" else 2
+    level = float(found["K_LEVEL"]) - (MIDDLE["int8"] if side.storage == "int8" else 0)
+    return {
+        **found, "INTEGER": True, "K_DIGITS": digits, "LARGEST": 127.0 * 256 ** (digits - 1),
+        "WORDS": words, "WORDS_OVER_4": words > 4, "WORDS_OVER_8": words > 8, "K_LEVEL": level,
+        "PRODUCT": f"llvm.x86.avx512.vpdpbusd.{32 * words}", "K_SHIFTS": side.zeros or level != 0,
     }  # fmt: skip
 
 

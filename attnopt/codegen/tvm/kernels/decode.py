@@ -39,6 +39,7 @@ from attnopt.codegen.tvm.kernels.decode_cached import (
     row_of,
     value_number,
 )
+from attnopt.codegen.tvm.kernels.decode_digits import D, K_DIGITS, ROWS, WORDS, digit_tile, rows_as_digits
 from attnopt.codegen.tvm.kernels.decode_sight import (
     end_key,
     first_key,
@@ -56,9 +57,8 @@ from attnopt.codegen.tvm.kernels.decode_sight import (
 from attnopt.codegen.tvm.kernels.decode_vectors import across, paired, plus, vector
 from attnopt.codegen.tvm.kernels.vectors import exp2_below
 
-D = 16
+INTEGER = False
 E = 16
-ROWS = 4
 KEYS = 4
 LANES = 16
 PIECE = 4
@@ -77,6 +77,8 @@ SCORES = False
 GATHERS = False
 K_SCALED = False
 V_SCALED = False
+K_COLUMNS = 1
+V_COLUMNS = 1
 K_SHIFTS = False
 V_SHIFTS = False
 LENGTHS = False
@@ -122,8 +124,8 @@ def folded(sums):
 
 
 @T.inline
-def rows_as_float32(QUERIES, SHIFTS, Q, K_SCALES, K_POINTS, b, head, g, ratio, rows):
-    """The rows with the scale and with steps by channel; SHIFTS: what zero points add to each score of a row."""
+def rows_as_float32(QUERIES, Q, K_SCALES, b, head, g, ratio, rows):
+    """The rows with the scale, and with steps by channel."""
     for r in range(whole(rows + ROWS - 1, ROWS) * ROWS):
         h: T.int64 = g * ratio + rest(T.min(r, rows - 1), ratio)
         row: T.int64 = whole(T.min(r, rows - 1), ratio)
@@ -133,16 +135,21 @@ def rows_as_float32(QUERIES, SHIFTS, Q, K_SCALES, K_POINTS, b, head, g, ratio, r
         if K_STEPS == "channel":
             for d in range(D):
                 QUERIES[r, d] = QUERIES[r, d] * real(K_SCALES[b, head, 0, d])
-        if K_SHIFTS:
-            SHIFTS[r] = T.float32(0)
-            for d in range(D):
-                if K_STEPS == "channel":
-                    if K_ZEROS:
-                        SHIFTS[r] = SHIFTS[r] + QUERIES[r, d] * (real(K_POINTS[b, head, 0, d]) + T.float32(K_LEVEL))
-                    else:
-                        SHIFTS[r] = SHIFTS[r] + QUERIES[r, d] * T.float32(K_LEVEL)
+
+
+@T.inline
+def shifts_of_rows(SHIFTS, QUERIES, K_POINTS, b, head, rows):
+    """What zero points add to each score of a row: the sum of its channels, times the zero points that all tokens share."""
+    for r in range(rows):
+        SHIFTS[r] = T.float32(0)
+        for d in range(D):
+            if K_STEPS == "channel":
+                if K_ZEROS:
+                    SHIFTS[r] = SHIFTS[r] + QUERIES[r, d] * (real(K_POINTS[b, head, 0, d]) + T.float32(K_LEVEL))
                 else:
-                    SHIFTS[r] = SHIFTS[r] + QUERIES[r, d]
+                    SHIFTS[r] = SHIFTS[r] + QUERIES[r, d] * T.float32(K_LEVEL)
+            else:
+                SHIFTS[r] = SHIFTS[r] + QUERIES[r, d]
 
 
 @T.inline
@@ -327,26 +334,26 @@ def attention(
     K = T.match_buffer(k, (places, key_heads, rows_of_place, D_STORED), K_DTYPE, strides=(s_kb, s_kh, s_kn, 1), align=1)
     V = T.match_buffer(v, (places, value_heads, rows_of_place, E_STORED), V_DTYPE, strides=(s_vb, s_vh, s_vn, 1), align=1)
     if K_SCALED:
-        k_places, k_rows, k_columns = T.int64(), T.int64(), T.int64()
-        s_ksb, s_ksh, s_ksn = T.int64(), T.int64(), T.int64()
+        k_places, k_rows = T.int64(), T.int64()
+        s_ksb, s_ksh, s_ksn, s_ksc = T.int64(), T.int64(), T.int64(), T.int64()
         K_SCALES = T.match_buffer(
-            k_scales, (k_places, key_heads, k_rows, k_columns), K_SCALE_DTYPE, strides=(s_ksb, s_ksh, s_ksn, T.int64(1)), align=1
+            k_scales, (k_places, key_heads, k_rows, T.int64(K_COLUMNS)), K_SCALE_DTYPE, strides=(s_ksb, s_ksh, s_ksn, s_ksc if K_COLUMNS == 1 else T.int64(1)), align=1
         )
         if K_ZEROS:
-            s_kzb, s_kzh, s_kzn = T.int64(), T.int64(), T.int64()
+            s_kzb, s_kzh, s_kzn, s_kzc = T.int64(), T.int64(), T.int64(), T.int64()
             K_POINTS = T.match_buffer(
-                k_zeros, (k_places, key_heads, k_rows, k_columns), K_SCALE_DTYPE, strides=(s_kzb, s_kzh, s_kzn, T.int64(1)), align=1
+                k_zeros, (k_places, key_heads, k_rows, T.int64(K_COLUMNS)), K_SCALE_DTYPE, strides=(s_kzb, s_kzh, s_kzn, s_kzc if K_COLUMNS == 1 else T.int64(1)), align=1
             )
     if V_SCALED:
-        v_places, v_rows, v_columns = T.int64(), T.int64(), T.int64()
-        s_vsb, s_vsh, s_vsn = T.int64(), T.int64(), T.int64()
+        v_places, v_rows = T.int64(), T.int64()
+        s_vsb, s_vsh, s_vsn, s_vsc = T.int64(), T.int64(), T.int64(), T.int64()
         V_SCALES = T.match_buffer(
-            v_scales, (v_places, value_heads, v_rows, v_columns), V_SCALE_DTYPE, strides=(s_vsb, s_vsh, s_vsn, T.int64(1)), align=1
+            v_scales, (v_places, value_heads, v_rows, T.int64(V_COLUMNS)), V_SCALE_DTYPE, strides=(s_vsb, s_vsh, s_vsn, s_vsc if V_COLUMNS == 1 else T.int64(1)), align=1
         )
         if V_ZEROS:
-            s_vzb, s_vzh, s_vzn = T.int64(), T.int64(), T.int64()
+            s_vzb, s_vzh, s_vzn, s_vzc = T.int64(), T.int64(), T.int64(), T.int64()
             V_POINTS = T.match_buffer(
-                v_zeros, (v_places, value_heads, v_rows, v_columns), V_SCALE_DTYPE, strides=(s_vzb, s_vzh, s_vzn, T.int64(1)), align=1
+                v_zeros, (v_places, value_heads, v_rows, T.int64(V_COLUMNS)), V_SCALE_DTYPE, strides=(s_vzb, s_vzh, s_vzn, s_vzc if V_COLUMNS == 1 else T.int64(1)), align=1
             )
     if PAGED:
         most_pages = T.int64()
@@ -408,7 +415,13 @@ def attention(
             offset: T.int64 = T.cast(query_offset(q_len, kv_len), "int64")
         else:
             offset: T.int64 = T.int64(0)
-        rows_as_float32(QUERIES, SHIFTS, Q, K_SCALES, K_POINTS, b, k_head, g, shared, row_count)
+        rows_as_float32(QUERIES, Q, K_SCALES, b, k_head, g, shared, row_count)
+        if INTEGER:
+            DIGITS = T.alloc_buffer((padded, K_DIGITS, D // 4), "int32")
+            UNITS = T.alloc_buffer((padded,), "float32")
+            rows_as_digits(DIGITS, UNITS, QUERIES, tiles * ROWS)
+        if K_SHIFTS:
+            shifts_of_rows(SHIFTS, QUERIES, K_POINTS, b, k_head, tiles * ROWS)
         for r in range(tiles * ROWS):
             TOPS[task, r] = T.float32("-inf")
             SUMS[task, r] = T.float32(0)
@@ -457,8 +470,12 @@ def attention(
                 if V_ZEROS:
                     of_tokens(V_ZERO, V_POINTS, PAGES, b, v_head, token, kv_len, V_LEVEL)
             for tile in range(tiles):
-                for j in range(BLOCK // KEYS):
-                    score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, b, k_head, tile * ROWS, token, j * KEYS, kv_len)
+                if INTEGER:
+                    for j in range(BLOCK // WORDS):
+                        digit_tile(S, DIGITS, UNITS, K, PAGES, b, k_head, tile * ROWS, token, j * WORDS, kv_len)
+                else:
+                    for j in range(BLOCK // KEYS):
+                        score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, b, k_head, tile * ROWS, token, j * KEYS, kv_len)
                 if K_SHIFTS or K_STEPS == "token":
                     adjusted(S, SHIFTS, K_STEP, K_ZERO, tile * ROWS)
                 visible_scores(S, b, g, shared, row_count, tile * ROWS, token, inner, offset, q_len, kv_len, operands)
