@@ -39,7 +39,7 @@ from attnopt.codegen.tvm.kernels.decode_cached import (
     row_of,
     value_number,
 )
-from attnopt.codegen.tvm.kernels.decode_digits import D, K_DIGITS, ROWS, WORDS, digit_tile, rows_as_digits
+from attnopt.codegen.tvm.kernels.decode_digits import D, K_DIGITS, ROWS, WORDS, digit_tile, row_as_digits
 from attnopt.codegen.tvm.kernels.decode_sight import (
     end_key,
     first_key,
@@ -124,36 +124,35 @@ def folded(sums):
 
 
 @T.inline
-def rows_as_float32(QUERIES, Q, K_SCALES, b, head, g, ratio, rows):
-    """The rows with the scale, and with steps by channel."""
-    for r in range(whole(rows + ROWS - 1, ROWS) * ROWS):
-        h: T.int64 = g * ratio + rest(T.min(r, rows - 1), ratio)
-        row: T.int64 = whole(T.min(r, rows - 1), ratio)
-        for d in unrolled(D // D_LANES):
-            for l in T.vectorized(D_LANES):
-                QUERIES[r, d * D_LANES + l] = real(Q[b, h, row, d * D_LANES + l]) * T.float32(SCALE)
-        if K_STEPS == "channel":
-            for d in range(D):
-                QUERIES[r, d] = QUERIES[r, d] * real(K_SCALES[b, head, 0, d])
-
-
-@T.inline
-def shifts_of_rows(SHIFTS, QUERIES, K_POINTS, b, head, rows):
-    """What zero points add to each score of a row: the sum of its channels, times the zero points that all tokens share."""
-    for r in range(rows):
-        SHIFTS[r] = T.float32(0)
+def row_as_float32(QUERIES, Q, K_SCALES, group, b, g, r, ratio, k_ratio, rows):
+    """Row r with the scale, and with steps by channel; rows past the last repeat it."""
+    h: T.int64 = g * ratio + rest(T.min(r, rows - 1), ratio)
+    row: T.int64 = whole(T.min(r, rows - 1), ratio)
+    for d in range(D // D_LANES):
+        for l in T.vectorized(D_LANES):
+            QUERIES[group, r, d * D_LANES + l] = real(Q[b, h, row, d * D_LANES + l]) * T.float32(SCALE)
+    if K_STEPS == "channel":
         for d in range(D):
-            if K_STEPS == "channel":
-                if K_ZEROS:
-                    SHIFTS[r] = SHIFTS[r] + QUERIES[r, d] * (real(K_POINTS[b, head, 0, d]) + T.float32(K_LEVEL))
-                else:
-                    SHIFTS[r] = SHIFTS[r] + QUERIES[r, d] * T.float32(K_LEVEL)
-            else:
-                SHIFTS[r] = SHIFTS[r] + QUERIES[r, d]
+            QUERIES[group, r, d] = QUERIES[group, r, d] * real(K_SCALES[b, whole(h, k_ratio), 0, d])
 
 
 @T.inline
-def score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, b, head, r, first, j, kv_len):
+def shift_of_row(SHIFTS, QUERIES, K_POINTS, group, b, head, r):
+    """What zero points add to each score of row r: the sum of its channels, times the zero points that all tokens share."""
+    shift: T.float32 = T.float32(0)
+    for d in range(D):
+        if K_STEPS == "channel":
+            if K_ZEROS:
+                shift = shift + QUERIES[group, r, d] * (real(K_POINTS[b, head, 0, d]) + T.float32(K_LEVEL))
+            else:
+                shift = shift + QUERIES[group, r, d] * T.float32(K_LEVEL)
+        else:
+            shift = shift + QUERIES[group, r, d]
+    SHIFTS[group, r] = shift
+
+
+@T.inline
+def score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, group, b, head, r, first, j, kv_len):
     """S[i, j + key]: the products of rows r + i with the keys first + j + key."""
     sums = T.alloc_buffer((ROWS * KEYS, D_LANES), "float32", scope="local")
     for i in T.unroll(ROWS * KEYS):
@@ -168,7 +167,7 @@ def score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, b, head, r, first, j, k
                 x[l] = key_number(K, K_SCALES, K_POINTS, place, head, row_of(at), d * D_LANES, l)
             for i in T.unroll(ROWS):
                 for l in T.vectorized(D_LANES):
-                    sums[i * KEYS + key, l] += QUERIES[r + i, d * D_LANES + l] * x[l]
+                    sums[i * KEYS + key, l] += QUERIES[group, r + i, d * D_LANES + l] * x[l]
     if FOLDED:
         folded(sums)
     for i in T.unroll(ROWS * KEYS // PIECE):
@@ -176,20 +175,20 @@ def score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, b, head, r, first, j, k
 
 
 @T.inline
-def adjusted(S, SHIFTS, K_STEP, K_ZERO, r):
+def adjusted(S, SHIFTS, K_STEP, K_ZERO, group, r):
     """Scores after what steps and zero points add to them."""
     for i in range(ROWS):
         for c in range(BLOCK // LANES):
             for l in T.vectorized(LANES):
                 if K_STEPS == "token":
                     if K_ZEROS:
-                        S[i, c * LANES + l] = (S[i, c * LANES + l] + SHIFTS[r + i] * K_ZERO[c * LANES + l]) * K_STEP[c * LANES + l]
+                        S[i, c * LANES + l] = (S[i, c * LANES + l] + SHIFTS[group, r + i] * K_ZERO[c * LANES + l]) * K_STEP[c * LANES + l]
                     elif K_SHIFTS:
-                        S[i, c * LANES + l] = (S[i, c * LANES + l] + SHIFTS[r + i] * T.float32(K_LEVEL)) * K_STEP[c * LANES + l]
+                        S[i, c * LANES + l] = (S[i, c * LANES + l] + SHIFTS[group, r + i] * T.float32(K_LEVEL)) * K_STEP[c * LANES + l]
                     else:
                         S[i, c * LANES + l] = S[i, c * LANES + l] * K_STEP[c * LANES + l]
                 else:
-                    S[i, c * LANES + l] = S[i, c * LANES + l] + SHIFTS[r + i]
+                    S[i, c * LANES + l] = S[i, c * LANES + l] + SHIFTS[group, r + i]
 
 
 @T.inline
@@ -382,6 +381,20 @@ def attention(
         most_blocks: T.let = whole(longest + BLOCK - 1, BLOCK)
     splits: T.let = T.max(T.min(whole(TASKS - 1, batch * groups) + 1, whole(most_blocks, 2)), 1)
 
+    QUERIES = T.alloc_buffer((batch * groups, padded, D), "float32")
+    if INTEGER:
+        DIGITS = T.alloc_buffer((batch * groups, padded, K_DIGITS, D // 4), "int32")
+        UNITS = T.alloc_buffer((batch * groups, padded), "float32")
+    if K_SHIFTS:
+        SHIFTS = T.alloc_buffer((batch * groups, padded), "float32")
+    for group in T.parallel(batch * groups):
+        for r in range(padded):
+            row_as_float32(QUERIES, Q, K_SCALES, group, whole(group, groups), rest(group, groups), r, ratio, k_ratio, rows)
+            if INTEGER:
+                row_as_digits(DIGITS, UNITS, QUERIES, group, r)
+            if K_SHIFTS:
+                shift_of_row(SHIFTS, QUERIES, K_POINTS, group, whole(group, groups), whole(rest(group, groups) * ratio, k_ratio), r)
+
     TOPS = T.alloc_buffer((batch * groups * splits, padded), "float32")
     SUMS = T.alloc_buffer((batch * groups * splits, padded), "float32")
     if V_SHIFTS:
@@ -391,14 +404,12 @@ def attention(
         shared: T.int64 = ratio
         b: T.int64 = whole(task, splits * groups)
         g: T.int64 = rest(whole(task, splits), groups)
+        group: T.int64 = whole(task, splits)
         k_head: T.int64 = whole(g * shared, k_ratio)
         v_head: T.int64 = whole(g * shared, v_ratio)
         row_count: T.int64 = rows
         tiles: T.int64 = whole(padded, ROWS)
         S = T.alloc_buffer((ROWS, BLOCK), "float32")
-        QUERIES = T.alloc_buffer((padded, D), "float32")
-        if K_SHIFTS:
-            SHIFTS = T.alloc_buffer((padded,), "float32")
         if K_STEPS == "token":
             K_STEP = T.alloc_buffer((BLOCK,), "float32")
             if K_ZEROS:
@@ -415,13 +426,6 @@ def attention(
             offset: T.int64 = T.cast(query_offset(q_len, kv_len), "int64")
         else:
             offset: T.int64 = T.int64(0)
-        rows_as_float32(QUERIES, Q, K_SCALES, b, k_head, g, shared, row_count)
-        if INTEGER:
-            DIGITS = T.alloc_buffer((padded, K_DIGITS, D // 4), "int32")
-            UNITS = T.alloc_buffer((padded,), "float32")
-            rows_as_digits(DIGITS, UNITS, QUERIES, tiles * ROWS)
-        if K_SHIFTS:
-            shifts_of_rows(SHIFTS, QUERIES, K_POINTS, b, k_head, tiles * ROWS)
         for r in range(tiles * ROWS):
             TOPS[task, r] = T.float32("-inf")
             SUMS[task, r] = T.float32(0)
@@ -472,12 +476,12 @@ def attention(
             for tile in range(tiles):
                 if INTEGER:
                     for j in range(BLOCK // WORDS):
-                        digit_tile(S, DIGITS, UNITS, K, PAGES, b, k_head, tile * ROWS, token, j * WORDS, kv_len)
+                        digit_tile(S, DIGITS, UNITS, K, PAGES, group, b, k_head, tile * ROWS, token, j * WORDS, kv_len)
                 else:
                     for j in range(BLOCK // KEYS):
-                        score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, b, k_head, tile * ROWS, token, j * KEYS, kv_len)
+                        score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, group, b, k_head, tile * ROWS, token, j * KEYS, kv_len)
                 if K_SHIFTS or K_STEPS == "token":
-                    adjusted(S, SHIFTS, K_STEP, K_ZERO, tile * ROWS)
+                    adjusted(S, SHIFTS, K_STEP, K_ZERO, group, tile * ROWS)
                 visible_scores(S, b, g, shared, row_count, tile * ROWS, token, inner, offset, q_len, kv_len, operands)
                 weights(S, TOPS, SUMS, V_SHIFTED, PARTS, V_STEP, V_ZERO, task, tile * ROWS)
                 for part in T.unroll(E // (E_PARTS * E_LANES)):

@@ -7,7 +7,7 @@ rounding. Queries of 16 bits take two digits (2^-16), which is finer than their 
 An instruction multiplies four channels, bytes of a word, of as many keys as a vector has words: WORDS keys x WORDS words are read as
 they stand and transposed. int8 codes are read as code + 128, because that side of the product has no sign.
 
-    DIGITS [rows, K_DIGITS, D / 4] int32: four channels to a word       UNITS [rows] float32
+    DIGITS [groups, rows, K_DIGITS, D / 4] int32: four channels to a word       UNITS [groups, rows] float32
 """
 
 from tvm.script import tirx as T
@@ -38,26 +38,25 @@ def bits(x):
 
 
 @T.inline
-def rows_as_digits(DIGITS, UNITS, QUERIES, rows):
-    """The digits of each row, four channels to a word, the lowest byte first; QUERIES becomes what they stand for."""
-    for r in range(rows):
-        most: T.float32 = T.float32(0)
-        for d in range(D):
-            most = T.max(most, T.abs(QUERIES[r, d]))
-        UNITS[r] = most / T.float32(LARGEST)
-        inverse: T.float32 = T.if_then_else(most > T.float32(0), T.float32(LARGEST) / most, T.float32(0))
-        for word in range(D // 4):
-            for digit in T.unroll(K_DIGITS):
-                DIGITS[r, digit, word] = 0
-            for byte in T.unroll(4):
-                left: T.int32 = T.cast(T.nearbyint(QUERIES[r, 4 * word + byte] * inverse), "int32")
-                QUERIES[r, 4 * word + byte] = real(left) * UNITS[r]
-                for turn in T.unroll(K_DIGITS):
-                    low: T.int32 = T.bitwise_and(left + 128, 255) - 128
-                    DIGITS[r, K_DIGITS - 1 - turn, word] = T.bitwise_or(
-                        DIGITS[r, K_DIGITS - 1 - turn, word], T.shift_left(T.bitwise_and(low, 255), 8 * byte)
-                    )
-                    left = T.shift_right(left - low, 8)
+def row_as_digits(DIGITS, UNITS, QUERIES, group, r):
+    """The digits of row r, four channels to a word, the lowest byte first; QUERIES becomes what they stand for."""
+    most: T.float32 = T.float32(0)
+    for d in range(D):
+        most = T.max(most, T.abs(QUERIES[group, r, d]))
+    UNITS[group, r] = most / T.float32(LARGEST)
+    inverse: T.float32 = T.if_then_else(most > T.float32(0), T.float32(LARGEST) / most, T.float32(0))
+    for word in range(D // 4):
+        for digit in T.unroll(K_DIGITS):
+            DIGITS[group, r, digit, word] = 0
+        for byte in T.unroll(4):
+            left: T.int32 = T.cast(T.nearbyint(QUERIES[group, r, 4 * word + byte] * inverse), "int32")
+            QUERIES[group, r, 4 * word + byte] = real(left) * UNITS[group, r]
+            for turn in T.unroll(K_DIGITS):
+                low: T.int32 = T.bitwise_and(left + 128, 255) - 128
+                DIGITS[group, r, K_DIGITS - 1 - turn, word] = T.bitwise_or(
+                    DIGITS[group, r, K_DIGITS - 1 - turn, word], T.shift_left(T.bitwise_and(low, 255), 8 * byte)
+                )
+                left = T.shift_right(left - low, 8)
 
 
 @T.inline
@@ -78,7 +77,7 @@ def exchanged(codes, step):
 
 
 @T.inline
-def digit_tile(S, DIGITS, UNITS, K, PAGES, b, head, r, first, j, kv_len):
+def digit_tile(S, DIGITS, UNITS, K, PAGES, group, b, head, r, first, j, kv_len):
     """S[i, j + lane]: the products of rows r + i with the keys first + j + lane."""
     sums = T.alloc_buffer((ROWS * K_DIGITS, WORDS), "int32", scope="local")
     codes = T.alloc_buffer((WORDS, WORDS), "int32", scope="local")
@@ -104,16 +103,16 @@ def digit_tile(S, DIGITS, UNITS, K, PAGES, b, head, r, first, j, kv_len):
                 for i in T.unroll(ROWS):
                     for digit in T.unroll(K_DIGITS):
                         sums[i * K_DIGITS + digit, vector(0, WORDS)] = multiplied(
-                            multiplied(sums[i * K_DIGITS + digit, vector(0, WORDS)], low, DIGITS[r + i, digit, part * WORDS + word]),
+                            multiplied(sums[i * K_DIGITS + digit, vector(0, WORDS)], low, DIGITS[group, r + i, digit, part * WORDS + word]),
                             high,
-                            DIGITS[r + i, digit, D // 8 + part * WORDS + word],
+                            DIGITS[group, r + i, digit, D // 8 + part * WORDS + word],
                         )
             else:
                 positive: T.let = T.bitwise_xor(codes[word, vector(0, WORDS)], bits(-2139062144))  # each byte plus 128
                 for i in T.unroll(ROWS):
                     for digit in T.unroll(K_DIGITS):
                         sums[i * K_DIGITS + digit, vector(0, WORDS)] = multiplied(
-                            sums[i * K_DIGITS + digit, vector(0, WORDS)], positive, DIGITS[r + i, digit, part * WORDS + word]
+                            sums[i * K_DIGITS + digit, vector(0, WORDS)], positive, DIGITS[group, r + i, digit, part * WORDS + word]
                         )
     for i in T.unroll(ROWS):
         for lane in T.vectorized(WORDS):
@@ -121,6 +120,6 @@ def digit_tile(S, DIGITS, UNITS, K, PAGES, b, head, r, first, j, kv_len):
                 S[i, j + lane] = (
                     (real(sums[i * 3, lane]) * T.float32(256) + real(sums[i * 3 + 1, lane])) * T.float32(256)
                     + real(sums[i * 3 + 2, lane])
-                ) * UNITS[r + i]  # fmt: skip
+                ) * UNITS[group, r + i]  # fmt: skip
             else:
-                S[i, j + lane] = (real(sums[i * 2, lane]) * T.float32(256) + real(sums[i * 2 + 1, lane])) * UNITS[r + i]
+                S[i, j + lane] = (real(sums[i * 2, lane]) * T.float32(256) + real(sums[i * 2 + 1, lane])) * UNITS[group, r + i]
