@@ -25,7 +25,7 @@ from attnopt.report.data import Report
 from attnopt.report.plan import Plan
 
 if TYPE_CHECKING:
-    from attnopt.codegen.triton.site_kernels import SiteKernel
+    from attnopt.codegen.site_kernels import SiteKernel
 
 METADATA_KEY, PLAN_KEY = "attnopt.report", "attnopt.plan"
 ALLOWANCE = 2.0  # a loss on the few example inputs may lie above the mean that the budget bounds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnopt.codegen.triton.compile import Compiled
-from attnopt.codegen.triton.site_kernels import SiteKernel
+from attnopt.codegen.site_kernels import SiteKernel
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import parse

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from attnopt.codegen.triton.configurations import configurations
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.prefill import Form, constants, emit, expressions, from_rows
