@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 from attnopt.codegen.expressions import loads_of
-from attnopt.codegen.prefill_form import DTYPES, WIDEST, Form, expressions, from_rows, positive_scale
+from attnopt.codegen.prefill_form import Form, expressions, from_rows, positive_scale
 from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.template import joined
 from attnopt.codegen.triton.decode import DecodeForm, span
@@ -29,7 +29,9 @@ from attnopt.ir.ranges import Range, key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
-PARTS = ("vectors", "decode_vectors", "decode_cached", "decode_digits", "decode_sight", "decode")
+PARTS = (
+    "vectors", "decode_lanes", "decode_cached", "decode_sight", "decode_rows", "decode_scores", "decode_digits", "decode_values", "decode",
+)  # fmt: skip
 OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
 LOG2E = math.log2(math.e)
 
@@ -136,15 +138,18 @@ def side_constants(narrow: str, wide: str, side: Side) -> dict[str, Value]:
     return {
         f"{narrow}_FORMAT": side.storage, f"{wide}_STORED": side.stored, f"{narrow}_DTYPE": side.dtype, f"{narrow}_STEPS": steps,
         f"{narrow}_SCALED": steps != "none", f"{narrow}_SCALE_DTYPE": side.scale_dtype, f"{narrow}_GROUP": side.group,
-        f"{narrow}_COLUMNS": width if steps in ("channel", "block") else -(-width // side.group), f"{narrow}_ZEROS": side.zeros, f"{narrow}_LEVEL": level,
+        f"{narrow}_COLUMNS": width if steps in ("channel", "block") else -(-width // side.group),
+        f"{narrow}_ZEROS": side.zeros, f"{narrow}_LEVEL": level,
         f"{narrow}_SHIFTS": steps in ("token", "channel") and (side.zeros or level != 0),
     }  # fmt: skip
 
 
 def words_of(side: Side, cpu: Cpu) -> int:
-    """Words of four codes in a vector, where keys are multiplied as whole numbers; 0 where they are not, or the CPU has no such product."""
-    vector = min(cpu.vector_bytes, side.stored & -side.stored) if cpu.has("avx512vnni") or cpu.has("avxvnni") else 0
-    return vector // 4 if vector >= 16 and side.storage in ("int8", "int4") and side.scales in ("token", "channel") else 0
+    """Words of four codes in a vector, where keys are multiplied as whole numbers; 0 where the CPU has no such product."""
+    if not (cpu.has("avx512vnni") or cpu.has("avxvnni")) or side.storage not in MIDDLE or side.scales not in ("token", "channel"):
+        return 0
+    vector = min(cpu.vector_bytes, side.stored & -side.stored)
+    return vector // 4 if vector >= 16 else 0
 
 
 def key_constants(side: Side, form: Form, words: int) -> dict[str, Value]:
@@ -175,17 +180,17 @@ def parts(vectors: int, most: int) -> int:
 def folded(count: int, lanes: int) -> str:
     """The function that sums the lanes of `count` vectors, pair by pair, so that every step halves their number."""
     lines = ["@T.inline", "def folded(sums):", '    """sums[i // D_LANES, i % D_LANES]: the sum over the lanes of sums[i]."""']
-    step = 1
+    whole, step = "vector(0, D_LANES)", 1
     while step < lanes:
         if count > 1:
             count //= 2
             lines += [
                 f"    for i in T.unroll({count}):",
-                f"        sums[i, vector(0, {lanes})] = paired(sums[2 * i, vector(0, {lanes})], sums[2 * i + 1, vector(0, {lanes})], {step}, {lanes})",
+                f"        sums[i, {whole}] = paired(sums[2 * i, {whole}], sums[2 * i + 1, {whole}], {step}, D_LANES)",
             ]
         else:
             swapped = [lane ^ step for lane in range(lanes)]
-            lines.append(f"    sums[0, vector(0, {lanes})] = sums[0, vector(0, {lanes})] + T.Shuffle([sums[0, vector(0, {lanes})]], {swapped})")
+            lines.append(f"    sums[0, {whole}] = sums[0, {whole}] + T.Shuffle([sums[0, {whole}]], {swapped})")
         step *= 2
     return "\n".join(lines) + "\n"
 
@@ -197,10 +202,10 @@ def legend(form: Form, sides: dict[str, Side], cpu: Cpu) -> str:
         for name, side in sides.items()
     }
     return "\n".join([
-        f"For {form.dtype} queries of {form.width} channels and values of {form.value_width}, any batch, heads and lengths; vectors of {cpu.name}.",
+        f"For {form.dtype} queries of {form.width} channels and values of {form.value_width}, any batch, heads and lengths, on {cpu.name}.",
         f"Keys are stored {held['k']}, values {held['v']}.",
         "A task is one split of the blocks of BLOCK keys, for the query heads that share a key head: of ROWS rows at a time it makes the",
         "scores S, their weights, and weighted sums of values. It leaves the largest score (TOPS), the sum of weights (SUMS) and the",
         "weighted sums (PARTS) of each row; the last loop merges the splits of a row in order, whatever the number of threads.",
-        "i row of a block, j key of a block, at token, l lane of a vector; S[i, j] is a score, then a weight.",
+        "i row of a block, j key of a block, at token, lane of a vector; S[i, j] is a score, then a weight.",
     ])  # fmt: skip

@@ -10,7 +10,7 @@ a split   walks over its blocks of BLOCK keys, of those that any of its rows see
           vectors of channels for KEYS keys at once, each sum in a register; largest score, weights; weighted sums of values, again
           in registers. What it leaves stands in TOPS, SUMS and PARTS, in the order of its rows
 S         [ROWS, BLOCK] scores, then weights           QUERIES  the rows as float32, with the scale
-names     tensors are in capitals; i row of a block, j key of a block, at token, l lane of a vector
+names     tensors are in capitals; i row of a block, j key of a block, at token, lane of a vector
 
 Tokens past the end read the last one again; they get no weight, and their values are not read.
 Sources: "Flash-Decoding for long-context inference"; "FlashAttention-2" (the walk).
@@ -20,7 +20,6 @@ from tvm.script import tirx as T
 
 from attnopt.codegen.tvm.kernels.decode_cached import (
     BLOCK,
-    D_LANES,
     D_STORED,
     E_LANES,
     E_STORED,
@@ -32,38 +31,41 @@ from attnopt.codegen.tvm.kernels.decode_cached import (
     V_LEVEL,
     V_STEPS,
     V_ZEROS,
-    key_number,
     of_tokens,
-    place_of,
     real,
-    row_of,
-    value_number,
 )
-from attnopt.codegen.tvm.kernels.decode_digits import D, K_DIGITS, ROWS, WORDS, digit_tile, row_as_digits
+from attnopt.codegen.tvm.kernels.decode_digits import K_DIGITS, WORDS, digit_tile, row_as_digits
+from attnopt.codegen.tvm.kernels.decode_lanes import rest, whole
+from attnopt.codegen.tvm.kernels.decode_rows import D, row_as_float32, shift_of_row
+from attnopt.codegen.tvm.kernels.decode_scores import (
+    K_SHIFTS,
+    KEYS,
+    ROWS,
+    SCORES,
+    UNIT,
+    V_SHIFTS,
+    E,
+    adjusted,
+    score_tile,
+    visible_scores,
+    weights,
+)
 from attnopt.codegen.tvm.kernels.decode_sight import (
     end_key,
     first_key,
     held_values,
     inner_end_key,
     inner_first_key,
-    inner_mask_mod,
     leading_keys,
-    mask_mod,
+    match_operands,
     operands,
     query_offset,
-    score_mod,
     sink_logit,
 )
-from attnopt.codegen.tvm.kernels.decode_vectors import across, paired, plus, vector
+from attnopt.codegen.tvm.kernels.decode_values import E_PARTS, mean_of_values, value_tile
 from attnopt.codegen.tvm.kernels.vectors import exp2_below
 
 INTEGER = False
-E = 16
-KEYS = 4
-LANES = 16
-PIECE = 4
-FOLDED = True
-E_PARTS = 1
 TASKS = 64
 SPAN = 0
 DTYPE = "float32"
@@ -71,251 +73,20 @@ K_DTYPE = "float32"
 V_DTYPE = "float32"
 K_SCALE_DTYPE = "float32"
 V_SCALE_DTYPE = "float32"
-SCALE = 1.0
-UNIT = 1.0
-SCORES = False
-GATHERS = False
 K_SCALED = False
 V_SCALED = False
 K_COLUMNS = 1
 V_COLUMNS = 1
-K_SHIFTS = False
-V_SHIFTS = False
 LENGTHS = False
 OFFSET = False
 RANGE = False
 LEADING = False
-MASK = False
-INNER_MASK = False
 PHASES = False
 SINK = False
 EMPTY_ROWS = False
 MEAN_OF_EMPTY = False
 LSE = False
 LN2 = 0.6931471805599453
-
-
-def whole(a, b):
-    """a // b of numbers that are not negative: without the correction of signs, which TVM writes out where it cannot prove it away."""
-    return T.truncdiv(a, b)
-
-
-def rest(a, b):
-    """a % b of numbers that are not negative."""
-    return T.truncmod(a, b)
-
-
-def lanes(count):
-    """A vector, or one after the other where an operand is read for each key."""
-    if GATHERS:
-        return T.serial(count)
-    else:
-        return T.vectorized(count)
-
-
-def unrolled(count):
-    """A loop that is written out unless it is long."""
-    return T.unroll(count) if count <= 16 else T.serial(count)
-
-
-@T.inline
-def folded(sums):
-    """sums[i // D_LANES, i % D_LANES]: the sum over the lanes of sums[i]."""
-
-
-@T.inline
-def row_as_float32(QUERIES, Q, K_SCALES, group, b, g, r, ratio, k_ratio, rows):
-    """Row r with the scale, and with steps by channel; rows past the last repeat it."""
-    h: T.int64 = g * ratio + rest(T.min(r, rows - 1), ratio)
-    row: T.int64 = whole(T.min(r, rows - 1), ratio)
-    for d in range(D // D_LANES):
-        for l in T.vectorized(D_LANES):
-            QUERIES[group, r, d * D_LANES + l] = real(Q[b, h, row, d * D_LANES + l]) * T.float32(SCALE)
-    if K_STEPS == "channel":
-        for d in range(D):
-            QUERIES[group, r, d] = QUERIES[group, r, d] * real(K_SCALES[b, whole(h, k_ratio), 0, d])
-
-
-@T.inline
-def shift_of_row(SHIFTS, QUERIES, K_POINTS, group, b, head, r):
-    """What zero points add to each score of row r: the sum of its channels, times the zero points that all tokens share."""
-    shift: T.float32 = T.float32(0)
-    for d in range(D):
-        if K_STEPS == "channel":
-            if K_ZEROS:
-                shift = shift + QUERIES[group, r, d] * (real(K_POINTS[b, head, 0, d]) + T.float32(K_LEVEL))
-            else:
-                shift = shift + QUERIES[group, r, d] * T.float32(K_LEVEL)
-        else:
-            shift = shift + QUERIES[group, r, d]
-    SHIFTS[group, r] = shift
-
-
-@T.inline
-def score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, group, b, head, r, first, j, kv_len):
-    """S[i, j + key]: the products of rows r + i with the keys first + j + key."""
-    sums = T.alloc_buffer((ROWS * KEYS, D_LANES), "float32", scope="local")
-    for i in T.unroll(ROWS * KEYS):
-        for l in T.vectorized(D_LANES):
-            sums[i, l] = T.float32(0)
-    for d in unrolled(D // D_LANES):
-        for key in T.unroll(KEYS):
-            at: T.let = T.min(first + j + key, kv_len - 1)
-            place: T.let = place_of(PAGES, b, at)
-            x = T.alloc_buffer((D_LANES,), "float32", scope="local")
-            for l in T.vectorized(D_LANES):
-                x[l] = key_number(K, K_SCALES, K_POINTS, place, head, row_of(at), d * D_LANES, l)
-            for i in T.unroll(ROWS):
-                for l in T.vectorized(D_LANES):
-                    sums[i * KEYS + key, l] += QUERIES[group, r + i, d * D_LANES + l] * x[l]
-    if FOLDED:
-        folded(sums)
-    for i in T.unroll(ROWS * KEYS // PIECE):
-        S[i * PIECE // KEYS, vector(j + i * PIECE % KEYS, PIECE)] = sums[i * PIECE // D_LANES, vector(i * PIECE % D_LANES, PIECE)]
-
-
-@T.inline
-def adjusted(S, SHIFTS, K_STEP, K_ZERO, group, r):
-    """Scores after what steps and zero points add to them."""
-    for i in range(ROWS):
-        for c in range(BLOCK // LANES):
-            for l in T.vectorized(LANES):
-                if K_STEPS == "token":
-                    if K_ZEROS:
-                        S[i, c * LANES + l] = (S[i, c * LANES + l] + SHIFTS[group, r + i] * K_ZERO[c * LANES + l]) * K_STEP[c * LANES + l]
-                    elif K_SHIFTS:
-                        S[i, c * LANES + l] = (S[i, c * LANES + l] + SHIFTS[group, r + i] * T.float32(K_LEVEL)) * K_STEP[c * LANES + l]
-                    else:
-                        S[i, c * LANES + l] = S[i, c * LANES + l] * K_STEP[c * LANES + l]
-                else:
-                    S[i, c * LANES + l] = S[i, c * LANES + l] + SHIFTS[group, r + i]
-
-
-@T.inline
-def visible_scores(S, b, g, ratio, rows, r, first, inner, offset, q_len, kv_len, operands):
-    """Scores after the terms of the spec, minus infinity where a row does not see a key."""
-    for i in range(ROWS):
-        h: T.int64 = g * ratio + rest(T.min(r + i, rows - 1), ratio)
-        row: T.int64 = whole(T.min(r + i, rows - 1), ratio)
-        q: T.int64 = row + offset
-        if SCORES:
-            for c in range(BLOCK // LANES):
-                for l in lanes(LANES):
-                    S[i, c * LANES + l] = score_mod(
-                        S[i, c * LANES + l], b, h, q, row, T.min(first + c * LANES + l, kv_len - 1), q_len, kv_len, operands, held_values
-                    )
-        if not inner:
-            if MASK:
-                for c in range(BLOCK // LANES):
-                    for l in lanes(LANES):
-                        S[i, c * LANES + l] = T.Select(
-                            mask_mod(b, h, q, row, T.min(first + c * LANES + l, kv_len - 1), q_len, kv_len, operands, held_values),
-                            S[i, c * LANES + l],
-                            T.float32("-inf"),
-                        )
-            for j in range(T.min(kv_len - first, BLOCK), BLOCK):
-                S[i, j] = T.float32("-inf")
-        elif INNER_MASK:
-            for c in range(BLOCK // LANES):
-                for l in lanes(LANES):
-                    S[i, c * LANES + l] = T.Select(
-                        inner_mask_mod(b, h, q, row, first + c * LANES + l, q_len, kv_len, operands, held_values),
-                        S[i, c * LANES + l],
-                        T.float32("-inf"),
-                    )
-
-
-@T.inline
-def weights(S, TOPS, SUMS, V_SHIFTED, PARTS, V_STEP, V_ZERO, task, r):
-    """Scores as weights relative to the largest score so far; what was found before is made relative to that too."""
-    for i in range(ROWS):
-        top = T.alloc_buffer((LANES,), "float32", scope="local")
-        total = T.alloc_buffer((LANES,), "float32", scope="local")
-        decay = T.alloc_buffer((LANES,), "float32", scope="local")
-        for l in T.vectorized(LANES):
-            top[l] = TOPS[task, r + i]
-        for c in range(BLOCK // LANES):
-            for l in T.vectorized(LANES):
-                top[l] = T.max(top[l], S[i, c * LANES + l])
-        top[vector(0, LANES)] = across(T.max, top[vector(0, LANES)], LANES)
-        # Rows that have seen nothing yet: exp2(-inf - 0) is 0, -inf - -inf would be NaN.
-        safe: T.float32 = T.if_then_else(top[0] == T.float32("-inf"), T.float32(0), top[0])
-        for l in T.vectorized(LANES):
-            decay[l] = exp2_below((TOPS[task, r + i] - safe) * T.float32(UNIT))
-            total[l] = T.float32(0)
-        TOPS[task, r + i] = top[0]
-        for c in range(BLOCK // LANES):
-            for l in T.vectorized(LANES):
-                S[i, c * LANES + l] = exp2_below((S[i, c * LANES + l] - safe) * T.float32(UNIT))
-            for l in T.vectorized(LANES):
-                total[l] += S[i, c * LANES + l]
-        total[vector(0, LANES)] = across(plus, total[vector(0, LANES)], LANES)
-        SUMS[task, r + i] = SUMS[task, r + i] * decay[0] + total[0]
-        if V_STEPS == "token":
-            if V_SHIFTS:
-                for l in T.vectorized(LANES):
-                    total[l] = T.float32(0)
-            for c in range(BLOCK // LANES):
-                for l in T.vectorized(LANES):
-                    S[i, c * LANES + l] = S[i, c * LANES + l] * V_STEP[c * LANES + l]
-                if V_SHIFTS:
-                    for l in T.vectorized(LANES):
-                        if V_ZEROS:
-                            total[l] += S[i, c * LANES + l] * V_ZERO[c * LANES + l]
-                        else:
-                            total[l] += S[i, c * LANES + l] * T.float32(V_LEVEL)
-            if V_SHIFTS:
-                total[vector(0, LANES)] = across(plus, total[vector(0, LANES)], LANES)
-                V_SHIFTED[task, r + i] = V_SHIFTED[task, r + i] * decay[0] + total[0]
-        for e in unrolled(E // E_LANES):
-            for l in T.vectorized(E_LANES):
-                PARTS[task, r + i, e * E_LANES + l] = PARTS[task, r + i, e * E_LANES + l] * decay[0]
-
-
-@T.inline
-def value_tile(S, PARTS, V, V_SCALES, V_POINTS, PAGES, task, b, head, r, first, count, part):
-    """PARTS of rows r + i, channels of part `part`: plus weights times values of `count` tokens."""
-    sums = T.alloc_buffer((ROWS * E_PARTS, E_LANES), "float32", scope="local")
-    for i in T.unroll(ROWS):
-        for e in T.unroll(E_PARTS):
-            for l in T.vectorized(E_LANES):
-                sums[i * E_PARTS + e, l] = PARTS[task, r + i, (part * E_PARTS + e) * E_LANES + l]
-    for j in range(count):
-        place: T.let = place_of(PAGES, b, first + j)
-        for e in T.unroll(E_PARTS):
-            x = T.alloc_buffer((E_LANES,), "float32", scope="local")
-            for l in T.vectorized(E_LANES):
-                x[l] = value_number(V, V_SCALES, V_POINTS, place, head, row_of(first + j), (part * E_PARTS + e) * E_LANES, l)
-            for i in T.unroll(ROWS):
-                for l in T.vectorized(E_LANES):
-                    sums[i * E_PARTS + e, l] += S[i, j] * x[l]
-    for i in T.unroll(ROWS):
-        for e in T.unroll(E_PARTS):
-            for l in T.vectorized(E_LANES):
-                PARTS[task, r + i, (part * E_PARTS + e) * E_LANES + l] = sums[i * E_PARTS + e, l]
-
-
-@T.inline
-def mean_of_values(X, V, V_SCALES, V_POINTS, PAGES, b, head, kv_len):
-    """X: the mean of all values, which a row gets that sees none."""
-    for e in range(E):
-        X[e] = T.float32(0)
-    for at in range(kv_len):
-        for e in range(E):
-            if V_STEPS == "token":
-                if V_ZEROS:
-                    X[e] = X[e] + (
-                        value_number(V, V_SCALES, V_POINTS, place_of(PAGES, b, at), head, row_of(at), e, 0)
-                        + real(V_POINTS[place_of(PAGES, b, at), head, row_of(at), 0]) + T.float32(V_LEVEL)
-                    ) * real(V_SCALES[place_of(PAGES, b, at), head, row_of(at), 0])  # fmt: skip
-                else:
-                    X[e] = X[e] + (
-                        value_number(V, V_SCALES, V_POINTS, place_of(PAGES, b, at), head, row_of(at), e, 0) + T.float32(V_LEVEL)
-                    ) * real(V_SCALES[place_of(PAGES, b, at), head, row_of(at), 0])
-            else:
-                X[e] = X[e] + value_number(V, V_SCALES, V_POINTS, place_of(PAGES, b, at), head, row_of(at), e, 0)
-    for e in range(E):
-        X[e] = X[e] / real(T.max(kv_len, 1))
 
 
 @T.prim_func(s_tir=True)
@@ -336,31 +107,35 @@ def attention(
         k_places, k_rows = T.int64(), T.int64()
         s_ksb, s_ksh, s_ksn, s_ksc = T.int64(), T.int64(), T.int64(), T.int64()
         K_SCALES = T.match_buffer(
-            k_scales, (k_places, key_heads, k_rows, T.int64(K_COLUMNS)), K_SCALE_DTYPE, strides=(s_ksb, s_ksh, s_ksn, s_ksc if K_COLUMNS == 1 else T.int64(1)), align=1
-        )
+            k_scales, (k_places, key_heads, k_rows, T.int64(K_COLUMNS)), K_SCALE_DTYPE,
+            strides=(s_ksb, s_ksh, s_ksn, s_ksc if K_COLUMNS == 1 else T.int64(1)), align=1,
+        )  # fmt: skip
         if K_ZEROS:
             s_kzb, s_kzh, s_kzn, s_kzc = T.int64(), T.int64(), T.int64(), T.int64()
             K_POINTS = T.match_buffer(
-                k_zeros, (k_places, key_heads, k_rows, T.int64(K_COLUMNS)), K_SCALE_DTYPE, strides=(s_kzb, s_kzh, s_kzn, s_kzc if K_COLUMNS == 1 else T.int64(1)), align=1
-            )
+                k_zeros, (k_places, key_heads, k_rows, T.int64(K_COLUMNS)), K_SCALE_DTYPE,
+                strides=(s_kzb, s_kzh, s_kzn, s_kzc if K_COLUMNS == 1 else T.int64(1)), align=1,
+            )  # fmt: skip
     if V_SCALED:
         v_places, v_rows = T.int64(), T.int64()
         s_vsb, s_vsh, s_vsn, s_vsc = T.int64(), T.int64(), T.int64(), T.int64()
         V_SCALES = T.match_buffer(
-            v_scales, (v_places, value_heads, v_rows, T.int64(V_COLUMNS)), V_SCALE_DTYPE, strides=(s_vsb, s_vsh, s_vsn, s_vsc if V_COLUMNS == 1 else T.int64(1)), align=1
-        )
+            v_scales, (v_places, value_heads, v_rows, T.int64(V_COLUMNS)), V_SCALE_DTYPE,
+            strides=(s_vsb, s_vsh, s_vsn, s_vsc if V_COLUMNS == 1 else T.int64(1)), align=1,
+        )  # fmt: skip
         if V_ZEROS:
             s_vzb, s_vzh, s_vzn, s_vzc = T.int64(), T.int64(), T.int64(), T.int64()
             V_POINTS = T.match_buffer(
-                v_zeros, (v_places, value_heads, v_rows, T.int64(V_COLUMNS)), V_SCALE_DTYPE, strides=(s_vzb, s_vzh, s_vzn, s_vzc if V_COLUMNS == 1 else T.int64(1)), align=1
-            )
+                v_zeros, (v_places, value_heads, v_rows, T.int64(V_COLUMNS)), V_SCALE_DTYPE,
+                strides=(s_vzb, s_vzh, s_vzn, s_vzc if V_COLUMNS == 1 else T.int64(1)), align=1,
+            )  # fmt: skip
     if PAGED:
         most_pages = T.int64()
         PAGES = T.match_buffer(pages, (batch, most_pages), "int32", align=1)
     if LENGTHS:
         TOKENS = T.match_buffer(lengths, (batch,), "int32", align=1)
     match_operands()
-    O = T.match_buffer(o, (batch, heads, q_len, E), DTYPE, align=1)
+    OUTPUT = T.match_buffer(o, (batch, heads, q_len, E), DTYPE, align=1)
     if LSE:
         LOG_SUMS = T.match_buffer(lse, (batch, heads, q_len), "float32", align=1)
 
@@ -393,7 +168,9 @@ def attention(
             if INTEGER:
                 row_as_digits(DIGITS, UNITS, QUERIES, group, r)
             if K_SHIFTS:
-                shift_of_row(SHIFTS, QUERIES, K_POINTS, group, whole(group, groups), whole(rest(group, groups) * ratio, k_ratio), r)
+                shift_of_row(
+                    SHIFTS, QUERIES, K_POINTS, group, whole(group, groups), whole(rest(group, groups) * ratio, k_ratio), r
+                )
 
     TOPS = T.alloc_buffer((batch * groups * splits, padded), "float32")
     SUMS = T.alloc_buffer((batch * groups * splits, padded), "float32")
@@ -479,7 +256,9 @@ def attention(
                         digit_tile(S, DIGITS, UNITS, K, PAGES, group, b, k_head, tile * ROWS, token, j * WORDS, kv_len)
                 else:
                     for j in range(BLOCK // KEYS):
-                        score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, group, b, k_head, tile * ROWS, token, j * KEYS, kv_len)
+                        score_tile(
+                            S, QUERIES, K, K_SCALES, K_POINTS, PAGES, group, b, k_head, tile * ROWS, token, j * KEYS, kv_len
+                        )
                 if K_SHIFTS or K_STEPS == "token":
                     adjusted(S, SHIFTS, K_STEP, K_ZERO, group, tile * ROWS)
                 visible_scores(S, b, g, shared, row_count, tile * ROWS, token, inner, offset, q_len, kv_len, operands)
@@ -522,9 +301,8 @@ def attention(
         for s in range(splits):
             weight: T.float32 = exp2_below((TOPS[(b * groups + g) * splits + s, r] - safe) * T.float32(UNIT))
             total = total + weight * SUMS[(b * groups + g) * splits + s, r]
-            if V_STEPS == "token":
-                if V_SHIFTS:
-                    shift = shift + weight * V_SHIFTED[(b * groups + g) * splits + s, r]
+            if V_STEPS == "token" and V_SHIFTS:
+                shift = shift + weight * V_SHIFTED[(b * groups + g) * splits + s, r]
             for e in range(E):
                 X[e] = X[e] + weight * PARTS[(b * groups + g) * splits + s, r, e]
         all_weight: T.float32 = total
@@ -533,7 +311,8 @@ def attention(
         if LSE:
             LOG_SUMS[b, h, row] = top * T.float32(UNIT * LN2) + T.log(all_weight)
         if MEAN_OF_EMPTY:
-            if all_weight == T.float32(0):
+            sees_none: T.bool = all_weight == T.float32(0)
+            if sees_none:
                 mean_of_values(X, V, V_SCALES, V_POINTS, PAGES, b, v_head, kv_len)
                 total = T.float32(1)
         if V_STEPS == "channel":
@@ -544,7 +323,6 @@ def attention(
                     X[e] = X[e] + total * T.float32(V_LEVEL)
                 X[e] = X[e] * real(V_SCALES[b, v_head, 0, e])
         if EMPTY_ROWS:
-            if all_weight == T.float32(0):
-                all_weight = T.float32(1)
+            all_weight = T.Select(all_weight == T.float32(0), T.float32(1), all_weight)
         for e in range(E):
-            O[b, h, row, e] = T.cast((X[e] + shift) / all_weight, DTYPE)
+            OUTPUT[b, h, row, e] = T.cast((X[e] + shift) / all_weight, DTYPE)

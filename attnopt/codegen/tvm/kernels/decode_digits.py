@@ -13,10 +13,10 @@ they stand and transposed. int8 codes are read as code + 128, because that side 
 from tvm.script import tirx as T
 
 from attnopt.codegen.tvm.kernels.decode_cached import D_STORED, K_FORMAT, place_of, real, row_of
-from attnopt.codegen.tvm.kernels.decode_vectors import vector
+from attnopt.codegen.tvm.kernels.decode_lanes import vector
+from attnopt.codegen.tvm.kernels.decode_rows import D
+from attnopt.codegen.tvm.kernels.decode_scores import ROWS
 
-D = 16
-ROWS = 4
 WORDS = 16
 WORDS_OVER_4 = True
 WORDS_OVER_8 = True
@@ -103,7 +103,11 @@ def digit_tile(S, DIGITS, UNITS, K, PAGES, group, b, head, r, first, j, kv_len):
                 for i in T.unroll(ROWS):
                     for digit in T.unroll(K_DIGITS):
                         sums[i * K_DIGITS + digit, vector(0, WORDS)] = multiplied(
-                            multiplied(sums[i * K_DIGITS + digit, vector(0, WORDS)], low, DIGITS[group, r + i, digit, part * WORDS + word]),
+                            multiplied(
+                                sums[i * K_DIGITS + digit, vector(0, WORDS)],
+                                low,
+                                DIGITS[group, r + i, digit, part * WORDS + word],
+                            ),
                             high,
                             DIGITS[group, r + i, digit, D // 8 + part * WORDS + word],
                         )
@@ -112,7 +116,9 @@ def digit_tile(S, DIGITS, UNITS, K, PAGES, group, b, head, r, first, j, kv_len):
                 for i in T.unroll(ROWS):
                     for digit in T.unroll(K_DIGITS):
                         sums[i * K_DIGITS + digit, vector(0, WORDS)] = multiplied(
-                            sums[i * K_DIGITS + digit, vector(0, WORDS)], positive, DIGITS[group, r + i, digit, part * WORDS + word]
+                            sums[i * K_DIGITS + digit, vector(0, WORDS)],
+                            positive,
+                            DIGITS[group, r + i, digit, part * WORDS + word],
                         )
     for i in T.unroll(ROWS):
         for lane in T.vectorized(WORDS):

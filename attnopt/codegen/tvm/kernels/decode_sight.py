@@ -1,6 +1,6 @@
 """What rows see and how their scores change: functions of decode.py that a spec fills in, as it does those of prefill.py.
 
-    causal & window(512)   ->   first_key: q_first - 511     end_key: q_last + 1     inner_first_key: q_last - 511 …
+causal & window(512)   ->   first_key: q_first - 511     end_key: q_last + 1     inner_first_key: q_last - 511 …
 """
 
 from tvm.script import tirx as T
@@ -57,3 +57,8 @@ def inner_mask_mod(b, h, q, row, k, q_len, kv_len, operands, held_values):
 def sink_logit(b, h, q, row, q_len, kv_len, operands, held_values):
     """One more logit of each row, which takes weight and gives nothing."""
     return T.float32(0.0)
+
+
+@T.inline
+def match_operands():
+    """The buffers of operands."""
