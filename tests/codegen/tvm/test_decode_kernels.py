@@ -112,12 +112,14 @@ def test_strides_and_places_in_memory():
 SCRIPT = """
 import hashlib, sys, torch
 from decode_kernels import call
+from attnopt.codegen.tvm.availability import load_runtime
 from attnopt.codegen.tvm.threads import follow_torch
 from attnopt.ir.kv_cache import pack_cache
 torch.manual_seed(0)
 line = "softmax scale(0.25) cache(k=int8, v=int4)"
 q, k, v = torch.randn(1, 6, 1, 64), torch.randn(1, 3, 3000, 64), torch.randn(1, 3, 3000, 64)
 cache = pack_cache(line, k, v)
+load_runtime()
 for threads in (1, 2, 3):
     torch.set_num_threads(threads)
     follow_torch()

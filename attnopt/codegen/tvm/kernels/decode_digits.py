@@ -41,9 +41,11 @@ def bits(x):
 def row_as_digits(DIGITS, UNITS, QUERIES, group, r):
     """The digits of row r, four channels to a word, the lowest byte first; QUERIES becomes what they stand for."""
     most: T.float32 = T.float32(0)
+    total: T.float32 = T.float32(0)
     for d in range(D):
         most = T.max(most, T.abs(QUERIES[group, r, d]))
-    UNITS[group, r] = most / T.float32(LARGEST)
+        total = total + QUERIES[group, r, d]
+    UNITS[group, r] = T.Select(T.isnan(total), total, most / T.float32(LARGEST))  # a maximum may pass over what is no number
     inverse: T.float32 = T.if_then_else(most > T.float32(0), T.float32(LARGEST) / most, T.float32(0))
     for word in range(D // 4):
         for digit in T.unroll(K_DIGITS):
