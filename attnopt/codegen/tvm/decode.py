@@ -10,7 +10,10 @@ the order of `spec.operands`, o, and lse where the form asks for it.
 
 from __future__ import annotations
 
+import ast
+import functools
 import math
+from dataclasses import replace
 
 from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.prefill_form import Form, expressions, from_rows, positive_scale
@@ -23,7 +26,9 @@ from attnopt.codegen.tvm.cpu import Cpu
 from attnopt.codegen.tvm.decode_tiles import DecodeTile
 from attnopt.codegen.tvm.expressions import Printer, bucket_function, buckets_of
 from attnopt.codegen.tvm.operand_buffers import buffer_lines, buffer_name
+from attnopt.ir.clause import Clause
 from attnopt.ir.expr import indices
+from attnopt.ir.naming import renamed
 from attnopt.ir.packing import MIDDLE, refusal, tokens_per_scale
 from attnopt.ir.ranges import Range, key_range
 from attnopt.ir.site import Refusal
@@ -62,7 +67,7 @@ def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
 
 def emit(spec: AttentionSpec, form: Form, tile: DecodeTile, cpu: Cpu) -> str:
     """The source of a file with one function, `attention(q, k, v, cache…, operands…, o[, lse])`. Call `supports` first."""
-    plain = from_rows(spec.with_(cache=None))
+    plain, form = own_names(from_rows(spec.with_(cache=None)), form)
     scope = key_range(plain.mask)
     sides = {name: side_of(spec, form, name) for name in "kv"}
     decided = constants(spec, plain, form, tile, cpu, scope, sides)
@@ -79,6 +84,25 @@ def emit(spec: AttentionSpec, form: Form, tile: DecodeTile, cpu: Cpu) -> str:
     holes = spec_holes(plain, form, scope) | {"folded": folded(tile.sums, int(decided["D_LANES"]))}
     text = specialise(template, decided, holes, slots, keep="attention")
     return f'"""Attention of few queries on a long cache: {spec}\n\n{legend(form, sides, cpu)}\n"""\n\n{text}'
+
+
+def own_names(spec: AttentionSpec, form: Form) -> tuple[AttentionSpec, Form]:
+    """Operands that are called as something in the kernel get a longer name."""
+    names = {name: f"{name}_operand" for name in spec.operands if name in taken_names()}
+    if not names:
+        return spec, form
+    sink, offset = (c if c is None else Clause(c.name, (renamed(c.expr(0), names),)) for c in (spec.sink, spec.offset))
+    score = tuple(Clause(c.name, (renamed(c.expr(0), names),)) if c.name in ("scale", "add") else c for c in spec.score)
+    mask = None if spec.mask is None else renamed(spec.mask, names)
+    kinds = tuple((names.get(name, name), dtype) for name, dtype in form.operands)
+    return spec.with_(score=score, mask=mask, sink=sink, offset=offset), replace(form, operands=kinds)
+
+
+@functools.cache
+def taken_names() -> frozenset[str]:
+    tree = ast.walk(ast.parse(joined("attnopt.codegen.tvm", PARTS, prefill.IMPORTS)))
+    given = (getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "name", None) for node in tree)
+    return frozenset(name for name in given if isinstance(name, str))
 
 
 def spec_holes(spec: AttentionSpec, form: Form, scope: Range) -> dict[str, str]:

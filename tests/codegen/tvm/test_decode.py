@@ -38,8 +38,8 @@ def test_a_plain_spec_leaves_a_plain_kernel():
     )
     assert [word for word in gone if word in made] == []
     assert "\n    q: T.handle, k: T.handle, v: T.handle,\n    o: T.handle,\n" in made
-    assert "x[l] = key_number(K, place, head, row_of(at), d * D_LANES, l)" in made
-    assert len(made.splitlines()) < 340
+    assert "x[lane] = key_number(K, place, head, row_of(at), d * D_LANES, lane)" in made
+    assert len(made.splitlines()) < 360
 
 
 def test_arguments_follow_the_cache_and_the_spec():
@@ -110,3 +110,10 @@ def test_widths():
 )
 def test_tiles_fill_half_of_the_registers(cpu, rows, tile):
     assert decode_tile(cpu, rows) == tile
+
+
+def test_operands_that_are_called_as_something_in_the_kernel():
+    form = DecodeForm(64, 64, "float32", (("weights", "float32"), ("bias", "float32")))
+    made = text("softmax add(load(weights, b, h, row, k)) add(load(bias, b, h, row, k))", form)
+    assert "p_weights_operand: T.handle, p_bias: T.handle," in made
+    assert "score = score + weights_operand[b, h, q, k]" in made
