@@ -26,7 +26,7 @@ from attnopt.report.inspection import InspectedSite, Inspection
 from attnopt.report.plan import Plan
 
 if TYPE_CHECKING:
-    from attnopt.codegen.triton.site_kernels import SiteKernel
+    from attnopt.codegen.site_kernels import SiteKernel
 
 
 def inspect(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None) -> Inspection:

@@ -11,7 +11,7 @@ from attnopt.opening import Opened
 from attnopt.patterns import recognise
 
 if TYPE_CHECKING:
-    from attnopt.codegen.triton.site_kernels import SiteKernel
+    from attnopt.codegen.site_kernels import SiteKernel
 
 
 def require_kernels(target: str) -> str:

@@ -26,7 +26,7 @@ from attnopt.report.data import Report
 from attnopt.report.plan import Plan, PlanStep
 
 if TYPE_CHECKING:
-    from attnopt.codegen.triton.site_kernels import SiteKernel
+    from attnopt.codegen.site_kernels import SiteKernel
 
 METADATA_KEY, PLAN_KEY = "attnopt.report", "attnopt.plan"
 

@@ -11,7 +11,7 @@ from attnopt.ir.site import Refusal
 from attnopt.report.table import table
 
 if TYPE_CHECKING:
-    from attnopt.codegen.triton.site_kernels import SiteKernel
+    from attnopt.codegen.site_kernels import SiteKernel
 
 
 def kernel_rows(made: Sequence[SiteKernel]) -> list[dict[str, Any]]:

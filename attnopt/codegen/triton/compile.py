@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from attnopt.codegen.triton.configurations import configurations
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.low_precision import AS_IT_IS, refused_by, scores, values
