@@ -52,6 +52,12 @@ class Compiled:
     shared_memory: int
 
     @property
+    def figures(self) -> dict[str, Any]:
+        """What reports say of it."""
+        sizes = [self.tile.block_q, self.tile.block_k, self.tile.num_warps, self.tile.num_stages]
+        return {"tile": sizes, "registers": self.registers, "shared_memory_bytes": self.shared_memory}
+
+    @property
     def tensor_cores(self) -> tuple[str, ...]:
         """Which tensor-core instructions stand in the assembly."""
         known = r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_s?mfma\w*?(?=_f|_i|_b))"

@@ -44,8 +44,13 @@ def compile_source(source: str, cpu: Cpu) -> Compiled | Refusal:
         made = tvm.compile(getattr(load(source), ENTRY), target=tvm.target.Target(cpu.target))
         return Compiled(cpu.name, source, *library(made, cpu))
     except Exception as failure:  # whatever a pass of the compiler throws
-        lines = str(failure).strip().splitlines() or [type(failure).__name__]
-        return Refusal(f"TVM cannot compile it: {lines[-1].strip()}", cpu.name)
+        return Refusal(f"TVM cannot compile it: {said(failure)}", cpu.name)
+
+
+def said(failure: Exception) -> str:
+    """The line of an error that says what is wrong: diagnostics draw the place around it."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
+    return next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
 
 
 def library(made: Any, cpu: Cpu) -> tuple[str, bytes]:

@@ -1,6 +1,6 @@
 """Write a kernel out so that it stands without attnopt: TVMScript, library, launcher, an example that runs, and CUDA source.
 
-    write(spec, form, host(), folder, "attention_0")   ->   attention_0_tir.py  attention_0.so  attention_0.py
+    write(spec, form, host(), folder, "attention_0")   ->   attention_0_tir.py  libattention_0.so  attention_0.py
                                                             attention_0_example.py  attention_0.cu  attention_0.json
 
 The TVMScript imports TVM only, the launcher numpy or torch and TVM's runtime. For a machine of another system the library is object
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 from attnopt.codegen.prefill_form import Form
@@ -43,6 +44,11 @@ class Emitted:
     library: str
     library_bytes: int
     files: tuple[str, ...]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What reports say of it."""
+        return asdict(self) | {"files": list(self.files)}
 
 
 def write(spec: AttentionSpec, form: Form, cpu: Cpu, folder: Path, name: str) -> Emitted | Refusal:
@@ -81,8 +87,8 @@ def written(
     texts: dict[str, str], cpu: Cpu,
 ) -> Emitted:  # fmt: skip
     """arguments: what the launcher takes after q."""
-    library = f"{name}.{made.form}"
-    texts |= {f"{name}_tir.py": made.source, f"{name}.py": launcher(spec, form, cpu, name, ["q", *arguments])}
+    library = f"lib{name}.{made.form}"
+    texts |= {f"{name}_tir.py": made.source, f"{name}.py": launcher(spec, form, cpu, name, ["q", *arguments], library)}
     told = Emitted(cpu.name, tile, library, len(made.library), (library, *sorted(texts), f"{name}.json"))
     figures = {"spec": str(spec), "form": asdict(form) | {"operands": dict(form.operands)}, **asdict(told), "tvm": version()}
     texts[f"{name}.json"] = json.dumps(figures, indent=2) + "\n"

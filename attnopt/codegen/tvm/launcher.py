@@ -1,6 +1,6 @@
 """The Python file that calls a compiled kernel without attnopt: numpy or torch, and TVM's runtime.
 
-    launcher(spec, form, cpu, "attention_0", arguments)   ->   a file whose `attention(q, k, v, padding)` calls attention_0.so
+    launcher(spec, form, cpu, "attention_0", arguments, library)   ->   a file whose `attention(q, k, v, padding)` calls libattention_0.so
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from attnopt.ir.spec import AttentionSpec
 TEXT = '''\
 """Attention: {spec}
 
-attention({arguments}) calls {name}.so, which was compiled for {cpu} from {name}_tir.py.
-{shapes}
+attention({arguments}) calls lib{name}.so, which was compiled for {cpu} from {name}_tir.py.
+{shapes}{linking}
 Needs of TVM its runtime alone (pip install apache-tvm); TVM_NUM_THREADS says on how many threads it runs.
 """
 
@@ -27,12 +27,12 @@ from tvm_ffi.libinfo import load_lib_ctypes
 os.environ.setdefault("TVM_BIND_THREADS", "0")  # else the thread that calls is tied to the first cores
 package = importlib.util.find_spec("tvm").submodule_search_locations[0]
 load_lib_ctypes("tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[Path(package) / "lib"])
-KERNEL = tvm_ffi.load_module(str(Path(__file__).with_name("{name}.so")))["attention"]
+KERNEL = tvm_ffi.load_module(str(Path(__file__).with_name("lib{name}.so")))["attention"]
 
 
 def attention({arguments}, o=None):
     """o [B, H, Q, {value_width}], made where it is not given: contiguous and of q's type."""
-    given = [rows(x) for x in ({arguments},)]
+    given = [rows(x) for x in ({arguments})]
     if o is None:
         o = empty(given[0], (*given[0].shape[:3], {value_width}))
     KERNEL(*(tvm_ffi.from_dlpack(x) for x in (*given, o)))
@@ -57,6 +57,7 @@ def empty(like, shape):
 
     return numpy.empty(shape, like.dtype)
 '''
+LINKING = "\nMake the library of it on that machine first: cc -shared -o lib{name}.so {library}"
 EXAMPLE = '''\
 """Runs {name}.py on random tensors."""
 
@@ -71,11 +72,11 @@ q = torch.randn(batch, heads, q_len, {form.width}, dtype=torch.{form.dtype})
 '''
 
 
-def launcher(spec: AttentionSpec, form: Form, cpu: Cpu, name: str, arguments: list[str]) -> str:
+def launcher(spec: AttentionSpec, form: Form, cpu: Cpu, name: str, arguments: list[str], library: str) -> str:
     keys = f"k [B, G, K, {form.width}], v [B, G, K, {form.value_width}]" if spec.cache is None else "k and v as the cache stores them"
     shapes = f"q [B, H, Q, {form.width}] {form.dtype}, {keys}; numpy arrays or torch tensors, in any strides."
     return TEXT.format(
-        spec=spec, name=name, cpu=cpu.name, arguments=", ".join(arguments), value_width=form.value_width, shapes=shapes
+        spec=spec, name=name, cpu=cpu.name, arguments=", ".join(arguments), value_width=form.value_width, shapes=shapes, linking="" if library.endswith(".so") else LINKING.format(name=name, library=library)
     )
 
 
