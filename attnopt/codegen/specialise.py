@@ -225,7 +225,9 @@ def pruned(source: str, keep: str) -> str:
             unread[function.name] = [
                 at for at, (p, _) in places if p.arg not in read or (p.arg in set_again and replaced(function, p.arg))
             ]
-    return applied(source, edits or without_parameters(source, tree, functions, unread))
+    # Of places side by side the first: their edits would meet at a comma, in a list that is closed by one elsewhere than in others.
+    apart = {name: [at for at in places if at - 1 not in places] for name, places in unread.items()}
+    return applied(source, edits or without_parameters(source, tree, functions, apart))
 
 
 def replaced(function: ast.FunctionDef, name: str) -> bool:
