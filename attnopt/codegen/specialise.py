@@ -225,7 +225,9 @@ def pruned(source: str, keep: str) -> str:
             unread[function.name] = [
                 at for at, (p, _) in places if p.arg not in read or (p.arg in set_again and replaced(function, p.arg))
             ]
-    return applied(source, edits or without_parameters(source, tree, functions, unread))
+    # Of places side by side the first: their edits would meet at a comma, in a list that is closed by one elsewhere than in others.
+    apart = {name: [at for at in places if at - 1 not in places] for name, places in unread.items()}
+    return applied(source, edits or without_parameters(source, tree, functions, apart))
 
 
 def replaced(function: ast.FunctionDef, name: str) -> bool:
@@ -245,8 +247,8 @@ def reads(tree: ast.AST, name: str) -> bool:
 def unread_assignments(function: ast.FunctionDef, read: set[str]) -> Iterator[ast.stmt]:
     """Statements `x = …` and `x += …` whose name nothing reads; their right sides have no effect in a kernel."""
     for node in ast.walk(function):
-        single = isinstance(node, (ast.AugAssign, ast.AnnAssign))
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if single else []
+        one = [node.target] if isinstance(node, (ast.AugAssign, ast.AnnAssign)) else []
+        targets = node.targets if isinstance(node, ast.Assign) else one
         names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
         if names and not set(names) & read and isinstance(node, ast.stmt):
             yield node

@@ -10,52 +10,40 @@ the order of `spec.operands`, o, and lse where the form asks for it.
 
 from __future__ import annotations
 
+import ast
+import functools
 import math
-from collections.abc import Iterable
+from dataclasses import replace
 
-from attnopt.codegen.expressions import loads_of, plain_name
+from attnopt.codegen.expressions import loads_of
+from attnopt.codegen.prefill_form import Form, expressions, from_rows, positive_scale
 from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.template import joined
-from attnopt.codegen.triton import prefill
 from attnopt.codegen.triton.decode import DecodeForm, span
 from attnopt.codegen.triton.decode_cache import Side, side_of
-from attnopt.codegen.triton.prefill import Form, from_rows, positive_scale
+from attnopt.codegen.tvm import prefill
 from attnopt.codegen.tvm.cpu import Cpu
 from attnopt.codegen.tvm.decode_tiles import DecodeTile
-from attnopt.codegen.tvm.expressions import RESERVED, Printer
+from attnopt.codegen.tvm.expressions import Printer, bucket_function, buckets_of
+from attnopt.codegen.tvm.operand_buffers import buffer_lines, buffer_name
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Expr, Load
+from attnopt.ir.expr import indices
+from attnopt.ir.naming import renamed
 from attnopt.ir.packing import MIDDLE, refusal, tokens_per_scale
-from attnopt.ir.ranges import Range, extreme, key_range
+from attnopt.ir.ranges import Range, key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
-from attnopt.runtime.flex_source import SCORE_TERMS
 
-PARTS = ("decode_vectors", "decode_cached", "decode_sight", "decode")
+PARTS = (
+    "vectors", "decode_lanes", "decode_cached", "decode_sight", "decode_rows", "decode_scores", "decode_digits", "decode_values", "decode",
+)  # fmt: skip
 OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
-SPECIAL = ("offset", "sink", "shared", "cache")
-DTYPES = ("float32", "float16", "bfloat16")
-WIDEST = 256
-POSITIONS = "b, h, q, row, k, q_len, kv_len, operands"
 LOG2E = math.log2(math.e)
 
 
 def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
     """None where the family computes exactly this spec on a cache as the spec stores it; else why not."""
-    if spec.normalizer.name != "softmax":
-        return Refusal(f"the normaliser is {spec.normalizer}, not softmax", spec.normalizer)
-    if special := [slot for slot in spec.special if slot not in SPECIAL]:
-        return Refusal(f"{special[0]} is not part of this kernel", spec)
-    if spec.heads is not None and spec.heads.operand("map") is not None:
-        return Refusal("query heads are mapped to key heads by a table", spec.heads)
-    if form.dtype not in DTYPES:
-        return Refusal(f"dtype {form.dtype}", form.dtype)
-    if not 1 <= min(form.width, form.value_width) <= max(form.width, form.value_width) <= WIDEST:
-        return Refusal(f"rows of {form.width} and {form.value_width} channels; up to {WIDEST} fit", spec.width)
-    if (term := next((c for c in spec.score if c.name not in SCORE_TERMS), None)) is not None:
-        return Refusal(f"score term '{term}' is not printed for TVM", term)
-    printer = printer_for(spec, form)
-    return next((r for e in prefill.expressions(spec) if (r := printer.refusal(e)) is not None), None) or cache_refusal(spec, form)
+    return prefill.supports(spec.with_(cache=None), form) or cache_refusal(spec, form)
 
 
 def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
@@ -77,29 +65,54 @@ def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
     return None
 
 
-def printer_for(spec: AttentionSpec, form: Form) -> Printer:
-    return Printer(dict(form.operands), from_zero=spec.offset is None)
-
-
 def emit(spec: AttentionSpec, form: Form, tile: DecodeTile, cpu: Cpu) -> str:
     """The source of a file with one function, `attention(q, k, v, cache…, operands…, o[, lse])`. Call `supports` first."""
-    plain = from_rows(spec.with_(cache=None))
-    printer, scope = printer_for(spec, form), key_range(plain.mask)
+    plain, form = own_names(from_rows(spec.with_(cache=None)), form)
+    scope = key_range(plain.mask)
     sides = {name: side_of(spec, form, name) for name in "kv"}
-    decided = constants(spec, plain, form, tile, scope, sides)
-    holes = score_holes(printer, plain) | range_holes(printer, scope) | {"folded": folded(tile.sums, int(decided["D_LANES"]))}
-    names = [plain_name(operand, RESERVED) for operand in plain.operands]
-    buffers = [f"{name}_" for name in names]
-    given = needed(spec, form, sides)
+    decided = constants(spec, plain, form, tile, cpu, scope, sides)
+    names, given = tuple(buffer_name(operand) for operand in plain.operands), needed(spec, form, sides)
     slots = [
-        Slot("operands", tuple(buffers), tuple(buffers)),
-        Slot("tensors", tuple(f"{name}: T.handle" for name in names), ()),
+        Slot("operands", names, names),
+        Slot("held_values", (), ()),
+        Slot("given", tuple(f"p_{name}: T.handle" for name in names), ()),
         Slot("lse", ("lse: T.handle",) if form.lse else (), ("lse",)),
         *(Slot(name, (f"{name}: T.handle",) if name in given else (), (name,)) for name in OPTIONAL),
     ]
-    source = joined("attnopt.codegen.tvm", PARTS).replace("    operand_buffers()\n", operand_buffers(plain, form))
-    text = specialise(source, decided, holes, slots, keep="attention")
+    buffers = buffer_lines(plain.operands, prefill.ranks(plain), dict(form.operands))
+    template = joined("attnopt.codegen.tvm", PARTS, prefill.IMPORTS).replace("    match_operands()\n", buffers)
+    holes = spec_holes(plain, form, scope) | {"folded": folded(tile.sums, int(decided["D_LANES"]))}
+    text = specialise(template, decided, holes, slots, keep="attention")
     return f'"""Attention of few queries on a long cache: {spec}\n\n{legend(form, sides, cpu)}\n"""\n\n{text}'
+
+
+def own_names(spec: AttentionSpec, form: Form) -> tuple[AttentionSpec, Form]:
+    """Operands that are called as something in the kernel get a longer name."""
+    names = {name: f"{name}_operand" for name in spec.operands if name in taken_names()}
+    if not names:
+        return spec, form
+    sink, offset = (c if c is None else Clause(c.name, (renamed(c.expr(0), names),)) for c in (spec.sink, spec.offset))
+    score = tuple(Clause(c.name, (renamed(c.expr(0), names),)) if c.name in ("scale", "add") else c for c in spec.score)
+    mask = None if spec.mask is None else renamed(spec.mask, names)
+    kinds = tuple((names.get(name, name), dtype) for name, dtype in form.operands)
+    return spec.with_(score=score, mask=mask, sink=sink, offset=offset), replace(form, operands=kinds)
+
+
+@functools.cache
+def taken_names() -> frozenset[str]:
+    tree = ast.walk(ast.parse(joined("attnopt.codegen.tvm", PARTS, prefill.IMPORTS)))
+    given = (getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "name", None) for node in tree)
+    return frozenset(name for name in given if isinstance(name, str))
+
+
+def spec_holes(spec: AttentionSpec, form: Form, scope: Range) -> dict[str, str]:
+    """The functions that the spec fills in."""
+    buckets = buckets_of(expressions(spec))
+    printer = Printer(dict(form.operands)).knowing({term: f"{name}(q, k)" for term, name in buckets.items()})
+    found = prefill.score_hole(printer, positive_scale(spec)[1]) | prefill.mask_holes(printer, spec.mask, scope)
+    found |= prefill.row_holes(printer, spec) | prefill.range_holes(printer, scope)
+    functions = "\n\n".join(bucket_function(term, name) for term, name in buckets.items())  # type: ignore[arg-type]
+    return found | ({"first_key": f"{functions}\n\n{found['first_key']}"} if functions else {})
 
 
 def needed(spec: AttentionSpec, form: Form, sides: dict[str, Side]) -> set[str]:
@@ -112,7 +125,7 @@ def needed(spec: AttentionSpec, form: Form, sides: dict[str, Side]) -> set[str]:
 
 
 def constants(
-    spec: AttentionSpec, plain: AttentionSpec, form: Form, tile: DecodeTile, scope: Range, sides: dict[str, Side]
+    spec: AttentionSpec, plain: AttentionSpec, form: Form, tile: DecodeTile, cpu: Cpu, scope: Range, sides: dict[str, Side]
 ) -> dict[str, Value]:
     scale, terms = positive_scale(plain)
     lengths = isinstance(form, DecodeForm) and form.lengths
@@ -125,15 +138,20 @@ def constants(
         "D": form.width, "E": form.value_width, "ROWS": tile.rows, "KEYS": tile.keys, "BLOCK": tile.block, "LANES": tile.lanes,
         "D_LANES": d_lanes, "E_LANES": e_lanes, "PIECE": min(tile.keys, d_lanes), "FOLDED": d_lanes > 1,
         "E_PARTS": parts(form.value_width // e_lanes, tile.sums // tile.rows),
-        **side_constants("K", "D", sides["k"]), **side_constants("V", "E", sides["v"]),
+        **key_constants(sides["k"], form, words_of(sides["k"], cpu)), **side_constants("V", "E", sides["v"]),
         "DTYPE": form.dtype, "PAGED": page > 0, "PAGE": page, "LENGTHS": lengths, "SPAN": span(scope),
-        "SCALE": scale if terms else scale * LOG2E, "UNIT": LOG2E if terms else 1.0, "SCORES": bool(terms),
+        "SCALE": scale if terms else scale * LOG2E, "UNIT": LOG2E if terms else 1.0, "SCORES": bool(terms), "GATHERS": gathers(plain),
         "OFFSET": plain.offset is not None, "RANGE": scope.bounded, "LEADING": scope.leading is not None,
         "MASK": plain.mask is not None, "INNER_MASK": scope.undecided is not None,
         "PHASES": scope.undecided is not None and scope.undecided == plain.mask and not scope.bounded,
         "SINK": plain.sink is not None, "EMPTY_ROWS": may_be_empty or weightless or lengths,
         "MEAN_OF_EMPTY": may_be_empty and plain.empty_row == "mean" and plain.sink is None, "LSE": form.lse,
     }  # fmt: skip
+
+
+def gathers(spec: AttentionSpec) -> bool:
+    """Whether scores or masks read an operand for each key."""
+    return any("k" in indices(load) for expr in expressions(spec) for load in loads_of(expr))
 
 
 def side_constants(narrow: str, wide: str, side: Side) -> dict[str, Value]:
@@ -144,8 +162,31 @@ def side_constants(narrow: str, wide: str, side: Side) -> dict[str, Value]:
     return {
         f"{narrow}_FORMAT": side.storage, f"{wide}_STORED": side.stored, f"{narrow}_DTYPE": side.dtype, f"{narrow}_STEPS": steps,
         f"{narrow}_SCALED": steps != "none", f"{narrow}_SCALE_DTYPE": side.scale_dtype, f"{narrow}_GROUP": side.group,
+        f"{narrow}_COLUMNS": width if steps in ("channel", "block") else -(-width // side.group),
         f"{narrow}_ZEROS": side.zeros, f"{narrow}_LEVEL": level,
         f"{narrow}_SHIFTS": steps in ("token", "channel") and (side.zeros or level != 0),
+    }  # fmt: skip
+
+
+def words_of(side: Side, cpu: Cpu) -> int:
+    """Words of four codes in a vector, where keys are multiplied as whole numbers; 0 where the CPU has no such product."""
+    if not (cpu.has("avx512vnni") or cpu.has("avxvnni")) or side.storage not in MIDDLE or side.scales not in ("token", "channel"):
+        return 0
+    vector = min(cpu.vector_bytes, side.stored & -side.stored)
+    return vector // 4 if vector >= 16 else 0
+
+
+def key_constants(side: Side, form: Form, words: int) -> dict[str, Value]:
+    """How keys are read; as whole numbers, int8 codes count from 0."""
+    found = side_constants("K", "D", side)
+    if not words:
+        return {**found, "INTEGER": False}
+    digits = 3 if form.dtype == "float32" else 2
+    level = float(found["K_LEVEL"]) - (MIDDLE["int8"] if side.storage == "int8" else 0)
+    return {
+        **found, "INTEGER": True, "K_DIGITS": digits, "LARGEST": 127.0 * 256 ** (digits - 1),
+        "WORDS": words, "WORDS_OVER_4": words > 4, "WORDS_OVER_8": words > 8, "K_LEVEL": level,
+        "PRODUCT": f"llvm.x86.avx512.vpdpbusd.{32 * words}", "K_SHIFTS": side.zeros or level != 0,
     }  # fmt: skip
 
 
@@ -163,91 +204,19 @@ def parts(vectors: int, most: int) -> int:
 def folded(count: int, lanes: int) -> str:
     """The function that sums the lanes of `count` vectors, pair by pair, so that every step halves their number."""
     lines = ["@T.inline", "def folded(sums):", '    """sums[i // D_LANES, i % D_LANES]: the sum over the lanes of sums[i]."""']
-    step = 1
+    whole, step = "vector(0, D_LANES)", 1
     while step < lanes:
         if count > 1:
             count //= 2
             lines += [
                 f"    for i in T.unroll({count}):",
-                f"        sums[i, vector(0, {lanes})] = paired(sums[2 * i, vector(0, {lanes})], sums[2 * i + 1, vector(0, {lanes})], {step}, {lanes})",
+                f"        sums[i, {whole}] = paired(sums[2 * i, {whole}], sums[2 * i + 1, {whole}], {step}, D_LANES)",
             ]
         else:
             swapped = [lane ^ step for lane in range(lanes)]
-            lines.append(f"    sums[0, vector(0, {lanes})] = sums[0, vector(0, {lanes})] + T.Shuffle([sums[0, vector(0, {lanes})]], {swapped})")
+            lines.append(f"    sums[0, {whole}] = sums[0, {whole}] + T.Shuffle([sums[0, {whole}]], {swapped})")
         step *= 2
     return "\n".join(lines) + "\n"
-
-
-def operand_buffers(spec: AttentionSpec, form: Form) -> str:
-    """The lines that name the shape and the strides of each operand."""
-    ranks = {load.operand: len(load.indices) for expr in prefill.expressions(spec) for load in loads_of(expr)}
-    lines = []
-    for operand in spec.operands:
-        name, rank = plain_name(operand, RESERVED), ranks[operand]
-        sizes = ", ".join(f"n_{name}_{at}" for at in range(rank))
-        strides = ", ".join(f"s_{name}_{at}" for at in range(rank))
-        lines.append(f"{sizes}, {strides} = {', '.join(['T.int64()'] * (2 * rank))}")
-        lines.append(f'{name}_ = T.match_buffer({name}, ({sizes},), "{dict(form.operands)[operand]}", strides=({strides},), align=1)')
-    return "".join(f"    {line}\n" for line in lines)
-
-
-def hole(name: str, parameters: str, docstring: str, body: Iterable[str], *, inline: bool = False) -> dict[str, str]:
-    lines = [*(["@T.inline"] if inline else []), f"def {name}({parameters}):", f'    """{docstring}"""', *(f"    {line}" for line in body)]
-    return {name: "\n".join(lines) + "\n"}
-
-
-def score_holes(printer: Printer, spec: AttentionSpec) -> dict[str, str]:
-    """The functions that act on one score or on one row."""
-    _, terms = positive_scale(spec)
-    found: dict[str, str] = {}
-    if terms:
-        body = [score_line(printer, term) for term in terms]
-        found |= hole("score_mod", f"S, i, j, {POSITIONS}", " ".join(map(str, terms)), body, inline=True)
-    for name, expr in (("mask_mod", spec.mask), ("inner_mask_mod", key_range(spec.mask).undecided)):
-        if expr is not None:
-            body = [f'S[i, j] = T.if_then_else({printer.truth(expr)}, S[i, j], T.float32(float("-inf")))']
-            found |= hole(name, f"S, i, j, {POSITIONS}", str(expr), body, inline=True)
-    if spec.sink is not None:
-        body = [f'X[0] = T.cast({printer.text(spec.sink.expr(0))}, "float32")']
-        found |= hole("sink_logit", "X, b, h, q, row, q_len, kv_len, operands", str(spec.sink), body, inline=True)
-    if spec.offset is not None:
-        found |= hole("query_offset", "q_len, kv_len", str(spec.offset), [f"return {printer.text(spec.offset.expr(0))}"])
-    return found
-
-
-MODS = {
-    "relu": "T.max({}, T.float32(0))", "tanh": "tanh({})", "square": "{0} * {0}", "silu": "{0} * T.sigmoid({0})", "exp": "T.exp({})",
-    "log1p": "T.log(T.float32(1) + {})",
-}  # fmt: skip
-
-
-def score_line(printer: Printer, term: Clause) -> str:
-    if term.name == "softcap":
-        cap = float(term.number(0))
-        return f"S[i, j] = T.float32({cap!r}) * T.tanh(S[i, j] * T.float32({1 / cap!r}))"
-    if term.name == "mod":
-        return f"S[i, j] = {MODS[term.word(0)].format('S[i, j]')}"
-    scales = term.name == "scale"
-    power = printer.binding.product if scales else printer.binding.sum
-    return f"S[i, j] = S[i, j] {'*' if scales else '+'} {printer.real(term.expr(0), power + 1)}"
-
-
-def range_holes(printer: Printer, scope: Range) -> dict[str, str]:
-    """Of the keys that queries see the first and the end."""
-    which = "q_first, q_last, q_len, kv_len"
-    found: dict[str, str] = {}
-    for name, bounds, op, text in (
-        ("first_key", scope.first, "max", "The first key that any of the queries q_first … q_last sees."),
-        ("end_key", scope.end, "min", "One past the last key that any of the queries q_first … q_last sees."),
-        ("first_inner_key", scope.inner_first, "max", "The first of the keys that all of the queries q_first … q_last see."),
-        ("end_inner_key", scope.inner_end, "min", "One past the last of the keys that all of the queries q_first … q_last see."),
-    ):
-        if bounds:
-            found |= hole(name, which, text, [f"return {printer.text(extreme(op, bounds))}"])
-    if scope.leading is not None:
-        body = [f"return {printer.text(scope.leading)}"]
-        found |= hole("leading_keys", "q_len, kv_len", "So many keys from the first on are seen besides.", body)
-    return found
 
 
 def legend(form: Form, sides: dict[str, Side], cpu: Cpu) -> str:
@@ -257,10 +226,10 @@ def legend(form: Form, sides: dict[str, Side], cpu: Cpu) -> str:
         for name, side in sides.items()
     }
     return "\n".join([
-        f"For {form.dtype} queries of {form.width} channels and values of {form.value_width}, any batch, heads and lengths; vectors of {cpu.name}.",
+        f"For {form.dtype} queries of {form.width} channels and values of {form.value_width}, any batch, heads and lengths, on {cpu.name}.",
         f"Keys are stored {held['k']}, values {held['v']}.",
         "A task is one split of the blocks of BLOCK keys, for the query heads that share a key head: of ROWS rows at a time it makes the",
         "scores S, their weights, and weighted sums of values. It leaves the largest score (TOPS), the sum of weights (SUMS) and the",
         "weighted sums (PARTS) of each row; the last loop merges the splits of a row in order, whatever the number of threads.",
-        "i row of a block, j key of a block, at token, l lane of a vector; S[i, j] is a score, then a weight.",
+        "i row of a block, j key of a block, at token, lane of a vector; S[i, j] is a score, then a weight.",
     ])  # fmt: skip

@@ -17,7 +17,10 @@ MOST_ROWS = 8
 
 @dataclass(frozen=True)
 class DecodeTile:
-    """rows: of queries that are multiplied at once. keys: at once with them. block: keys between two rescalings. lanes: float32 of a vector."""
+    """rows: of queries that are multiplied at once. keys: at once with them. block: keys between two rescalings.
+
+    lanes: float32 of a vector.
+    """
 
     rows: int
     keys: int

@@ -10,7 +10,7 @@ a split   walks over its blocks of BLOCK keys, of those that any of its rows see
           vectors of channels for KEYS keys at once, each sum in a register; largest score, weights; weighted sums of values, again
           in registers. What it leaves stands in TOPS, SUMS and PARTS, in the order of its rows
 S         [ROWS, BLOCK] scores, then weights           QUERIES  the rows as float32, with the scale
-names     tensors are in capitals; i row of a block, j key of a block, at token, l lane of a vector
+names     tensors are in capitals; i row of a block, j key of a block, at token, lane of a vector
 
 Tokens past the end read the last one again; they get no weight, and their values are not read.
 Sources: "Flash-Decoding for long-context inference"; "FlashAttention-2" (the walk).
@@ -20,7 +20,6 @@ from tvm.script import tirx as T
 
 from attnopt.codegen.tvm.kernels.decode_cached import (
     BLOCK,
-    D_LANES,
     D_STORED,
     E_LANES,
     E_STORED,
@@ -32,35 +31,41 @@ from attnopt.codegen.tvm.kernels.decode_cached import (
     V_LEVEL,
     V_STEPS,
     V_ZEROS,
-    key_number,
     of_tokens,
-    place_of,
     real,
-    row_of,
-    value_number,
+)
+from attnopt.codegen.tvm.kernels.decode_digits import K_DIGITS, WORDS, digit_tile, row_as_digits
+from attnopt.codegen.tvm.kernels.decode_lanes import rest, whole
+from attnopt.codegen.tvm.kernels.decode_rows import D, row_as_float32, shift_of_row
+from attnopt.codegen.tvm.kernels.decode_scores import (
+    K_SHIFTS,
+    KEYS,
+    ROWS,
+    SCORES,
+    UNIT,
+    V_SHIFTS,
+    E,
+    adjusted,
+    score_tile,
+    visible_scores,
+    weights,
 )
 from attnopt.codegen.tvm.kernels.decode_sight import (
-    end_inner_key,
     end_key,
-    first_inner_key,
     first_key,
-    inner_mask_mod,
+    held_values,
+    inner_end_key,
+    inner_first_key,
     leading_keys,
-    mask_mod,
+    match_operands,
+    operands,
     query_offset,
-    score_mod,
     sink_logit,
 )
-from attnopt.codegen.tvm.kernels.decode_vectors import across, exp2, paired, plus, vector
+from attnopt.codegen.tvm.kernels.decode_values import E_PARTS, mean_of_values, value_tile
+from attnopt.codegen.tvm.kernels.vectors import exp2_below
 
-D = 16
-E = 16
-ROWS = 4
-KEYS = 4
-LANES = 16
-PIECE = 4
-FOLDED = True
-E_PARTS = 1
+INTEGER = False
 TASKS = 64
 SPAN = 0
 DTYPE = "float32"
@@ -68,19 +73,14 @@ K_DTYPE = "float32"
 V_DTYPE = "float32"
 K_SCALE_DTYPE = "float32"
 V_SCALE_DTYPE = "float32"
-SCALE = 1.0
-UNIT = 1.0
-SCORES = False
 K_SCALED = False
 V_SCALED = False
-K_SHIFTS = False
-V_SHIFTS = False
+K_COLUMNS = 1
+V_COLUMNS = 1
 LENGTHS = False
 OFFSET = False
 RANGE = False
 LEADING = False
-MASK = False
-INNER_MASK = False
 PHASES = False
 SINK = False
 EMPTY_ROWS = False
@@ -89,209 +89,11 @@ LSE = False
 LN2 = 0.6931471805599453
 
 
-def whole(a, b):
-    """a // b of numbers that are not negative: without the correction of signs, which TVM writes out where it cannot prove it away."""
-    return T.truncdiv(a, b)
-
-
-def rest(a, b):
-    """a % b of numbers that are not negative."""
-    return T.truncmod(a, b)
-
-
-def unrolled(count):
-    """A loop that is written out unless it is long."""
-    return T.unroll(count) if count <= 16 else T.serial(count)
-
-
-@T.inline
-def folded(sums):
-    """sums[i // D_LANES, i % D_LANES]: the sum over the lanes of sums[i]."""
-
-
-@T.inline
-def rows_as_float32(QUERIES, SHIFTS, Q, K_SCALES, K_POINTS, b, head, g, ratio, rows):
-    """The rows with the scale and with steps by channel; SHIFTS: what zero points add to each score of a row."""
-    for r in range(whole(rows + ROWS - 1, ROWS) * ROWS):
-        h: T.int64 = g * ratio + rest(T.min(r, rows - 1), ratio)
-        row: T.int64 = whole(T.min(r, rows - 1), ratio)
-        for d in unrolled(D // D_LANES):
-            for l in T.vectorized(D_LANES):
-                QUERIES[r, d * D_LANES + l] = real(Q[b, h, row, d * D_LANES + l]) * T.float32(SCALE)
-        if K_STEPS == "channel":
-            for d in range(D):
-                QUERIES[r, d] = QUERIES[r, d] * real(K_SCALES[b, head, 0, d])
-        if K_SHIFTS:
-            SHIFTS[r] = T.float32(0)
-            for d in range(D):
-                if K_STEPS == "channel":
-                    if K_ZEROS:
-                        SHIFTS[r] = SHIFTS[r] + QUERIES[r, d] * (real(K_POINTS[b, head, 0, d]) + T.float32(K_LEVEL))
-                    else:
-                        SHIFTS[r] = SHIFTS[r] + QUERIES[r, d] * T.float32(K_LEVEL)
-                else:
-                    SHIFTS[r] = SHIFTS[r] + QUERIES[r, d]
-
-
-@T.inline
-def score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, b, head, r, first, j, kv_len):
-    """S[i, j + key]: the products of rows r + i with the keys first + j + key."""
-    sums = T.alloc_buffer((ROWS * KEYS, D_LANES), "float32", scope="local")
-    for i in T.unroll(ROWS * KEYS):
-        for l in T.vectorized(D_LANES):
-            sums[i, l] = T.float32(0)
-    for d in unrolled(D // D_LANES):
-        for key in T.unroll(KEYS):
-            at: T.let = T.min(first + j + key, kv_len - 1)
-            place: T.let = place_of(PAGES, b, at)
-            x = T.alloc_buffer((D_LANES,), "float32", scope="local")
-            for l in T.vectorized(D_LANES):
-                x[l] = key_number(K, K_SCALES, K_POINTS, place, head, row_of(at), d * D_LANES, l)
-            for i in T.unroll(ROWS):
-                for l in T.vectorized(D_LANES):
-                    sums[i * KEYS + key, l] += QUERIES[r + i, d * D_LANES + l] * x[l]
-    if FOLDED:
-        folded(sums)
-    for i in T.unroll(ROWS * KEYS // PIECE):
-        S[i * PIECE // KEYS, vector(j + i * PIECE % KEYS, PIECE)] = sums[i * PIECE // D_LANES, vector(i * PIECE % D_LANES, PIECE)]
-
-
-@T.inline
-def adjusted(S, SHIFTS, K_STEP, K_ZERO, r):
-    """Scores after what steps and zero points add to them."""
-    for i in range(ROWS):
-        for c in range(BLOCK // LANES):
-            for l in T.vectorized(LANES):
-                if K_STEPS == "token":
-                    if K_ZEROS:
-                        S[i, c * LANES + l] = (S[i, c * LANES + l] + SHIFTS[r + i] * K_ZERO[c * LANES + l]) * K_STEP[c * LANES + l]
-                    elif K_SHIFTS:
-                        S[i, c * LANES + l] = (S[i, c * LANES + l] + SHIFTS[r + i] * T.float32(K_LEVEL)) * K_STEP[c * LANES + l]
-                    else:
-                        S[i, c * LANES + l] = S[i, c * LANES + l] * K_STEP[c * LANES + l]
-                else:
-                    S[i, c * LANES + l] = S[i, c * LANES + l] + SHIFTS[r + i]
-
-
-@T.inline
-def visible_scores(S, b, g, ratio, rows, r, first, inner, offset, q_len, kv_len, operands):
-    """Scores after the terms of the spec, minus infinity where a row does not see a key."""
-    for i in range(ROWS):
-        h: T.int64 = g * ratio + rest(T.min(r + i, rows - 1), ratio)
-        row: T.int64 = whole(T.min(r + i, rows - 1), ratio)
-        q: T.int64 = row + offset
-        if SCORES:
-            for j in range(BLOCK):
-                score_mod(S, i, j, b, h, q, row, T.min(first + j, kv_len - 1), q_len, kv_len, operands)
-        if not inner:
-            if MASK:
-                for j in range(BLOCK):
-                    mask_mod(S, i, j, b, h, q, row, T.min(first + j, kv_len - 1), q_len, kv_len, operands)
-            for j in range(T.min(kv_len - first, BLOCK), BLOCK):
-                S[i, j] = T.float32(float("-inf"))
-        elif INNER_MASK:
-            for j in range(BLOCK):
-                inner_mask_mod(S, i, j, b, h, q, row, first + j, q_len, kv_len, operands)
-
-
-@T.inline
-def weights(S, TOPS, SUMS, V_SHIFTED, PARTS, V_STEP, V_ZERO, task, r):
-    """Scores as weights relative to the largest score so far; what was found before is made relative to that too."""
-    for i in range(ROWS):
-        top = T.alloc_buffer((LANES,), "float32", scope="local")
-        total = T.alloc_buffer((LANES,), "float32", scope="local")
-        decay = T.alloc_buffer((LANES,), "float32", scope="local")
-        for l in T.vectorized(LANES):
-            top[l] = TOPS[task, r + i]
-        for c in range(BLOCK // LANES):
-            for l in T.vectorized(LANES):
-                top[l] = T.max(top[l], S[i, c * LANES + l])
-        top[vector(0, LANES)] = across(T.max, top[vector(0, LANES)], LANES)
-        # Rows that have seen nothing yet: exp2(-inf - 0) is 0, -inf - -inf would be NaN.
-        safe: T.float32 = T.if_then_else(top[0] == T.float32(float("-inf")), T.float32(0), top[0])
-        for l in T.vectorized(LANES):
-            decay[l] = exp2((TOPS[task, r + i] - safe) * T.float32(UNIT))
-            total[l] = T.float32(0)
-        TOPS[task, r + i] = top[0]
-        for c in range(BLOCK // LANES):
-            for l in T.vectorized(LANES):
-                S[i, c * LANES + l] = exp2((S[i, c * LANES + l] - safe) * T.float32(UNIT))
-            for l in T.vectorized(LANES):
-                total[l] += S[i, c * LANES + l]
-        total[vector(0, LANES)] = across(plus, total[vector(0, LANES)], LANES)
-        SUMS[task, r + i] = SUMS[task, r + i] * decay[0] + total[0]
-        if V_STEPS == "token":
-            if V_SHIFTS:
-                for l in T.vectorized(LANES):
-                    total[l] = T.float32(0)
-            for c in range(BLOCK // LANES):
-                for l in T.vectorized(LANES):
-                    S[i, c * LANES + l] = S[i, c * LANES + l] * V_STEP[c * LANES + l]
-                if V_SHIFTS:
-                    for l in T.vectorized(LANES):
-                        if V_ZEROS:
-                            total[l] += S[i, c * LANES + l] * V_ZERO[c * LANES + l]
-                        else:
-                            total[l] += S[i, c * LANES + l] * T.float32(V_LEVEL)
-            if V_SHIFTS:
-                total[vector(0, LANES)] = across(plus, total[vector(0, LANES)], LANES)
-                V_SHIFTED[task, r + i] = V_SHIFTED[task, r + i] * decay[0] + total[0]
-        for e in unrolled(E // E_LANES):
-            for l in T.vectorized(E_LANES):
-                PARTS[task, r + i, e * E_LANES + l] = PARTS[task, r + i, e * E_LANES + l] * decay[0]
-
-
-@T.inline
-def value_tile(S, PARTS, V, V_SCALES, V_POINTS, PAGES, task, b, head, r, first, count, part):
-    """PARTS of rows r + i, channels of part `part`: plus weights times values of `count` tokens."""
-    sums = T.alloc_buffer((ROWS * E_PARTS, E_LANES), "float32", scope="local")
-    for i in T.unroll(ROWS):
-        for e in T.unroll(E_PARTS):
-            for l in T.vectorized(E_LANES):
-                sums[i * E_PARTS + e, l] = PARTS[task, r + i, (part * E_PARTS + e) * E_LANES + l]
-    for j in range(count):
-        place: T.let = place_of(PAGES, b, first + j)
-        for e in T.unroll(E_PARTS):
-            x = T.alloc_buffer((E_LANES,), "float32", scope="local")
-            for l in T.vectorized(E_LANES):
-                x[l] = value_number(V, V_SCALES, V_POINTS, place, head, row_of(first + j), (part * E_PARTS + e) * E_LANES, l)
-            for i in T.unroll(ROWS):
-                for l in T.vectorized(E_LANES):
-                    sums[i * E_PARTS + e, l] += S[i, j] * x[l]
-    for i in T.unroll(ROWS):
-        for e in T.unroll(E_PARTS):
-            for l in T.vectorized(E_LANES):
-                PARTS[task, r + i, (part * E_PARTS + e) * E_LANES + l] = sums[i * E_PARTS + e, l]
-
-
-@T.inline
-def mean_of_values(X, V, V_SCALES, V_POINTS, PAGES, b, head, kv_len):
-    """X: the mean of all values, which a row gets that sees none."""
-    for e in range(E):
-        X[e] = T.float32(0)
-    for at in range(kv_len):
-        for e in range(E):
-            if V_STEPS == "token":
-                if V_ZEROS:
-                    X[e] = X[e] + (
-                        value_number(V, V_SCALES, V_POINTS, place_of(PAGES, b, at), head, row_of(at), e, 0)
-                        + real(V_POINTS[place_of(PAGES, b, at), head, row_of(at), 0]) + T.float32(V_LEVEL)
-                    ) * real(V_SCALES[place_of(PAGES, b, at), head, row_of(at), 0])  # fmt: skip
-                else:
-                    X[e] = X[e] + (
-                        value_number(V, V_SCALES, V_POINTS, place_of(PAGES, b, at), head, row_of(at), e, 0) + T.float32(V_LEVEL)
-                    ) * real(V_SCALES[place_of(PAGES, b, at), head, row_of(at), 0])
-            else:
-                X[e] = X[e] + value_number(V, V_SCALES, V_POINTS, place_of(PAGES, b, at), head, row_of(at), e, 0)
-    for e in range(E):
-        X[e] = X[e] / real(T.max(kv_len, 1))
-
-
 @T.prim_func(s_tir=True)
 def attention(
     q: T.handle, k: T.handle, v: T.handle,
     k_scales: T.handle, k_zeros: T.handle, v_scales: T.handle, v_zeros: T.handle, pages: T.handle, lengths: T.handle,
-    tensors: T.handle,
+    given: T.handle,
     o: T.handle, lse: T.handle,
 ):  # fmt: skip
     T.func_attr({"global_symbol": "attention", "tirx.noalias": True})
@@ -302,22 +104,38 @@ def attention(
     K = T.match_buffer(k, (places, key_heads, rows_of_place, D_STORED), K_DTYPE, strides=(s_kb, s_kh, s_kn, 1), align=1)
     V = T.match_buffer(v, (places, value_heads, rows_of_place, E_STORED), V_DTYPE, strides=(s_vb, s_vh, s_vn, 1), align=1)
     if K_SCALED:
-        k_places, k_rows, k_columns = T.int64(), T.int64(), T.int64()
-        K_SCALES = T.match_buffer(k_scales, (k_places, key_heads, k_rows, k_columns), K_SCALE_DTYPE, align=1)
+        k_places, k_rows = T.int64(), T.int64()
+        s_ksb, s_ksh, s_ksn, s_ksc = T.int64(), T.int64(), T.int64(), T.int64()
+        K_SCALES = T.match_buffer(
+            k_scales, (k_places, key_heads, k_rows, T.int64(K_COLUMNS)), K_SCALE_DTYPE,
+            strides=(s_ksb, s_ksh, s_ksn, s_ksc if K_COLUMNS == 1 else T.int64(1)), align=1,
+        )  # fmt: skip
         if K_ZEROS:
-            K_POINTS = T.match_buffer(k_zeros, (k_places, key_heads, k_rows, k_columns), K_SCALE_DTYPE, align=1)
+            s_kzb, s_kzh, s_kzn, s_kzc = T.int64(), T.int64(), T.int64(), T.int64()
+            K_POINTS = T.match_buffer(
+                k_zeros, (k_places, key_heads, k_rows, T.int64(K_COLUMNS)), K_SCALE_DTYPE,
+                strides=(s_kzb, s_kzh, s_kzn, s_kzc if K_COLUMNS == 1 else T.int64(1)), align=1,
+            )  # fmt: skip
     if V_SCALED:
-        v_places, v_rows, v_columns = T.int64(), T.int64(), T.int64()
-        V_SCALES = T.match_buffer(v_scales, (v_places, value_heads, v_rows, v_columns), V_SCALE_DTYPE, align=1)
+        v_places, v_rows = T.int64(), T.int64()
+        s_vsb, s_vsh, s_vsn, s_vsc = T.int64(), T.int64(), T.int64(), T.int64()
+        V_SCALES = T.match_buffer(
+            v_scales, (v_places, value_heads, v_rows, T.int64(V_COLUMNS)), V_SCALE_DTYPE,
+            strides=(s_vsb, s_vsh, s_vsn, s_vsc if V_COLUMNS == 1 else T.int64(1)), align=1,
+        )  # fmt: skip
         if V_ZEROS:
-            V_POINTS = T.match_buffer(v_zeros, (v_places, value_heads, v_rows, v_columns), V_SCALE_DTYPE, align=1)
+            s_vzb, s_vzh, s_vzn, s_vzc = T.int64(), T.int64(), T.int64(), T.int64()
+            V_POINTS = T.match_buffer(
+                v_zeros, (v_places, value_heads, v_rows, T.int64(V_COLUMNS)), V_SCALE_DTYPE,
+                strides=(s_vzb, s_vzh, s_vzn, s_vzc if V_COLUMNS == 1 else T.int64(1)), align=1,
+            )  # fmt: skip
     if PAGED:
         most_pages = T.int64()
         PAGES = T.match_buffer(pages, (batch, most_pages), "int32", align=1)
     if LENGTHS:
         TOKENS = T.match_buffer(lengths, (batch,), "int32", align=1)
-    operand_buffers()
-    O = T.match_buffer(o, (batch, heads, q_len, E), DTYPE, align=1)
+    match_operands()
+    OUTPUT = T.match_buffer(o, (batch, heads, q_len, E), DTYPE, align=1)
     if LSE:
         LOG_SUMS = T.match_buffer(lse, (batch, heads, q_len), "float32", align=1)
 
@@ -338,6 +156,22 @@ def attention(
         most_blocks: T.let = whole(longest + BLOCK - 1, BLOCK)
     splits: T.let = T.max(T.min(whole(TASKS - 1, batch * groups) + 1, whole(most_blocks, 2)), 1)
 
+    QUERIES = T.alloc_buffer((batch * groups, padded, D), "float32")
+    if INTEGER:
+        DIGITS = T.alloc_buffer((batch * groups, padded, K_DIGITS, D // 4), "int32")
+        UNITS = T.alloc_buffer((batch * groups, padded), "float32")
+    if K_SHIFTS:
+        SHIFTS = T.alloc_buffer((batch * groups, padded), "float32")
+    for group in T.parallel(batch * groups):
+        for r in range(padded):
+            row_as_float32(QUERIES, Q, K_SCALES, group, whole(group, groups), rest(group, groups), r, ratio, k_ratio, rows)
+            if INTEGER:
+                row_as_digits(DIGITS, UNITS, QUERIES, group, r)
+            if K_SHIFTS:
+                shift_of_row(
+                    SHIFTS, QUERIES, K_POINTS, group, whole(group, groups), whole(rest(group, groups) * ratio, k_ratio), r
+                )
+
     TOPS = T.alloc_buffer((batch * groups * splits, padded), "float32")
     SUMS = T.alloc_buffer((batch * groups * splits, padded), "float32")
     if V_SHIFTS:
@@ -347,14 +181,12 @@ def attention(
         shared: T.int64 = ratio
         b: T.int64 = whole(task, splits * groups)
         g: T.int64 = rest(whole(task, splits), groups)
+        group: T.int64 = whole(task, splits)
         k_head: T.int64 = whole(g * shared, k_ratio)
         v_head: T.int64 = whole(g * shared, v_ratio)
         row_count: T.int64 = rows
         tiles: T.int64 = whole(padded, ROWS)
         S = T.alloc_buffer((ROWS, BLOCK), "float32")
-        QUERIES = T.alloc_buffer((padded, D), "float32")
-        if K_SHIFTS:
-            SHIFTS = T.alloc_buffer((padded,), "float32")
         if K_STEPS == "token":
             K_STEP = T.alloc_buffer((BLOCK,), "float32")
             if K_ZEROS:
@@ -371,9 +203,8 @@ def attention(
             offset: T.int64 = T.cast(query_offset(q_len, kv_len), "int64")
         else:
             offset: T.int64 = T.int64(0)
-        rows_as_float32(QUERIES, SHIFTS, Q, K_SCALES, K_POINTS, b, k_head, g, shared, row_count)
         for r in range(tiles * ROWS):
-            TOPS[task, r] = T.float32(float("-inf"))
+            TOPS[task, r] = T.float32("-inf")
             SUMS[task, r] = T.float32(0)
             if V_SHIFTS:
                 V_SHIFTED[task, r] = T.float32(0)
@@ -396,8 +227,8 @@ def attention(
         share: T.int64 = whole(steps + splits - 1, splits)
         start: T.int64 = T.min(rest(task, splits) * share, steps)
         if RANGE:
-            inner_first: T.int64 = T.cast(first_inner_key(offset, offset + q_len - 1, q_len, kv_len), "int64")
-            inner_end: T.int64 = T.min(end_inner_key(offset, offset + q_len - 1, q_len, kv_len), kv_len)
+            inner_first: T.int64 = T.cast(inner_first_key(offset, offset + q_len - 1, q_len, kv_len), "int64")
+            inner_end: T.int64 = T.min(inner_end_key(offset, offset + q_len - 1, q_len, kv_len), kv_len)
         else:
             inner_first: T.int64 = T.int64(0)
             inner_end: T.int64 = kv_len
@@ -420,10 +251,16 @@ def attention(
                 if V_ZEROS:
                     of_tokens(V_ZERO, V_POINTS, PAGES, b, v_head, token, kv_len, V_LEVEL)
             for tile in range(tiles):
-                for j in range(BLOCK // KEYS):
-                    score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, b, k_head, tile * ROWS, token, j * KEYS, kv_len)
+                if INTEGER:
+                    for j in range(BLOCK // WORDS):
+                        digit_tile(S, DIGITS, UNITS, K, PAGES, group, b, k_head, tile * ROWS, token, j * WORDS, kv_len)
+                else:
+                    for j in range(BLOCK // KEYS):
+                        score_tile(
+                            S, QUERIES, K, K_SCALES, K_POINTS, PAGES, group, b, k_head, tile * ROWS, token, j * KEYS, kv_len
+                        )
                 if K_SHIFTS or K_STEPS == "token":
-                    adjusted(S, SHIFTS, K_STEP, K_ZERO, tile * ROWS)
+                    adjusted(S, SHIFTS, K_STEP, K_ZERO, group, tile * ROWS)
                 visible_scores(S, b, g, shared, row_count, tile * ROWS, token, inner, offset, q_len, kv_len, operands)
                 weights(S, TOPS, SUMS, V_SHIFTED, PARTS, V_STEP, V_ZERO, task, tile * ROWS)
                 for part in T.unroll(E // (E_PARTS * E_LANES)):
@@ -444,38 +281,38 @@ def attention(
             kv_len: T.int64 = T.cast(TOKENS[b], "int64")
         else:
             kv_len: T.int64 = longest
-        top: T.float32 = T.float32(float("-inf"))
+        top: T.float32 = T.float32("-inf")
         for s in range(splits):
             top = T.max(top, TOPS[(b * groups + g) * splits + s, r])
         if SINK:
-            logit = T.alloc_buffer((1,), "float32", scope="local")
             if OFFSET:
-                sink_logit(logit, b, h, row + query_offset(q_len, kv_len), row, q_len, kv_len, operands)
+                position: T.int64 = row + query_offset(q_len, kv_len)
             else:
-                sink_logit(logit, b, h, row, row, q_len, kv_len, operands)
+                position: T.int64 = row
+            logit: T.float32 = sink_logit(b, h, position, row, q_len, kv_len, operands, held_values)
             if not SCORES:
-                logit[0] = logit[0] * T.float32(1.0 / LN2)
-            top = T.max(top, logit[0])
-        safe: T.float32 = T.if_then_else(top == T.float32(float("-inf")), T.float32(0), top)
+                logit = logit * T.float32(1.0 / LN2)
+            top = T.max(top, logit)
+        safe: T.float32 = T.if_then_else(top == T.float32("-inf"), T.float32(0), top)
         total: T.float32 = T.float32(0)
         shift: T.float32 = T.float32(0)
         for e in range(E):
             X[e] = T.float32(0)
         for s in range(splits):
-            weight: T.float32 = exp2((TOPS[(b * groups + g) * splits + s, r] - safe) * T.float32(UNIT))
+            weight: T.float32 = exp2_below((TOPS[(b * groups + g) * splits + s, r] - safe) * T.float32(UNIT))
             total = total + weight * SUMS[(b * groups + g) * splits + s, r]
-            if V_STEPS == "token":
-                if V_SHIFTS:
-                    shift = shift + weight * V_SHIFTED[(b * groups + g) * splits + s, r]
+            if V_STEPS == "token" and V_SHIFTS:
+                shift = shift + weight * V_SHIFTED[(b * groups + g) * splits + s, r]
             for e in range(E):
                 X[e] = X[e] + weight * PARTS[(b * groups + g) * splits + s, r, e]
         all_weight: T.float32 = total
         if SINK:
-            all_weight = all_weight + exp2((logit[0] - safe) * T.float32(UNIT))
+            all_weight = all_weight + exp2_below((logit - safe) * T.float32(UNIT))
         if LSE:
             LOG_SUMS[b, h, row] = top * T.float32(UNIT * LN2) + T.log(all_weight)
         if MEAN_OF_EMPTY:
-            if all_weight == T.float32(0):
+            sees_none: T.bool = all_weight == T.float32(0)
+            if sees_none:
                 mean_of_values(X, V, V_SCALES, V_POINTS, PAGES, b, v_head, kv_len)
                 total = T.float32(1)
         if V_STEPS == "channel":
@@ -486,7 +323,6 @@ def attention(
                     X[e] = X[e] + total * T.float32(V_LEVEL)
                 X[e] = X[e] * real(V_SCALES[b, v_head, 0, e])
         if EMPTY_ROWS:
-            if all_weight == T.float32(0):
-                all_weight = T.float32(1)
+            all_weight = T.Select(all_weight == T.float32(0), T.float32(1), all_weight)
         for e in range(E):
-            O[b, h, row, e] = T.cast((X[e] + shift) / all_weight, DTYPE)
+            OUTPUT[b, h, row, e] = T.cast((X[e] + shift) / all_weight, DTYPE)

@@ -126,6 +126,10 @@ def value_number(V, V_SCALES, V_POINTS, place, head, row, c, lane):
 @T.inline
 def of_tokens(X, SCALES, PAGES, b, head, first, kv_len, more):
     """X[j]: the step or zero point of token first + j, plus `more`; past the end that of the last."""
-    for j in range(BLOCK):
-        at: T.let = T.min(first + j, kv_len - 1)
-        X[j] = real(SCALES[place_of(PAGES, b, at), head, row_of(at), 0]) + T.float32(more)
+    if first + BLOCK <= kv_len:
+        for j in range(BLOCK):
+            X[j] = real(SCALES[place_of(PAGES, b, first + j), head, row_of(first + j), 0]) + T.float32(more)
+    else:
+        for j in range(BLOCK):
+            at: T.let = T.min(first + j, kv_len - 1)
+            X[j] = real(SCALES[place_of(PAGES, b, at), head, row_of(at), 0]) + T.float32(more)

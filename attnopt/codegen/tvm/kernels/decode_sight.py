@@ -1,12 +1,12 @@
-"""What rows see and how their scores change: functions of decode.py that a spec fills in.
+"""What rows see and how their scores change: functions of decode.py that a spec fills in, as it does those of prefill.py.
 
-    causal & window(512)   ->   first_key: q_first - 511     end_key: q_last + 1     seen_by_all_from: q_last - 511 …
-
-Those with a result are expressions; those marked `T.inline` are statements on one score, S[i, j] of query q (row `row` of its tensor)
-of head h with key k.
+causal & window(512)   ->   first_key: q_first - 511     end_key: q_last + 1     inner_first_key: q_last - 511 …
 """
 
 from tvm.script import tirx as T
+
+operands = ()  # stands for the operands of the spec
+held_values = ()  # nothing: every operand is read where it is needed
 
 
 def first_key(q_first, q_last, q_len, kv_len):
@@ -15,17 +15,17 @@ def first_key(q_first, q_last, q_len, kv_len):
 
 
 def end_key(q_first, q_last, q_len, kv_len):
-    """One past the last key that any of the queries q_first … q_last sees."""
+    """The key after the last that any of the queries q_first … q_last sees."""
     return kv_len
 
 
-def first_inner_key(q_first, q_last, q_len, kv_len):
+def inner_first_key(q_first, q_last, q_len, kv_len):
     """The first of the keys that all of the queries q_first … q_last see."""
     return 0
 
 
-def end_inner_key(q_first, q_last, q_len, kv_len):
-    """One past the last of the keys that all of the queries q_first … q_last see."""
+def inner_end_key(q_first, q_last, q_len, kv_len):
+    """The key after the last of those that all of the queries q_first … q_last see."""
     return kv_len
 
 
@@ -39,22 +39,26 @@ def query_offset(q_len, kv_len):
     return 0
 
 
-@T.inline
-def score_mod(S, i, j, b, h, q, row, k, q_len, kv_len, operands):
+def score_mod(score, b, h, q, row, k, q_len, kv_len, operands, held_values):
     """What happens to a score after the first scale."""
+    return score
 
 
-@T.inline
-def mask_mod(S, i, j, b, h, q, row, k, q_len, kv_len, operands):
-    """Minus infinity where a query does not see a key."""
+def mask_mod(b, h, q, row, k, q_len, kv_len, operands, held_values):
+    """Whether a query sees a key."""
+    return T.bool(True)
 
 
-@T.inline
-def inner_mask_mod(S, i, j, b, h, q, row, k, q_len, kv_len, operands):
+def inner_mask_mod(b, h, q, row, k, q_len, kv_len, operands, held_values):
     """What of mask_mod is left to be asked inside the range that every row sees."""
+    return T.bool(True)
+
+
+def sink_logit(b, h, q, row, q_len, kv_len, operands, held_values):
+    """One more logit of each row, which takes weight and gives nothing."""
+    return T.float32(0.0)
 
 
 @T.inline
-def sink_logit(X, b, h, q, row, q_len, kv_len, operands):
-    """One more logit of each row, which takes weight and gives nothing: X[0]."""
-    X[0] = T.float32(0)
+def match_operands():
+    """The buffers of operands."""
