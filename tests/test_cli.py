@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from attnopt.codegen.tvm.availability import missing
 from attnopt import __version__
 from attnopt.cli import main
+from attnopt.codegen.tvm.availability import missing
 
 
 @dataclass(frozen=True)

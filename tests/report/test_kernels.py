@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.site_kernels import SiteKernel
+from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.codegen.tvm.files import Emitted
 from attnopt.ir.site import Refusal

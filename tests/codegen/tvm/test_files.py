@@ -68,7 +68,13 @@ def test_files_of_a_kernel_run_without_attnopt(tmp_path):
 def test_decoding(tmp_path):
     made = write_decode(parse(CACHED), DecodeForm(16, 16, "float32"), host(), tmp_path, "cached")
     assert isinstance(made, Emitted)
-    assert {f.name for f in tmp_path.iterdir()} == {"cached.py", "cached_tir.py", "cached_example.py", "libcached.so", "cached.json"}
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "cached.py",
+        "cached_tir.py",
+        "cached_example.py",
+        "libcached.so",
+        "cached.json",
+    }
     q, k, v = torch.randn(2, 4, 1, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
     cache = pack_cache(CACHED, k, v)
     torch.save((q, *(x for x in vars(cache).values() if x is not None)), tmp_path / "given.pt")

@@ -31,7 +31,9 @@ def test_what_is_written_reads_back():
 
 def test_compiled_once_for_each_question(monkeypatch):
     sources = []
-    monkeypatch.setattr(kernel_cache, "compile_source", lambda source, cpu: sources.append(source) or replace(MADE, source=source))
+    monkeypatch.setattr(
+        kernel_cache, "compile_source", lambda source, cpu: sources.append(source) or replace(MADE, source=source)
+    )
     for at, asked in enumerate((
         ASKED, ASKED, ("decode", *ASKED[1:]), (*ASKED[:1], parse("softmax"), *ASKED[2:]), (*ASKED[:2], Form(16, 32), *ASKED[3:]),
         (*ASKED[:3], Tile(8, 64, 4, 4), ASKED[4]), (*ASKED[:4], named("znver2")),

@@ -63,7 +63,9 @@ def test_the_kernel_was_meant():
 def test_log_sum_exp():
     q, k, v = torch.randn(2, 4, 9, 16), torch.randn(2, 2, 9, 16), torch.randn(2, 2, 9, 16)
     right = attend(LINE, q, k, v)
-    torch.testing.assert_close(torch.ops.attnopt.tvm_attention_lse(q, k, v, [], LINE), (right.output, right.lse), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.ops.attnopt.tvm_attention_lse(q, k, v, [], LINE), (right.output, right.lse), atol=1e-5, rtol=1e-5
+    )
 
 
 @NEEDS_TVM
