@@ -26,7 +26,7 @@ from attnopt.report.inspection import InspectedSite, Inspection
 from attnopt.report.plan import Plan
 
 if TYPE_CHECKING:
-    from attnopt.codegen.triton.site_kernels import SiteKernel
+    from attnopt.codegen.site_kernels import SiteKernel
 
 
 def inspect(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None) -> Inspection:
@@ -135,18 +135,21 @@ def kernels(
     *,
     target: str,
     dtype: str | None = None,
+    cpu: str | None = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
 ) -> tuple[SiteKernel, ...]:
-    """Write for each distinct attention of a model a Triton kernel for a GPU, which need not be here.
+    """Write for each distinct attention of a model a kernel: by Triton for a GPU, which need not be here, by TVM for a CPU.
 
     dtype: of q, k and v in the kernels ("float16", "bfloat16", "float32"); default: as in the model.
-    Per kernel: a Python file that imports torch and triton only, assembly, binary, a JSON of resources, and an example. The folder
-    is made where it is missing. Returns what was written or refused, and for which sites.
+    cpu: with the target "cpu", another one than this machine's, as LLVM names it ("haswell", "apple-m1").
+    Per kernel for a GPU: a Python file that imports torch and triton only, assembly, binary, a JSON of resources, and an example.
+    For a CPU: TVMScript, a library, a Python file that calls it and needs numpy or torch and TVM's runtime, an example, a JSON, and
+    CUDA source of the same spec. The folder is made where it is missing. Returns what was written or refused, and for which sites.
     """
-    architecture = require_kernels(target)
+    machine = require_kernels(target, cpu)
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=False)
-    return emit_kernels(opened, folder, architecture, dtype)
+    return emit_kernels(opened, folder, machine, dtype)
 
 
 def calibrate(folder: str | Path | None = None, *, progress: Callable[[str, float], None] | None = None) -> Target:

@@ -179,16 +179,19 @@ def show_plan(
 def kernels(
     model: ModelPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")],
-    target: Annotated[str, typer.Option(help="A name of `attnopt targets` with a GPU.")],
+    target: Annotated[str, typer.Option(help="A name of `attnopt targets`: Triton kernels for a GPU, TVM's for cpu.")],
     dtype: Annotated[str | None, typer.Option(help="float16, bfloat16 or float32; as in the model where it is left out.")] = None,
+    cpu: Annotated[
+        str | None, typer.Option(help="With --target cpu: another CPU than this one, as LLVM names it: haswell.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a Triton kernel for each distinct attention of a model: source, assembly, binary, resources."""
+    """Write a kernel for each distinct attention of a model: source, binary, how to call it, resources."""
     from attnopt.api import kernels as write_kernels
     from attnopt.report.kernels import kernel_rows, kernel_table
 
     with redirect_stdout(sys.stderr):
-        made = write_kernels(model, output, target=target, dtype=dtype)
+        made = write_kernels(model, output, target=target, dtype=dtype, cpu=cpu)
     if as_json:
         typer.echo(json.dumps(kernel_rows(made), indent=2))
     else:

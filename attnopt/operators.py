@@ -5,10 +5,15 @@
 attnopt::triton_attention(q, k, v, operands, spec) computes a spec by the kernel that is emitted for it: on a GPU, or in Triton's
 interpreter. On CPU tensors outside of the interpreter it computes the spec's meaning in plain PyTorch, exact and slow, so that a
 model that was made for a GPU can be checked, saved and tried where there is none.
+
+attnopt::tvm_attention and attnopt::tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing by torch's. They are
+declared by their schemas, because a call through `custom_op` takes three times as long, which counts beside a short kernel.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -125,6 +130,62 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
 @triton_decode_lse.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return decoded(q, v, rest[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+LIBRARY = torch.library.Library("attnopt", "FRAGMENT")
+CACHED = (
+    "Tensor q, Tensor k, Tensor v, Tensor? k_scales, Tensor? k_zeros, Tensor? v_scales, Tensor? v_zeros, Tensor? pages, Tensor? lengths"
+)
+SCHEMAS = {
+    "tvm_attention": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
+    "tvm_attention_lse": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> (Tensor, Tensor)",
+    "tvm_decode": f"({CACHED}, Tensor[] operands, str spec) -> Tensor",
+    "tvm_decode_lse": f"({CACHED}, Tensor[] operands, str spec) -> (Tensor, Tensor)",
+}
+
+
+def tvm_attention(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str, lse: bool = False) -> Any:
+    """As triton_attention, on a CPU."""
+    from attnopt.codegen.tvm.tvm_attention import run_tvm
+
+    no_gradients("TVM", spec, q, k, v, *operands)
+    return run_tvm(q, k, v, operands, spec, lse)
+
+
+def tvm_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any, lse: bool = False) -> Any:
+    """As triton_decode, on a CPU."""
+    from attnopt.codegen.tvm.decode_attention import run_tvm_decode
+    from attnopt.ir.kv_cache import Cache
+
+    *parts, operands, spec = rest
+    no_gradients("TVM", spec, q, k, v, *operands)
+    return run_tvm_decode(q, Cache(k, v, *parts), operands, spec, lse)
+
+
+def no_gradients(kernels: str, spec: str, *tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise InputMismatch(
+            f"{kernels} kernels of attnopt have no gradient", where=spec, next_move="Call them under torch.no_grad()."
+        )
+
+
+def fake_attention(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+def fake_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    return decoded(q, v, rest[-1])
+
+
+def with_lse(fake: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    return lambda q, *rest: (fake(q, *rest), q.new_empty(q.shape[:-1], dtype=torch.float32))
+
+
+for name, schema in SCHEMAS.items():
+    run, fake = (tvm_attention, fake_attention) if name.startswith("tvm_attention") else (tvm_decode, fake_decode)
+    LIBRARY.define(f"{name}{schema}")
+    LIBRARY.impl(name, functools.partial(run, lse=True) if name.endswith("_lse") else run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"attnopt::{name}", with_lse(fake) if name.endswith("_lse") else fake, lib=LIBRARY)
 
 
 def refuse_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

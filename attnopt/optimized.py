@@ -25,7 +25,7 @@ from attnopt.report.data import Report
 from attnopt.report.plan import Plan
 
 if TYPE_CHECKING:
-    from attnopt.codegen.triton.site_kernels import SiteKernel
+    from attnopt.codegen.site_kernels import SiteKernel
 
 METADATA_KEY, PLAN_KEY = "attnopt.report", "attnopt.plan"
 ALLOWANCE = 2.0  # a loss on the few example inputs may lie above the mean that the budget bounds
@@ -76,14 +76,16 @@ class Optimized:
             )
         return target
 
-    def kernels(self, folder: str | Path, *, target: str | None = None, dtype: str | None = None) -> tuple[SiteKernel, ...]:
-        """Write a Triton kernel for each distinct attention of the model, as `attnopt kernels` does for a file.
+    def kernels(
+        self, folder: str | Path, *, target: str | None = None, dtype: str | None = None, cpu: str | None = None
+    ) -> tuple[SiteKernel, ...]:
+        """Write a kernel for each distinct attention of the model, as `attnopt kernels` does for a file.
 
         target: where the kernels shall run; default: what the model was optimised for. dtype: of q, k and v; default: the model's.
+        cpu: with the target cpu, another one than this machine's, as LLVM names it ("haswell").
         Returns what was written or refused, and for which sites. Raises UnsupportedFormat for a target without such kernels.
         """
-        architecture = require_kernels(target or self.report.target)
-        return emit_kernels(self._opened, folder, architecture, dtype)
+        return emit_kernels(self._opened, folder, require_kernels(target or self.report.target, cpu), dtype)
 
 
 def as_onnx(opened: Opened, host: FxHost, report: Report) -> tuple[OnnxHost, Plan]:

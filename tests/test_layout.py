@@ -68,7 +68,11 @@ def test_names_of_passes_and_lowerings_are_unique():
 
 
 def test_every_lowering_in_the_folder_is_in_the_tuple():
-    folders = (PACKAGE / "codegen" / "library", PACKAGE / "codegen" / "triton" / "lowerings")
+    folders = (
+        PACKAGE / "codegen" / "library",
+        PACKAGE / "codegen" / "triton" / "lowerings",
+        PACKAGE / "codegen" / "tvm" / "lowerings",
+    )
     assert {type(x).__module__ for x in LOWERINGS} == set().union(*map(units, folders))
 
 

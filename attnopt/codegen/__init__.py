@@ -15,6 +15,8 @@ from attnopt.codegen.library.wide_values import WideValues
 from attnopt.codegen.lowering import Lowering
 from attnopt.codegen.triton.lowerings.triton_decode import TritonDecode
 from attnopt.codegen.triton.lowerings.triton_prefill import TritonPrefill
+from attnopt.codegen.tvm.lowerings.tvm_decode import TvmDecode
+from attnopt.codegen.tvm.lowerings.tvm_prefill import TvmPrefill
 
 SINGLE: tuple[Lowering, ...] = (
     Sdpa(),
@@ -29,10 +31,13 @@ SINGLE: tuple[Lowering, ...] = (
 )
 # These are tried for targets with a GPU only: on a CPU they compute no more than what they mean.
 ON_GPU: tuple[Lowering, ...] = (TritonDecode(), TritonPrefill(), Summed(TritonPrefill()))
+# And these for the CPU at hand only, where TVM compiles them.
+ON_CPU: tuple[Lowering, ...] = (TvmDecode(), TvmPrefill(), Summed(TvmPrefill()))
 LOWERINGS: tuple[Lowering, ...] = (
     *SINGLE,
     *(Summed(kernel) for kernel in SINGLE),
     HeadMixing(),
     HeadMixing("onnx"),
+    *ON_CPU,
     *ON_GPU,
 )

@@ -247,7 +247,8 @@ def reads(tree: ast.AST, name: str) -> bool:
 def unread_assignments(function: ast.FunctionDef, read: set[str]) -> Iterator[ast.stmt]:
     """Statements `x = …` and `x += …` whose name nothing reads; their right sides have no effect in a kernel."""
     for node in ast.walk(function):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        one = [node.target] if isinstance(node, (ast.AugAssign, ast.AnnAssign)) else []
+        targets = node.targets if isinstance(node, ast.Assign) else one
         names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
         if names and not set(names) & read and isinstance(node, ast.stmt):
             yield node

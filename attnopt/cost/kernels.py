@@ -2,6 +2,7 @@
 
     sdpa              products on tiles, scores stay in registers; a causal mask is built in, any other is a tensor that is read
     flex, triton-…    the same, and whole blocks that the mask rules out are not visited
+    tvm-…             so too, on a CPU
     local-…           chunks of queries beside the keys of their band
     eager, ort-…      the score matrix is written and read, once or several times
 
@@ -51,15 +52,20 @@ def without_pairs(problem: Problem) -> Phase:
     return Phase("state", "eager", known.flops, 0.0, known.bytes, known.working_set, rows=problem["d"], tasks=problem.heads)
 
 
-def fused(problem: Problem, target: Target, family: str, tile: Tile, *, skips: bool, mask: float = 0.0) -> Phase:
-    """Tiles of queries go through the keys that they see. mask: bytes of one that is read as a tensor."""
-    packed = problem["h"] // problem["g"] if target.kind == "gpu" and problem["q"] < tile[0] else 1  # heads of a group as rows
+def fused(
+    problem: Problem, target: Target, family: str, tile: Tile, *, skips: bool, mask: float = 0.0, packs: bool = False
+) -> Phase:
+    """Tiles of queries go through the keys that they see. mask: bytes of one that is read as a tensor.
+
+    packs: the heads of a group are rows of one tile, where queries are few.
+    """
+    packed = problem["h"] // problem["g"] if (packs or target.kind == "gpu") and problem["q"] < tile[0] else 1
     rows, keys = min(tile[0], max(1, problem["q"])), tile[1]
     pairs = problem.heads * (problem.pairs(rows, keys) if skips else problem.all_pairs)
     read = pairs / (rows * packed) * problem.row_bytes  # each tile of queries reads the keys and values of all that it visits
     once = problem.queries_bytes + problem.keys_bytes + mask
     tasks: float = problem.heads * math.ceil(problem["q"] / rows)
-    if target.kind == "gpu" and tasks < target.units:
+    if (packs or target.kind == "gpu") and tasks < target.units:
         tasks = min(target.units, tasks * max(1.0, problem["k"] / SPLIT_KEYS))
     return Phase(
         "attention", family, flops=2.0 * pairs * (problem["d"] + problem["e"]),
@@ -97,6 +103,11 @@ def wide_values(problem: Problem, target: Target) -> list[Phase]:
 def blocks(family: str, tile: Tile) -> Callable[[Problem, Target], list[Phase]]:
     """Kernels that visit the blocks that the mask leaves and compute mask and biases inside."""
     return lambda problem, target: [fused(problem, target, family, tile, skips=True)]
+
+
+def tvm_decode(problem: Problem, target: Target) -> list[Phase]:
+    """Few queries on many keys: threads share the keys, whose stored form is widened in registers."""
+    return [fused(problem, target, "tvm-decode", (16, 128), skips=True, packs=True)]
 
 
 def local(problem: Problem, target: Target, *, runtime: str, family: str) -> list[Phase]:
@@ -210,6 +221,8 @@ KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
     "sdpa-repeated": sdpa_repeated,
     "wide-values-sdpa": wide_values,
     "flex": blocks("flex", (128, 128)),
+    "tvm-prefill": blocks("tvm", (64, 64)),
+    "tvm-decode": tvm_decode,
     "triton-prefill": blocks("triton", (128, 64)),
     "triton-decode": blocks("triton", (16, 64)),
     "local-sdpa": partial(local, runtime="torch", family="local-sdpa"),

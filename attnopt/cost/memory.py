@@ -18,7 +18,7 @@ from attnopt.ir.graph import Graph, Value
 from attnopt.ir.site import Site
 from attnopt.ir.spec import AttentionSpec
 
-FUSED = ("sdpa", "sdpa-repeated", "flex", "triton-prefill", "triton-decode", "local-sdpa")
+FUSED = ("sdpa", "sdpa-repeated", "flex", "triton-prefill", "triton-decode", "tvm-prefill", "tvm-decode", "local-sdpa")
 
 
 def cache_bytes_per_token(sites: Sequence[tuple[Site, Block]], specs: Sequence[AttentionSpec] | None = None) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attnopt.codegen import LOWERINGS, ON_GPU
+from attnopt.codegen import LOWERINGS, ON_CPU, ON_GPU
 from attnopt.codegen.lowering import Lowering
 from attnopt.cost.target import Target, read
 from attnopt.ir.graph import Value
@@ -47,7 +47,8 @@ def applicable(site: Site, host: Host, runtime: str, opset: int, kind: str = "cp
     fits: list[Lowering] = []
     refused: list[Choice] = []
     for lowering in LOWERINGS:
-        if lowering.host != host.kind or (kind != "gpu" and lowering in ON_GPU):
+        elsewhere = ON_CPU if kind == "gpu" else ON_GPU
+        if lowering.host != host.kind or lowering in elsewhere:
             continue
         refusal = lowering.supports(site, runtime)
         if refusal is None and lowering.opset > opset > 0:

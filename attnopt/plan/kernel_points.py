@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from attnopt.codegen import SINGLE
+from attnopt.codegen import ON_CPU, SINGLE
 from attnopt.codegen.lowering import Lowering
 from attnopt.codegen.spelled_out import SpelledOut
 from attnopt.cost.kernels import phases
@@ -27,7 +27,7 @@ from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
 from attnopt.plan.choose import bind, boundary, emit
 
-KERNELS: dict[str, Lowering] = {x.name: x for x in (*SINGLE, SpelledOut("torch"), SpelledOut("onnx"))}
+KERNELS: dict[str, Lowering] = {x.name: x for x in (*SINGLE, *ON_CPU[:2], SpelledOut("torch"), SpelledOut("onnx"))}
 RUNTIMES = {"torch": "torch", "onnx": "onnxruntime"}
 Sizes = tuple[tuple[str, int], ...]
 

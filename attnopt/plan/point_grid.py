@@ -35,6 +35,7 @@ BANDED = (
 FLEXIBLE = ("softcap(30.0) causal", "causal & window(128)")
 FLEX_LENGTHS = (192, 320, 512, 768, 1024)
 LATE = ("", "padding")  # for few queries on many keys: the kernels' causal masks count from the first key
+TVM_WIDTH = 64  # TVM compiles each line for a second or more: of one width it has points enough
 FEWEST = 192  # queries from which a band is worth anything
 
 
@@ -59,6 +60,10 @@ def flex_lines() -> Iterator[tuple[str, dict[str, int]]]:
             yield f"softmax scale(0.125) {mask} empty(zero)", shape_of((1, 4, 4, length, length, 64))
 
 
+def compiles_soon(kernel: str, shape: dict[str, int]) -> bool:
+    return not kernel.startswith("tvm") or shape["d"] == TVM_WIDTH
+
+
 def share(line: str, shape: dict[str, int], of: int) -> int:
     """0 … of - 1: the same for all kernels of a line, at every run and everywhere."""
     return hashlib.sha256(f"{line} {sorted(shape.items())}".encode()).digest()[0] % of
@@ -67,7 +72,7 @@ def share(line: str, shape: dict[str, int], of: int) -> int:
 def groups(*, flex: bool = True, kernels: Sequence[str] = tuple(KERNELS)) -> Iterator[list[Point]]:
     """The points of one line after the other; whether a kernel can compute one is asked when it is measured."""
     for line, shape in lines():
-        yield [point(line, shape, kernel) for kernel in kernels if kernel != "flex"]
+        yield [point(line, shape, kernel) for kernel in kernels if kernel != "flex" and compiles_soon(kernel, shape)]
     if flex:
         for line, shape in flex_lines():
             yield [point(line, shape, "flex")]

@@ -11,7 +11,10 @@ from attnopt.ir.site import Refusal
 from attnopt.report.table import table
 
 if TYPE_CHECKING:
-    from attnopt.codegen.triton.site_kernels import SiteKernel
+    from attnopt.codegen.site_kernels import SiteKernel
+
+ON_GPU = ("queries x keys, warps, stages", "registers", "shared KiB")
+ON_CPU = ("compiled for", "tile", "library, KiB")
 
 
 def kernel_rows(made: Sequence[SiteKernel]) -> list[dict[str, Any]]:
@@ -19,25 +22,26 @@ def kernel_rows(made: Sequence[SiteKernel]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for kernel in made:
         row: dict[str, Any] = {"name": kernel.name, "spec": str(kernel.spec), "sites": list(kernel.sites)}
-        if isinstance(kernel.result, Refusal):
-            row["refused"] = kernel.result.reason
-        else:
-            tile = kernel.result.tile
-            row["tile"] = [tile.block_q, tile.block_k, tile.num_warps, tile.num_stages]
-            row |= {"registers": kernel.result.registers, "shared_memory_bytes": kernel.result.shared_memory}
-        rows.append(row)
+        rows.append(row | ({"refused": kernel.result.reason} if isinstance(kernel.result, Refusal) else kernel.result.figures))
     return rows
 
 
 def kernel_table(made: Sequence[SiteKernel]) -> Any:
     if not made:
         return Text("no attention found")
-    body = table("kernel", "sites", "spec", "queries x keys, warps, stages", "registers", "shared KiB")
-    for row in kernel_rows(made):
-        if "refused" in row:
-            cells = [f"none: {row['refused']}", "", ""]
-        else:
-            q, k, warps, stages = row["tile"]
-            cells = [f"{q} x {k}, {warps}, {stages}", str(row["registers"]), f"{row['shared_memory_bytes'] / 1024:.0f}"]
-        body.add_row(*map(Text, (row["name"], str(len(row["sites"])), row["spec"], *cells)))
+    rows = kernel_rows(made)
+    body = table("kernel", "sites", "spec", *(ON_CPU if any("cpu" in row for row in rows) else ON_GPU))
+    for row in rows:
+        body.add_row(*map(Text, (row["name"], str(len(row["sites"])), row["spec"], *cells(row))))
     return body
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """The figures of a kernel under the columns of its machine."""
+    if "refused" in row:
+        return [f"none: {row['refused']}", "", ""]
+    if "cpu" in row:
+        sizes = ", ".join(f"{name} {size}" for name, size in row["tile"].items())
+        return [row["cpu"], sizes, f"{row['library']}, {row['library_bytes'] / 1024:.0f}"]
+    q, k, warps, stages = row["tile"]
+    return [f"{q} x {k}, {warps}, {stages}", str(row["registers"]), f"{row['shared_memory_bytes'] / 1024:.0f}"]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton import compile as prefill_compile
 from attnopt.codegen.triton import decode as decode_family
 from attnopt.codegen.triton import decode_compile
@@ -20,7 +21,6 @@ from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.configurations import configurations
 from attnopt.codegen.triton.decode import DecodeForm
 from attnopt.codegen.triton.decode_tiles import decode_tiles
-from attnopt.codegen.triton.emitted import load
 from attnopt.codegen.triton.prefill import Form
 from attnopt.codegen.triton.ranking import SHAPES, Question, predicted, target_of, written
 from attnopt.codegen.triton.tiles import Tile

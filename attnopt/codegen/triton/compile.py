@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from attnopt.codegen.triton.configurations import configurations
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.prefill import Form, constants, emit, expressions, from_rows
@@ -48,6 +48,12 @@ class Compiled:
     registers: int
     spills: int
     shared_memory: int
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What reports say of it."""
+        sizes = [self.tile.block_q, self.tile.block_k, self.tile.num_warps, self.tile.num_stages]
+        return {"tile": sizes, "registers": self.registers, "shared_memory_bytes": self.shared_memory}
 
     @property
     def tensor_cores(self) -> tuple[str, ...]:

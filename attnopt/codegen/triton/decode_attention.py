@@ -23,7 +23,7 @@ from attnopt.codegen.triton.availability import interpreted, missing
 from attnopt.codegen.triton.decode import DecodeForm, emit, supports
 from attnopt.codegen.triton.decode_cache import cache_problem
 from attnopt.codegen.triton.decode_tiles import INTERPRETED, block_rows, decode_tiles
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.tiles import ARCHITECTURES
 from attnopt.codegen.triton.triton_attention import architecture, operands_of
 from attnopt.errors import InputMismatch

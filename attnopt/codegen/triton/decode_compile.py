@@ -13,7 +13,7 @@ from attnopt.codegen.triton.compile import ALIGNED, TYPES, Compiled, built, last
 from attnopt.codegen.triton.decode import emit
 from attnopt.codegen.triton.decode_cache import Side, side_of
 from attnopt.codegen.triton.decode_tiles import decode_tiles
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.prefill import Form
 from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attnopt.codegen.triton.availability import interpreted, missing
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.prefill import Form, emit, supports
 from attnopt.codegen.triton.tiles import ARCHITECTURES, INTERPRETED, tiles
 from attnopt.errors import InputMismatch

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from attnopt.codegen.lowering import first_refusal
 from attnopt.codegen.operator_call import call_operator
 from attnopt.codegen.triton.decode import DecodeForm, supports
-from attnopt.codegen.triton.site_kernels import FEW, form_of
+from attnopt.codegen.site_form import FEW
+from attnopt.codegen.triton.site_kernels import form_of
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site
 

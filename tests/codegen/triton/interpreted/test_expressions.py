@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.grammar import parse_expr

@@ -6,7 +6,7 @@ import pytest
 import torch
 from packed_cases import PACKED
 
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.prefill import Form, emit, supports
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.ir.spec import parse

@@ -6,7 +6,7 @@ import pytest
 import torch
 from prefill_cases import TABLE, exact, tensors, tolerance
 
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.triton_attention import form_of, run_triton
 from attnopt.codegen.triton.prefill import emit, supports
 from attnopt.codegen.triton.tiles import Tile

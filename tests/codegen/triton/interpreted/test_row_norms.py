@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.prefill import emit, supports
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.codegen.triton.triton_attention import form_of

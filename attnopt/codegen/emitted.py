@@ -1,6 +1,6 @@
-"""Load an emitted file without writing it: Triton reads the source of a kernel through `linecache`, so it must be found there.
+"""Load an emitted file without writing it: Triton and TVM read the source of a kernel through `linecache`, so it must be found there.
 
-    load(source)   ->   a module with `attention` and the kernel; equal sources give one module
+load(source)   ->   a module with `attention` and the kernel; equal sources give one module
 """
 
 from __future__ import annotations
@@ -20,6 +20,6 @@ def load(source: str) -> ModuleType:
     linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
     module = ModuleType(name)
     module.__file__ = path
-    sys.modules[name] = module  # Triton resolves the globals of a kernel through its module
+    sys.modules[name] = module  # both resolve the globals of a kernel through its module
     exec(compile(source, path, "exec"), module.__dict__)
     return module

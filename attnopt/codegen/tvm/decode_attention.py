@@ -1,0 +1,116 @@
+"""Run a spec on a cache by the kernel that is emitted for it: what stands behind the operator attnopt::tvm_decode.
+
+    run_tvm_decode(q, pack_cache(line, k, v), [], "softmax scale(0.1) cache(k=int8, v=int8)")   ->   o [B, H, Q, E]
+
+As `tvm_attention`, for few queries on many keys, which may be stored as int8 or int4, in pages, each sequence of its own length.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnopt.codegen.triton.decode import DecodeForm
+from attnopt.codegen.triton.decode_cache import cache_problem
+from attnopt.codegen.tvm.availability import missing, say_once
+from attnopt.codegen.tvm.cpu import host
+from attnopt.codegen.tvm.decode import emit, supports
+from attnopt.codegen.tvm.decode_tiles import decode_tile
+from attnopt.codegen.tvm.kernel_cache import compiled
+from attnopt.codegen.tvm.tvm_attention import ELSEWHERE, Ready, call, read, rows, runnable, typed
+from attnopt.errors import InputMismatch
+from attnopt.ir.kv_cache import Cache, attend_cache
+from attnopt.ir.site import Refusal
+from attnopt.ir.spec import AttentionSpec
+
+PARTS = tuple(field.name for field in fields(Cache))
+Described = tuple[torch.Size, torch.dtype] | None
+
+
+def run_tvm_decode(q: Tensor, cache: Cache, tensors: Sequence[Tensor], spec: str, lse: bool = False) -> Any:
+    """q [B, H, Q, D] against a cache, as `attend_cache` defines it -> o [B, H, Q, E] in q's dtype; with lse also float32 [B, H, Q].
+
+    tensors in the order of the spec's operands. Raises InputMismatch where shapes do not fit, numbers of tokens or pages lie beyond
+    the cache, tensors are not on a CPU, or the family refuses. Inference only.
+    """
+    parts = [getattr(cache, name) for name in PARTS]
+    described = tuple(None if x is None else (x.shape, x.dtype) for x in parts)
+    found = ready(spec, (q.shape, q.dtype), described, tuple(x.dtype for x in tensors), q.device.type, lse)
+    within(cache, spec)
+    if isinstance(found.kernel, Refusal):
+        return by_reference(q, cache, tensors, found.spec, lse)
+    o = torch.empty((*q.shape[:3], value_width(cache.v.shape[3], found.spec)), dtype=q.dtype)
+    outputs = (o, torch.empty(q.shape[:3], dtype=torch.float32)) if lse else (o,)
+    if o.numel():
+        call(found.kernel, (rows(q), *(rows(x) for x in parts if x is not None), *tensors, *outputs), spec)
+    return outputs if lse else o
+
+
+@functools.lru_cache(maxsize=1024)
+def ready(
+    spec: str,
+    q: tuple[torch.Size, torch.dtype],
+    parts: tuple[Described, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: str,
+    lse: bool,
+) -> Ready:
+    """The kernel for tensors of these shapes and types, which are checked. Raises InputMismatch."""
+    if device != "cpu":
+        raise InputMismatch(
+            f"TVM's kernels run on a CPU, not on '{device}'", where=spec, next_move="Move the tensors with .cpu()."
+        )
+    parsed = read(spec)
+    queries = torch.empty(q[0], dtype=q[1], device="meta")
+    given = [None if part is None else torch.empty(part[0], dtype=part[1], device="meta") for part in parts]
+    cache = Cache(**dict(zip(PARTS, given, strict=True)))
+    if queries.ndim != 4 or cache.v.ndim != 4:
+        raise InputMismatch(f"q has {queries.ndim} dimensions", where=str(tuple(q[0])), next_move="Give [B, H, Q, D].")
+    operands = tuple((name, typed(x)) for name, x in zip(parsed.operands, dtypes, strict=True))
+    width = value_width(cache.v.shape[3], parsed)
+    form = DecodeForm(q[0][3], width, typed(q[1]), operands, lse, lengths=cache.lengths is not None)
+    if (refused := supports(parsed, form)) is not None:
+        raise InputMismatch(str(refused), where=spec, next_move=ELSEWHERE)
+    if (problem := cache_problem(parsed, form, queries, cache)) is not None:
+        raise InputMismatch(
+            problem, where=str(parsed.cache or parsed), next_move="attnopt.ir.kv_cache.pack_cache makes a cache that fits."
+        )
+    heads, ratio = q[0][1], math.gcd(q[0][1] // cache.k.shape[1], q[0][1] // cache.v.shape[1])
+    return Ready(parsed, kernel(parsed, form, q[0][2] * (ratio if heads else 1)))
+
+
+@functools.lru_cache(maxsize=256)
+def kernel(spec: AttentionSpec, form: DecodeForm, count: int) -> Any:
+    """The compiled kernel of a spec on this machine, for so many rows that share their keys; why not, where there is none."""
+    if (reason := missing()) is not None:
+        say_once(reason)
+        return Refusal(reason)
+    tile = decode_tile(host(), count)
+    return runnable(compiled("decode", spec, form, tile, host(), lambda: emit(spec, form, tile, host())))
+
+
+def within(cache: Cache, spec: str) -> None:
+    """Numbers that a kernel follows into memory must lie in it."""
+    for name, x, end in (
+        ("pages", cache.pages, cache.k.shape[0]),
+        ("lengths", cache.lengths, cache.k.shape[2] * (1 if cache.pages is None else cache.pages.shape[1]) + 1),
+    ):
+        if x is not None and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < end:
+            raise InputMismatch(f"{name} lie outside of 0 … {end - 1}", where=spec, next_move=f"Give {name} of this cache.")
+
+
+def by_reference(q: Tensor, cache: Cache, tensors: Sequence[Tensor], spec: AttentionSpec, lse: bool) -> Any:
+    made = attend_cache(spec, q.float(), cache, **dict(zip(spec.operands, tensors, strict=True)))
+    output = made.output.to(q.dtype).contiguous()
+    return (output, made.lse) if lse else output
+
+
+def value_width(stored: int, spec: AttentionSpec) -> int:
+    """E, where v holds rows of `stored` as the spec stores them."""
+    return stored * (2 if spec.cache is not None and spec.cache.word("v") == "int4" else 1)

@@ -1,0 +1,41 @@
+"""How the decode family cuts its work: rows and keys whose sums stand in registers, and keys of a block.
+
+    tile_for(named("sapphirerapids"), form, rows=4)   ->   DecodeTile(rows=4, keys=4, block=128, lanes=16)
+
+Sums of rows x keys fill half of the registers (half of 32 with AVX-512, of 16 without); the other half holds what is multiplied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnopt.codegen.tvm.cpu import Cpu
+
+BLOCK = 128
+MOST_ROWS = 8
+
+
+@dataclass(frozen=True)
+class DecodeTile:
+    """rows: of queries that are multiplied at once. keys: at once with them. block: keys between two rescalings.
+
+    lanes: float32 of a vector.
+    """
+
+    rows: int
+    keys: int
+    block: int = BLOCK
+    lanes: int = 16
+
+    @property
+    def sums(self) -> int:
+        """Vectors of sums at once."""
+        return self.rows * self.keys
+
+
+def decode_tile(cpu: Cpu, rows: int) -> DecodeTile:
+    """The tile for so many rows that share their keys."""
+    lanes = cpu.vector_bytes // 4
+    sums = 16 if cpu.vector_bytes == 64 or cpu.architecture == "aarch64" else 8
+    held = min(1 << (rows - 1).bit_length(), MOST_ROWS, sums)
+    return DecodeTile(held, sums // held, lanes=lanes)

@@ -1,1 +1,0 @@
-"""Kernel families as templates: ordinary Python files of TVMScript, specialised by their text."""

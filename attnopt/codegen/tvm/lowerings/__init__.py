@@ -1,0 +1,1 @@
+"""TVM kernels in the graphs of models: each family that a torch model can call on a CPU."""
