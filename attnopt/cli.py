@@ -185,7 +185,9 @@ def kernels(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")],
     target: Annotated[str, typer.Option(help="A name of `attnopt targets`: Triton kernels for a GPU, TVM's for cpu.")],
     dtype: Annotated[str | None, typer.Option(help="float16, bfloat16 or float32; as in the model where it is left out.")] = None,
-    cpu: Annotated[str | None, typer.Option(help="With --target cpu: another CPU than this one, as LLVM names it: haswell.")] = None,
+    cpu: Annotated[
+        str | None, typer.Option(help="With --target cpu: another CPU than this one, as LLVM names it: haswell.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a kernel for each distinct attention of a model: source, binary, how to call it, resources."""

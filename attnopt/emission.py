@@ -1,6 +1,6 @@
 """Write the kernels of an opened model: what `attnopt.kernels`, `Optimized.kernels` and the command line do alike.
 
-    target h200   ->   Triton kernels, compiled for sm_90          target cpu   ->   TVM kernels, compiled for this machine
+target h200   ->   Triton kernels, compiled for sm_90          target cpu   ->   TVM kernels, compiled for this machine
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs CUDA source on a CPU, slowly: each thread of a block is a thread, a barrier stands for __syncthreads, blocks run one by one.
 
-    run(source, (blocks of queries, heads, batch), 64, {"q_ptr": q, "s_qb": q.stride(0), …}, folder)
+run(source, (blocks of queries, heads, batch), 64, {"q_ptr": q, "s_qb": q.stride(0), …}, folder)
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from attnopt import __version__
 from attnopt.cli import main
+from attnopt.codegen.tvm.availability import missing
 
 
 @dataclass(frozen=True)
@@ -315,8 +316,25 @@ def test_kernels_are_written(attnopt, tmp_path):
     }  # fmt: skip
 
 
-def test_kernels_need_a_gpu_as_target(attnopt, tmp_path):
-    ended = attnopt("kernels", write_attention(tmp_path / "m.onnx"), "--target", "cpu", "-o", tmp_path / "made")
-    assert (ended.code, ended.out) == (2, "")
-    assert ended.err == "UnsupportedFormat: there are no Triton kernels for 'cpu'. Name a target with a GPU: h200.\n"
-    assert not (tmp_path / "made").exists()
+@pytest.mark.skipif(missing() is not None, reason="TVM is not installed")
+def test_kernels_for_a_cpu(attnopt, tmp_path):
+    model = write_attention(tmp_path / "m.onnx")
+    ended = attnopt("kernels", model, "--target", "cpu", "--cpu", "haswell", "-o", tmp_path / "made")
+    assert ended.code == 0
+    assert "attention_0  1      softmax heads(4) width(16) scale(0.25)" in ended.out
+    assert "haswell" in ended.out
+    assert {f.name for f in (tmp_path / "made").iterdir()} == {
+        "attention_0.py", "attention_0_tir.py", "attention_0_example.py", "libattention_0.so", "attention_0.json", "attention_0.cu",
+    }  # fmt: skip
+
+
+def test_kernels_for_no_machine(attnopt, tmp_path):
+    model = write_attention(tmp_path / "m.onnx")
+    for arguments, said in (
+        (("cpu", "--cpu", "pentium"), "UnknownTarget: 'pentium' is not a target."),
+        (("h200", "--cpu", "haswell"), "UnsupportedFormat: 'h200' is no CPU, and 'haswell' names one. Name the target cpu."),
+    ):
+        ended = attnopt("kernels", model, "--target", *arguments, "-o", tmp_path / "made")
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err.startswith(said)
+        assert not (tmp_path / "made").exists()

@@ -1,4 +1,6 @@
-"""Operators of torch whose kernels are emitted: on a CPU each computes the reference, traces to the right shapes, and has no gradient."""
+"""Operators of torch whose kernels are emitted: on a CPU each computes the reference (TVM's by its kernels, where it is installed), traces
+to the right shapes, and has no gradient.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,8 @@ def calls():
         "triton_attention": ((q, k, v, [table], line), (plain.output, plain.lse)),
         "triton_attention_packed": ((rows, keys, values, STARTS, STARTS, [], "softmax causal"), joined),
         "triton_decode": ((wide, *vars(cache).values(), [], CACHED), (held.output, held.lse)),
+        "tvm_attention": ((q, k, v, [table], line), (plain.output, plain.lse)),
+        "tvm_decode": ((wide, *vars(cache).values(), [], CACHED), (held.output, held.lse)),
     }
 
 

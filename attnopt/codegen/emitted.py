@@ -1,6 +1,6 @@
 """Load an emitted file without writing it: Triton and TVM read the source of a kernel through `linecache`, so it must be found there.
 
-    load(source)   ->   a module with `attention` and the kernel; equal sources give one module
+load(source)   ->   a module with `attention` and the kernel; equal sources give one module
 """
 
 from __future__ import annotations

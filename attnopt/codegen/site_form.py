@@ -1,6 +1,6 @@
 """What a kernel of a site is compiled for, and whether it is one for few queries on many keys, in whatever language.
 
-    q [.., 64] float16, padding bool   ->   Form(64, 64, "float16", (("padding", "bool"),))
+q [.., 64] float16, padding bool   ->   Form(64, 64, "float16", (("padding", "bool"),))
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attnopt.codegen.site_kernels import SiteKernel
 from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.tiles import Tile
+from attnopt.codegen.tvm.files import Emitted
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import parse
 from attnopt.report.kernels import kernel_rows, kernel_table
@@ -24,6 +25,17 @@ def test_table():
         "attention_1  1      sigmoid         none: the normaliser is sigmoid, not softmax",
     ]
     assert as_text(kernel_table(())) == "no attention found"
+
+
+def test_a_cpu_has_columns_of_its_own():
+    result = Emitted("haswell", {"block_q": 24, "block_k": 64}, "libattention_0.so", 59392, ("attention_0.py",))
+    made = (SiteKernel("attention_0", parse("softmax causal"), ("a",), result), MADE[1])
+    assert as_text(kernel_table(made)).splitlines() == [
+        "kernel       sites  spec            compiled for                                  tile                    library, KiB         ",
+        "attention_0  1      softmax causal  haswell                                       block_q 24, block_k 64  libattention_0.so, 58",
+        "attention_1  1      sigmoid         none: the normaliser is sigmoid, not softmax",
+    ]
+    assert kernel_rows(made)[0]["library_bytes"] == 59392
 
 
 def test_rows():

@@ -54,11 +54,18 @@ def run_tvm_decode(q: Tensor, cache: Cache, tensors: Sequence[Tensor], spec: str
 
 @functools.lru_cache(maxsize=1024)
 def ready(
-    spec: str, q: tuple[torch.Size, torch.dtype], parts: tuple[Described, ...], dtypes: tuple[torch.dtype, ...], device: str, lse: bool
+    spec: str,
+    q: tuple[torch.Size, torch.dtype],
+    parts: tuple[Described, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: str,
+    lse: bool,
 ) -> Ready:
     """The kernel for tensors of these shapes and types, which are checked. Raises InputMismatch."""
     if device != "cpu":
-        raise InputMismatch(f"TVM's kernels run on a CPU, not on '{device}'", where=spec, next_move="Move the tensors with .cpu().")
+        raise InputMismatch(
+            f"TVM's kernels run on a CPU, not on '{device}'", where=spec, next_move="Move the tensors with .cpu()."
+        )
     parsed = read(spec)
     queries = torch.empty(q[0], dtype=q[1], device="meta")
     given = [None if part is None else torch.empty(part[0], dtype=part[1], device="meta") for part in parts]
@@ -71,7 +78,9 @@ def ready(
     if (refused := supports(parsed, form)) is not None:
         raise InputMismatch(str(refused), where=spec, next_move=ELSEWHERE)
     if (problem := cache_problem(parsed, form, queries, cache)) is not None:
-        raise InputMismatch(problem, where=str(parsed.cache or parsed), next_move="attnopt.ir.kv_cache.pack_cache makes a cache that fits.")
+        raise InputMismatch(
+            problem, where=str(parsed.cache or parsed), next_move="attnopt.ir.kv_cache.pack_cache makes a cache that fits."
+        )
     heads, ratio = q[0][1], math.gcd(q[0][1] // cache.k.shape[1], q[0][1] // cache.v.shape[1])
     return Ready(parsed, kernel(parsed, form, q[0][2] * (ratio if heads else 1)))
 

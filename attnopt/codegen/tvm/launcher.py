@@ -1,6 +1,6 @@
 """The Python file that calls a compiled kernel without attnopt: numpy or torch, and TVM's runtime.
 
-    launcher(spec, form, cpu, "attention_0", arguments, library)   ->   a file whose `attention(q, k, v, padding)` calls libattention_0.so
+launcher(spec, form, cpu, "attention_0", arguments, library)   ->   a file whose `attention(q, k, v, padding)` calls libattention_0.so
 """
 
 from __future__ import annotations
@@ -73,10 +73,20 @@ q = torch.randn(batch, heads, q_len, {form.width}, dtype=torch.{form.dtype})
 
 
 def launcher(spec: AttentionSpec, form: Form, cpu: Cpu, name: str, arguments: list[str], library: str) -> str:
-    keys = f"k [B, G, K, {form.width}], v [B, G, K, {form.value_width}]" if spec.cache is None else "k and v as the cache stores them"
+    keys = (
+        f"k [B, G, K, {form.width}], v [B, G, K, {form.value_width}]"
+        if spec.cache is None
+        else "k and v as the cache stores them"
+    )
     shapes = f"q [B, H, Q, {form.width}] {form.dtype}, {keys}; numpy arrays or torch tensors, in any strides."
     return TEXT.format(
-        spec=spec, name=name, cpu=cpu.name, arguments=", ".join(arguments), value_width=form.value_width, shapes=shapes, linking="" if library.endswith(".so") else LINKING.format(name=name, library=library)
+        spec=spec,
+        name=name,
+        cpu=cpu.name,
+        arguments=", ".join(arguments),
+        value_width=form.value_width,
+        shapes=shapes,
+        linking="" if library.endswith(".so") else LINKING.format(name=name, library=library),
     )
 
 

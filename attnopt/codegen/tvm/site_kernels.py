@@ -1,6 +1,6 @@
 """The TVM kernels of a whole model (see codegen/site_kernels).
 
-    write_kernels(sites, host(), folder)   ->   attention_0_tir.py attention_0.so attention_0.py … for each distinct attention
+write_kernels(sites, host(), folder)   ->   attention_0_tir.py attention_0.so attention_0.py … for each distinct attention
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def bound(kernel: Callable[..., None], form: Form) -> Callable[[], None]:
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, form.dtype)
     q, k, v = (
-        torch.randn(1, HEADS, LENGTH, width, generator=generator).to(dtype) for width in (form.width, form.width, form.value_width)
+        torch.randn(1, HEADS, LENGTH, width, generator=generator).to(dtype)
+        for width in (form.width, form.width, form.value_width)
     )
     o = torch.empty(1, HEADS, LENGTH, form.value_width, dtype=dtype)
     follow_torch()

@@ -78,7 +78,9 @@ def rows(x: Tensor) -> Tensor:
 def check(spec: str, q: torch.Size, k: torch.Size, v: torch.Size, device: str) -> None:
     """Raises InputMismatch where the shapes do not fit; those that fit are remembered."""
     if device != "cpu":
-        raise InputMismatch(f"TVM's kernels run on a CPU, not on '{device}'", where=spec, next_move="Move the tensors with .cpu().")
+        raise InputMismatch(
+            f"TVM's kernels run on a CPU, not on '{device}'", where=spec, next_move="Move the tensors with .cpu()."
+        )
     check_shapes(read(spec), *(torch.empty(shape, device="meta") for shape in (q, k, v)))
     if k[2] == 0:
         raise InputMismatch("there are no keys", where=f"k {list(k)}", next_move="Give at least one.")

@@ -19,6 +19,7 @@ from attnopt.ir.site import Refusal
 
 pytest.importorskip("tvm", reason="TVM is not installed")
 
+
 @pytest.fixture(scope="module")
 def made():
     return compile_source(SOURCE, host())

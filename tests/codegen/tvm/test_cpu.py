@@ -9,7 +9,9 @@ import pytest
 from attnopt.codegen.tvm.cpu import AARCH64, CPUS, FLAGS, X86_64, detected, host, named
 from attnopt.errors import UnknownTarget
 
-LINUX = "processor : 0\nvendor_id : {}\nmodel name : some\nflags : fpu sse4_2 bmi2 avx2 fma f16c {}\n\nprocessor : 1\nflags : fpu\n"
+LINUX = (
+    "processor : 0\nvendor_id : {}\nmodel name : some\nflags : fpu sse4_2 bmi2 avx2 fma f16c {}\n\nprocessor : 1\nflags : fpu\n"
+)
 AVX512 = "avx512f avx512bw avx512dq avx512vl avx512cd"
 CACHES = {1: 32768, 2: 524288, 3: 2**25}
 NEEDS_TVM = pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="TVM is not installed")
@@ -47,7 +49,11 @@ def test_what_a_machine_has_besides_is_said_to_llvm():
 
 
 def test_systems_that_list_nothing():
-    assert detected("", X86_64, "Darwin", {}, "AVX2").target == {"kind": "llvm", "mcpu": "haswell", "mtriple": "x86_64-apple-macos"}
+    assert detected("", X86_64, "Darwin", {}, "AVX2").target == {
+        "kind": "llvm",
+        "mcpu": "haswell",
+        "mtriple": "x86_64-apple-macos",
+    }
     assert detected("", X86_64, "Windows", {}, "AVX512").name == "skylake-avx512"
     assert detected("", X86_64, "Linux", {}, "DEFAULT").name == "x86-64"
     mac = detected("", AARCH64, "Darwin", {}, "DEFAULT")

@@ -18,7 +18,16 @@ from attnopt.ir.spec import parse
 
 pytest.importorskip("tvm", reason="TVM is not installed")
 
-TRIED = ("grouped", "window_and_padding", "bias_and_mask", "sink_per_head", "first_row_mean", "last_queries", "causal_buckets", "half")
+TRIED = (
+    "grouped",
+    "window_and_padding",
+    "bias_and_mask",
+    "sink_per_head",
+    "first_row_mean",
+    "last_queries",
+    "causal_buckets",
+    "half",
+)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
@@ -34,7 +43,11 @@ def test_numbers(name, tmp_path):
     named = {"q": q, "k": k, "v": v, "o": o} | {buffer_name(x): rest[x] for x in spec.operands}
     values = {f"{x}_ptr": tensor for x, tensor in named.items()}
     values |= {"n_b": q.shape[0], "n_h": q.shape[1], "n_g": k.shape[1], "n_e": v.shape[1], "n_q": q.shape[2], "n_k": k.shape[2]}
-    values |= {f"s_{x}{axis}": named[x].stride(at) for x, axes in (("q", "bhm"), ("k", "bhn"), ("v", "bhn")) for at, axis in enumerate(axes)}
+    values |= {
+        f"s_{x}{axis}": named[x].stride(at)
+        for x, axes in (("q", "bhm"), ("k", "bhn"), ("v", "bhn"))
+        for at, axis in enumerate(axes)
+    }
     strides = ([(f"{part}_{buffer_name(x)}_{at}", number) for at, number in enumerate(numbers)]
                for x in spec.operands for part, numbers in (("s", rest[x].stride()), ("n", rest[x].shape)))  # fmt: skip
     values |= dict(chain.from_iterable(strides))

@@ -91,8 +91,8 @@ def test_kernels_written_out(fast, tmp_path):
     assert same == made
     files = {path.name: path.read_bytes() for path in (tmp_path / "kernels").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "same").iterdir()}
-    with pytest.raises(UnsupportedFormat, match="there are no Triton kernels for 'cpu'"):
-        fast.kernels(tmp_path / "none", target="cpu")
+    with pytest.raises(UnsupportedFormat, match="'h200' is no CPU"):
+        fast.kernels(tmp_path / "none", cpu="haswell")
     assert not (tmp_path / "none").exists()
 
 

@@ -1,0 +1,1 @@
+"""What cpu_attention.py measures: cases, contenders, and the table."""
