@@ -16,6 +16,7 @@ from attnopt.codegen.triton.row_norms import NORMS, factor_line, gain_arguments,
 from attnopt.codegen.triton.row_norms import refusal as norm_refusal
 from attnopt.ir.ranges import Range, extreme, key_range
 from attnopt.codegen.specialise import Slot, Value, specialise
+from attnopt.codegen.prefill_form import DTYPES, WIDEST, Form, expressions, from_rows, positive_scale
 from attnopt.codegen.template import joined
 from attnopt.codegen.triton.tiles import SPLIT, Tile
 from attnopt.ir.clause import Clause
@@ -26,8 +27,6 @@ from attnopt.runtime.flex_source import SCORE_TERMS, leading_scale
 
 PARTS = ("prefill_holes", "prefill_blocks", "prefill_norms", "prefill", "prefill_launch")
 IMPORTS = ("import torch", "import triton", "import triton.language as tl")
-WIDEST = 256
-DTYPES = ("float32", "float16", "bfloat16")
 SPECIAL = ("offset", "sink", "shared", "qk_norm")  # slots beyond the plain ones that the template has a place for
 MODS = {
     "relu": "tl.maximum({}, 0.0)", "tanh": "tanh({})", "square": "{0} * {0}", "silu": "{0} * tl.sigmoid({0})", "exp": "tl.exp({})",
@@ -35,22 +34,6 @@ MODS = {
 }  # fmt: skip
 LOG2E = math.log2(math.e)
 POSITIONS = "b, h, q, row, k, m_k, q_len, kv_len, operands"
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a kernel is compiled for besides the spec: widths of q and v rows, types of q, k, v and of each operand, outputs.
-
-    packed: sequences of any lengths stand one after the other. limits: the largest magnitude in an operand, where it is known.
-    """
-
-    width: int
-    value_width: int
-    dtype: str = "float16"
-    operands: tuple[tuple[str, str], ...] = ()
-    lse: bool = False
-    packed: bool = False
-    limits: tuple[tuple[str, float], ...] = ()
 
 
 def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
@@ -75,24 +58,6 @@ def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
 
 def printer_for(spec: AttentionSpec, form: Form) -> Printer:
     return Printer(dict(form.operands), from_zero=spec.offset is None)
-
-
-def expressions(spec: AttentionSpec) -> list[Expr]:
-    """Every expression that a kernel evaluates."""
-    found = [c.expr(0) for c in spec.score if c.name in ("scale", "add")]
-    found += [] if spec.mask is None else [spec.mask]
-    return found + [c.expr(0) for c in (spec.sink, spec.offset) if c is not None]
-
-
-def from_rows(spec: AttentionSpec) -> AttentionSpec:
-    """Without an offset a row is the position of its query: one name for both."""
-    if spec.offset is not None:
-        return spec
-    same: dict[str, Expr] = {"row": Index("q")}
-    score = tuple(Clause(c.name, (substitute(c.expr(0), same),)) if c.name in ("scale", "add") else c for c in spec.score)
-    sink = None if spec.sink is None else Clause("sink", (substitute(spec.sink.expr(0), same),))
-    mask = None if spec.mask is None else substitute(spec.mask, same)
-    return spec.with_(score=score, sink=sink, mask=mask)
 
 
 def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> str:
@@ -160,12 +125,6 @@ def pieces(width: int) -> tuple[int, int]:
         return main, 0
     rest = max(16, 1 << (width - main - 1).bit_length())
     return (main, rest) if rest < main else (2 * main, 0)
-
-
-def positive_scale(spec: AttentionSpec) -> tuple[float, tuple[Clause, ...]]:
-    """The first scale and the terms after it; one that turns the order of scores round is a term like others."""
-    scale, terms = leading_scale(spec)
-    return (scale, terms) if scale > 0 else (1.0, spec.score)
 
 
 def hole(name: str, parameters: str, docstring: str, body: list[str]) -> dict[str, str]:

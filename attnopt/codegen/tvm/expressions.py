@@ -18,6 +18,8 @@ from attnopt.ir.expr import Expr, Load, Term
 RESERVED = frozenset(
     "b h q k v o row score lse distance batch heads q_len kv_len key_heads value_heads q_first q_last x i j d e n T tvm math"
     " attention k_scales k_zeros v_scales v_zeros lengths held tiles mask_mod score_mod bucket exp exp2 tanh sigmoid"
+    " seen edges high tile top total decay rows turn mean empty position weight power fall rise new safe share logit sink unit walk"
+    " scores weights values between start stop edge keys channels held_whole tiles_whole held_values operands given log sum"
     " False None True and as assert async await break class continue def del elif else except finally for from global if import in"
     " is lambda nonlocal not or pass raise return try while with yield".split()
 )
@@ -30,7 +32,7 @@ class Printer(ExpressionPrinter):
     machines = "CPUs"
     binding = Binding(comparison=0, disjunction=1, conjunction=2, negation=5)
     calls = {
-        "abs": "abs", "exp": "exp", "log": "T.log", "sqrt": "T.sqrt", "sin": "T.sin", "cos": "T.cos", "tanh": "tanh",
+        "abs": "T.abs", "exp": "exp", "log": "T.log", "sqrt": "T.sqrt", "sin": "T.sin", "cos": "T.cos", "tanh": "tanh",
         "sigmoid": "sigmoid", "min": "T.min", "max": "T.max", "floor": "T.floor",
     }  # fmt: skip
     infix = {**ExpressionPrinter.infix, "not": "~"}
@@ -72,7 +74,7 @@ def bucket_function(term: Term, name: str) -> str:
     n, ratio = int(term.args[0]), float(term.args[1])
     both = term.name == "bucket"
     steps = [f'T.cast(distance >= {limit}, "int32")' for limit in thresholds(n, ratio)]
-    lines = [f"def {name}(q, k):", f'    """{term}"""', f"    distance = {'abs(k - q)' if both else 'T.max(q - k, 0)'}",
+    lines = [f"def {name}(q, k):", f'    """{term}"""', f"    distance = {'T.abs(k - q)' if both else 'T.max(q - k, 0)'}",
              f"    place = T.min(distance, {n})", *(f"    place += {step}" for step in steps)]  # fmt: skip
     lines.append(f"    return place + T.Select(k > q, {2 * n}, 0)" if both else "    return place")
     return "\n".join(lines) + "\n"

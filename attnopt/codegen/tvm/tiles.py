@@ -1,0 +1,40 @@
+"""Tiles of the family for many queries by vector width: the first is a judgement that holds on most machines, the rest are tried besides.
+
+    tiles(named("haswell"), Form(64, 64))   ->   (Tile(block_q=24, block_k=64, keys=4, channels=4), …)
+
+The accumulators of a tile stay in registers: keys (channels) x block_q floats, at most 1024 bytes, which is what TVM keeps on the
+stack, and as many vectors as the machine has beside those of the other operand (16 of AVX-512's 32; 12 of AVX2's 16).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnopt.codegen.prefill_form import Form
+from attnopt.codegen.tvm.cpu import Cpu
+
+STACK = 1024  # bytes of a buffer up to which TVM does not take it from the heap
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries of an item, side by side in vectors; keys of a step; keys and channels of the output in registers at a time."""
+
+    block_q: int
+    block_k: int
+    keys: int
+    channels: int
+
+
+BY_VECTOR = {
+    64: ((64, 64, 4, 4), (64, 128, 4, 4), (48, 64, 4, 4), (32, 64, 8, 8), (32, 64, 4, 4), (16, 64, 8, 8)),
+    32: ((24, 64, 4, 4), (16, 60, 6, 4), (24, 128, 4, 4), (16, 64, 4, 4), (8, 64, 8, 8)),
+    16: ((12, 64, 4, 4), (8, 64, 8, 8), (12, 128, 4, 4), (4, 64, 8, 8)),
+}  # bytes of a vector -> block_q, block_k, keys, channels
+WIDE_REGISTERS = {16: ((16, 64, 4, 4), (24, 64, 4, 4), (12, 64, 4, 4))}  # NEON has 32 of them
+
+
+def tiles(cpu: Cpu, form: Form) -> tuple[Tile, ...]:
+    """The tiles to try, best first."""
+    neon = cpu.vector_bytes == 16 and cpu.has("neon")
+    return tuple(Tile(*sizes) for sizes in (WIDE_REGISTERS if neon else BY_VECTOR)[cpu.vector_bytes])
