@@ -35,6 +35,7 @@ bench: install
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/window.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budget.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cpu_attention.py
 
 # On a machine with a GPU, where torch and Triton are those of the GPU; says so and does nothing elsewhere.
 bench-gpu:
