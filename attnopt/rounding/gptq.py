@@ -53,10 +53,12 @@ class Gptq:
         diagonal = h.diagonal()
         order = diagonal.argsort(descending=True, stable=True) if self.by_activation else torch.arange(inputs)
         width = format.group or inputs
-        grid = spread(self.gridding.grid(w, format, diagonal if bool(diagonal.sum() > 0) else None), width, inputs)
         fixed = self.by_activation or format.group == 0
+        steps, zeros = torch.ones_like(w), torch.full_like(w, float(format.middle))
+        if fixed:
+            importance = diagonal if bool(diagonal.sum() > 0) else None
+            steps, zeros = (x[:, order] for x in spread(self.gridding.grid(w, format, importance), width, inputs))
         w, h = w[:, order], h[order][:, order]
-        steps, zeros = (x[:, order] for x in grid)
         upper = inverse_factor(h, self.damping)
         codes = torch.empty(w.shape, dtype=torch.uint8)
         for start in range(0, inputs, self.block):

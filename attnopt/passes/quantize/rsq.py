@@ -131,8 +131,7 @@ def size(node: Node) -> int:
 
 
 def layers_of(group: Group) -> list[tuple[Site, Sequence[Node]]]:
-    """Each attention with the linear layers from its first projection up to the next attention's; those after the last o_proj end with
-    the layer that is added to the residual stream last."""
+    """Each attention with the linear layers from its first projection up to the next attention's, or to the last writer of the stream."""
     order = {n: i for i, n in enumerate(group.host.graph.nodes)}
     starts = []
     for site, block in zip(group.sites, group.blocks, strict=True):
@@ -140,7 +139,7 @@ def layers_of(group: Group) -> list[tuple[Site, Sequence[Node]]]:
         if first:
             starts.append((min(first), site))
     starts.sort(key=lambda s: s[0])
-    ends = [*[at for at, _ in starts[1:]], last_of(group, order)][: len(starts)]
+    ends = [*(at for at, _ in starts[1:]), last_of(group, order)][: len(starts)]
     made: list[tuple[Site, Sequence[Node]]] = []
     for (start, site), end in zip(starts, ends, strict=True):
         made.append((site, tuple(n for n in group.linears if n in order and start <= order[n] < end)))
