@@ -8,6 +8,7 @@ model does not allow it, the next lets torch decide every dimension on its own, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -68,8 +69,19 @@ def is_cached(leaf: Tensor) -> bool:
     return leaf.ndim == 4 and leaf.is_floating_point()
 
 
-def holds_cache(arguments: Mapping[str, Any]) -> bool:
-    return any("past" in name and is_cached(leaf) for _, name, leaf in named_leaves(arguments))
+def cached_leaves(arguments: Mapping[str, Any]) -> frozenset[int]:
+    """Positions of the leaves that are keys or values of past tokens.
+
+    By name (past_key_values), or, beside an input of one token, in pairs of equal batch, heads and length: a decoding step that takes
+    its cache as plain tensors, whatever they are called.
+    """
+    tensors = list(named_leaves(arguments))
+    ranked = [(i, t.shape[:3], "past" in name) for i, name, t in tensors if is_cached(t)]
+    named = frozenset(i for i, _, says in ranked if says)
+    if named or not any(is_sequence(t) and t.shape[1] == 1 for _, _, t in tensors):
+        return named
+    shapes = Counter(shape for _, shape, _ in ranked)
+    return frozenset(i for i, shape, _ in ranked if shapes[shape] > 1)
 
 
 def named_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
@@ -79,6 +91,7 @@ def named_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
         return {}
     batch_size = tensors[0][2].shape[0]
     batch = Dim("batch")
+    cached = cached_leaves(arguments)
     sequences: dict[tuple[str, int], Any] = {}
     past: dict[int, Any] = {}
     dims: dict[int, dict[int, Any]] = {}
@@ -90,7 +103,7 @@ def named_dims(arguments: Mapping[str, Any]) -> dict[int, dict[int, Any]]:
             if key not in sequences:
                 sequences[key] = Dim(f"{side}sequence" + (f"_{len(sequences)}" if any(k[0] == side for k in sequences) else ""))
             dims[i][1] = sequences[key]
-        elif "past" in name and is_cached(leaf):
+        elif i in cached:
             dims[i][2] = past.setdefault(leaf.shape[2], Dim("past" + (f"_{len(past)}" if past else "")))
         elif leaf.ndim == 4 and leaf.shape[1] == 1:  # a mask [batch, 1, queries, keys]
             for axis in (2, 3):
@@ -114,7 +127,7 @@ def enlarged(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     tensors = list(named_leaves(arguments))
     batch = {t.shape[0] for _, _, t in tensors if t.ndim >= 2}
-    short = not holds_cache(arguments) and any(is_sequence(t) and t.shape[1] == 1 for _, _, t in tensors)
+    short = not cached_leaves(arguments) and any(is_sequence(t) and t.shape[1] == 1 for _, _, t in tensors)
 
     def grown(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.ndim < 2:

@@ -48,7 +48,8 @@ class InputSpec:
 class FxHost:
     """A flat GraphModule with its calling convention.
 
-    dropped: placeholders that go at `finish`. remade: inputs that are part of what one was.
+    dropped: placeholders that go at `finish`; gone: names of those that went, which may still be given. remade: inputs that are part of
+    what one was.
     """
 
     module: fx.GraphModule
@@ -56,6 +57,7 @@ class FxHost:
     edited: bool = False
     dropped: tuple[fx.Node, ...] = ()
     remade: dict[str, tuple[str, Remake, int]] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
     kind: str = "torch"
     _graph: Graph | None = field(default=None, repr=False)
 
@@ -78,7 +80,7 @@ class FxHost:
     def copy(self) -> FxHost:
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.module.graph, {}))
-        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.edited, remade=dict(self.remade))
+        return FxHost(fx.GraphModule(self.module, graph), self.captured, self.edited, remade=dict(self.remade), gone=self.gone)
 
     # Editing.
 
@@ -102,6 +104,7 @@ class FxHost:
         let_go(self.module, self.dropped)
         self.module.graph.lint()
         self.module.recompile()
+        self.gone |= {node.name for node in self.dropped}
         self.edited, self.dropped = True, ()
         self._graph = None
 
@@ -161,7 +164,12 @@ class FxHost:
     # Running.
 
     def flat_inputs(self, inputs: Mapping[str, Tensor]) -> list[Any]:
-        """Named tensors in the order of the placeholders, traced values for the rest."""
+        """Named tensors in the order of the placeholders, traced values for those not given. Raises InputMismatch for other names."""
+        known = [n.name for n in self.placeholders()]
+        if unknown := inputs.keys() - {*known, *self.gone}:
+            raise InputMismatch(
+                f"the model has no input {', '.join(map(repr, sorted(unknown)))}", next_move=f"It has {', '.join(known)}."
+            )
         inputs = self.adapt(inputs) if self.remade else inputs
         return [inputs.get(n.name, leaf) for n, leaf in zip(self.placeholders(), self.convention.leaves(), strict=True)]
 

@@ -208,3 +208,15 @@ def test_new_tensors_are_made_where_the_model_is():
     assert {"arange", "where"} <= {str(n.target).split(".")[1] for n in added if n.op == "call_function"}
     assert {n.meta["val"].device.type for n in added if isinstance(n.meta["val"], torch.Tensor)} == {"meta"}
     assert {x.device.type for x in host.module.state_dict().values()} == {"meta"}
+
+
+def test_an_input_that_the_model_does_not_have():
+    """It would be answered with what was traced."""
+    host = opened(SelfAttention(), example())
+    named = host.example_inputs()
+    given = {**named, "sean": named["seen"]}
+    del given["seen"]
+    for run in (host.runner(), host.tapper([host.graph.outputs[0]])):
+        with pytest.raises(InputMismatch, match=r"the model has no input 'sean'. It has x, seen"):
+            run(given)
+    assert len(host.runner()({"x": named["x"]})) == len(host.runner()(named))  # what is not given is as it was traced
