@@ -74,7 +74,9 @@ class Kept:
     def options(self, side: str) -> dict[str, Any]:
         """What it is of one side in the words of a spec's cache; group, clip, scales and recent are of both sides."""
         rows = self.rows
-        found: dict[str, Any] = {side: rows.storage, "group": rows.group, "clip": rows.clip, "scales": rows.scales, "recent": self.recent}
+        found: dict[str, Any] = {side: rows.storage, "group": rows.group, "clip": rows.clip, "scales": rows.scales}
+        if self.recent:
+            found["recent"] = self.recent
         if self.first:
             found[f"{side}_bits"] = apply("where", apply("lt", Index("k"), self.first), EXACT, rows.bits)
         if rows.turned:
