@@ -170,6 +170,7 @@ def run(quick: bool) -> None:
         "variant: type of q and k, type of p and v; scales per thread, k smoothed, int4 with q smoothed too, where nothing else is said",
         f"cosine and relative error: of the outputs of single attentions over {BATCHES} batches, means of all; the least is of the worst",
         "loss: KL in nats per token of code-lm, 1 - cosine of MiniLM's embeddings, every attention rounded; mean ± half of the interval",
+        "v smoothed by the mean of all tokens, padding too: padded texts lose by it",
     ]
     clauses = variants()
     if quick:

@@ -7,7 +7,8 @@
 
 Rows share scales as the fragments of a tensor core do: within 32 queries those of equal row % 8, within 64 keys those of equal
 (k % 8) // 2. int4 takes the mean of every 128 queries out too, and returns it in full. Where calibration shows channels of v
-whose mean is larger than their spread, v less its mean is one more variant.
+whose mean is larger than their spread, v less its mean is one more variant; not where the mask reads data, for then padding counts
+in the mean, and real rows stand far from it.
 
 Which layers get 8 bits, 4 bits or none is not decided here: the entry sorts layers by the cosine similarity of their outputs until a
 budget is met; the planner measures what each variant of each layer loses, and solves for the fastest plan.
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Expr, Index, apply
+from attnopt.ir.expr import Expr, Index, apply, operands
 from attnopt.ir.site import Refusal, Site
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 
@@ -53,7 +54,8 @@ class SageAttention:
         if refusal is not None:
             return refusal
         seen = None if evidence is None else evidence.attention(site)
-        smooth = seen is not None and leans(seen.v.mean, seen.v.variance, self.offset)
+        whole = site.spec.mask is None or not operands(site.spec.mask)
+        smooth = whole and seen is not None and leans(seen.v.mean, seen.v.variance, self.offset)
         tried = [(scores, values, False) for scores, values in self.variants]
         tried += [(scores, values, True) for scores, values in self.variants if smooth and values == "fp8"]
         return [self.candidate(*variant) for variant in tried]
