@@ -121,7 +121,11 @@ def test_public_names_are_there():
 
 
 def test_every_module_imports():
+    templates = PACKAGE / "codegen" / "tvm" / "kernels"  # what they name is there when they are filled in
     for path in FILES:
+        if path.parent == templates and path.name != "__init__.py":
+            ast.parse(path.read_text(encoding="utf-8"))
+            continue
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         if name != "attnopt.__main__":  # importing it runs the command
             importlib.import_module(name)
