@@ -34,6 +34,7 @@ bench: install
 	$(BIN)/python benchmarks/encoders_cpu.py
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/window.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cpu_attention.py
 
 # On a machine with a GPU, where torch and Triton are those of the GPU; says so and does nothing elsewhere.
 bench-gpu:
