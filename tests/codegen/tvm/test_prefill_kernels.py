@@ -128,6 +128,13 @@ print(hashlib.sha256(o.numpy().tobytes()).hexdigest())
 def test_the_number_of_threads_changes_no_bit():
     said = set()
     for threads in ("1", "2", "5"):
-        env = {**os.environ, "TVM_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
-        said.add(subprocess.run([sys.executable, "-c", THREADS, __file__], env=env, capture_output=True, text=True, check=True).stdout)
+        env = {
+            **os.environ,
+            "TVM_NUM_THREADS": threads,
+            "OMP_NUM_THREADS": threads,
+            "PYTHONPATH": os.pathsep.join(["tests", *sys.path]),
+        }
+        said.add(
+            subprocess.run([sys.executable, "-c", THREADS, __file__], env=env, capture_output=True, text=True, check=True).stdout
+        )
     assert len(said) == 1
