@@ -46,7 +46,17 @@ def files(tmp_path_factory):
 
 def test_a_plan_is_written_shown_and_applied_again(attnopt, files, tmp_path):
     fast, again, plan = tmp_path / "fast.onnx", tmp_path / "again.onnx", tmp_path / "plan.json"
-    given = ("--budget", "0.05", "--calibration", files / "data.npz", "--select", "always", "--explain")
+    given = (
+        "--budget",
+        "0.05",
+        "--calibration",
+        files / "data.npz",
+        "--select",
+        "always",
+        "--explain",
+        "--passes",
+        "dynamic-int8",
+    )
     code, out, err = attnopt("optimize", files / "m.onnx", "-o", fast, *given)
     assert (code, err) == (0, "")
     assert "dynamic-int8: kept, 2 of 2 groups" in out
@@ -61,7 +71,7 @@ def test_a_plan_is_written_shown_and_applied_again(attnopt, files, tmp_path):
 
 def test_a_frontier_is_drawn(attnopt, files, tmp_path):
     page = tmp_path / "frontier.html"
-    given = ("--calibration", files / "data.npz", "--effort", "low")
+    given = ("--calibration", files / "data.npz", "--effort", "low", "--passes", "dynamic-int8")
     code, out, err = attnopt("explore", files / "m.onnx", "-o", page, *given)
     assert (code, err) == (0, "")
     assert "m.onnx on cpu, loss in relative error" in out
