@@ -133,9 +133,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 LIBRARY = torch.library.Library("attnopt", "FRAGMENT")
-CACHED = (
-    "Tensor q, Tensor k, Tensor v, Tensor? k_scales, Tensor? k_zeros, Tensor? v_scales, Tensor? v_zeros, Tensor? pages, Tensor? lengths"
-)
+SCALES = "Tensor? k_scales, Tensor? k_zeros, Tensor? v_scales, Tensor? v_zeros"
+CACHED = f"Tensor q, Tensor k, Tensor v, {SCALES}, Tensor? pages, Tensor? lengths"
 SCHEMAS = {
     "tvm_attention": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
     "tvm_attention_lse": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> (Tensor, Tensor)",

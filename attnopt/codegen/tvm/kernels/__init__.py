@@ -1,0 +1,1 @@
+"""Kernel families as templates: ordinary Python files of TVMScript, specialised by their text."""
