@@ -80,7 +80,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
     template = joined("attnopt.codegen.tvm", PARTS, IMPORTS)
     text = specialise(
         template.replace("    match_operands()\n", buffer_lines(spec.operands, ranks(plain), dict(form.operands))),
-        {**constants(plain, form, tile, cpu, scope), **held.sizes, "SCALE": scale, "SCORES": bool(terms)},
+        {**constants(plain, form, tile, cpu, scope), **held.sizes, "SCALE": scale, "SCORES": bool(terms), "UNIT": LOG2E if terms else scale * LOG2E, "TOP": 1.0 if terms else scale},
         holes,
         [
             Slot("given", handles, ()),

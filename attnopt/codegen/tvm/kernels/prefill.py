@@ -20,10 +20,10 @@ from tvm.script import tirx as T
 
 from attnopt.codegen.tvm.kernels.prefill_holes import (
     BLOCK_K, BLOCK_Q, CHANNELS, CHANNELS_REST, D, DTYPE, E, EDGES, EMPTY_ROWS, GROWS, HELD, HELD_ANY, HELD_WHOLE, INNER_MASK, KEYS, LANES, LEADING, LSE,
-    MASK, MEAN_OF_EMPTY, OFFSET, PHASES, RANGE, SCALE, SCORES, SINK, STAGED, TILES, TILES_ANY, TILES_WHOLE, VECTORS, end_key, first_key, held_values, hold_rows,
+    MASK, MEAN_OF_EMPTY, OFFSET, PHASES, RANGE, SCALE, SCORES, SINK, STAGED, TILES, TILES_ANY, TILES_WHOLE, TOP, UNIT, VECTORS, end_key, first_key, held_values, hold_rows,
     hold_tile, inner_end_key, inner_first_key, inner_mask_mod, leading_keys, mask_mod, match_operands, operands, query_offset, score_mod, sink_logit,
 )  # fmt: skip
-from attnopt.codegen.tvm.kernels.vectors import LOG2E, exp2_below
+from attnopt.codegen.tvm.kernels.vectors import exp2_below
 
 
 def between(low, x, high):
@@ -161,26 +161,18 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
             sum_t = T.alloc_buffer((BLOCK_Q,), "float32")
             for x in T.unroll(VECTORS):
                 for j in T.vectorized(LANES):
-                    if SCORES:
-                        new: T.let = T.max(top[x * LANES + j], high[x * LANES + j])
-                    else:  # the top is kept as a power of two, so that each score takes one fused multiply-add
-                        new: T.let = T.max(top[x * LANES + j], high[x * LANES + j] * T.float32(SCALE * LOG2E))
+                    new: T.let = T.max(top[x * LANES + j], high[x * LANES + j])
                     # Queries that have seen nothing yet: 2^(-inf - 0) is 0, -inf - -inf would be NaN.
                     high[x * LANES + j] = T.Select(new == T.float32("-inf"), T.float32(0), new)
-                    if SCORES:
-                        fall: T.let = (top[x * LANES + j] - high[x * LANES + j]) * T.float32(LOG2E)
-                    else:
-                        fall: T.let = top[x * LANES + j] - high[x * LANES + j]
+                    fall: T.let = (top[x * LANES + j] - high[x * LANES + j]) * T.float32(UNIT)
                     decay[x * LANES + j] = exp2_below(fall)
                     top[x * LANES + j] = new
                     sum_t[x * LANES + j] = total[x * LANES + j] * decay[x * LANES + j]
             for n in range(keys):
                 for x in T.unroll(VECTORS):
                     for j in T.vectorized(LANES):
-                        if SCORES:  # the difference comes first: a bias of the smallest float32 would overflow when it meets log2(e)
-                            power: T.let = (s_t[n, x * LANES + j] - high[x * LANES + j]) * T.float32(LOG2E)
-                        else:
-                            power: T.let = s_t[n, x * LANES + j] * T.float32(SCALE * LOG2E) - high[x * LANES + j]
+                        # The difference comes first: the largest score weighs 1 exactly, however large it is.
+                        power: T.let = (s_t[n, x * LANES + j] - high[x * LANES + j]) * T.float32(UNIT)
                         weight: T.let = exp2_below(power)
                         s_t[n, x * LANES + j] = weight
                         sum_t[x * LANES + j] += weight
@@ -269,16 +261,11 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                     logit: T.let = sink_logit(
                         i_b, i_h, q_first + x * LANES + j, row_first + x * LANES + j, q_len, kv_len, operands, held_values
                     )
-                    if SCORES:
-                        sink: T.let = logit
-                        unit: T.let = T.float32(LOG2E)
-                    else:
-                        sink: T.let = logit * T.float32(LOG2E)
-                        unit: T.let = T.float32(1)
+                    sink: T.let = logit * T.float32(1 / TOP)
                     new: T.let = T.max(top[x * LANES + j], sink)
                     safe: T.let = T.Select(new == T.float32("-inf"), T.float32(0), new)
-                    fall: T.let = (top[x * LANES + j] - safe) * unit
-                    rise: T.let = (sink - safe) * unit
+                    fall: T.let = (top[x * LANES + j] - safe) * T.float32(UNIT)
+                    rise: T.let = (sink - safe) * T.float32(UNIT)
                     decay[x * LANES + j] = exp2_below(fall)
                     total[x * LANES + j] = total[x * LANES + j] * decay[x * LANES + j] + exp2_below(rise)
                     top[x * LANES + j] = safe
@@ -298,10 +285,7 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
             for e in range(E):
                 o[i_b, i_h, row_first + j, e] = T.cast(o_t[e, j] * decay[j], DTYPE)
             if LSE:
-                if SCORES:
-                    lse[i_b, i_h, row_first + j] = top[j] + T.log(total[j])
-                else:
-                    lse[i_b, i_h, row_first + j] = top[j] * T.float32(1 / LOG2E) + T.log(total[j])
+                lse[i_b, i_h, row_first + j] = top[j] * T.float32(TOP) + T.log(total[j])
         if MEAN_OF_EMPTY:
             empty = T.alloc_buffer((1,), "int32")
             empty[0] = 0
