@@ -133,8 +133,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 LIBRARY = torch.library.Library("attnopt", "FRAGMENT")
-OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
-CACHED = ", ".join(["Tensor q, Tensor k, Tensor v", *(f"Tensor? {name}" for name in OPTIONAL)])
+SCALES = "Tensor? k_scales, Tensor? k_zeros, Tensor? v_scales, Tensor? v_zeros"
+CACHED = f"Tensor q, Tensor k, Tensor v, {SCALES}, Tensor? pages, Tensor? lengths"
 SCHEMAS = {
     "tvm_attention": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
     "tvm_attention_lse": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> (Tensor, Tensor)",

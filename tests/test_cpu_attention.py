@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.skipif(missing() is not None, reason="TVM is not installed")
 def test_every_code_path_on_small_shapes(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "cpu_attention.py", "--quick", "--out", tmp_path]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     record = json.loads((tmp_path / "cpu_attention.json").read_text())
     found = {row["setting"]: row for row in record["rows"]}

@@ -127,5 +127,6 @@ def test_every_module_imports():
             ast.parse(path.read_text(encoding="utf-8"))
             continue
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if name != "attnopt.__main__":  # importing it runs the command
+        # Importing __main__ runs the command; templates of TVM's kernels are read as text, and need TVM and their holes filled.
+        if name != "attnopt.__main__" and not name.startswith("attnopt.codegen.tvm.kernels."):
             importlib.import_module(name)

@@ -16,19 +16,24 @@ from pathlib import Path
 
 import torch
 
+from attnopt.codegen.prefill_form import Form
+from attnopt.codegen.tvm.availability import missing
+from attnopt.codegen.tvm.tuning import tune
 from attnopt.cost.fit import Sample, fit
 from attnopt.cost.machine import clock as machine_clock
 from attnopt.cost.machine import with_rates
 from attnopt.cost.target import Target, this_machine
 from attnopt.cost.target_file import processor, save
+from attnopt.ir.spec import parse
 from attnopt.plan.kernel_points import Point, ready
 from attnopt.plan.linear_points import LinearPoint, linear_points
-from attnopt.plan.point_grid import groups, share
+from attnopt.plan.point_grid import TVM_WIDTH, groups, share
 from attnopt.plan.timing import in_turn
 from attnopt.runtime.flex_source import compiler_at_hand
 
 PART = 3  # every third line is measured; the others are left to judge
 EACH = 0.02  # seconds for a kernel at a point
+TUNED = ("softmax", "softmax causal", "softmax causal & window(256)")  # a line of each family of tiles
 RATE = 0.3  # seconds for each rate of the machine
 Said = Callable[[str, float], None]  # what is measured now, and which share of the work is done
 Clock = Callable[[], float]
@@ -37,9 +42,17 @@ Clock = Callable[[], float]
 def calibrate(
     folder: Path | None = None, *, said: Said = lambda what, done: None, clock: Clock | None = None
 ) -> tuple[Target, Path]:
-    """The measured target and its file. Deterministic in what it measures; about a minute."""
+    """The measured target and its file, and besides it the tiles of TVM's kernels. Deterministic in what it measures; about a minute."""
+    tuned(said)
     target = measured(said=said, clock=clock)
     return target, save(target, folder)
+
+
+def tuned(said: Said) -> None:
+    """The best tile for each way in which a mask cuts the keys, where TVM is installed; first, because points are measured with them."""
+    for line in TUNED if missing() is None else ():
+        said(f"tiles for {line}", 0.0)
+        tune(parse(line), Form(TVM_WIDTH, TVM_WIDTH, "float32"))
 
 
 def measured(*, said: Said = lambda what, done: None, clock: Clock | None = None) -> Target:

@@ -21,6 +21,7 @@ def few(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "groups", lambda **_: itertools.islice(small, 8))
     monkeypatch.setattr(module, "linear_points", lambda: [LinearPoint("ort-linear", rows, 256, 688) for rows in range(1, 9)])
     monkeypatch.setattr(module, "share", lambda *_: 0)
+    monkeypatch.setattr(module, "TUNED", ())
     monkeypatch.setattr(module, "EACH", 0.0005)
     monkeypatch.setattr(module, "RATE", 0.002)
     monkeypatch.setenv("ATTNOPT_CONFIG", str(tmp_path))
@@ -50,3 +51,15 @@ def test_an_interrupt_keeps_what_was_there(few):
         calibrate(said=interrupting)
     assert load_target("cpu")[0].measured == "before"
     assert list(few.iterdir()) == [measured_path()]
+
+
+def test_tiles_of_tvm(monkeypatch):
+    told, asked = [], []
+    monkeypatch.setattr(module, "tune", lambda spec, form: asked.append((str(spec), form.width)))
+    monkeypatch.setattr(module, "missing", lambda: None)
+    module.tuned(lambda what, done: told.append((what, done)))
+    assert asked == [("softmax", 64), ("softmax causal", 64), ("softmax causal & window(256)", 64)]
+    assert told[0] == ("tiles for softmax", 0.0)
+    monkeypatch.setattr(module, "missing", lambda: "TVM is not installed")
+    module.tuned(lambda what, done: asked.append(what))
+    assert len(asked) == 3
