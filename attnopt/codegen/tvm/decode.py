@@ -40,6 +40,8 @@ PARTS = (
 OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
 LOG2E = math.log2(math.e)
 
+READ = ("int8", "int4")  # codes that are multiplied as whole numbers
+
 
 def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
     """None where the family computes exactly this spec on a cache as the spec stores it; else why not."""
@@ -51,6 +53,8 @@ def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
     if clause is None or (refused := refusal(clause)) is not None:
         return None if clause is None else refused
     layout, page = clause.word("layout"), clause.count("page")
+    if (narrow := next((clause.word(side) for side in "kv" if clause.word(side) in ("int1", "int2")), None)) is not None:
+        return Refusal(f"the kernels read no {narrow} codes", clause)
     if layout == "ring":
         return Refusal("a ring does not say which position a token has", clause)
     if layout == "paged" and page == 0:
@@ -170,7 +174,7 @@ def side_constants(narrow: str, wide: str, side: Side) -> dict[str, Value]:
 
 def words_of(side: Side, cpu: Cpu) -> int:
     """Words of four codes in a vector, where keys are multiplied as whole numbers; 0 where the CPU has no such product."""
-    if not (cpu.has("avx512vnni") or cpu.has("avxvnni")) or side.storage not in MIDDLE or side.scales not in ("token", "channel"):
+    if not (cpu.has("avx512vnni") or cpu.has("avxvnni")) or side.storage not in READ or side.scales not in ("token", "channel"):
         return 0
     vector = min(cpu.vector_bytes, side.stored & -side.stored)
     return vector // 4 if vector >= 16 else 0

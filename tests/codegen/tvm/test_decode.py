@@ -82,7 +82,8 @@ def test_integer_products(line, cpu, dtype, digits):
         ("softmax cache(layout=ring)", "a ring does not say which position a token has"),
         ("softmax cache(layout=paged)", "a paged cache needs page="),
         ("softmax cache(k=int4, k_axis=channel, group=32, layout=paged, page=16)", "pages of 16 tokens cut groups of 32 apart"),
-        ("softmax cache(k=int3)", "int3 codes have no packed form"),
+        ("softmax cache(k=int3)", "int3 codes have no packed form; the nearest are int2 and int4"),
+        ("softmax cache(k=int8, v=int2)", "the kernels read no int2 codes"),
     ],
 )
 def test_refusals(line, reason):

@@ -9,13 +9,12 @@ from torch import nn
 from transformers.integrations.executorch import convert_and_export_with_cache
 
 import attnopt
+from attnopt.codegen.tvm.availability import missing
 from attnopt.errors import UnsupportedFormat, UntraceableModel
 from attnopt.hosts.fx import FxHost, capture
 
-FUSED = {
-    "llama": 2,
-    "gemma2": 0,
-}  # no kernel has a soft cap for heads so narrow; the graph is rewritten to a functional one all the same
+# With a soft cap and heads so narrow only TVM has a kernel; the graph is rewritten to a functional one all the same.
+FUSED = {"llama": 2, "gemma2": 2 if missing() is None else 0}
 
 
 def operators(call):

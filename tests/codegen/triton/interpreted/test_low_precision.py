@@ -6,7 +6,7 @@ import pytest
 import torch
 from precision_cases import FP8, GROUPS, INT8, SAGE, TABLE, Rounded
 
-from attnopt.codegen.triton.emitted import load
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.kernels.prefill_codes_eager import coded_rows, coded_values
 from attnopt.codegen.triton.low_precision import INTERPRETER
 from attnopt.codegen.triton.prefill import emit, supports
