@@ -158,7 +158,7 @@ def kernels(
 
 
 def calibrate(folder: str | Path | None = None, *, progress: Callable[[str, float], None] | None = None) -> Target:
-    """Measure this machine for about a minute and keep what was found, so that predictions for `cpu` are about it.
+    """Measure this machine for a minute or two and keep what was found, so that predictions for `cpu` are about it.
 
     folder: where the file goes; default: the user's folder of configuration, or that of the environment variable ATTNOPT_CONFIG.
     progress: told what is measured now, and the share of the work that is done (0 to 1).

@@ -204,7 +204,7 @@ def kernels(
 
 @app.command()
 def calibrate() -> None:
-    """Measure this machine, for about a minute, so that predictions for it are about it."""
+    """Measure this machine, for a minute or two, so that predictions for it are about it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

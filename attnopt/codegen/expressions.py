@@ -62,7 +62,7 @@ class ExpressionPrinter:
     infix: ClassVar[Mapping[str, str]] = INFIX
     choice: ClassVar[str]
 
-    # What a language spells its own way.
+    # What a language spells its own way: each subclass has all of these.
 
     def cast(self, text: str, dtype: str) -> str:
         raise NotImplementedError
