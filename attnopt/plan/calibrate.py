@@ -42,7 +42,10 @@ Clock = Callable[[], float]
 def calibrate(
     folder: Path | None = None, *, said: Said = lambda what, done: None, clock: Clock | None = None
 ) -> tuple[Target, Path]:
-    """The measured target and its file, and besides it the tiles of TVM's kernels. Deterministic in what it measures; a minute, two with TVM."""
+    """The measured target and its file, and besides it the tiles of TVM's kernels. Deterministic in what it measures.
+
+    It takes a minute, two with TVM.
+    """
     tuned(said)
     target = measured(said=said, clock=clock)
     return target, save(target, folder)
