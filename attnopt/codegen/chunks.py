@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from attnopt.ir.band import Chunking
 from attnopt.codegen.materialize import broadcast, shape_of
+from attnopt.ir.band import Chunking
 from attnopt.ir.dims import Dim, symbol
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Site

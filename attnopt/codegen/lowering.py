@@ -16,7 +16,7 @@ class Lowering(Protocol):
 
     @property
     def host(self) -> str:
-        """"torch" or "onnx"."""
+        """ "torch" or "onnx"."""
         ...
 
     @property

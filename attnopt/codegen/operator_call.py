@@ -1,6 +1,6 @@
 """A torch operator of ours in place of a site: it takes q, k, v, the operands that the spec loads, and the spec as text.
 
-    site   ->   torch.ops.attnopt.NAME(q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E], operands, "softmax causal & window(512)")
+site   ->   torch.ops.attnopt.NAME(q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E], operands, "softmax causal & window(512)")
 """
 
 from __future__ import annotations

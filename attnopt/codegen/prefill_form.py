@@ -1,6 +1,6 @@
-"""What the families for many queries have in common, in whatever language: the form that a kernel is compiled for, and a spec's expressions.
+"""What the families for many queries have in common, in any language: a kernel's form, and a spec's expressions.
 
-    Form(64, 64, "float16", operands=(("slopes", "float32"),), lse=True)
+Form(64, 64, "float16", operands=(("slopes", "float32"),), lse=True)
 """
 
 from __future__ import annotations

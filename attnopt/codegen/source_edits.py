@@ -1,6 +1,6 @@
 """Changes to source text at the places that `ast` gives, so that every line that is not changed stays as it was written.
 
-    "f(a, b, c)", Edit over "b, "   ->   "f(a, c)"
+"f(a, b, c)", Edit over "b, "   ->   "f(a, c)"
 """
 
 from __future__ import annotations

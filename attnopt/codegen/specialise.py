@@ -109,7 +109,9 @@ def decide(source: str, values: dict[str, Value]) -> str:
             inside = node.end_lineno or 0
         elif isinstance(node, ast.For) and isinstance(node.target, ast.Name) and (only := single(node, values)) is not None:
             values[node.target.id] = only
-            if named := [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == node.target.id and n is not node.target]:
+            if named := [
+                n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == node.target.id and n is not node.target
+            ]:
                 return applied(source, [Edit(*span(source, n), str(only)) for n in named])
             found.append((node, True))
             inside = node.end_lineno or 0

@@ -49,7 +49,9 @@ def unfit(site: Site, k: Slot, v: Slot, blocks: Blocks) -> Refusal | None:
     last = apply("sub", Size("k"), Size("q"))
     plain = spec.mask is None or (spec.mask == Term("causal") and spec.offset is not None and spec.offset.expr(0) == last)
     if not plain:
-        return Refusal(f"tokens in the order of their saliency need an attention that sees all of them, not {spec.mask}", site.name)
+        return Refusal(
+            f"tokens in the order of their saliency need an attention that sees all of them, not {spec.mask}", site.name
+        )
     odd = next((str(c) for c in spec.score if c.name != "scale" or not isinstance(c.expr(0), Const)), "")
     odd = odd or next((str(c) for slot, c in spec.clauses if slot in ("position", "selection", "weighting", "value_scale")), "")
     if odd or spec.normalizer.name != "softmax":
@@ -77,7 +79,7 @@ def keep_blocks(group: Group, pairs: Sequence[Pair]) -> Group:
         for slot in (pair.k, pair.v):
             side = slot.side
             parts = blocks.parts(side, slot.past.shape or (), slot.past.dtype)
-            made = host.split_input(slot.past, parts, lambda x, side=side: blocks.packed(side, x))  # type: ignore[misc]
+            made = host.split_input(slot.past, parts, lambda x, side=side, blocks=blocks: blocks.packed(side, x))  # type: ignore[misc]
             past[side] = dict(zip(blocks.words(side), made, strict=True))
             assert slot.present.producer is not None
             recent[side], wholes[side] = read(host.builder(slot.present.producer), slot, blocks, past[side])
@@ -166,7 +168,9 @@ def filled_blocks(n: Nodes, blocks: Blocks, length: Dim) -> Value:
     """0, 1, 2, …, as many as T tokens fill blocks: int64 [T // G]. Every G-th of T + 1 places, but for the first."""
     more = n.joined([n.places(length), n.builder.constant(torch.tensor([0]), "int64")], 0, symbol(f"{length} + 1"))
     filled = blocks.count(length)
-    every = n.cut(more, 0, 0, None, symbol(f"{filled} + 1"), blocks.block)  # 0, G, 2 G, …; the last may be the place that was added
+    every = n.cut(
+        more, 0, 0, None, symbol(f"{filled} + 1"), blocks.block
+    )  # 0, G, 2 G, …; the last may be the place that was added
     every = n.cut(every, 0, 0, -1, filled)
     return n.binary("floordiv", every, blocks.block)
 

@@ -87,8 +87,16 @@ class Blocks:
             found.append((word, (batch, heads, product((filled, tokens)), width * bits // 8), "uint8"))
             found += [(f"{word}_{what}", (batch, heads, rows, columns), kind) for what in ("scales", "zeros")]
         if side == "v":
-            return [*found, ("balance", (batch, heads, filled, width), "float32"), ("recent", (batch, heads, self.block, width), dtype)]
-        return [*found, ("recent", (batch, heads, self.block, width), dtype), ("saliency", (batch, heads, self.block, 1), "float32")]
+            return [
+                *found,
+                ("balance", (batch, heads, filled, width), "float32"),
+                ("recent", (batch, heads, self.block, width), dtype),
+            ]
+        return [
+            *found,
+            ("recent", (batch, heads, self.block, width), dtype),
+            ("saliency", (batch, heads, self.block, 1), "float32"),
+        ]
 
     def words(self, side: str) -> list[str]:
         return [word for word, _, _ in self.parts(side, (1, 1, self.block, 8), "float32")]
@@ -127,7 +135,9 @@ class Blocks:
         filled = length // size
         order = torch.arange(size).expand(*x.shape[:2], -1)
         blocks = [
-            self.rounded(side, x[:, :, i * size : (i + 1) * size], order if ranks is None else ranks[:, :, i * size : (i + 1) * size])
+            self.rounded(
+                side, x[:, :, i * size : (i + 1) * size], order if ranks is None else ranks[:, :, i * size : (i + 1) * size]
+            )
             for i in range(filled)
         ]
         empty = self.rounded(side, torch.zeros_like(x[:, :, :1]).expand(-1, -1, size, -1), order)
@@ -147,7 +157,9 @@ class Blocks:
             x = n.div(x, balance)
         found, at = [], 0
         for _, bits, tokens in self.sets:
-            codes, step, zero = quantised(n, n.cut(x, 2, at, at + tokens, tokens), bits, self.scales, axis=2 if side == "k" else 3)
+            codes, step, zero = quantised(
+                n, n.cut(x, 2, at, at + tokens, tokens), bits, self.scales, axis=2 if side == "k" else 3
+            )
             found += [n.bytes_of(codes, bits), *(n.cast(part, SCALES[self.scales]) for part in (step, zero))]
             at += tokens
         return found + ([] if balance is None else [balance])

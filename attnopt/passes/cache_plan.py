@@ -1,6 +1,6 @@
 """Candidates that keep caches in codes, as plain data: how each side of each site is kept, and what that is in bytes.
 
-    options = {"caches": [["layers.0", "k", {"rows": {"bits": 4, "group": 32, …}, "first": 0, "recent": 0}], …], "balance": {…}}
+options = {"caches": [["layers.0", "k", {"rows": {"bits": 4, "group": 32, …}, "first": 0, "recent": 0}], …], "balance": {…}}
 """
 
 from __future__ import annotations

@@ -140,7 +140,11 @@ class Rows:
         zero = n.add(zero, MIDDLE) if self.bits == 8 else zero
         count = self.groups(width)
         if count > 1:
-            x, step, zero = n.reshaped(x, *lead, count, width // count), n.reshaped(step, *lead, count, 1), n.reshaped(zero, *lead, count, 1)
+            x, step, zero = (
+                n.reshaped(x, *lead, count, width // count),
+                n.reshaped(step, *lead, count, 1),
+                n.reshaped(zero, *lead, count, 1),
+            )
         x = n.mul(n.add(x, zero), step)
         if count > 1:
             x = n.reshaped(x, *lead, width)

@@ -1,6 +1,6 @@
 """The caches of a decoding model that a pass may keep in another form: they come in and go out as tensors of their own.
 
-    present = concat(past [B, H, P, D], new [B, H, n, D]), attention(q, present, …)   ->   Slot(site, "k", past, new, present)
+present = concat(past [B, H, P, D], new [B, H, n, D]), attention(q, present, …)   ->   Slot(site, "k", past, new, present)
 """
 
 from __future__ import annotations

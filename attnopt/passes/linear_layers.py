@@ -18,9 +18,7 @@ def suits(node: Node, smallest: int) -> bool:
     if data is None or weight is None or data.is_constant or not weight.is_constant or weight.shape is None:
         return False
     return (
-        len(weight.shape) == 2
-        and weight.dtype == "float32"
-        and all(isinstance(d, int) and d >= smallest for d in weight.shape)
+        len(weight.shape) == 2 and weight.dtype == "float32" and all(isinstance(d, int) and d >= smallest for d in weight.shape)
     )
 
 

@@ -21,7 +21,7 @@ class Activations:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.data: set[Value] = {v for v in graph.inputs}
+        self.data: set[Value] = set(graph.inputs)
         self.computed: set[Value] = set()
         self.scores: dict[Value, int] = {}
         for node in graph.nodes:

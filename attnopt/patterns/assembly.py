@@ -47,10 +47,8 @@ class Assembly:
 
     def load(self, value: Value, layout: Layout, kind: str) -> Expr:
         """Remember a mask, bias or scale tensor under a name; the expression that reads it as [B|1, H|1, Q|1, K|1]."""
-        for name, known in self.loads.items():
-            if known == (value, layout):
-                break
-        else:
+        name = next((n for n, known in self.loads.items() if known == (value, layout)), None)
+        if name is None:
             name = f"{kind}{sum(n.startswith(kind) for n in self.loads)}"
             self.loads[name] = (value, layout)
         return Load(name, LOADED_INDICES)

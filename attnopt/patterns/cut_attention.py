@@ -112,7 +112,9 @@ class CutAttention(SoftmaxAttention):
         whole = self.space.resolve(tuple((a,) for a in axes))
         q = [axis for group in whole for axis in group if axis in queries and axis.size != 1]
         if len(q) != 1 or len(widths) != 1 or len(next(iter(widths))) != 1:
-            raise NotAttention("the value products of the pieces do not share rows of queries and channels", products[0][0], SUMMED)
+            raise NotAttention(
+                "the value products of the pieces do not share rows of queries and channels", products[0][0], SUMMED
+            )
         self.q, (self.e,) = q[0], next(iter(widths))
         self.lead = tuple(axis for group in whole for axis in group if axis not in (self.q, self.e))
         self.k = Axis("k", (anchor.weights.shape or ())[anchor.axis])
@@ -121,7 +123,7 @@ class CutAttention(SoftmaxAttention):
         weights_layouts: set[Layout] = set()
         for (product, weights), first, piece, node in zip(products, rows, pieces, slices, strict=True):
             *lead, top, bottom = self.space.resolve(found[product])
-            left, right = (product.inputs if first else product.inputs[::-1])
+            left, right = product.inputs if first else product.inputs[::-1]
             assert left is not None and right is not None
             own, other = (top, bottom) if first else (bottom, top)
             ordered = ((own, (piece,)), ((piece,), other)) if first else (((piece,), own), (other, (piece,)))

@@ -53,7 +53,9 @@ def source(value: Value, weights: Weights) -> Anchor | None:
         node = value.producer
         if node is None or node.op not in CROSSED:
             return None
-        found = [i for i in node.inputs[: 2 if node.op == "mul" else 1] if i is not None and (node.op != "mul" or source(i, weights))]
+        found = [
+            i for i in node.inputs[: 2 if node.op == "mul" else 1] if i is not None and (node.op != "mul" or source(i, weights))
+        ]
         if len(found) != 1:
             return None
         value = found[0]
@@ -115,7 +117,6 @@ class DifferentialAttention(SoftmaxAttention):
         if value in self.graph.outputs:
             self.weights_used = self.anchors[value].node
         return self.anchors[value], self.space.resolve(layout), found
-
 
     def before_slice(self, node: Node, layout: Layout) -> Layout:
         """The layout of what a slice takes one of several equal parts of: the parts are an axis, of which one place is picked."""

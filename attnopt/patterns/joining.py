@@ -51,7 +51,9 @@ def joined_operands(attempt: SoftmaxAttention, score: Score) -> tuple[Placed, Pl
         scaled = [t for t in found.terms if t.name == "scale" and isinstance(t.args[0], Const)]
         added = [t for t in found.terms[len(scaled) :] if t.name == "add"]
         if found.masks or found.terms[: len(scaled)] != scaled or len(scaled) + len(added) != len(found.terms) or len(added) > 1:
-            raise NotAttention("a part of the joined scores is masked or changed before it is joined", part.producer or node, ALONE)
+            raise NotAttention(
+                "a part of the joined scores is masked or changed before it is joined", part.producer or node, ALONE
+            )
         if found.product is None or found.product.op != "matmul":
             raise NotAttention("joined scores are joined again", found.product or node, ONE_QUERY)
         parts.append(attempt.product_operands(found.product, found.layout, piece))

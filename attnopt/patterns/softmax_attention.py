@@ -96,7 +96,11 @@ class SoftmaxAttention(Assembly):
         """The matmul that the weights feed, the value that enters it, and whether NaN rows are set to zero on the way."""
         value, guarded = anchor.weights, False
         while True:
-            onward = [n for n in value.users if n.op in ("matmul", "cast") or n.op in LAYOUT or (nan_guard(n, value) and not self.mixing)]
+            onward = [
+                n
+                for n in value.users
+                if n.op in ("matmul", "cast") or n.op in LAYOUT or (nan_guard(n, value) and not self.mixing)
+            ]
             onward += [n for n in value.users if n not in onward and self.goes_on_mixing(n, value)]
             onward = [self.only] if self.only is not None and self.only in onward else onward
             factors = {n: found for n in value.users if n not in onward and (found := reweighing(n, value)) is not None}

@@ -46,7 +46,6 @@ class Mix:
             value = made("permute", name, value, (width, width), perm=(1, 0))
         return Operand(value, (heads, heads))
 
-
     def added_vector(self, name: str, heads: Group) -> Operand:
         """What is added to each head, [H]."""
         assert self.bias is not None

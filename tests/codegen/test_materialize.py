@@ -53,7 +53,9 @@ def test_equal_parts_are_written_once():
     assert node is not None
     before = len(trial.module.graph.nodes)
     Materializer(site, trial.builder(node), "float32").write(parse_expr("causal & (k <= q | (k <= q & k == 0))"))
-    made = [n.name.rpartition("_")[0] or n.name for n in list(trial.module.graph.nodes)[-1 - len(trial.module.graph.nodes) + before :]]
+    made = [
+        n.name.rpartition("_")[0] or n.name for n in list(trial.module.graph.nodes)[-1 - len(trial.module.graph.nodes) + before :]
+    ]
     assert made.count("le") == 1
 
 

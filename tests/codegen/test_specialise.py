@@ -49,7 +49,9 @@ def run(values, holes=None, slots=()):
 
 
 def test_a_flag_that_is_off():
-    assert run({"FLAG": False, "SIZE": 4}, slots=[Slot("more", (), ())]) == '''\
+    assert (
+        run({"FLAG": False, "SIZE": 4}, slots=[Slot("more", (), ())])
+        == '''\
 import math
 
 SIZE = constexpr(4)
@@ -75,6 +77,7 @@ def kernel(p_x, size):
 def launch(x, y, spare=7):
     return kernel[(1,)](x, math.pi)
 '''
+    )
 
 
 def test_a_flag_that_is_on_and_a_hole_with_operands():
@@ -106,7 +109,11 @@ def test_a_flag_that_is_on_and_a_hole_with_operands():
         ("if A:\n    x\n    if B:\n        y\nif not B:\n    z\n", {"A": True, "B": False}, "x\nz\n"),
         ("f(x, key=A)\n", {"A": False}, "f(x)\n"),
         ("f(x, key=A)\n", {"A": True}, "f(x, key=A)\n"),
-        ("for P in tl.static_range(A, 2):\n    if P:\n        x\n", {"A": 0}, "for P in tl.static_range(A, 2):\n    if P:\n        x\n"),
+        (
+            "for P in tl.static_range(A, 2):\n    if P:\n        x\n",
+            {"A": 0},
+            "for P in tl.static_range(A, 2):\n    if P:\n        x\n",
+        ),
     ],
 )
 def test_branches(before, values, after):
@@ -137,7 +144,12 @@ def test_chains_of_names_that_nothing_reads():
 
 @pytest.mark.parametrize(
     ("body", "kept"),
-    [("a = 1\n    return a", False), ("a = a + 1\n    return a", True), ("if c:\n        a = 1\n    return a", True), ("b = a\n    a = 1\n    return a + b", True)],
+    [
+        ("a = 1\n    return a", False),
+        ("a = a + 1\n    return a", True),
+        ("if c:\n        a = 1\n    return a", True),
+        ("b = a\n    a = 1\n    return a + b", True),
+    ],
 )
 def test_a_parameter_that_is_set_before_it_is_read(body, kept):
     text = repeated(f"@jit\ndef f(a, c):\n    {body} + c\n\n\nf(1, 2)\n", lambda t: pruned(t, "g"))

@@ -7,7 +7,17 @@ from lowering_cases import CASES, check
 
 from attnopt.codegen.spelled_out import SpelledOut
 
-SOME = ("plain", "causal_more_keys", "grouped", "causal_padding", "padding_mean", "two_biases", "softcap", "other_widths", "first_row_mean")
+SOME = (
+    "plain",
+    "causal_more_keys",
+    "grouped",
+    "causal_padding",
+    "padding_mean",
+    "two_biases",
+    "softcap",
+    "other_widths",
+    "first_row_mean",
+)
 
 
 @pytest.mark.parametrize("host", ["torch", "onnx"])

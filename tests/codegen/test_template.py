@@ -11,7 +11,9 @@ from attnopt.codegen.triton.prefill import IMPORTS, PARTS
 def test_parts_become_one_file():
     text = joined("attnopt.codegen.triton", PARTS, IMPORTS)
     tree = ast.parse(text)
-    assert text.startswith("import torch\nimport triton\nimport triton.language as tl\nfrom triton.tools.tensor_descriptor import")
+    assert text.startswith(
+        "import torch\nimport triton\nimport triton.language as tl\nfrom triton.tools.tensor_descriptor import"
+    )
     assert "attnopt" not in text
     functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert len(functions) == len(set(functions))

@@ -33,7 +33,9 @@ class GlobalAndLocal(nn.Module):
 
     def parts(self, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
         """q, k, v of the blocks [B, H, N, BLOCK, D]; k, v of the global tokens [B, H, GLOBAL, D]."""
-        q, k, v = (layer(x).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2).unflatten(2, (-1, BLOCK)) for layer in (self.q, self.k, self.v))
+        q, k, v = (
+            layer(x).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2).unflatten(2, (-1, BLOCK)) for layer in (self.q, self.k, self.v)
+        )
         far_k, far_v = (layer(g).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2) for layer in (self.k, self.v))
         return q * SCALE, k, v, far_k, far_v
 

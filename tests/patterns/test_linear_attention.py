@@ -42,7 +42,9 @@ CASES = {
     "state": (state, "phi(q) (phi(k)' v) without a softmax, phi = relu"),
     "scores": (scores, "(phi(q) phi(k)') v without a softmax"),
     "chunk": (chunk_of_scores, "(phi(q) phi(k)') v without a softmax"),
-    "elu": (lambda r, q, k, v: r.matmul(elu(r, q), r.matmul(transposed(r, elu(r, k)), v)), "phi(q) (phi(k)' v) without a softmax, phi = elu + 1"),
+    "elu": (
+        lambda r, q, k, v: r.matmul(elu(r, q), r.matmul(transposed(r, elu(r, k)), v)),
+        "phi(q) (phi(k)' v) without a softmax, phi = elu + 1"),
     "softmaxes of channels": (
         lambda r, q, k, v: r.matmul(r.softmax(q), r.matmul(transposed(r, r.softmax(k, -2)), v)),
         "phi(q) (phi(k)' v) without a softmax, phi = softmax",

@@ -209,9 +209,7 @@ def test_factors_on_the_weights():
     r = Recorder()
     s, v = scored(r)
     p = r.binary("mul", r.softmax(s), r.input("gate", B, H, L, 1))
-    assert str(one_site(finish(r, r.matmul(p, v))).spec) == (
-        "softmax heads(4) width(8) value_scale(load(factor0, b, h, row, 0))"
-    )
+    assert str(one_site(finish(r, r.matmul(p, v))).spec) == ("softmax heads(4) width(8) value_scale(load(factor0, b, h, row, 0))")
     r = Recorder()
     s, v = scored(r)
     hidden = r.input("hidden", B, 1, L, 1, dtype="bool")

@@ -177,7 +177,9 @@ def test_near_misses(name):
     assert refusal.remedy
 
 
-@pytest.mark.parametrize(("what", "reason"), [("keys", "the weights enter 'linear'"), ("batch", "mixes another dimension than the heads")])
+@pytest.mark.parametrize(
+    ("what", "reason"), [("keys", "the weights enter 'linear'"), ("batch", "mixes another dimension than the heads")]
+)
 def test_a_layer_over_keys_or_batch_is_no_mix_of_heads(what, reason):
     class Other(Talking):
         def mixed(self, x: Tensor, which: int) -> Tensor:

@@ -26,24 +26,22 @@ class Flex:
 
     def supports(self, site: Site, runtime: str) -> Refusal | None:
         spec = site.spec
-        return (
-            first_refusal(
-                (runtime == "torch", f"runtime {runtime} has no FlexAttention"),
-                (site.q.value.dtype in ("float32", "float16", "bfloat16"), f"dtype {site.q.value.dtype}"),
-                (spec.empty_row != "mean" or never_empty(site), "empty rows must average the values; FlexAttention returns zero"),
-                (compiler_at_hand(), "FlexAttention needs a C++ compiler (install g++), and none was found"),
-                (narrowest(site) >= NARROWEST, f"FlexAttention needs heads of at least {NARROWEST} channels"),
-                (spec.offset is None, "queries do not start at position 0"),
-                (sayable(spec), "a score term or a length that FlexAttention cannot say"),
-                (structured(site), "nothing here that FlexAttention does better than scaled_dot_product_attention"),
-                at=site.name,
-            )
-            or plain_softmax(site)
-        )
+        return first_refusal(
+            (runtime == "torch", f"runtime {runtime} has no FlexAttention"),
+            (site.q.value.dtype in ("float32", "float16", "bfloat16"), f"dtype {site.q.value.dtype}"),
+            (spec.empty_row != "mean" or never_empty(site), "empty rows must average the values; FlexAttention returns zero"),
+            (compiler_at_hand(), "FlexAttention needs a C++ compiler (install g++), and none was found"),
+            (narrowest(site) >= NARROWEST, f"FlexAttention needs heads of at least {NARROWEST} channels"),
+            (spec.offset is None, "queries do not start at position 0"),
+            (sayable(spec), "a score term or a length that FlexAttention cannot say"),
+            (structured(site), "nothing here that FlexAttention does better than scaled_dot_product_attention"),
+            at=site.name,
+        ) or plain_softmax(site)
 
     def emit(self, site: Site, builder: Builder) -> Value:
-        import attnopt.runtime.flex  # noqa: F401  (registers the operator)
         import torch
+
+        import attnopt.runtime.flex  # noqa: F401  (registers the operator)
 
         return call_operator(torch.ops.attnopt.flex_attention.default, site, builder)
 

@@ -39,7 +39,8 @@ class LocalSdpa:
         )
 
     def emit(self, site: Site, builder: Builder) -> Value:
-        import attnopt.runtime.local  # noqa: F401  (registers the operator)
         import torch
+
+        import attnopt.runtime.local  # noqa: F401  (registers the operator)
 
         return call_operator(torch.ops.attnopt.local_attention.default, site, builder)

@@ -38,7 +38,12 @@ class MultiHeadAttention:
         q = arrange(builder, site.q, [a["b"], a["q"], (*heads, *a["d"])], broadcast=True)
         k = arrange(builder, site.k, [a["b"], a["k"], (*heads, *a["d"])], broadcast=True)
         v = arrange(builder, site.v, [a["b"], a["k"], (*heads, *a["e"])], broadcast=True)
-        causal = site.spec.mask == Term("causal") and site.spec.offset is None and not site.spec.biases and site.size("q") == site.size("k")
+        causal = (
+            site.spec.mask == Term("causal")
+            and site.spec.offset is None
+            and not site.spec.biases
+            and site.size("q") == site.size("k")
+        )
         bias = None if causal else attention_bias(site, builder)
         layout = (a["b"], a["q"], (*heads, *a["e"]))
         out = builder.call(

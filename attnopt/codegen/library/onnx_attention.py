@@ -36,7 +36,12 @@ class OnnxAttention:
         q = arrange(builder, site.q, [a["b"], heads, a["q"], a["d"]], broadcast=True)
         k = arrange(builder, site.k, [a["b"], a["g"], a["k"], a["d"]], broadcast=True)
         v = arrange(builder, site.v, [a["b"], a["g"], a["k"], a["e"]], broadcast=True)
-        causal = site.spec.mask == Term("causal") and site.spec.offset is None and not site.spec.biases and site.size("q") == site.size("k")
+        causal = (
+            site.spec.mask == Term("causal")
+            and site.spec.offset is None
+            and not site.spec.biases
+            and site.size("q") == site.size("k")
+        )
         mask = None if causal else attention_bias(site, builder)
         cap = next((float(c.args[0]) for c in site.spec.score if c.name == "softcap"), 0.0)  # type: ignore[arg-type]
         layout = (a["b"], heads, a["q"], a["e"])

@@ -80,8 +80,6 @@ def pieces(site: Site, builder: Builder) -> list[Operand]:
     shape = (*map(size_of, kept), width)
 
     def cut(i: int) -> Value:
-        return builder.emit(
-            "slice", value, shape=shape, dtype=value.dtype, axis=3, start=i * width, stop=(i + 1) * width, step=1
-        )
+        return builder.emit("slice", value, shape=shape, dtype=value.dtype, axis=3, start=i * width, stop=(i + 1) * width, step=1)
 
     return [Operand(cut(i), (*kept, (own,))) for i in range(count(site))]

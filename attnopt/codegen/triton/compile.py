@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnopt.codegen.triton.configurations import configurations
 from attnopt.codegen.emitted import load
 from attnopt.codegen.expressions import loads_of
+from attnopt.codegen.triton.configurations import configurations
 from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.low_precision import AS_IT_IS, refused_by, scores, values
 from attnopt.codegen.triton.prefill import Form, constants, emit, expressions, from_rows
-from attnopt.ir.ranges import key_range
 from attnopt.codegen.triton.row_norms import gains
 from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile
+from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
@@ -130,7 +130,9 @@ def built(
             )
     except (RuntimeError, triton.TritonError) as error:  # a compiler pass that failed, with its own words
         return Refusal(f"Triton cannot compile it: {str(error).strip().splitlines()[0]}", tile)
-    assembly, binary = (made.asm["ptx"], made.asm["cubin"]) if about.backend == "cuda" else (made.asm["amdgcn"], made.asm["hsaco"])
+    assembly, binary = (
+        (made.asm["ptx"], made.asm["cubin"]) if about.backend == "cuda" else (made.asm["amdgcn"], made.asm["hsaco"])
+    )
     registers, spills = of_cubin(binary) if about.backend == "cuda" else of_amdgcn(assembly)
     return Compiled(architecture, tile, source, assembly, binary, registers, spills, made.metadata.shared)
 

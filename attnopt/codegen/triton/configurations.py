@@ -45,7 +45,11 @@ def kind(spec: AttentionSpec, form: Form) -> str:
 
 def specialised(spec: AttentionSpec, form: Form, architecture: str) -> tuple[Tile, ...]:
     """Specialised warps take one loop over all keys, so a mask is asked in every block: worth it only where there is none."""
-    plain = spec.mask is spec.qk_norm is spec.precision is None and not form.packed and not pieces(form.width)[1] + pieces(form.value_width)[1]
+    plain = (
+        spec.mask is spec.qk_norm is spec.precision is None
+        and not form.packed
+        and not pieces(form.width)[1] + pieces(form.value_width)[1]
+    )
     if architecture != "sm_90" or not plain:
         return ()
     return (SPECIALISED[next(w for w in sorted(SPECIALISED) if max(form.width, form.value_width) <= w)],)

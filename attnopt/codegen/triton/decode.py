@@ -13,15 +13,15 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
+from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.triton import prefill
 from attnopt.codegen.triton.decode_cache import Side, cache_refusal, side_of
 from attnopt.codegen.triton.prefill import Form, from_rows, operand_names, positive_scale, printer_for, with_functions
-from attnopt.ir.ranges import FIRST, LAST, Range, key_range
-from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.ir.expr import substitute
 from attnopt.ir.linear import linear
 from attnopt.ir.packing import MIDDLE, PER_BYTE
+from attnopt.ir.ranges import FIRST, LAST, Range, key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
@@ -55,7 +55,12 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
     holes |= prefill.row_holes(printer, plain) | prefill.range_holes(printer, scope)
     pointers, tensors, arguments = operand_names(spec.with_(cache=None))
     sides = {name: side_of(spec, form, name) for name in "kv"}
-    values = {**constants(spec, form, tile, backend, scope, sides), "SCALE": scale, "SCORES": bool(terms), "UNIT": LOG2E if terms else 1.0}
+    values = {
+        **constants(spec, form, tile, backend, scope, sides),
+        "SCALE": scale,
+        "SCORES": bool(terms),
+        "UNIT": LOG2E if terms else 1.0,
+    }
     given = [Slot(name, (name,) if name in needed(spec, form, sides) else (), (name,)) for name in OPTIONAL]
     slots = [Slot("operands", pointers, pointers), Slot("tensors", tensors, arguments), *given]
     text = specialise(template(), values, functions_first(holes), slots, keep="attention")
@@ -117,7 +122,8 @@ def constants(
     page = 0 if spec.cache is None or spec.cache.word("layout") != "paged" else spec.cache.count("page")
     return found | {
         "E_WIDTH": 1 << (form.value_width - 1).bit_length(), "DTYPE": form.dtype, "D_WIDTH": 1 << (form.width - 1).bit_length(),
-        "K_SHIFTS": sides["k"].zeros and sides["k"].scales in ("token", "channel"), "V_SHIFTS": sides["v"].zeros and sides["v"].scales != "block",
+        "K_SHIFTS": sides["k"].zeros and sides["k"].scales in ("token", "channel"),
+        "V_SHIFTS": sides["v"].zeros and sides["v"].scales != "block",
         "V_RELATIVE": sides["v"].scales == "group" and form.dtype == "float16", "PAGED": page > 0, "PAGE": page,
         "WHOLE_PAGES": page > 0 and page % tile.block_k == 0, "LENGTHS": lengths, "SPAN": span(scope),
         "EMPTY_ROWS": bool(found["EMPTY_ROWS"]) or lengths,

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.availability import interpreted, missing
 from attnopt.codegen.triton.decode import DecodeForm, emit, supports
 from attnopt.codegen.triton.decode_cache import cache_problem
 from attnopt.codegen.triton.decode_tiles import INTERPRETED, block_rows, decode_tiles
-from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.tiles import ARCHITECTURES
 from attnopt.codegen.triton.triton_attention import architecture, operands_of
 from attnopt.errors import InputMismatch
@@ -31,7 +31,6 @@ from attnopt.ir.kv_cache import Cache, attend_cache
 from attnopt.ir.packing import PER_BYTE
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec, as_spec
-
 
 
 def decode_attention(

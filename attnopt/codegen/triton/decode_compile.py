@@ -1,7 +1,7 @@
 """Compile the two kernels of the decode family for an architecture, and read what the compiler says they take.
 
-    compile_best(spec, form, "sm_90")   ->   Compiled of `decode`, with the first tile that fits
-    compile_merge(spec, form, "sm_90", tile)   ->   Compiled of `merge`, from the same source
+compile_best(spec, form, "sm_90")   ->   Compiled of `decode`, with the first tile that fits
+compile_merge(spec, form, "sm_90", tile)   ->   Compiled of `merge`, from the same source
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.compile import ALIGNED, TYPES, Compiled, built, last_strides
 from attnopt.codegen.triton.decode import emit
 from attnopt.codegen.triton.decode_cache import Side, side_of
 from attnopt.codegen.triton.decode_tiles import decode_tiles
-from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.prefill import Form
 from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile
@@ -76,4 +76,7 @@ def is_aligned(parameter: str, form: Form, sides: dict[str, Side]) -> bool:
     if parameter.startswith("p_"):
         return True
     widths = {"q": form.width, "k": sides["k"].stored, "v": sides["v"].stored}
-    return parameter in {f"s_{x}" for x in ("qb", "qh", "qm", "kb", "kh", "kn", "vb", "vh", "vn")} and widths[parameter[2]] % ALIGNED == 0
+    return (
+        parameter in {f"s_{x}" for x in ("qb", "qh", "qm", "kb", "kh", "kn", "vb", "vh", "vn")}
+        and widths[parameter[2]] % ALIGNED == 0
+    )

@@ -1,7 +1,7 @@
 """Write the kernels of the decode family out so that they stand without attnopt, as files.py does for prefill.
 
-    write(spec, form, "sm_90", folder, "attention_0_decode")   ->   attention_0_decode.py    attention_0_decode.json
-        attention_0_decode.ptx  .cubin (the splits)    attention_0_decode_merge.ptx  .cubin    attention_0_decode_example.py
+write(spec, form, "sm_90", folder, "attention_0_decode")   ->   attention_0_decode.py    attention_0_decode.json
+    attention_0_decode.ptx  .cubin (the splits)    attention_0_decode_merge.ptx  .cubin    attention_0_decode_example.py
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ def cache_lines(spec: AttentionSpec, form: Form) -> dict[str, str]:
         shape = f"{first}, {'key' if name == 'k' else 'value'}_heads, {tokens}, {side.stored}"
         lines[name] = CODES[side.storage].format(shape=shape, dtype=side.dtype)
     for name, side in sides.items():
-        for part, text in (("scales", "torch.rand({}, device=device) * 0.02"), ("zeros", "torch.randn({}, device=device).round()")):
+        for part, text in (
+            ("scales", "torch.rand({}, device=device) * 0.02"),
+            ("zeros", "torch.randn({}, device=device).round()"),
+        ):
             if f"{name}_{part}" in held:
                 made = text.format(scale_shape(spec, form, name, side, page))
                 lines[f"{name}_{part}"] = f"({made}).to(torch.{side.scale_dtype})"

@@ -21,10 +21,12 @@ Table = dict[int, tuple[Tile, ...]]
 
 # By the bytes of the longest row of keys or values: 128 are 64 numbers of float16, or 256 of int4.
 NVIDIA: Table = {128: (Tile(16, 128, 4, 3), Tile(16, 64, 4, 2), Tile(16, 32, 4, 2)), 256: (Tile(16, 64, 4, 3), Tile(16, 32, 4, 2)),
-                 512: (Tile(16, 32, 4, 3), Tile(16, 32, 4, 2), Tile(16, 16, 4, 2)), 1024: (Tile(16, 16, 4, 2), Tile(16, 32, 8, 1), Tile(16, 16, 4, 1))}  # fmt: skip
+                 512: (Tile(16, 32, 4, 3), Tile(16, 32, 4, 2), Tile(16, 16, 4, 2)),
+                 1024: (Tile(16, 16, 4, 2), Tile(16, 32, 8, 1), Tile(16, 16, 4, 1))}  # fmt: skip
 # Half the keys where a processor has half the shared memory.
 ADA: Table = {128: (Tile(16, 64, 4, 3), Tile(16, 64, 4, 2), Tile(16, 32, 4, 2)), 256: (Tile(16, 32, 4, 3), Tile(16, 32, 4, 2)),
-              512: (Tile(16, 16, 4, 3), Tile(16, 32, 4, 2), Tile(16, 16, 4, 2)), 1024: (Tile(16, 16, 4, 2), Tile(16, 16, 4, 1))}  # fmt: skip
+              512: (Tile(16, 16, 4, 3), Tile(16, 32, 4, 2), Tile(16, 16, 4, 2)),
+              1024: (Tile(16, 16, 4, 2), Tile(16, 16, 4, 1))}  # fmt: skip
 AMD: Table = {128: (Tile(16, 128, 4, 1), Tile(16, 64, 4, 1), Tile(16, 32, 4, 1)), 256: (Tile(16, 64, 4, 1), Tile(16, 32, 4, 1)),
               512: (Tile(16, 32, 4, 1), Tile(16, 16, 4, 1)), 1024: (Tile(16, 16, 4, 1), Tile(16, 16, 8, 1))}  # fmt: skip
 TABLES = {name: AMD if name.startswith("gfx") else ADA if name in ("sm_86", "sm_89") else NVIDIA for name in ARCHITECTURES}

@@ -17,8 +17,10 @@ from attnopt.codegen.expressions import Binding, ExpressionPrinter, plain_name, 
 from attnopt.ir.expr import Const, Expr, Index, Load, Term, indices
 
 RESERVED = frozenset(
-    "b h q k v o row score place bucket distance m_k x a n lse batch heads q_len kv_len key_heads value_heads tensors rows kn vn tl torch triton prefill attention"
-    " ks kz vs vz kd ve steps i part stats pages lengths k_scales k_zeros v_scales v_zeros splits ratio programs processors blocks math functools decode merge q_scales v_means shifts deltas".split()
+    "b h q k v o row score place bucket distance m_k x a n lse batch heads q_len kv_len key_heads value_heads tensors"
+    " rows kn vn tl torch triton prefill attention ks kz vs vz kd ve steps i part stats pages lengths k_scales k_zeros"
+    " v_scales v_zeros splits ratio programs processors blocks math functools decode merge q_scales v_means shifts"
+    " deltas".split()
 )  # fmt: skip
 
 

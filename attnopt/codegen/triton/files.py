@@ -12,8 +12,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.expressions import loads_of
+from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.kernel_cache import compiled
 from attnopt.codegen.triton.prefill import Form, expressions, supports

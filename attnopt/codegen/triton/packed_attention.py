@@ -65,6 +65,8 @@ def check_packed(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, q_starts:
     for name, x in (("q_starts", q_starts), ("k_starts", k_starts)):
         if x.ndim != 1 or len(x) < 2 or x.dtype not in (torch.int32, torch.int64) or len(x) != len(q_starts):
             shape = f"{name} {list(x.shape)} of {str(x.dtype).removeprefix('torch.')}"
-            raise InputMismatch("starts are no list of batch + 1 numbers", where=shape, next_move="Give two int32 tensors [B + 1].")
+            raise InputMismatch(
+                "starts are no list of batch + 1 numbers", where=shape, next_move="Give two int32 tensors [B + 1]."
+            )
     if len(k) == 0:
         raise InputMismatch("there are no keys", where=f"k {list(k.shape)}", next_move="Give at least one.")

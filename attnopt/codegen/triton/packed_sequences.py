@@ -1,6 +1,6 @@
 """A packed batch taken apart: the meaning of a kernel that works on all sequences at once is that of each alone.
 
-    q [5, H, D], q_starts [0, 3, 3, 5]   ->   rows 0 … 2, no rows, rows 3 … 4, each as [1, H, rows, D]
+q [5, H, D], q_starts [0, 3, 3, 5]   ->   rows 0 … 2, no rows, rows 3 … 4, each as [1, H, rows, D]
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def sequences(
     spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, operands: Mapping[str, Tensor]
 ) -> Iterator[Sequence]:
     """Those that have queries. q [rows, H, D], k [keys, G, D], v [keys, G', E]; starts [B + 1]."""
-    by_batch = {(x.operand, at) for e in expressions(spec) for x in loads_of(e) for at, i in enumerate(x.indices) if i == Index("b")}
+    by_batch = {
+        (x.operand, at) for e in expressions(spec) for x in loads_of(e) for at, i in enumerate(x.indices) if i == Index("b")
+    }
     firsts, key_firsts = q_starts.tolist(), k_starts.tolist()
     for b in range(len(firsts) - 1):
         rows, keys = slice(firsts[b], firsts[b + 1]), slice(key_firsts[b], key_firsts[b + 1])

@@ -8,23 +8,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from attnopt.codegen.expressions import loads_of, strides
+from attnopt.codegen.prefill_form import DTYPES, WIDEST, Form, expressions, from_rows, positive_scale
+from attnopt.codegen.specialise import Slot, Value, specialise
+from attnopt.codegen.template import joined
 from attnopt.codegen.triton import low_precision
 from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called, pointer
 from attnopt.codegen.triton.row_norms import NORMS, factor_line, gain_arguments, is_static, normed
 from attnopt.codegen.triton.row_norms import refusal as norm_refusal
-from attnopt.ir.ranges import Range, extreme, key_range
-from attnopt.codegen.specialise import Slot, Value, specialise
-from attnopt.codegen.prefill_form import DTYPES, WIDEST, Form, expressions, from_rows, positive_scale
-from attnopt.codegen.template import joined
 from attnopt.codegen.triton.tiles import SPLIT, Tile
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Const, Expr, Index, Load, substitute
+from attnopt.ir.expr import Expr, Load
+from attnopt.ir.ranges import Range, extreme, key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
-from attnopt.runtime.flex_source import SCORE_TERMS, leading_scale
+from attnopt.runtime.flex_source import SCORE_TERMS
 
 PARTS = (
     "prefill_holes", "prefill_blocks", "prefill_norms", "prefill_codes", "prefill", "prefill_attend", "prefill_coding", "prefill_launch",
@@ -119,7 +118,7 @@ def constants(spec: AttentionSpec, form: Form, tile: Tile, backend: str, scope: 
         "D": form.width, "D_MAIN": d_main, "D_REST": d_rest, "D_PADDED": d_main + d_rest > form.width and not codes,
         "E": form.value_width, "E_MAIN": e_main, "E_REST": e_rest, "E_PADDED": e_main + e_rest > form.value_width,
         "PRECISION": "tf32x3" if form.dtype == "float32" and backend == "cuda" and max(form.width, form.value_width) <= SPLIT else "ieee",
-        "PHASES": int(tile.specialised or scope.undecided is not None and scope.undecided == spec.mask and not scope.bounded),
+        "PHASES": int(tile.specialised or (scope.undecided is not None and scope.undecided == spec.mask and not scope.bounded)),
         "RANGE": scope.bounded, "MASK": spec.mask is not None, "INNER_MASK": scope.undecided is not None,
         "LEADING": scope.leading is not None, "LEFT_EDGE": bool(scope.inner_first), "LONGEST_FIRST": scope.grows,
         "OFFSET": spec.offset is not None, "SINK": spec.sink is not None, "EMPTY_ROWS": may_be_empty or weightless or form.packed,

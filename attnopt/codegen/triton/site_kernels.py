@@ -1,6 +1,6 @@
 """The Triton kernels of a whole model (see codegen/site_kernels).
 
-    write_kernels(sites, "sm_90", folder)   ->   attention_0.py attention_0.ptx … for each distinct attention, in the folder
+write_kernels(sites, "sm_90", folder)   ->   attention_0.py attention_0.ptx … for each distinct attention, in the folder
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnopt.codegen.triton.availability import interpreted, missing
 from attnopt.codegen.emitted import load
+from attnopt.codegen.triton.availability import interpreted, missing
 from attnopt.codegen.triton.configurations import configurations
 from attnopt.codegen.triton.low_precision import INTERPRETER, fitted, refused_by
 from attnopt.codegen.triton.prefill import Form, emit, supports

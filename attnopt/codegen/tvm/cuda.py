@@ -12,7 +12,7 @@ from attnopt.codegen.template import joined
 from attnopt.codegen.tvm.compile import ENTRY, said
 from attnopt.codegen.tvm.expressions import Printer, bucket_function, buckets_of
 from attnopt.codegen.tvm.operand_buffers import buffer_lines, buffer_name
-from attnopt.codegen.tvm.prefill import IMPORTS, mask_holes, ranks, range_holes, row_holes, score_hole, supports
+from attnopt.codegen.tvm.prefill import IMPORTS, mask_holes, range_holes, ranks, row_holes, score_hole, supports
 from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec

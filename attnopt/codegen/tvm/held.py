@@ -1,8 +1,8 @@
 """What a kernel reads before it is needed, because its vectors run along queries, where memory seldom does.
 
-    load(document, b, q)       ->   document_q:  held[0, BLOCK_Q], once for a block of queries
-    load(bias, b, h, row, k)   ->   bias_qk:     tiles[0, BLOCK_K, BLOCK_Q], once for each step, transposed
-    load(padding, b, k)        ->   as it stands: one number for all queries of a vector
+load(document, b, q)       ->   document_q:  held[0, BLOCK_Q], once for a block of queries
+load(bias, b, h, row, k)   ->   bias_qk:     tiles[0, BLOCK_K, BLOCK_Q], once for each step, transposed
+load(padding, b, k)        ->   as it stands: one number for all queries of a vector
 """
 
 from __future__ import annotations
@@ -86,7 +86,11 @@ def hold_lines(function: str, loads: dict[Expr, tuple[str, int]], held: Held, pr
     names = "tiles, tiles_whole" if tile else "held, held_whole"
     lines = ["@T.inline", f"def {function}({names}, b, h, q_first, row_first, {keys}q_len, kv_len, operands):"]
     lines.append(f'    """{"; ".join(f"{held.names[load]}: {load}" for load in loads)}"""')
-    lines += ["    for i in range(BLOCK_Q):", "        row: T.let = T.min(row_first + i, q_len - 1)", "        q: T.let = q_first + row - row_first"]
+    lines += [
+        "    for i in range(BLOCK_Q):",
+        "        row: T.let = T.min(row_first + i, q_len - 1)",
+        "        q: T.let = q_first + row - row_first",
+    ]
     if tile:
         lines += ["        for n in range(keys):", "            k: T.let = k_first + n"]
     for load, (buffer, at) in loads.items():

@@ -1,6 +1,6 @@
 """How operands come into a kernel: a buffer each, of any strides, named after the operand.
 
-    bias [B, H, Q, K]   ->   bias = T.match_buffer(p_bias, (n_bias_0, …), "float32", strides=(s_bias_0, …))
+bias [B, H, Q, K]   ->   bias = T.match_buffer(p_bias, (n_bias_0, …), "float32", strides=(s_bias_0, …))
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import re
 
+from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.prefill_form import DTYPES, WIDEST, Form, expressions, from_rows, positive_scale
 from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.template import joined
 from attnopt.codegen.tvm.cpu import Cpu
 from attnopt.codegen.tvm.expressions import Printer, bucket_function, buckets_of
-from attnopt.codegen.tvm.held import Held, filled, held_loads
+from attnopt.codegen.tvm.held import filled, held_loads
 from attnopt.codegen.tvm.operand_buffers import buffer_lines, buffer_name
-from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.tvm.tiles import Tile
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Expr
@@ -80,7 +80,14 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
     template = joined("attnopt.codegen.tvm", PARTS, IMPORTS)
     text = specialise(
         template.replace("    match_operands()\n", buffer_lines(spec.operands, ranks(plain), dict(form.operands))),
-        {**constants(plain, form, tile, cpu, scope), **held.sizes, "SCALE": scale, "SCORES": bool(terms), "UNIT": LOG2E if terms else scale * LOG2E, "TOP": 1.0 if terms else scale},
+        {
+            **constants(plain, form, tile, cpu, scope),
+            **held.sizes,
+            "SCALE": scale,
+            "SCORES": bool(terms),
+            "UNIT": LOG2E if terms else scale * LOG2E,
+            "TOP": 1.0 if terms else scale,
+        },
         holes,
         [
             Slot("given", handles, ()),
@@ -185,7 +192,7 @@ def legend(form: Form, tile: Tile, cpu: Cpu) -> str:
     """The head of an emitted file."""
     return "\n".join([
         f"For {form.dtype} rows of {form.width} channels (q, k) and {form.value_width} (v), any batch, heads and lengths, on {cpu.name}.",
-        f"A thread holds {tile.block_q} queries of one head, side by side in vectors, and walks over blocks of {tile.block_k} keys; for each",
+        f"A thread holds {tile.block_q} queries of one head, side by side in vectors, and walks blocks of {tile.block_k} keys; for each",
         "query it keeps the largest score (top), the sum of weights (total) and the weighted sum of values (o_t).",
         "Names: i_ index of a block, s_ stride, p_ argument; what ends in _t is transposed: queries along the last axis.",
     ])  # fmt: skip

@@ -47,7 +47,9 @@ class QuestRounding:
             widths = {matrix(n).shape[1] for n in kept}
             block = block_width(next(iter(widths)), self.block) if len(widths) == 1 else None
             if block is None:
-                refusal = Refusal(f"no power of two from {LEAST_BLOCK} divides rows of {', '.join(map(str, sorted(widths)))} inputs", group.name)
+                refusal = Refusal(
+                    f"no power of two from {LEAST_BLOCK} divides rows of {', '.join(map(str, sorted(widths)))} inputs", group.name
+                )
                 continue
             said = f"inputs mixed by Hadamard blocks of {block}, levels fitted to a Gaussian"
             found = candidate(self.name, "QuEST", said, kept, options={"block": block})

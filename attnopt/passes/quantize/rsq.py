@@ -57,7 +57,9 @@ class Rsq:
         if evidence is None:
             return Refusal("RSQ needs calibration data", group.name)
         if (needed := 8 * sum(size(n) for n in group.linears)) > MEMORY:
-            return Refusal(f"the weights in float64 would take {needed / 2**30:.1f} GiB, more than {MEMORY / 2**30:.0f}", group.name)
+            return Refusal(
+                f"the weights in float64 would take {needed / 2**30:.1f} GiB, more than {MEMORY / 2**30:.0f}", group.name
+            )
         layers = layers_of(group)
         if not layers:
             return Refusal("no attention with known projections", group.name)
@@ -82,7 +84,12 @@ class Rsq:
         return [self.candidate(plan, made, turned) for plan, made in zip(plans, arrays, strict=True)]
 
     def round(
-        self, node: Node, format: WeightFormat, turned: Rotated, moments: Mapping[str, Tensor], made: dict[str, Mapping[str, Tensor]]
+        self,
+        node: Node,
+        format: WeightFormat,
+        turned: Rotated,
+        moments: Mapping[str, Tensor],
+        made: dict[str, Mapping[str, Tensor]],
     ) -> Refusal | None:
         weight = turned.matrix(node)
         if node.name not in moments:
@@ -92,8 +99,12 @@ class Rsq:
         made[node.name] = self.method.rounded(weight, turned.moment(node, moments[node.name]), format).arrays()
         return None
 
-    def candidate(self, plan: Mapping[Node, WeightFormat], arrays: Mapping[str, Mapping[str, Tensor]], turned: Rotated) -> Candidate:
-        how = "values and residual stream rotated" if turned.stream else "values rotated" if turned.matrices else "nothing rotated"
+    def candidate(
+        self, plan: Mapping[Node, WeightFormat], arrays: Mapping[str, Mapping[str, Tensor]], turned: Rotated
+    ) -> Candidate:
+        how = (
+            "values and residual stream rotated" if turned.stream else "values rotated" if turned.matrices else "nothing rotated"
+        )
         said = f"{how}, tokens counted by the attention they receive"
         options = {"seed": self.seed, "heads": self.heads, "rotate": self.rotate}
         return candidate(self.name, "RSQ", said, plan, options=options, needs="calibration", arrays=arrays)

@@ -65,7 +65,8 @@ class SageAttention:
         return Candidate(
             self.name,
             False,
-            f"queries and keys in {scores}, weights and values in {values}" + (", values less their mean" if smooth_values else ""),
+            f"queries and keys in {scores}, weights and values in {values}"
+            + (", values less their mean" if smooth_values else ""),
             SOURCE,
             options={"scores": scores, "values": values, "smooth_values": smooth_values},
             kind=kind,
@@ -114,7 +115,9 @@ def refuse(site: Site, host: str) -> Refusal | None:
     if site.spec.precision is not None or site.spec.cache is not None:
         return Refusal(f"it is rounded already: {site.spec.precision or site.spec.cache}", site.name)
     if site.spec.normalizer.name != "softmax":
-        return Refusal(f"the normaliser is {site.spec.normalizer}: smoothing needs rows that a constant does not change", site.name)
+        return Refusal(
+            f"the normaliser is {site.spec.normalizer}: smoothing needs rows that a constant does not change", site.name
+        )
     if site.weights_used is not None:
         return Refusal("the attention weights themselves are read", site.weights_used)
     queries = site.size("q")

@@ -4,7 +4,8 @@
 
 Per layer: each site chooses its own sinks and window. Attention without a causal mask looks as far ahead as back. With weight m on
 the keys that are left out, an output changes by at most 2 m max|v|; calibration measures m and orders the candidates, the measured loss
-decides. A window that no calibration sequence reaches beyond is not offered: its loss there is zero, and unknown elsewhere. Time falls with the keys that are left: local attention visits no others.
+decides. A window that no calibration sequence reaches beyond is not offered: its loss there is zero, and unknown elsewhere.
+Time falls with the keys that are left: local attention visits no others.
 
 Sources: StreamingLLM ("Efficient Streaming Language Models with Attention Sinks"), and the base pattern of "Delta Attention"; the bound
 is that of the dropped mass that sparse methods share.
@@ -112,4 +113,3 @@ def refuse(site: Site) -> Refusal | None:
     if site.spec.offset is not None or site.size("q") != site.size("k"):
         return Refusal("queries and keys are not the same positions: a cache drops rows instead, by its own policy", site.name)
     return None
-

@@ -278,7 +278,7 @@ class Band:
             if not isinstance(axis.size, int):
                 return None
             rest, forms[axis] = self.region.split(rest, axis.size)
-        forms |= {axis: rest for axis in pieces[:1]}
+        forms |= dict.fromkeys(pieces[:1], rest)
         found = [along(group, forms) if group else number(0) for group in layout]
         return None if any(i is None for i in found) else tuple(i for i in found if i is not None)
 

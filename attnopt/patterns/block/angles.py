@@ -12,7 +12,7 @@ import torch
 
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.layout import LayoutMismatch, Operand
-from attnopt.patterns.block.terms import Numbers, NotRead, Term, Walk, constant
+from attnopt.patterns.block.terms import NotRead, Numbers, Term, Walk, constant
 from attnopt.patterns.operands import broadcast_layout
 
 EXACT = 1e-6  # what a table in float32 may differ from the wave of its frequency, beside the rounding of the angle itself

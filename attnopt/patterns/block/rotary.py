@@ -18,7 +18,7 @@ from torch import Tensor
 from attnopt.ir.block import Rotary
 from attnopt.ir.layout import Operand
 from attnopt.patterns.block.angles import Angle, Angles
-from attnopt.patterns.block.terms import Numbers, NotRead, Term, Walk
+from attnopt.patterns.block.terms import NotRead, Numbers, Term, Walk
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from attnopt.patterns.block.cache_update import cache_update, meets_cache
 from attnopt.patterns.block.norms import norm_at
 from attnopt.patterns.block.projection import by_head, layer_at, projection
 from attnopt.patterns.block.rotary import rotary
-from attnopt.patterns.block.terms import Numbers, NotRead, Term, Walk, whole
+from attnopt.patterns.block.terms import NotRead, Numbers, Term, Walk, whole
 
 MOST_STEPS = 8
 NAMES = {"q": "queries", "k": "keys", "v": "values"}

@@ -28,7 +28,7 @@ def lift_constant(lifter: Lifter, value: Value, at: Indices) -> Expr | None:
     """The element of a stored tensor as an expression, or None."""
     assert value.load is not None
     stored = value.load()
-    if stored.numel() > LARGEST or stored.numel() == 0 or stored.is_floating_point() and stored.dtype != torch.float32:
+    if stored.numel() > LARGEST or stored.numel() == 0 or (stored.is_floating_point() and stored.dtype != torch.float32):
         return None
     # Dimensions along which nothing changes are read at 0.
     varying = [i for i in range(stored.ndim) if stored.shape[i] > 1 and not constant_along(stored, i)]

@@ -18,7 +18,6 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
 
-
 WINDOWS = ("window", "window_or_global", "window_of_one", "window_of_all", "window_both_sides", "softcap_window")
 
 

@@ -28,13 +28,21 @@ def test_what_is_tried_on_hopper():
     assert kinds(CAUSAL, Form(100, 128), "sm_90")[0] == (True, False, False)  # rows of 200 bytes
 
 
-@pytest.mark.parametrize(("architecture", "form"), [("sm_80", Form(64, 64)), ("gfx942", Form(64, 64)), ("sm_90", Form(64, 64, "float32"))])
+@pytest.mark.parametrize(
+    ("architecture", "form"), [("sm_80", Form(64, 64)), ("gfx942", Form(64, 64)), ("sm_90", Form(64, 64, "float32"))]
+)
 def test_elsewhere_the_table_stands_as_it_is(architecture, form):
     assert configurations(CAUSAL, form, architecture) == tiles(architecture, form.width, form.value_width, form.dtype)
 
 
 @pytest.mark.parametrize(
-    ("spec", "form"), [(CAUSAL, Form(128, 128)), (FULL, Form(96, 128)), (FULL, Form(128, 128, packed=True)), (parse("softmax norm(l2)"), Form(64, 64))]
+    ("spec", "form"),
+    [
+        (CAUSAL, Form(128, 128)),
+        (FULL, Form(96, 128)),
+        (FULL, Form(128, 128, packed=True)),
+        (parse("softmax norm(l2)"), Form(64, 64)),
+    ],
 )
 def test_what_is_not_specialised(spec, form):
     assert specialised(spec, form, "sm_90") == ()
@@ -76,7 +84,8 @@ def test_a_tile_without_the_copy_engine_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "form"), [("sm_80", Form(192, 192)), ("sm_80", Form(256, 256, "float32")), ("sm_100", Form(192, 128)), ("gfx942", Form(160, 160))]
+    ("architecture", "form"),
+    [("sm_80", Form(192, 192)), ("sm_80", Form(256, 256, "float32")), ("sm_100", Form(192, 128)), ("gfx942", Form(160, 160))],
 )
 def test_wide_rows_fit_somehow(architecture, form):
     made = compile_best(CAUSAL, form, architecture)
@@ -86,5 +95,9 @@ def test_wide_rows_fit_somehow(architecture, form):
 
 
 def test_programs_of_a_multiprocessor():
-    assert [Tile(128, 128, 8, 2).programs, Tile(64, 64, 4, 2).programs, Tile(128, 128, 4, 2, specialised=True).programs] == [1, 2, 1]
+    assert [Tile(128, 128, 8, 2).programs, Tile(64, 64, 4, 2).programs, Tile(128, 128, 4, 2, specialised=True).programs] == [
+        1,
+        2,
+        1,
+    ]
     assert all(tile.num_warps in (4, 8) for table in TABLE.values() for row in table.values() for tile in row)

@@ -9,9 +9,9 @@ import pytest
 
 from attnopt.codegen.triton.decode import DecodeForm, emit, span, supports
 from attnopt.codegen.triton.kernels.merge import split_count
-from attnopt.ir.ranges import key_range
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.ir.grammar import parse_expr
+from attnopt.ir.ranges import key_range
 from attnopt.ir.spec import parse
 
 TILE = Tile(16, 64, 4, 3)
@@ -26,7 +26,21 @@ def text(line, form=DecodeForm(64, 64)):
 
 def test_a_plain_spec_leaves_a_plain_kernel():
     made = text("softmax scale(0.125)")
-    gone = ("p_ks", "p_kz", "k_scales", "pages", "lengths", "p_lse", "mask_mod", "query_offset", "from_share", "b_shift", "P * ", "SHARE", "= ()")
+    gone = (
+        "p_ks",
+        "p_kz",
+        "k_scales",
+        "pages",
+        "lengths",
+        "p_lse",
+        "mask_mod",
+        "query_offset",
+        "from_share",
+        "b_shift",
+        "P * ",
+        "SHARE",
+        "= ()",
+    )
     assert [word for word in gone if word in made] == []
     assert "def attention( q, k, v, o=None, splits=0 ):" in made
     assert "b_s = tl.dot(b_q, b_codes, b_s, input_precision=PRECISION)" in made
@@ -35,17 +49,24 @@ def test_a_plain_spec_leaves_a_plain_kernel():
 
 
 def test_a_cache_leaves_what_it_needs():
-    made = text("softmax padding cache(k=int8, v=fp8, layout=paged, page=128)", DecodeForm(64, 64, "float16", (("padding", "bool"),), lengths=True))
+    made = text(
+        "softmax padding cache(k=int8, v=fp8, layout=paged, page=128)",
+        DecodeForm(64, 64, "float16", (("padding", "bool"),), lengths=True),
+    )
     assert "def attention( q, k, v, padding, k_scales, k_zeros, v_scales, pages, lengths, o=None, splits=0 ):" in made
-    assert "i_page = tl.cast(tl.load(p_pages + i_b * s_pages + i_n * BLOCK_K // PAGE), tl.int64)" in made  # one page holds a block
+    assert (
+        "i_page = tl.cast(tl.load(p_pages + i_b * s_pages + i_n * BLOCK_K // PAGE), tl.int64)" in made
+    )  # one page holds a block
     assert "o_row = o_n % PAGE" not in made
     assert "o_row = o_n % PAGE" in text("softmax cache(layout=paged, page=16)")
-    assert [word for word in ("from_share", "b_q[", "p_vz", "float32\":") if word in made] == []
+    assert [word for word in ("from_share", "b_q[", "p_vz", 'float32":') if word in made] == []
 
 
 def test_parts_of_a_row():
     grouped = text("softmax cache(k=int4, v=int4, group=16)", DecodeForm(64, 96))
-    assert [f"{name} = tl.constexpr({n})" in grouped for name, n in (("D_PIECE", 16), ("D_PIECES", 2), ("E_PIECES", 3))] == [True] * 3
+    assert [f"{name} = tl.constexpr({n})" in grouped for name, n in (("D_PIECE", 16), ("D_PIECES", 2), ("E_PIECES", 3))] == [
+        True
+    ] * 3
     assert "b_q[P * D_SHARES + SHARE]" in grouped
 
 
@@ -82,7 +103,8 @@ def test_odd_rows_of_int4():
 
 
 @pytest.mark.parametrize(
-    ("mask", "keys"), [("causal & window(1024)", 1024), ("causal", 0), ("window(64) & lookahead(8)", 71), ("causal & (window(4) | global(2))", 0)]
+    ("mask", "keys"),
+    [("causal & window(1024)", 1024), ("causal", 0), ("window(64) & lookahead(8)", 71), ("causal & (window(4) | global(2))", 0)],
 )
 def test_keys_that_one_query_sees(mask, keys):
     assert span(key_range(parse_expr(mask))) == keys

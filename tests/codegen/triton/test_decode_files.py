@@ -28,11 +28,18 @@ def test_files_of_a_kernel_run_without_attnopt(tmp_path):
         "step.py", "step_example.py", "step.json", "step.ptx", "step.cubin", "step_merge.ptx", "step_merge.cubin",
     }  # fmt: skip
     told = json.loads((tmp_path / "step.json").read_text())
-    assert (told["spec"], told["architecture"], told["spilled_bytes"], told["merge"]["spilled_bytes"]) == (str(parse(LINE)), "sm_90", 0, 0)
+    assert (told["spec"], told["architecture"], told["spilled_bytes"], told["merge"]["spilled_bytes"]) == (
+        str(parse(LINE)),
+        "sm_90",
+        0,
+        0,
+    )
     assert told["form"]["lengths"] is True
     assert (tmp_path / "step_merge.cubin").read_bytes()[:4] == b"\x7fELF"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", ALONE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     assert "nan" not in run.stdout
     assert run.stdout.startswith("tensor([[[[")

@@ -32,7 +32,9 @@ def test_files_of_a_kernel_run_without_attnopt(tmp_path):
     assert (tmp_path / "window.cubin").read_bytes()[:4] == b"\x7fELF"
     assert ".target sm_90a" in (tmp_path / "window.ptx").read_text()
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", ALONE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     assert "nan" not in run.stdout
     assert run.stdout.startswith("tensor([[[[")

@@ -7,9 +7,9 @@ import re
 import pytest
 from precision_cases import FP8, GROUPS, INT8, SAGE
 
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.compile import Compiled, built, compile_for
 from attnopt.codegen.triton.configurations import configurations
-from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.low_precision import block_of, fitted, pieces_of
 from attnopt.codegen.triton.prefill import Form, emit, supports
 from attnopt.codegen.triton.tiles import ARCHITECTURES, Tile

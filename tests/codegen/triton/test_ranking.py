@@ -52,7 +52,10 @@ def test_an_architecture_without_a_target_keeps_the_table():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_configuration_is_offered_once(architecture):
     form = Form(128, 128, "bfloat16")
-    for made in (configurations(parse("softmax causal & window(32)"), form, architecture), decode_tiles(architecture, parse("softmax"), form)):
+    for made in (
+        configurations(parse("softmax causal & window(32)"), form, architecture),
+        decode_tiles(architecture, parse("softmax"), form),
+    ):
         assert made
         assert len(set(made)) == len(made)
 

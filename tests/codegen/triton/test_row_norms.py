@@ -38,7 +38,9 @@ def test_bounds(line, bound):
     assert score_bound(parse(line), 16, GAINS) == pytest.approx(bound)
 
 
-@pytest.mark.parametrize("line", ["softmax norm(rms, q_gain=g, k_gain=f) scale(0.3)", "softmax norm(l2, q_gain=g) scale(5.0) softcap(9.0)"])
+@pytest.mark.parametrize(
+    "line", ["softmax norm(rms, q_gain=g, k_gain=f) scale(0.3)", "softmax norm(l2, q_gain=g) scale(5.0) softcap(9.0)"]
+)
 def test_no_score_is_larger(line):
     """Rows that are parallel, in the channel of the largest gain, come near the bound."""
     spec, q = parse(line), torch.randn(1, 2, 8, 16, dtype=torch.float64)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from lowering_cases import CASES, Case, opened
 
+from attnopt.codegen.site_form import decodes
 from attnopt.codegen.triton.compile import Compiled
 from attnopt.codegen.triton.prefill import Form
-from attnopt.codegen.site_form import decodes
 from attnopt.codegen.triton.site_kernels import form_of, limits_of, write_kernels
 from attnopt.ir.clause import Clause
 from attnopt.ir.site import Refusal

@@ -44,7 +44,9 @@ def test_survives_export():
         program = torch.export.export(Model(), (q, k, k), dynamic_shapes=({2: length}, {2: length}, {2: length}))
     called = [str(node.target) for node in program.graph.nodes if "triton" in str(node.target)]
     assert called == ["attnopt.triton_attention_lse.default", "attnopt.triton_attention.default"]
-    shapes = [tuple(map(str, node.meta["val"].shape)) for node in program.graph.nodes if node.op == "output" for node in node.args[0]]
+    shapes = [
+        tuple(map(str, node.meta["val"].shape)) for node in program.graph.nodes if node.op == "output" for node in node.args[0]
+    ]
     assert [len(shape) for shape in shapes] == [4, 3]
     assert shapes[0][:2] == ("2", "4")
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from small_kernel import SOURCE
 
 from attnopt.codegen.tvm import compile as compiling

@@ -19,7 +19,10 @@ from attnopt.passes import ZipCache
 from attnopt.passes.cache_blocks import Blocks
 
 SMALL = ZipCache(block=4)
-LINE = "softmax scale({}) cache(k_axis=channel, block=4, k_bits=load(bits, b, h, k), v_bits=load(bits, b, h, k), recent={}, scales=fp16, v_balance=root)"
+LINE = (
+    "softmax scale({}) cache(k_axis=channel, block=4, k_bits=load(bits, b, h, k), v_bits=load(bits, b, h, k), recent={}, scales=fp16, "
+    "v_balance=root)"
+)
 
 
 class Followed:
@@ -65,7 +68,11 @@ def test_steps_are_those_of_the_reference(kind, variant):
         output, *kept = run(state)
         wanted = followed.step(model, x)
         torch.testing.assert_close(output, wanted, atol=1e-5, rtol=1e-5)
-        twins = [t for side, whole_past in (("k", followed.k), ("v", followed.v)) for t in blocks.packed(side, whole_past, followed.rank)]
+        twins = [
+            t
+            for side, whole_past in (("k", followed.k), ("v", followed.v))
+            for t in blocks.packed(side, whole_past, followed.rank)
+        ]
         for got, want in zip(kept, twins, strict=True):
             assert (got.dtype, got.shape) == (want.dtype, want.shape)
         saliency = kept[blocks.words("k").index("saliency")][..., 0]
@@ -98,7 +105,12 @@ def test_a_spec_says_the_same_bytes(salient):
     clause = as_spec(f"softmax {blocks.words_of_a_spec}").cache
     assert [2 * row_bytes(clause, side, 8, 4.0) for side in "kv"] == [blocks.bytes_per_token(side, 2, 8) for side in "kv"]
     x = torch.randn(1, 2, 8, 8)
-    held = [t for side in "kv" for t, word in zip(blocks.packed(side, x), blocks.words(side), strict=True) if word not in ("recent", "saliency")]
+    held = [
+        t
+        for side in "kv"
+        for t, word in zip(blocks.packed(side, x), blocks.words(side), strict=True)
+        if word not in ("recent", "saliency")
+    ]
     assert sum(t.numel() * t.element_size() for t in held) == 8 * sum(blocks.bytes_per_token(side, 2, 8) for side in "kv")
 
 

@@ -111,7 +111,9 @@ def test_a_pruned_decoder_decodes_with_its_cache(tmp_path: Path):
             assert (len(cache.layers), cache.get_seq_length()) == (1, at)
             result = call(input_ids=IDS[:, at : at + 1], past_key_values=cache)
             torch.testing.assert_close(result.logits[:, 0], wanted[:, at], atol=1e-6, rtol=1e-6)
-    assert not any("layers_0_self_attn" in str(n.target) or "layers_2_self_attn" in str(n.target) for n in second.module.graph.nodes)
+    assert not any(
+        "layers_0_self_attn" in str(n.target) or "layers_2_self_attn" in str(n.target) for n in second.module.graph.nodes
+    )
     with pytest.raises(attnopt.errors.InputMismatch, match="nested in another way"):
         second.callable()(input_ids=IDS[:, :1], past_key_values=past_of(decoder(), IDS))
 
@@ -125,7 +127,9 @@ def test_in_onnx_inputs_and_outputs_of_the_cache_move_up():
     onnx.checker.check_model(onnx_ir.to_proto(made.model), full_check=True)
     reference, past = without(decoder(), removed), past_of(decoder(), IDS)
     given = {"input_ids": IDS[:, :1]} | {
-        f"past_key_values_{kind}_cache_{i}": getattr(layer, f"{kind}s") for kind in ("key", "value") for i, layer in enumerate(past.layers)
+        f"past_key_values_{kind}_cache_{i}": getattr(layer, f"{kind}s")
+        for kind in ("key", "value")
+        for i, layer in enumerate(past.layers)
     }
     assert torch_host.named_inputs({"input_ids": IDS[:, :1], "past_key_values": past}).keys() == given.keys()
     for again in (made, made.copy()):
@@ -170,7 +174,7 @@ def test_blocks_of_other_forms(family):
     group = group_of(host)
     refused = GateNorm().propose(group, None)
     assert isinstance(refused, Refusal) and "no layer may go: 1 layers" in refused.reason  # the last one stays
-    candidate = GateNorm().candidate([s for s in GateNorm().ranked(group)][0][1], 1, 0.0)
+    candidate = GateNorm().candidate(next(iter(GateNorm().ranked(group)))[1], 1, 0.0)
     made = host.copy()
     GateNorm().apply(candidate, group_of(made))
     made.finish()

@@ -9,9 +9,7 @@ import pytest
 import torch
 from hosts.onnx import small_models
 from linear_models import Normed, X, groups, hosts_of, opened
-from torch import nn
 
-from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import DynamicInt8
@@ -85,7 +83,12 @@ def test_smoothing_takes_outliers_out_of_the_inputs(kind, leaks):
         (group,) = groups(host)
         assert len(group.linears) == 2
         plain, smooth = DynamicInt8().propose(group, Seen(host, inputs))
-        assert (smooth.kind, smooth.needs, smooth.source, smooth.options["fold"]) == ("int8 smoothed", "calibration", "SmoothQuant", not leaks)
+        assert (smooth.kind, smooth.needs, smooth.source, smooth.options["fold"]) == (
+            "int8 smoothed",
+            "calibration",
+            "SmoothQuant",
+            not leaks,
+        )
         wanted, *normed = host.runner()(inputs)
         errors = []
         for candidate in (plain, smooth):

@@ -39,12 +39,19 @@ class Looked(nn.Module):
 def opened(kind, tied=False):
     if kind == "torch":
         return FxHost.from_captured(capture(Looked(tied).eval(), (IDS,)))
-    nodes = [helper.make_node("Gather", ["t", "ids"], ["rows"], name="look"), helper.make_node("Relu", ["rows"], ["y"], name="relu")]
-    return OnnxHost.from_model(small_models.model(nodes, [small_models.value("ids", ["b", "l"], TensorProto.INT64)], ["y"], {"t": TABLE}))
+    nodes = [
+        helper.make_node("Gather", ["t", "ids"], ["rows"], name="look"),
+        helper.make_node("Relu", ["rows"], ["y"], name="relu"),
+    ]
+    return OnnxHost.from_model(
+        small_models.model(nodes, [small_models.value("ids", ["b", "l"], TensorProto.INT64)], ["y"], {"t": TABLE})
+    )
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
-@pytest.mark.parametrize(("wish", "most"), [(Wish(8, 128), 0.01), (Wish(4, 32), 0.15), (Wish(4, 16, True), 0.15), (Wish(2, 16), 0.6)])
+@pytest.mark.parametrize(
+    ("wish", "most"), [(Wish(8, 128), 0.01), (Wish(4, 32), 0.15), (Wish(4, 16, True), 0.15), (Wish(2, 16), 0.6)]
+)
 def test_rows_are_near_and_the_original_stays(kind, wish, most):
     host, rewrite = opened(kind), RoundTables(wishes=(wish,))
     (name,) = host.example_inputs()

@@ -94,7 +94,9 @@ def test_layers_of_massive_values_are_kept_in_eight_bits():
     plain, guarded = (proposed(rotate=False, least=1.0, protect=factor) for factor in (0.0, 1.01))
     kept = [name for name, format in guarded.storage.items() if format.startswith("int8")]
     assert [name for name, format in plain.storage.items() if format.startswith("int8")] == kept[-1:]  # the head
-    queries = {b.q.node.name for b in seen("llama", "torch")[0].blocks} | {b.k.node.name for b in seen("llama", "torch")[0].blocks}
+    queries = {b.q.node.name for b in seen("llama", "torch")[0].blocks} | {
+        b.k.node.name for b in seen("llama", "torch")[0].blocks
+    }
     assert 1 < len(kept) <= 5 and set(kept[:-1]) <= queries
 
 

@@ -19,8 +19,8 @@ from attnopt.ir.spec import parse
 from attnopt.passes import SageAttention
 from attnopt.passes.quantize.sage_attention import precision, refuse
 from attnopt.patterns import recognise
-from attnopt.plan.offered import without_kernel
 from attnopt.plan.groups import Grouping
+from attnopt.plan.offered import without_kernel
 from attnopt.plan.proposals import Move, Proposal
 from attnopt.plan.workshop import Workshop
 

@@ -45,7 +45,11 @@ def rewritten(host, kind, lowering, windows=(24, 8)):
     kernel = next(x for x in LOWERINGS if x.name == lowering)
     specs = []
     for group in groups(made):
-        candidate = next(c for c in SinksWindow(sinks=(4,), windows=windows).propose(group, evidence(lambda first, window: 1 / window)) if c.kind == kind)
+        candidate = next(
+            c
+            for c in SinksWindow(sinks=(4,), windows=windows).propose(group, evidence(lambda first, window: 1 / window))
+            if c.kind == kind
+        )
         (site,) = SinksWindow().apply(candidate, group).sites
         specs.append((str(group.sites[0].spec), str(site.spec)))
         replaced[site.output.value] = emit(made, reread(site, replaced), kernel)
@@ -72,7 +76,9 @@ def test_the_rewritten_model_is_the_model_with_the_mask():
     wanted = model_with_mask(model, ids, 4, 8)
     for each, lowering in ((host, "local-sdpa"), (onnx, "local-attention")):
         made, ((before, after),) = rewritten(each, "sinks 4 window 8", lowering)
-        assert "causal" in before and after == before.replace("causal", "causal & (window(8) | global(4))", 1) or "document" in after
+        assert (
+            "causal" in before and after == before.replace("causal", "causal & (window(8) | global(4))", 1)
+        ) or "document" in after
         torch.testing.assert_close(made.runner()({"input_ids": ids})[0], wanted, atol=2e-5, rtol=2e-5)
     assert not torch.allclose(wanted, host.runner()({"input_ids": ids})[0], atol=1e-3)
 
@@ -111,7 +117,10 @@ def test_calibration_orders_the_candidates_by_the_weight_that_they_leave_out():
     assert [(c.options["sinks"], c.options["window"]) for c in found] == [(16, 128), (16, 64), (4, 64), (4, 128)]
     assert [c.options["dropped"] for c in found] == pytest.approx([0.01, 0.02, 0.1, 0.3], rel=1e-5)
     assert found[2].options["bound"] == pytest.approx(2 * 0.15 * 4.0)
-    assert found[2].description == "4 sinks and a window of 64: leaves out 0.1 of the weight, and so changes an output by at most 1.2"
+    assert (
+        found[2].description
+        == "4 sinks and a window of 64: leaves out 0.1 of the weight, and so changes an output by at most 1.2"
+    )
 
 
 def test_refusals():

@@ -21,7 +21,7 @@ from attnopt.ir.block import Block, CacheUpdate, Rotary
 from attnopt.ir.block_reference import as_rows, projected, rows
 from attnopt.ir.site import Site
 from attnopt.patterns import recognise
-from attnopt.patterns.block import find_block, find_blocks
+from attnopt.patterns.block import find_blocks
 
 SDPA = ("gpt2", "llama", "qwen3", "falcon")
 ONNX = (
@@ -56,7 +56,7 @@ def through_fx(family: str, model: nn.Module) -> Found:
 def through_onnx(family: str, model: nn.Module) -> Found:
     named = block_models.inputs(family)
     tensors = {name: x for name, x in named.items() if isinstance(x, Tensor)}
-    dims = {name: {axis: torch.export.Dim.DYNAMIC for axis in range(2 if x.ndim == 2 else 1)} for name, x in tensors.items()}
+    dims = {name: dict.fromkeys(range(2 if x.ndim == 2 else 1), torch.export.Dim.DYNAMIC) for name, x in tensors.items()}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():

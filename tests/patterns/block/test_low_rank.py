@@ -24,7 +24,13 @@ from attnopt.patterns import recognise
 from attnopt.patterns.block import find_block
 
 LATENT, NOPE, ROPE, VALUE = 8, 8, 4, 8
-SIZES = {"kv_lora_rank": LATENT, "qk_rope_head_dim": ROPE, "qk_nope_head_dim": NOPE, "v_head_dim": VALUE, "num_key_value_heads": 4}
+SIZES = {
+    "kv_lora_rank": LATENT,
+    "qk_rope_head_dim": ROPE,
+    "qk_nope_head_dim": NOPE,
+    "v_head_dim": VALUE,
+    "num_key_value_heads": 4,
+}
 EXPERTS = {"moe_intermediate_size": 32, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 # What turns is read as neighbours; version 3 writes it as halves, version 2 (complex numbers) as neighbours.
 KINDS = {
@@ -68,7 +74,9 @@ def test_keys_of_two_parts(kind, q_rank):
     assert torch.equal(block.v.down.rows().flatten(0, 1), held[:LATENT])
     assert latent.weight is block.v.weight and latent.down.weight is rotary.weight  # what changes one, changes the other
     if q_rank is not None:
-        assert torch.equal(block.q.rows(), attention.q_b_proj.weight.view(4, NOPE + ROPE, q_rank)[:, [*range(8), *(8 + i for i in order)]])
+        assert torch.equal(
+            block.q.rows(), attention.q_b_proj.weight.view(4, NOPE + ROPE, q_rank)[:, [*range(8), *(8 + i for i in order)]]
+        )
         assert torch.equal(block.q.down.rows().flatten(0, 1), attention.q_a_proj.weight)
         assert torch.equal(block.q.down_norm.gain(), attention.q_a_layernorm.weight)
     assert (block.rotary.first, block.rotary.dims, block.rotary.on) == (NOPE, ROPE, ("q", "k"))

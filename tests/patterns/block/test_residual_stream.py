@@ -56,7 +56,11 @@ class Returned(nn.Module):
 
 @pytest.mark.parametrize(
     ("what", "reason"),
-    [("sum", "the model returns values of the residual stream"), ("norm", "the model returns a norm of the residual stream"), ("tanh", "'tanh' reads the residual stream beside the norms")],
+    [
+        ("sum", "the model returns values of the residual stream"),
+        ("norm", "the model returns a norm of the residual stream"),
+        ("tanh", "'tanh' reads the residual stream beside the norms"),
+    ],
 )
 def test_what_leaves_it_is_named(what, reason):
     inputs = {n: x for n, x in hf_models.inputs("llama").items() if isinstance(x, torch.Tensor)}

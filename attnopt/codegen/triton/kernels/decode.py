@@ -318,7 +318,8 @@ def attention(
 ):  # fmt: skip
     """q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E] -> o [B, H, Q, E], and the log-sum-exp [B, H, Q] where the kernel stores it.
 
-    As codes, int4 has rows of half as many bytes, int2 of a fourth; scales and zeros [B, G, rows, columns]. In pages, k and v are [P, G, PAGE, …],
+    As codes, int4 has rows of half as many bytes, int2 of a fourth; scales and zeros [B, G, rows, columns].
+    In pages, k and v are [P, G, PAGE, …],
     scales too, and pages [B, …] int32 names those of a sequence. lengths [B] int32: the tokens of each sequence. An `o` that is
     given is written to; it must be contiguous. splits: how many programs share the keys, 0 for a good number.
     """

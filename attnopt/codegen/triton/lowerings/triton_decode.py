@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from attnopt.codegen.lowering import first_refusal
 from attnopt.codegen.operator_call import call_operator
-from attnopt.codegen.triton.decode import DecodeForm, supports
 from attnopt.codegen.site_form import FEW
+from attnopt.codegen.triton.decode import DecodeForm, supports
 from attnopt.codegen.triton.site_kernels import form_of
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site
@@ -29,7 +29,10 @@ class TritonDecode:
         queries = site.size("q")
         refusal = first_refusal(
             (runtime == "torch", f"runtime {runtime} has no Triton kernels"),
-            (isinstance(queries, int) and queries <= FEW, f"{queries} queries; this kernel is for a number that is known to be at most {FEW}"),
+            (
+                isinstance(queries, int) and queries <= FEW,
+                f"{queries} queries; this kernel is for a number that is known to be at most {FEW}",
+            ),
             (not absent, f"{next(iter(absent), '')} is not known inside the kernel"),
             at=site.name,
         )
@@ -39,8 +42,9 @@ class TritonDecode:
         return supports(site.spec, DecodeForm(form.width, form.value_width, form.dtype, form.operands))
 
     def emit(self, site: Site, builder: Builder) -> Value:
-        import attnopt.operators  # noqa: F401  (registers the operator)
         import torch
+
+        import attnopt.operators  # noqa: F401  (registers the operator)
 
         absent = (None,) * 6  # scales and zero points of keys and values, pages, lengths
         return call_operator(torch.ops.attnopt.triton_decode.default, site, builder, absent)

@@ -34,7 +34,8 @@ class TritonPrefill:
         return refusal or (form if isinstance(form, Refusal) else supports(site.spec, form))
 
     def emit(self, site: Site, builder: Builder) -> Value:
-        import attnopt.operators  # noqa: F401  (registers the operator)
         import torch
+
+        import attnopt.operators  # noqa: F401  (registers the operator)
 
         return call_operator(torch.ops.attnopt.triton_attention.default, site, builder)

@@ -31,7 +31,10 @@ class TvmDecode:
         refusal = first_refusal(
             (runtime == "torch", f"runtime {runtime} has no TVM kernels"),
             (missing() is None, missing() or ""),
-            (isinstance(queries, int) and queries <= FEW, f"{queries} queries; this kernel is for a number that is known to be at most {FEW}"),
+            (
+                isinstance(queries, int) and queries <= FEW,
+                f"{queries} queries; this kernel is for a number that is known to be at most {FEW}",
+            ),
             (not absent, f"{next(iter(absent), '')} is not known inside the kernel"),
             at=site.name,
         )
@@ -41,8 +44,9 @@ class TvmDecode:
         return supports(site.spec, DecodeForm(form.width, form.value_width, form.dtype, form.operands))
 
     def emit(self, site: Site, builder: Builder) -> Value:
-        import attnopt.operators  # noqa: F401  (registers the operator)
         import torch
+
+        import attnopt.operators  # noqa: F401  (registers the operator)
 
         absent = (None,) * 6  # scales and zero points of keys and values, pages, lengths
         return call_operator(torch.ops.attnopt.tvm_decode.default, site, builder, absent)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from decode_cases import TABLE, DecodeCase, exact, tensors, tolerance
 
+from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.decode import emit, supports
 from attnopt.codegen.triton.decode_attention import decode_attention, form_of, run_decode
-from attnopt.codegen.emitted import load
 from attnopt.codegen.triton.tiles import Tile
 from attnopt.errors import InputMismatch
 from attnopt.ir.kv_cache import Cache, attend_cache, pack_cache

@@ -10,7 +10,7 @@ from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.grammar import parse_expr
 
-SOURCE = '''\
+SOURCE = """\
 import torch
 import triton
 import triton.language as tl
@@ -26,7 +26,7 @@ def tabulate(p_out, p_table, s_table_0, s_table_1, offset, q_len, kv_len):
     h = tl.program_id(1)
     value = tl.broadcast_to(tl.cast({text}, tl.float32), [16, 16])
     tl.store(p_out + (b * 4 + h) * 256 + row * 16 + k, value)
-'''
+"""
 
 
 @pytest.mark.parametrize("offset", [0, -5])

@@ -28,7 +28,9 @@ def run(case, given, operands, tile, lse=False, work=None):
     return module(case, tile, lse).attention_packed(*given, *operands.values(), work=work, o=poisoned)
 
 
-@pytest.mark.parametrize(("name", "tile"), [*((name, TILE) for name in PACKED), ("causal", DESCRIPTORS), ("hidden_rows", DESCRIPTORS)])
+@pytest.mark.parametrize(
+    ("name", "tile"), [*((name, TILE) for name in PACKED), ("causal", DESCRIPTORS), ("hidden_rows", DESCRIPTORS)]
+)
 def test_each_sequence_is_as_if_alone(name, tile):
     case = PACKED[name]
     given, operands = case.tensors()
@@ -74,4 +76,6 @@ def test_no_queries():
     case = PACKED["causal"]
     (_, k, v, *starts), _ = case.tensors()
     nothing = torch.empty(0, 2, 16)
-    assert torch.ops.attnopt.triton_attention_packed(nothing, k, v, torch.zeros_like(starts[0]), starts[1], [], case.spec).shape == (0, 2, 16)
+    assert torch.ops.attnopt.triton_attention_packed(
+        nothing, k, v, torch.zeros_like(starts[0]), starts[1], [], case.spec
+    ).shape == (0, 2, 16)

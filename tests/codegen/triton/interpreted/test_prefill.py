@@ -7,9 +7,9 @@ import torch
 from prefill_cases import TABLE, exact, tensors, tolerance
 
 from attnopt.codegen.emitted import load
-from attnopt.codegen.triton.triton_attention import form_of, run_triton
 from attnopt.codegen.triton.prefill import emit, supports
 from attnopt.codegen.triton.tiles import Tile
+from attnopt.codegen.triton.triton_attention import form_of, run_triton
 from attnopt.errors import InputMismatch
 from attnopt.ir.reference import attend, reference
 from attnopt.ir.spec import parse
@@ -129,5 +129,9 @@ def test_operator_is_one_that_torch_can_trace():
     q, k, table = torch.randn(1, 2, 4, 16), torch.randn(1, 2, 9, 16), torch.randn(2)
     given = (q, k, k, [table], "softmax sink(load(table, h))")
     checks = ("test_schema", "test_faketensor")
-    assert set(torch.library.opcheck(torch.ops.attnopt.triton_attention.default, given, test_utils=checks).values()) == {"SUCCESS"}
-    assert set(torch.library.opcheck(torch.ops.attnopt.triton_attention_lse.default, given, test_utils=checks).values()) == {"SUCCESS"}
+    assert set(torch.library.opcheck(torch.ops.attnopt.triton_attention.default, given, test_utils=checks).values()) == {
+        "SUCCESS"
+    }
+    assert set(torch.library.opcheck(torch.ops.attnopt.triton_attention_lse.default, given, test_utils=checks).values()) == {
+        "SUCCESS"
+    }

@@ -40,7 +40,10 @@ def check(line, width, operands, limits, static, gain=1.0, dtype=torch.float32, 
     ("line", "shapes"),
     [
         ("softmax norm(rms, q_gain=g, k_gain=f) scale(0.25) causal", {"g": (16,), "f": (16,)}),
-        ("softmax norm(l2, q_gain=g, k_gain=f) scale(4.0) softcap(20.0) causal & window(7) sink(0.5)", {"g": (4, 1), "f": (2, 24)}),
+        (
+            "softmax norm(l2, q_gain=g, k_gain=f) scale(4.0) softcap(20.0) causal & window(7) sink(0.5)",
+            {"g": (4, 1), "f": (2, 24)},
+        ),
         ("softmax norm(layer, q_gain=g, k_gain=f) scale(0.2) k < q", {"g": (4, 24), "f": (24,)}),
     ],
 )

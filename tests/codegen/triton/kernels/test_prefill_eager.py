@@ -18,7 +18,9 @@ def test_computes_what_the_reference_does(name):
     case = TABLE[name]
     given, rest = tensors(case)
     q, k, v = (x.double() for x in given)
-    found = attention(q, k, v, case.spec, block_q=5, block_k=4, **{n: x if x.dtype == torch.bool else x.double() for n, x in rest.items()})
+    found = attention(
+        q, k, v, case.spec, block_q=5, block_k=4, **{n: x if x.dtype == torch.bool else x.double() for n, x in rest.items()}
+    )
     torch.testing.assert_close(found, exact(case), atol=1e-9, rtol=1e-9)
 
 

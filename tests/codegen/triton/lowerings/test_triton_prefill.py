@@ -39,7 +39,10 @@ def fast():
 
 def test_taken_where_the_mask_has_structure(fast):
     (site,) = fast.report.sites
-    assert (site.kernel, site.after) == ("triton-prefill", "softmax heads(4) width(8) scale(0.25) softcap(5.0) causal & window(8)")
+    assert (site.kernel, site.after) == (
+        "triton-prefill",
+        "softmax heads(4) width(8) scale(0.25) softcap(5.0) causal & window(8)",
+    )
     assert fast.report.difference.max_rel < 1e-5
     called = [str(n.target) for n in fast.module.graph_module.graph.nodes if "attnopt" in str(n.target)]
     assert called == ["attnopt.triton_attention.default"]
@@ -87,7 +90,9 @@ def test_onnx_files_hold_kernels_of_onnx(fast, tmp_path):
 def test_kernels_written_out(fast, tmp_path):
     (made,) = fast.kernels(tmp_path / "kernels", dtype="float16")
     assert (made.sites, made.result.architecture) == ((fast.report.sites[0].name,), "sm_90")
-    (same,) = attnopt.kernels(Window().eval(), tmp_path / "same", target="h200", dtype="float16", example_inputs=(torch.randn(2, 40, 32),))
+    (same,) = attnopt.kernels(
+        Window().eval(), tmp_path / "same", target="h200", dtype="float16", example_inputs=(torch.randn(2, 40, 32),)
+    )
     assert same == made
     files = {path.name: path.read_bytes() for path in (tmp_path / "kernels").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "same").iterdir()}
