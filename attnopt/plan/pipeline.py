@@ -136,7 +136,7 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
         if state.result is host:
             state.exact = difference(original, original)
         elif state.moves:
-            state.exact = difference(original, seeded(state.result.runner(), inputs), exact=False)
+            state.exact = approximate_difference(host, state.result, original, inputs)
         else:
             state.exact = require_equal(original, seeded(state.result.runner(), inputs))
     approximate = tuple(p for p in request.passes if not p.exact)
@@ -148,7 +148,7 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
             with clock.step("search"):
                 search(host, request, state, approximate)
             if state.moves:
-                state.exact = difference(original, seeded(state.result.runner(), inputs), exact=False)
+                state.exact = approximate_difference(host, state.result, original, inputs)
     loads = ((1.0, inputs),) if request.workload is None else request.shaped.loads
     if request.select == "measure" and not loads and (said := UNTIMED + request.shaped.why) not in state.notes:
         state.notes.append(said)
@@ -165,6 +165,11 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
         elif slower:
             roll_back(host, state)
             state.exact = difference(original, original)
+
+
+def approximate_difference(host: Host, result: Host, original: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> Difference:
+    names = (host.output_names, result.output_names)
+    return difference(original, seeded(result.runner(), inputs), exact=False, names=names)
 
 
 def search(host: Host, request: Request, state: State, passes: tuple[Pass, ...]) -> None:
@@ -261,6 +266,7 @@ def reported(host: Host, request: Request, state: State, found: Recognition, clo
         seconds_spent=clock.spent,
         search=held,
         plan=plan if request.plan is None else request.plan,
+        fuses=any(p.exact for p in request.passes) if request.plan is None else bool(request.plan.kernels),
     )
 
 

@@ -1,7 +1,7 @@
 """What rewrites lose and save, before any is chosen: measured as far as the effort reaches, in an order in which little is known of all
 before much is known of few.
 
-    every kind everywhere: its loss
+    every kind everywhere: its loss, on a few samples where all would take too long and these show that it is far over the budget
     options alone, on a few samples where all would take too long, for half of the time that is left
     times of the kinds that may hold the budget, each whole and then by shape
     options alone on all samples, until time is up
@@ -29,11 +29,17 @@ if TYPE_CHECKING:
     from attnopt.plan.search import Search
 
 FEW = 4  # samples for a first idea of what an option loses
+FAR = 30.0  # times the budget that a kind loses everywhere: no large part of it will be in a plan
+PART = 0.25  # of the effort's seconds: where all kinds on all samples would take longer, those that are far over it are not measured so
 
 
 def measure(search: Search) -> None:
     """Fill `search.everywhere`, `search.alone` and the times of its prices."""
-    seconds = [everywhere(search, kind) for kind in search.kinds]
+    seconds = list[float]()
+    for kind in search.kinds:
+        slow = bool(seconds) and statistics.median(seconds) * len(search.kinds) > PART * search.effort.seconds
+        if not (slow and far(search, kind)):
+            seconds.append(everywhere(search, kind))
     known = alone_already(search)
     waiting = by_worth(search, known)
     start, end = search.spent.seconds, search.effort.seconds
@@ -57,6 +63,15 @@ def everywhere(search: Search, kind: str) -> float:
     return search.spent.seconds - started
 
 
+def far(search: Search, kind: str) -> bool:
+    """Whether a few samples show that a kind loses far more than the budget everywhere; then they are what is known of it."""
+    loss = search.losses.of(moves_of(search.classes, uniform(search.classes, kind)), f"{kind} everywhere", FEW)
+    if search.losses.additive(loss.mean) <= FAR * search.losses.additive(search.allowed):
+        return False
+    search.everywhere[kind] = loss
+    return True
+
+
 def alone_already(search: Search) -> set[Place]:
     """Options that are all of their kind: alone they lose what the kind loses everywhere."""
     single = ((place, o.kind) for place, o in places(search.classes) if o.moves and search.counts[o.kind] == 1)
@@ -70,27 +85,21 @@ def by_worth(search: Search, known: Iterable[Place]) -> list[tuple[Place, Propos
     left = [(p, o) for p, o in places(search.classes) if o.moves and p not in known and search.worth(o) > 0]
     saved: dict[tuple[str, ...], dict[str, float]] = {}
     for _, o in left:
-        kinds = saved.setdefault(passes_of(o), {})
+        kinds = saved.setdefault(search.passes_of(o.kind), {})
         kinds[o.kind] = kinds.get(o.kind, 0.0) + search.worth(o)
     rank = {kind: i for kinds in saved.values() for i, kind in enumerate(sorted(kinds, key=lambda k: (-kinds[k], k)))}
     return sorted(left, key=lambda found: (rank[found[1].kind], -search.worth(found[1]), found[0]))
 
 
-def passes_of(option: Proposal) -> tuple[str, ...]:
-    return tuple(m.rewrite.name for m in option.moves)
-
-
 def spread(search: Search) -> dict[str, dict[int, float]]:
     """For each kind the part of its loss that each group has, from another kind of the same passes that is known alone in all of them."""
     at: dict[str, dict[int, Place]] = {}
-    passes: dict[str, tuple[str, ...]] = {}
     for place, o in places(search.classes):
         if o.moves:
             at.setdefault(o.kind, {})[place[0]] = place
-            passes[o.kind] = passes_of(o)
     made = {}
     for kind, own in at.items():
-        for other in (k for k in at if passes[k] == passes[kind]):
+        for other in (k for k in at if search.passes_of(k) == search.passes_of(kind)):
             known = [search.alone.get(at[other].get(g, (-1, -1))) for g in own]
             losses = [search.losses.additive(loss.mean) for loss in known if loss is not None]
             if len(losses) == len(own) and 0 < sum(losses) < math.inf:
