@@ -1,6 +1,6 @@
 """Build what moves describe: a copy of the original with weights edited, sites rewritten, and a kernel for each attention.
 
-    edits of the host -> finish -> new specs of sites -> kernels -> finish
+    scaled weights -> finish -> edits of the host -> finish -> new specs of sites -> kernels -> finish
 
 Each result is made from the original, so no move sees what another trial left. Sites that no move touches keep the kernel that was
 chosen for the exact plan.
@@ -43,7 +43,13 @@ class Workshop:
         edits = [m for m in moves if m.edits]
         if edits:
             there = Grouping(result)
-            for move in edits:
+            first = [m for m in edits if m.candidate.scales]
+            for move in first:
+                move.rewrite.apply(move.candidate, twin(there, move))
+            if first:  # others read the weights that these scaled
+                result.finish()
+                there = Grouping(result)
+            for move in (m for m in edits if not m.candidate.scales):
                 move.rewrite.apply(move.candidate, twin(there, move))
                 if "structure" in move.candidate.changes:  # what the next move reads is not there any more: look anew
                     result.finish()
