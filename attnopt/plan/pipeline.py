@@ -24,6 +24,7 @@ from attnopt.plan.budget import QUALITY, Budget
 from attnopt.plan.budgeted import UNTIMED, Outcome, Setting, under_budget
 from attnopt.plan.choose import Chosen, apply_choices, choose
 from attnopt.plan.effort import EFFORTS, Effort
+from attnopt.plan.fitting import left, within_memory
 from attnopt.plan.proposals import Move
 from attnopt.plan.quality import Score
 from attnopt.plan.replay import kernels_from, moves_from, step_of
@@ -101,12 +102,16 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
     clock = Clock()
     with clock.step("recognise"):
         found = recognise(host.graph)
+    said = ""
     with clock.step("shape"):
         request = with_shapes(host, found.sites, request)
+        if request.inputs is not None and request.workload is None:
+            inputs, said = within_memory(host, request.inputs, left())
+            request = replace(request, inputs=inputs)
     with clock.step("choose"):
         chosen = select_kernels(host, found.sites, request)
     with clock.step("apply"):
-        state = State(apply_choices(host, chosen), chosen)
+        state = State(apply_choices(host, chosen), chosen, notes=[said] if said else [])
         if request.plan is not None and request.plan.steps:
             replay(host, request, state)
     if request.inputs is not None:
