@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from attnopt.analysis.evidence import Evidence
 from attnopt.ir.site import Refusal
 from attnopt.plan.bound import LEVEL, upper_bound
 from attnopt.plan.coarse import measure_coarse
@@ -97,6 +98,8 @@ class Search:
     alone: dict[tuple[int, int], Loss] = field(default_factory=dict)
     everywhere: dict[str, Loss] = field(default_factory=dict)
     spread: dict[str, dict[int, float]] = field(default_factory=dict)  # of a kind: the part of its loss that each group has
+    evidence: Evidence | None = None  # on which `errors` are computed: what options lose at their sites
+    errors: dict[Place, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     tried: dict[tuple[int, ...], Loss] = field(default_factory=dict)
     judged_elsewhere: dict[tuple[Move, ...], Loss] = field(default_factory=dict)  # by the validator

@@ -8,15 +8,15 @@ before much is known of few.
 
 A loss on a few samples is scaled by what all samples of its kind everywhere lose beside these few. What is not measured alone has a part
 of what its kind loses everywhere: spread over the groups as another kind of the same passes is, which was measured for each (windows of
-64 tell where windows of 256 hurt), else in equal parts. So the kind of each pass that saves most comes first. What is not timed is
-predicted by the cost model.
+64 tell where windows of 256 hurt), times what each loses at its site beside that one (`site_errors`); else as the losses at the sites, else
+in equal parts. So the kind of each pass that saves most comes first. What is not timed is predicted by the cost model.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from attnopt.plan.knapsack import Place
 from attnopt.plan.pricing import Timed
 from attnopt.plan.proposals import Move, Proposal, moves_of, places, uniform
 from attnopt.plan.quality import Loss
+from attnopt.plan.site_errors import site_errors
 
 if TYPE_CHECKING:
     from attnopt.plan.search import Search
@@ -46,6 +47,8 @@ def measure(search: Search) -> None:
     middle = start + search.effort.alone * max(end - start, 0.0) if search.stopwatch is not None else end
     each = statistics.median(seconds) if seconds else 0.0
     most = None if start + each * len(waiting) <= middle else FEW
+    if most is not None:
+        search.errors = site_errors(search)
     rough = [place for place, _ in Alone(search, most).each(waiting, middle)]
     search.spread = spread(search)
     if search.stopwatch is not None:
@@ -92,20 +95,34 @@ def by_worth(search: Search, known: Iterable[Place]) -> list[tuple[Place, Propos
 
 
 def spread(search: Search) -> dict[str, dict[int, float]]:
-    """For each kind the part of its loss that each group has, from another kind of the same passes that is known alone in all of them."""
+    """For each kind the part of its loss that each group has: from another kind of the same passes that is known alone in all of them, by
+    what both lose at the sites; else from that alone. Kinds of which neither is known are absent.
+    """
     at: dict[str, dict[int, Place]] = {}
     for place, o in places(search.classes):
         if o.moves:
             at.setdefault(o.kind, {})[place[0]] = place
     made = {}
     for kind, own in at.items():
+        errors = at_sites(search, own)
+        parts = errors
         for other in (k for k in at if search.passes_of(k) == search.passes_of(kind)):
             known = [search.alone.get(at[other].get(g, (-1, -1))) for g in own]
             losses = [search.losses.additive(loss.mean) for loss in known if loss is not None]
             if len(losses) == len(own) and 0 < sum(losses) < math.inf:
-                made[kind] = {g: loss / sum(losses) for g, loss in zip(own, losses, strict=True)}
+                beside = at_sites(search, {g: at[other][g] for g in own})
+                factors = [errors[g] / beside[g] if errors and beside else 1.0 for g in own]
+                parts = {g: x * f for g, x, f in zip(own, losses, factors, strict=True)}
                 break
+        if parts and 0 < (total := sum(parts.values())) < math.inf:
+            made[kind] = {g: part / total for g, part in parts.items()}
     return made
+
+
+def at_sites(search: Search, own: Mapping[int, Place]) -> dict[int, float]:
+    """What options lose at their sites, by group; nothing where that is not known of each, or is 0 for one."""
+    found = {g: search.errors.get(place, 0.0) for g, place in own.items()}
+    return found if all(found.values()) else {}
 
 
 @dataclass(frozen=True)
