@@ -3,13 +3,15 @@
     scaled weights -> finish -> edits of the host -> finish -> new specs of sites -> kernels -> finish
 
 Each result is made from the original, so no move sees what another trial left. Sites that no move touches keep the kernel that was
-chosen for the exact plan.
+chosen for the exact plan; where moves touch none at all, only weights of layers, the copy is of the original with its kernels, which are
+written once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from attnopt.codegen.lowering import Lowering
 from attnopt.cost.estimate import estimate
@@ -39,8 +41,22 @@ class Workshop:
 
     def built(self, moves: Sequence[Move]) -> Host:
         """A copy of the original after these moves, with kernels. Raises RuntimeError where a move has no kernel."""
-        result = self.host.copy()
-        edits = [m for m in moves if m.edits]
+        if moves and self.kernels and all(leaves_sites(m) and self.layers.get(m.group.name) == names(m.group) for m in moves):
+            return self.edited(self.fused.copy(), moves)
+        return self.rewritten(moves)
+
+    @cached_property
+    def fused(self) -> Host:
+        """The original with its kernels."""
+        return self.rewritten(())
+
+    @cached_property
+    def layers(self) -> Mapping[str, tuple[str, ...]]:
+        """The linear layers of each group, where the kernels are in."""
+        return {g.name: names(g) for g in Grouping(self.fused).of("linear")}
+
+    def edited(self, result: Host, edits: Sequence[Move]) -> Host:
+        """The host itself after moves that edit it."""
         if edits:
             there = Grouping(result)
             first = [m for m in edits if m.candidate.scales]
@@ -55,12 +71,17 @@ class Workshop:
                     result.finish()
                     there = Grouping(result)
             result.finish()
-        rewritten = [m for m in moves if not m.edits]
-        if not rewritten and not self.kernels:
+        return result
+
+    def rewritten(self, moves: Sequence[Move]) -> Host:
+        """A copy of the original after any moves, with kernels."""
+        result = self.edited(self.host.copy(), [m for m in moves if m.edits])
+        others = [m for m in moves if not m.edits]
+        if not others and not self.kernels:
             return result
         changed: dict[str, Site] = {}
         there = Grouping(result)
-        for move in rewritten:
+        for move in others:
             group = twin(there, move)
             group = replace(group, sites=tuple(changed.get(s.name, s) for s in group.sites))
             changed |= {s.name: s for s in move.rewrite.apply(move.candidate, group).sites}
@@ -93,6 +114,15 @@ class Workshop:
         except KeyError:  # a length that only running the model would tell: the first kernel that fits
             return 0.0
         return estimate(site.spec, shape, site.q.value.dtype or "float32", kernel, target=self.target).seconds
+
+
+def names(group: Group) -> tuple[str, ...]:
+    return tuple(n.name for n in group.linears)
+
+
+def leaves_sites(move: Move) -> bool:
+    """Whether a move changes weights of the layers of its own group only, which are the same with and without kernels."""
+    return move.rewrite.per == "linear" and set(move.candidate.changes) == {"weights"}
 
 
 def twin(there: Grouping, move: Move) -> Group:
