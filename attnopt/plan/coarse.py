@@ -9,12 +9,13 @@ time for little is not behind what is chosen without one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 from attnopt.ir.site import Refusal
 from attnopt.plan.knapsack import Option, Place, Problem, solve
-from attnopt.plan.proposals import Move, moves_of, uniform
+from attnopt.plan.proposals import Move, moves_of
 
 if TYPE_CHECKING:
     from attnopt.plan.search import Search
@@ -48,7 +49,7 @@ def best_kinds(search: Search, allowed: float, scale: float) -> list[str]:
     for g, kinds in enumerate(by_pass.values()):
         place |= {kind: (g, i + 1) for i, kind in enumerate(kinds)}
         losses = [scale * search.losses.additive(search.everywhere[kind].mean) for kind in kinds]
-        worths = [search.total_worth(uniform(search.classes, kind)) for kind in kinds]
+        worths = [search.total_worth(search.whole(kind)) for kind in kinds]
         groups.append((Option(0.0, 0.0), *(Option(-w, x) for w, x in zip(worths, losses, strict=True))))
     apart = tuple((place[a], place[b]) for a, b in combinations(place, 2) if place[a][0] != place[b][0] and rivals(search, a, b))
     solution = solve(Problem(tuple(groups), excludes=apart), search.losses.additive(allowed))
@@ -59,13 +60,26 @@ def best_kinds(search: Search, allowed: float, scale: float) -> list[str]:
 
 def rivals(search: Search, one: str, other: str) -> bool:
     """Whether most of what one kind does cannot be done beside the other: they choose for the same groups, or change the same weights."""
-    a, b = (uniform(search.classes, kind) for kind in (one, other))
-    if any(x and y for x, y in zip(a, b, strict=True)):
-        return True
-    moves = [moves_of(search.classes, picks) for picks in (a, b)]
-    few, many = sorted(moves, key=len)
-    crossed = sum(any(m.excludes(n) for n in many) for m in few)
-    return crossed > OVERLAP * len(few) and sum(any(m.excludes(n) for n in few) for m in many) > OVERLAP * len(many)
+    if one > other:
+        one, other = other, one
+    if (one, other) not in search.rivals:
+        a, b = search.whole(one), search.whole(other)
+        search.rivals[one, other] = any(x and y for x, y in zip(a, b, strict=True)) or crossed(
+            moves_of(search.classes, a), moves_of(search.classes, b)
+        )
+    return search.rivals[one, other]
+
+
+def crossed(one: Sequence[Move], other: Sequence[Move]) -> bool:
+    """Whether both exclude more than OVERLAP of the other."""
+
+    def share(some: Sequence[Move], others: Sequence[Move]) -> float:
+        touched = frozenset[str]().union(*(m.candidate.touches | {n.name for n in m.candidate.removes} for m in others))
+        sites = frozenset[str]().union(*(m.sites for m in others))
+        hit = sum(bool(m.candidate.touches & touched or {n.name for n in m.candidate.removes} & sites) for m in some)
+        return hit / max(1, len(some))
+
+    return min(share(one, other), share(other, one)) > OVERLAP
 
 
 def together(search: Search, kinds: list[str]) -> Picks:
@@ -73,7 +87,7 @@ def together(search: Search, kinds: list[str]) -> Picks:
     taken: list[Move] = []
     picks = [0] * len(search.classes)
     for kind in sorted(kinds, key=lambda k: (-removed(search, k), k)):
-        for g, i in enumerate(uniform(search.classes, kind)):
+        for g, i in enumerate(search.whole(kind)):
             moves = search.classes[g].options[i].moves
             if i and not picks[g] and not any(m.excludes(t) for m in moves for t in taken):
                 picks[g] = i
@@ -83,4 +97,4 @@ def together(search: Search, kinds: list[str]) -> Picks:
 
 def removed(search: Search, kind: str) -> int:
     """Nodes that a kind removes everywhere."""
-    return sum(len(m.candidate.removes) for m in moves_of(search.classes, uniform(search.classes, kind)))
+    return sum(len(m.candidate.removes) for m in moves_of(search.classes, search.whole(kind)))

@@ -18,7 +18,7 @@ from attnopt.cost.nodes import estimate_nodes
 from attnopt.plan.budgeted import UNSEEN, Setting, prepared
 from attnopt.plan.pipeline import SLOWER
 from attnopt.plan.predict import ONE_NODE, SPELLED_OUT
-from attnopt.plan.proposals import Move, moves_of, uniform
+from attnopt.plan.proposals import Move, moves_of
 from attnopt.plan.quality import Loss
 from attnopt.plan.replay import step_of
 from attnopt.plan.search import Planned, Search
@@ -39,7 +39,8 @@ def explored(setting: Setting, model: str, budgets: Sequence[float] | None = Non
     measure(search)
     bench = Bench(setting, search)
     exact = bench.exact()
-    whole = {kind: bench.everywhere(kind) for kind in progress(search.kinds, "kinds everywhere")}
+    known = [kind for kind in search.kinds if search.everywhere[kind].samples]
+    whole = {kind: bench.everywhere(kind) for kind in progress(known, "kinds everywhere")}
     parts = [float(f"{share * setting.budget.allowed:.9g}") for share in SWEEP]
     allowed = sorted(budgets or {*parts, *natural(search, whole)})
     points = [exact, *whole.values()]
@@ -143,7 +144,7 @@ class Bench:
 
     def everywhere(self, kind: str) -> Point:
         """One kind of rewrite in all places, whatever it loses."""
-        picks = uniform(self.search.classes, kind)
+        picks = self.search.whole(kind)
         moves = moves_of(self.search.classes, picks)
         loss = self.search.everywhere[kind] if self.search.validator is None else self.search.validation(moves, 0)
         return self.point(f"{kind} everywhere", None, picks, loss)

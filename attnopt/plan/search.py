@@ -104,6 +104,8 @@ class Search:
     tried: dict[tuple[int, ...], Loss] = field(default_factory=dict)
     judged_elsewhere: dict[tuple[Move, ...], Loss] = field(default_factory=dict)  # by the validator
     measured: dict[tuple[int, ...], float] = field(default_factory=dict)
+    wholes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of a kind: it everywhere
+    rivals: dict[tuple[str, str], bool] = field(default_factory=dict)  # pairs of kinds that are alternatives (`coarse`)
     until: float | None = None
     least: Loss | None = None  # the smallest loss of any plan that was measured
     gap: float = 0.0
@@ -123,6 +125,12 @@ class Search:
     def counts(self) -> Mapping[str, int]:
         """Every kind, and how many groups it is offered to."""
         return kinds_of(self.classes)
+
+    def whole(self, kind: str) -> tuple[int, ...]:
+        """The picks of a kind everywhere."""
+        if kind not in self.wholes:
+            self.wholes[kind] = uniform(self.classes, kind)
+        return self.wholes[kind]
 
     def passes_of(self, kind: str) -> tuple[str, ...]:
         """The names of the passes that a kind is made by."""
@@ -193,7 +201,7 @@ class Search:
 
     def holding(self, allowed: float) -> list[Planned]:
         """The plans that were measured and lose no more where they were chosen by, best first."""
-        known = {uniform(self.classes, kind): loss for kind, loss in self.everywhere.items()} | self.tried
+        known = {self.whole(kind): loss for kind, loss in self.everywhere.items()} | self.tried
         held = [Planned(p, self.total_worth(p), loss) for p, loss in known.items() if any(p) and self.limit(loss) <= allowed]
         return sorted(held, key=lambda p: (-p.saved, p.picks))
 

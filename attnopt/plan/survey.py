@@ -1,9 +1,10 @@
 """What rewrites lose and save, before any is chosen: measured as far as the effort reaches, in an order in which little is known of all
 before much is known of few.
 
-    every kind everywhere: its loss, on a few samples where all would take too long and these show that it is far over the budget
+    every kind everywhere, those that save most first: its loss, on a few samples where all would take too long and these show that it is
+        far over the budget, or where much of the time is gone; not at all where time is up
     options alone, on a few samples where all would take too long, for half of the time that is left
-    times of the kinds that may hold the budget, each whole and then by shape
+    times of the kinds that may hold the budget, each whole and then by shape, while time lasts
     options alone on all samples, until time is up
 
 A loss on a few samples is scaled by what all samples of its kind everywhere lose beside these few. What is not measured alone has a part
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from attnopt.plan.knapsack import Place
 from attnopt.plan.pricing import Timed
-from attnopt.plan.proposals import Move, Proposal, moves_of, places, uniform
+from attnopt.plan.proposals import Move, Proposal, moves_of, places
 from attnopt.plan.quality import Loss
 from attnopt.plan.site_errors import site_errors
 
@@ -31,16 +32,14 @@ if TYPE_CHECKING:
 
 FEW = 4  # samples for a first idea of what an option loses
 FAR = 30.0  # times the budget that a kind loses everywhere: no large part of it will be in a plan
+LEAST = 4  # kinds that are measured on all samples, and timed, however late it is
+KINDS = 0.6  # of the effort's seconds, after which kinds are measured on a few samples
 PART = 0.25  # of the effort's seconds: where all kinds on all samples would take longer, those that are far over it are not measured so
 
 
 def measure(search: Search) -> None:
     """Fill `search.everywhere`, `search.alone` and the times of its prices."""
-    seconds = list[float]()
-    for kind in search.kinds:
-        slow = bool(seconds) and statistics.median(seconds) * len(search.kinds) > PART * search.effort.seconds
-        if not (slow and far(search, kind)):
-            seconds.append(everywhere(search, kind))
+    seconds = measure_kinds(search)
     known = alone_already(search)
     waiting = by_worth(search, known)
     start, end = search.spent.seconds, search.effort.seconds
@@ -59,20 +58,36 @@ def measure(search: Search) -> None:
     said(search, [p for p in rough if most is not None and p not in whole])
 
 
-def everywhere(search: Search, kind: str) -> float:
-    """Measure what one kind loses everywhere; the seconds that it took."""
-    started = search.spent.seconds
-    search.everywhere[kind] = search.losses.of(moves_of(search.classes, uniform(search.classes, kind)), f"{kind} everywhere")
-    return search.spent.seconds - started
+def measure_kinds(search: Search) -> list[float]:
+    """What kinds lose everywhere; the seconds that each took that was measured on all samples."""
+    seconds, effort, unknown = list[float](), search.effort.seconds, 0
+    for i, kind in enumerate(sorted(search.kinds, key=lambda k: -search.total_worth(search.whole(k)))):
+        spent = search.spent.seconds
+        if i >= LEAST and spent > effort:
+            search.everywhere[kind] = Loss(search.losses.judge.metric.name, math.inf, math.inf, 0)
+            unknown += 1
+            continue
+        late = i >= LEAST and spent > KINDS * effort
+        slow = bool(seconds) and statistics.median(seconds) * len(search.kinds) > PART * effort
+        few = everywhere(search, kind, FEW) if slow or late else None
+        if few is not None and (late or far(search, few)):
+            search.everywhere[kind] = few
+        else:
+            started = search.spent.seconds
+            search.everywhere[kind] = everywhere(search, kind)
+            seconds.append(search.spent.seconds - started)
+    if unknown:
+        search.notes.append(f"{unknown} of {len(search.kinds)} kinds were not measured: time was up, a higher effort has more")
+    return seconds
 
 
-def far(search: Search, kind: str) -> bool:
-    """Whether a few samples show that a kind loses far more than the budget everywhere; then they are what is known of it."""
-    loss = search.losses.of(moves_of(search.classes, uniform(search.classes, kind)), f"{kind} everywhere", FEW)
-    if search.losses.additive(loss.mean) <= FAR * search.losses.additive(search.allowed):
-        return False
-    search.everywhere[kind] = loss
-    return True
+def everywhere(search: Search, kind: str, most: int | None = None) -> Loss:
+    return search.losses.of(moves_of(search.classes, search.whole(kind)), f"{kind} everywhere", most)
+
+
+def far(search: Search, loss: Loss) -> bool:
+    """Whether a few samples show that a kind loses far more than the budget everywhere."""
+    return search.losses.additive(loss.mean) > FAR * search.losses.additive(search.allowed)
 
 
 def alone_already(search: Search) -> set[Place]:
@@ -160,9 +175,14 @@ def time_kinds(search: Search) -> None:
             options.setdefault(option.kind, []).append((place, option))
     allowed = search.losses.additive(search.allowed)
     held = {kind: own for kind, own in options.items() if min(search.predicted(place) for place, _ in own) <= allowed}
-    for kind in held:
-        time_whole(search, kind, [o for _, o in held[kind]])
-    for kind in held:
+    timed = list[str]()
+    for kind in sorted(held, key=lambda k: -search.total_worth(search.whole(k))):
+        if len(timed) < LEAST or not search.spent.over:
+            time_whole(search, kind, [o for _, o in held[kind]])
+            timed.append(kind)
+    if len(timed) < len(held):
+        search.notes.append(f"the times of {len(held) - len(timed)} of {len(options)} kinds are predicted: time was up")
+    for kind in timed:
         time_shapes(search, kind, [o for _, o in held[kind]])
     if len(held) < len(options):
         untimed = len(options) - len(held)
@@ -170,12 +190,12 @@ def time_kinds(search: Search) -> None:
 
 
 def time_whole(search: Search, kind: str, options: list[Proposal]) -> None:
-    whole = moves_of(search.classes, uniform(search.classes, kind))
+    whole = moves_of(search.classes, search.whole(kind))
     remember(search, (kind, ""), whole, [o for o in options if set(o.moves) <= set(whole)])
 
 
 def time_shapes(search: Search, kind: str, options: list[Proposal]) -> None:
-    whole = moves_of(search.classes, uniform(search.classes, kind))
+    whole = moves_of(search.classes, search.whole(kind))
     by_key: dict[tuple[str, str], list[Proposal]] = {}
     for option in options:
         if set(option.moves) <= set(whole):
