@@ -183,11 +183,15 @@ def rewrites(search: Search, passes: Sequence[Pass], moves: Sequence[Move], loss
         said = ", ".join(f"{kind} ({count})" for kind, count in counts.items()) or "nothing"
         metric, budget = search.losses.judge.metric.name, search.allowed
         kinds = {o.kind for each in search.classes for o in each.options if any(m.rewrite is rewrite for m in o.moves)}
-        least = min((x for kind, x in search.everywhere.items() if kind in kinds), key=lambda x: x.mean, default=None)
+        least = min(
+            (x for kind, x in search.everywhere.items() if kind in kinds and x.samples), key=lambda x: x.mean, default=None
+        )
         found = loss if own else least
         why = (
             f"{loss}, within the budget {budget:g}"
             if own and loss is not None
+            else "what it loses was not measured: time was up, or it did not run: see the groups"
+            if least is None
             else f"everywhere it loses {least}: see the groups"
         )
         made.append(

@@ -42,11 +42,11 @@ def explored(setting: Setting, model: str, budgets: Sequence[float] | None = Non
     known = [kind for kind in search.kinds if search.everywhere[kind].samples]
     whole = {kind: bench.everywhere(kind) for kind in progress(known, "kinds everywhere")}
     parts = [float(f"{share * setting.budget.allowed:.9g}") for share in SWEEP]
-    allowed = sorted(budgets or {*parts, *natural(search, whole)})
+    wanted = {"time": budgets or {*parts, *natural(search, whole)}, "memory": budgets or parts}
     points = [exact, *whole.values()]
-    for goal in ("time", "memory"):
+    for goal, allowed in wanted.items():
         search.goal = goal
-        points += bench.swept(exact, allowed, goal)
+        points += bench.swept(exact, sorted(allowed), goal)
     points.sort(key=lambda p: (p.loss, p.seconds, p.budget or 0.0))
     spent = search.spent
     said = f"effort {setting.effort.name}, seed {setting.seed}: {spent.measurements} measurements in {spent.seconds:.0f} s"
@@ -60,7 +60,8 @@ def natural(search: Search, whole: Mapping[str, Point]) -> list[float]:
     """What the fastest kinds lose that no other kind beats, up to the largest budget: each itself holds there, and has a rival."""
     losses = {kind: max(p.bound or p.loss, search.limit(search.everywhere[kind])) for kind, p in whole.items()}
     held = [kind for kind, loss in losses.items() if 0 < loss <= search.allowed and whole[kind].share < 1]
-    best = [a for a in held if not any(losses[b] <= losses[a] and whole[b].share < whole[a].share for b in held)]
+    costs = {kind: (losses[kind], whole[kind].share) for kind in held}
+    best = [a for a in held if not any(b != costs[a] and b[0] <= costs[a][0] and b[1] <= costs[a][1] for b in costs.values())]
     return [float(f"{1.01 * losses[kind]:.3g}") for kind in sorted(best, key=lambda kind: whole[kind].share)[:NATURAL]]
 
 
