@@ -45,6 +45,7 @@ def attention(line, q, k, v, lse=False, cpu=None, **operands):
     return o, log_sum
 
 
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("name", TABLE)
 def test_table(name):
     case = TABLE[name]
@@ -54,6 +55,7 @@ def test_table(name):
     assert not log_sum.isnan().any()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["causal", "window_or_global", "rest_not_whole", "half_bias"])
 def test_vectors_of_eight(name):
     """As AVX2 has them: what a kernel for an older machine computes here."""
@@ -127,7 +129,7 @@ print(hashlib.sha256(o.numpy().tobytes()).hexdigest())
 
 def test_the_number_of_threads_changes_no_bit():
     said = set()
-    for threads in ("1", "2", "5"):
+    for threads in ("1", "3"):
         env = {
             **os.environ,
             "TVM_NUM_THREADS": threads,
