@@ -18,10 +18,10 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.opening import Opened
 from attnopt.patterns import recognise
 from attnopt.plan.choose import apply_choices, choose
-from attnopt.plan.quality import natural_metric
+from attnopt.plan.judge.quality import natural_metric
+from attnopt.plan.judge.verify import difference, require_equal, require_rounded_alike
+from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.replay import moves_from, transferred
-from attnopt.plan.verify import difference, require_equal, require_rounded_alike
-from attnopt.plan.workshop import Workshop
 from attnopt.report.data import Report
 from attnopt.report.plan import Plan, PlanStep
 

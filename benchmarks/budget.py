@@ -35,13 +35,13 @@ from attnopt.cost.machine import clock
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Host, Refusal, Runner
 from attnopt.passes import GateNorm
-from attnopt.plan.budget import Budget
-from attnopt.plan.groups import Grouping
-from attnopt.plan.judge import Judge
-from attnopt.plan.proposals import Move
-from attnopt.plan.quality import Loss
+from attnopt.plan.judge.budget import Budget
+from attnopt.plan.judge.judge import Judge
+from attnopt.plan.judge.quality import Loss
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
 from attnopt.plan.replay import step_of
-from attnopt.plan.timing import in_turn
+from attnopt.plan.timing.timing import in_turn
 from attnopt.report.frontier import Frontier
 from attnopt.report.plan import Plan, PlanStep
 

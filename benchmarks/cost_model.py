@@ -31,9 +31,9 @@ from scipy.stats import kendalltau
 from attnopt.cost.estimate import estimate
 from attnopt.cost.machine import clock
 from attnopt.cost.target import Target
-from attnopt.plan.calibrate import PART, measured, timed
-from attnopt.plan.kernel_points import KERNELS, Point
-from attnopt.plan.point_grid import groups, share
+from attnopt.plan.calibrate.calibrate import PART, measured, timed
+from attnopt.plan.calibrate.kernel_points import KERNELS, Point
+from attnopt.plan.calibrate.point_grid import groups, share
 from attnopt.runtime.flex_source import compiler_at_hand
 
 TAU, ERROR, REGRET = 0.9, 0.2, 0.05  # what is asked of the model

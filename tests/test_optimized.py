@@ -14,7 +14,7 @@ from torch import nn
 
 import attnopt
 from attnopt.errors import AccuracyError, InputMismatch, OutputNotWritable, PlanError, UnsupportedFormat
-from attnopt.plan import groups
+from attnopt.plan.options import groups
 from attnopt.runtime.dynamic_int8 import quantize_weight
 
 

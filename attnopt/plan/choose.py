@@ -21,9 +21,9 @@ from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
-from attnopt.plan.fitting import left, timed_together
-from attnopt.plan.predict import Shapes, best, example_shapes, predicted, shapes_at
-from attnopt.plan.timing import Timing, counted, finished, in_turn
+from attnopt.plan.memory.fitting import left, timed_together
+from attnopt.plan.timing.predict import Shapes, best, example_shapes, predicted, shapes_at
+from attnopt.plan.timing.timing import Timing, counted, finished, in_turn
 from attnopt.report.data import ORIGINAL, Choice
 
 NOISE = 0.03  # a measured difference below this share is a tie

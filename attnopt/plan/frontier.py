@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from attnopt.analysis.progress import progress
 from attnopt.cost.nodes import estimate_nodes
 from attnopt.plan.budgeted import UNSEEN, Setting, prepared
+from attnopt.plan.judge.quality import Loss
+from attnopt.plan.options.proposals import Move, moves_of
 from attnopt.plan.pipeline import SLOWER
-from attnopt.plan.predict import ONE_NODE, SPELLED_OUT
-from attnopt.plan.proposals import Move, moves_of
-from attnopt.plan.quality import Loss
 from attnopt.plan.replay import step_of
-from attnopt.plan.search import Planned, Search
-from attnopt.plan.survey import measure
+from attnopt.plan.search.search import Planned, Search
+from attnopt.plan.search.survey import measure
+from attnopt.plan.timing.predict import ONE_NODE, SPELLED_OUT
 from attnopt.report.frontier import Frontier, Point
 from attnopt.report.plan import Plan
 

@@ -20,20 +20,20 @@ from attnopt.cost.workload import Workload
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import ALL, Group, Pass
 from attnopt.patterns import Recognition, recognise
-from attnopt.plan.budget import QUALITY, Budget
 from attnopt.plan.budgeted import UNTIMED, Outcome, Setting, under_budget
 from attnopt.plan.choose import Chosen, apply_choices, choose
-from attnopt.plan.effort import EFFORTS, Effort
-from attnopt.plan.fitting import left, within_memory
-from attnopt.plan.proposals import Move
-from attnopt.plan.quality import Score
+from attnopt.plan.judge.budget import QUALITY, Budget
+from attnopt.plan.judge.quality import Score
+from attnopt.plan.judge.verify import difference, require_equal, seeded
+from attnopt.plan.memory.fitting import left, within_memory
+from attnopt.plan.options.proposals import Move
+from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.replay import kernels_from, moves_from, step_of
-from attnopt.plan.shaped import Shaped, shaped
+from attnopt.plan.search.effort import EFFORTS, Effort
 from attnopt.plan.site_reports import site_report
-from attnopt.plan.stepwise import summed
-from attnopt.plan.timing import counted, in_turn
-from attnopt.plan.verify import difference, require_equal, seeded
-from attnopt.plan.workshop import Workshop
+from attnopt.plan.timing.shaped import Shaped, shaped
+from attnopt.plan.timing.stepwise import summed
+from attnopt.plan.timing.timing import counted, in_turn
 from attnopt.report.data import Difference, Report, RewriteReport
 from attnopt.report.plan import Plan
 from attnopt.report.table import megabytes

@@ -16,8 +16,8 @@ from attnopt.ir.graph import Node
 from attnopt.ir.site import Host, Site
 from attnopt.passes import ALL, Candidate, Group
 from attnopt.plan.choose import Chosen
-from attnopt.plan.groups import Grouping
-from attnopt.plan.proposals import Move
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
 from attnopt.report.plan import PlanStep
 
 OTHER = "The plan is of another model, or of another form of this one (torch, ONNX): search again."

@@ -15,10 +15,10 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import DynamicInt8
 from attnopt.passes.value_scaling import bias_of, rows_of, scale_values, scaled_by_values
-from attnopt.plan.groups import Grouping
-from attnopt.plan.proposals import Move
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
+from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.replay import moves_from, step_of, transferred
-from attnopt.plan.workshop import Workshop
 
 WIDTH, HEADS, HEAD = 64, 4, 16
 X = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(0))

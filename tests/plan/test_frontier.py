@@ -14,7 +14,7 @@ from attnopt.analysis.calibration import Calibration
 from attnopt.passes import DynamicInt8
 from attnopt.plan.budgeted import prepared
 from attnopt.plan.frontier import explored, natural
-from attnopt.plan.judge import Judge
+from attnopt.plan.judge.judge import Judge
 
 BUDGETS = (1e-6, 0.008, 0.02, 0.5)
 
@@ -31,7 +31,7 @@ def timed(monkeypatch):
     def at(*seconds):
         told = iter(seconds)
         monkeypatch.setattr(
-            "attnopt.plan.stepwise.in_turn",
+            "attnopt.plan.timing.stepwise.in_turn",
             lambda calls, **kw: clock({"before": 2.0, "after": next(told, 1.0)})(calls, **kw),
         )
 
