@@ -17,7 +17,7 @@ _HOMES = {
     "load": "attnopt.api",
     "calibrate": "attnopt.api",
     "Optimized": "attnopt.api",
-    "Budget": "attnopt.plan.budget",
+    "Budget": "attnopt.plan.judge.budget",
     "attention": "attnopt.runtime.attention",
     "reference": "attnopt.ir.reference",
     "parse": "attnopt.ir.spec",

@@ -18,9 +18,9 @@ from attnopt.opening import Opened, open_model
 from attnopt.optimized import Optimized, load
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
-from attnopt.plan.budget import Budget
+from attnopt.plan.judge.budget import Budget
+from attnopt.plan.judge.quality import Score
 from attnopt.plan.pipeline import run
-from attnopt.plan.quality import Score
 from attnopt.report.frontier import Frontier
 from attnopt.report.inspection import InspectedSite, Inspection
 from attnopt.report.plan import Plan
@@ -164,7 +164,7 @@ def calibrate(folder: str | Path | None = None, *, progress: Callable[[str, floa
     progress: told what is measured now, and the share of the work that is done (0 to 1).
     Returns the target. Raises OutputNotWritable. An interrupt leaves what was there before.
     """
-    from attnopt.plan.calibrate import calibrate as measure
+    from attnopt.plan.calibrate.calibrate import calibrate as measure
 
     target, _ = measure(None if folder is None else Path(folder), said=progress or (lambda what, done: None))
     return target

@@ -21,11 +21,11 @@ from attnopt.errors import BudgetError, PlanError, UnknownPass
 from attnopt.opening import Opened
 from attnopt.optimized import load
 from attnopt.passes import ALL, Pass
-from attnopt.plan.budget import QUALITY, Budget
-from attnopt.plan.effort import Effort, effort_named
+from attnopt.plan.judge.budget import QUALITY, Budget
+from attnopt.plan.judge.quality import Score
 from attnopt.plan.pipeline import Request
-from attnopt.plan.quality import Score
-from attnopt.plan.search import GOALS
+from attnopt.plan.search.effort import Effort, effort_named
+from attnopt.plan.search.search import GOALS
 from attnopt.report.plan import Plan
 
 SELECTS = ("measure", "model", "always")

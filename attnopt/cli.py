@@ -208,7 +208,7 @@ def calibrate() -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from attnopt.plan.calibrate import calibrate as measure
+    from attnopt.plan.calibrate.calibrate import calibrate as measure
 
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar, redirect_stdout(sys.stderr):
@@ -263,7 +263,7 @@ def names_of(passes: list[str] | None) -> list[str] | None:
 
 def budget_of(limit: float, metric: str, drop: float | None) -> Any:
     """A bare number as it is, so that 0 and mistakes mean what they do in Python."""
-    from attnopt.plan.budget import QUALITY, Budget
+    from attnopt.plan.judge.budget import QUALITY, Budget
 
     if metric == QUALITY or drop is not None:
         return Budget(QUALITY, drop=drop)

@@ -9,7 +9,7 @@ import importlib.util
 from pathlib import Path
 
 from attnopt.errors import BudgetError
-from attnopt.plan.quality import Score
+from attnopt.plan.judge.quality import Score
 
 
 def score_in(given: str) -> Score:

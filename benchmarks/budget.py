@@ -35,13 +35,13 @@ from attnopt.cost.machine import clock
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Host, Refusal, Runner
 from attnopt.passes import GateNorm
-from attnopt.plan.budget import Budget
-from attnopt.plan.groups import Grouping
-from attnopt.plan.judge import Judge
-from attnopt.plan.proposals import Move
-from attnopt.plan.quality import Loss
+from attnopt.plan.judge.budget import Budget
+from attnopt.plan.judge.judge import Judge
+from attnopt.plan.judge.quality import Loss
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
 from attnopt.plan.replay import step_of
-from attnopt.plan.timing import in_turn
+from attnopt.plan.timing.timing import in_turn
 from attnopt.report.frontier import Frontier
 from attnopt.report.plan import Plan, PlanStep
 
@@ -52,6 +52,7 @@ LENGTH, SEEN, UNSEEN = 512, 34, 28  # tokens of a document; documents
 LARGEST = 0.1
 TOGETHER = ("sinks 4 window 256", "sinks 4 window 128", "sinks 4 window 64")  # windows that int8 is also combined with
 ROUNDS = 24  # runs of each model
+PASSES = ("fuse-attention", "dynamic-int8", "gate-norm", "drop-attention", "sinks-window")
 ORIGINAL = "original"
 
 
@@ -220,7 +221,7 @@ def main() -> None:
         folder = Path(name)
         path, example = export(folder / "code-lm.onnx"), {"input_ids": seen[:1]}
         frontier = attnopt.explore(
-            path, example, calibration=[{"input_ids": d[None]} for d in seen], budget=LARGEST, effort=given.effort
+            path, example, calibration=[{"input_ids": d[None]} for d in seen], budget=LARGEST, effort=given.effort, passes=PASSES
         )
         print(frontier)
         host = OnnxHost.from_model(path)

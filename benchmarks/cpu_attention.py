@@ -32,7 +32,7 @@ from attnopt.cost.machine import clock
 from attnopt.ir.kv_cache import attend_cache
 from attnopt.ir.spec import parse
 from attnopt.ir.visits import visited_pairs
-from attnopt.plan.timing import Timing, in_turn
+from attnopt.plan.timing.timing import Timing, in_turn
 
 SECONDS, QUICK = 1.0, 0.02  # for each contender of a row
 BLOCK = 64  # rows and keys of the blocks that are counted

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from minilm import calibration_texts, tokens
 
 import attnopt
-from attnopt.plan.timing import in_turn
+from attnopt.plan.timing.timing import in_turn
 
 BASELINE = "onnxruntime"
 Call = Callable[[], np.ndarray]

@@ -28,8 +28,8 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Host
 from attnopt.patterns import recognise
 from attnopt.plan.choose import ORIGINAL, Chosen, applicable, apply_choices, choose_one
-from attnopt.plan.timing import in_turn
-from attnopt.plan.verify import difference
+from attnopt.plan.judge.verify import difference
+from attnopt.plan.timing.timing import in_turn
 
 WINDOW = 512
 LEAST = 3.0  # what the best kernel must gain over the exported graph, whole model

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import attnopt
-from attnopt.plan.timing import in_turn
+from attnopt.plan.timing.timing import in_turn
 
 SENTENCES = [
     "A man is eating food.",

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 import attnopt
-from attnopt.plan.timing import in_turn
+from attnopt.plan.timing.timing import in_turn
 
 WINDOW, TOKENS = 512, 8192
 

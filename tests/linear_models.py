@@ -13,7 +13,7 @@ from torch import nn
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.passes import DynamicInt8
-from attnopt.plan.groups import Grouping
+from attnopt.plan.options.groups import Grouping
 
 WIDTHS = [64, 96, 64, 128, 64]
 X = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site
 from attnopt.passes import Candidate, Evidence, Group
 from attnopt.passes.candidate import Per
-from attnopt.plan.timing import Timing
+from attnopt.plan.timing.timing import Timing
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.reference import reference
 from attnopt.passes.cache_plan import forms_of
 from attnopt.patterns import recognise
-from attnopt.plan.groups import Grouping
+from attnopt.plan.options.groups import Grouping
 
 
 @functools.cache

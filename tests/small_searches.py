@@ -10,9 +10,9 @@ from onnx import helper
 from attnopt.analysis.calibration import Calibration
 from attnopt.cost.target import load_target
 from attnopt.hosts.onnx import OnnxHost
-from attnopt.plan.budget import Budget
 from attnopt.plan.budgeted import Setting
-from attnopt.plan.effort import EFFORTS
+from attnopt.plan.judge.budget import Budget
+from attnopt.plan.search.effort import EFFORTS
 
 WIDTH = 64
 

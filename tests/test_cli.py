@@ -103,8 +103,8 @@ def test_calibrate_says_what_it_measured_and_where_it_is(attnopt, monkeypatch, t
         )
 
     monkeypatch.setenv("ATTNOPT_CONFIG", str(tmp_path))
-    monkeypatch.setattr("attnopt.plan.calibrate.measured", measured)
-    monkeypatch.setattr("attnopt.plan.calibrate.tuned", lambda said: None)
+    monkeypatch.setattr("attnopt.plan.calibrate.calibrate.measured", measured)
+    monkeypatch.setattr("attnopt.plan.calibrate.calibrate.tuned", lambda said: None)
     assert "no: attnopt calibrate" in attnopt("targets").out
     ended = attnopt("calibrate")
     (path,) = tmp_path.iterdir()

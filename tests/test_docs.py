@@ -16,8 +16,8 @@ from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.site import Refusal
 from attnopt.passes import FuseAttention
 from attnopt.patterns import recognise
-from attnopt.plan.budget import Budget
-from attnopt.plan.groups import Grouping
+from attnopt.plan.judge.budget import Budget
+from attnopt.plan.options.groups import Grouping
 from attnopt.plan.pipeline import Request, run
 
 PAGE = Path(__file__).parents[1] / "docs" / "passes.md"

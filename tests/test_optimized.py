@@ -14,7 +14,7 @@ from torch import nn
 
 import attnopt
 from attnopt.errors import AccuracyError, InputMismatch, OutputNotWritable, PlanError, UnsupportedFormat
-from attnopt.plan import groups
+from attnopt.plan.options import groups
 from attnopt.runtime.dynamic_int8 import quantize_weight
 
 
@@ -79,6 +79,15 @@ def test_onnx_files_keep_names_and_open_sizes(fast, tmp_path):
     shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
     assert shapes["x"][:2] == shapes["seen"]
     assert all(isinstance(size, str) for size in shapes["seen"])
+
+
+def test_without_passes_a_file_holds_what_torch_exports(model, tmp_path):
+    plain = attnopt.optimize(model, example(), passes=[])
+    path = plain.export(tmp_path / "plain.onnx")
+    held = {node.op_type for node in onnx.load(path).graph.node}
+    assert "Softmax" in held
+    assert not held & {"MultiHeadAttention", "GroupQueryAttention", "Attention"}
+    assert attnopt.load(path).plan.kernels == {}
 
 
 def test_onnx_in_onnx_out(tmp_path):

@@ -20,26 +20,26 @@ from attnopt.cost.target import Target
 from attnopt.cost.workload import Workload
 from attnopt.ir.site import Host, Site
 from attnopt.passes import Pass
-from attnopt.plan.budget import Budget
 from attnopt.plan.choose import Chosen
-from attnopt.plan.effort import Effort, Spent
-from attnopt.plan.explain import explained
-from attnopt.plan.groups import Grouping
-from attnopt.plan.judge import MEMORY as OUTPUTS
-from attnopt.plan.judge import Judge
-from attnopt.plan.losses import Losses
-from attnopt.plan.memory import Held, Memory
-from attnopt.plan.offered import offered
-from attnopt.plan.pricing import Load, Prices
-from attnopt.plan.proposals import Move, classes_of, moves_of
-from attnopt.plan.quality import Loss, Score
-from attnopt.plan.roll_back import Check, units_of
-from attnopt.plan.room import Room
-from attnopt.plan.search import Planned, Search
-from attnopt.plan.shaped import Shaped
-from attnopt.plan.stepwise import Stopwatch
-from attnopt.plan.tuning import Tuning
-from attnopt.plan.workshop import Workshop
+from attnopt.plan.judge.budget import Budget
+from attnopt.plan.judge.judge import MEMORY as OUTPUTS
+from attnopt.plan.judge.judge import Judge
+from attnopt.plan.judge.losses import Losses
+from attnopt.plan.judge.quality import Loss, Score
+from attnopt.plan.memory.memory import Held, Memory
+from attnopt.plan.memory.room import Room
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.offered import offered
+from attnopt.plan.options.proposals import Move, classes_of, moves_of
+from attnopt.plan.options.tuning import Tuning
+from attnopt.plan.options.workshop import Workshop
+from attnopt.plan.search.effort import Effort, Spent
+from attnopt.plan.search.explain import explained
+from attnopt.plan.search.roll_back import Check, units_of
+from attnopt.plan.search.search import Planned, Search
+from attnopt.plan.timing.pricing import Load, Prices
+from attnopt.plan.timing.shaped import Shaped
+from attnopt.plan.timing.stepwise import Stopwatch
 from attnopt.report.data import RewriteReport
 from attnopt.report.search import SearchReport, StepReport
 
@@ -118,8 +118,9 @@ def prepared(setting: Setting) -> Search:
     notes = [UNTIMED + setting.shaped.why] if measures and not given else []
     goal = "everything" if setting.select == "always" and setting.minimise == "time" else setting.minimise
     allowed = setting.budget.allowed
+    prices = Prices(shop, loads)
     return Search(
-        classes, Prices(shop, loads), memory, losses, validator, allowed, setting.effort, spent, watch, goal, notes=notes
+        classes, prices, memory, losses, validator, allowed, setting.effort, spent, watch, goal, notes=notes, evidence=evidence
     )
 
 
@@ -182,11 +183,15 @@ def rewrites(search: Search, passes: Sequence[Pass], moves: Sequence[Move], loss
         said = ", ".join(f"{kind} ({count})" for kind, count in counts.items()) or "nothing"
         metric, budget = search.losses.judge.metric.name, search.allowed
         kinds = {o.kind for each in search.classes for o in each.options if any(m.rewrite is rewrite for m in o.moves)}
-        least = min((x for kind, x in search.everywhere.items() if kind in kinds), key=lambda x: x.mean, default=None)
+        least = min(
+            (x for kind, x in search.everywhere.items() if kind in kinds and x.samples), key=lambda x: x.mean, default=None
+        )
         found = loss if own else least
         why = (
             f"{loss}, within the budget {budget:g}"
             if own and loss is not None
+            else "what it loses was not measured: time was up, or it did not run: see the groups"
+            if least is None
             else f"everywhere it loses {least}: see the groups"
         )
         made.append(

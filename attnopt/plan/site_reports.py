@@ -13,8 +13,8 @@ from dataclasses import replace
 from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import as_spec
 from attnopt.plan.choose import Chosen
-from attnopt.plan.proposals import Move
-from attnopt.plan.workshop import Workshop
+from attnopt.plan.options.proposals import Move
+from attnopt.plan.options.workshop import Workshop
 from attnopt.report.data import ORIGINAL, REMOVED, Choice, SiteReport
 
 

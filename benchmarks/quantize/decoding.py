@@ -10,7 +10,7 @@ from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.passes.candidate import Pass
 from attnopt.patterns import recognise
-from attnopt.plan.groups import Grouping
+from attnopt.plan.options.groups import Grouping
 
 
 class Decoding(nn.Module):

@@ -15,8 +15,8 @@ from attnopt.ir.graph import Node
 from attnopt.ir.site import Host, Refusal
 from attnopt.passes import Gptq, Pass, QuestRounding, RoundWeights, Rsq
 from attnopt.passes.weight_rounding import Wish
-from attnopt.plan.groups import Grouping
-from attnopt.plan.memory import numbers, stored_bits
+from attnopt.plan.memory.memory import numbers, stored_bits
+from attnopt.plan.options.groups import Grouping
 from attnopt.rounding.grids import Gridding
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Host, Refusal
 from attnopt.passes import DynamicInt8
 from attnopt.passes.weight_rounding import Wish
-from attnopt.plan.timing import in_turn
+from attnopt.plan.timing.timing import in_turn
 from quantize import peers
 from quantize.methods import Bench
 from quantize.subjects import Measured, Subject

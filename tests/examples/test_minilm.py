@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import attnopt
-from attnopt.plan.effort import EFFORTS
+from attnopt.plan.search.effort import EFFORTS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "minilm.py"
 

@@ -12,7 +12,7 @@ from decoding_models import named, past_of, step_of
 
 from attnopt.passes import AkvqVl, Int2Cache, Int4Cache, Int8Cache, ZipCache
 from attnopt.patterns import recognise
-from attnopt.plan.groups import Grouping
+from attnopt.plan.options.groups import Grouping
 
 METHODS = [
     (Int8Cache(), "int8", 0.01),

@@ -11,7 +11,7 @@ from torch import nn
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.passes.rotation import rotated
-from attnopt.plan.groups import Grouping
+from attnopt.plan.options.groups import Grouping
 
 WIDTH, HEADS, KEY_HEADS, HEAD = 24, 3, 1, 8
 

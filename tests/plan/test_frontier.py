@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from plan_fakes import clock
@@ -12,8 +13,8 @@ from small_searches import layers, setting
 from attnopt.analysis.calibration import Calibration
 from attnopt.passes import DynamicInt8
 from attnopt.plan.budgeted import prepared
-from attnopt.plan.frontier import explored
-from attnopt.plan.judge import Judge
+from attnopt.plan.frontier import explored, natural
+from attnopt.plan.judge.judge import Judge
 
 BUDGETS = (1e-6, 0.008, 0.02, 0.5)
 
@@ -30,7 +31,7 @@ def timed(monkeypatch):
     def at(*seconds):
         told = iter(seconds)
         monkeypatch.setattr(
-            "attnopt.plan.stepwise.in_turn",
+            "attnopt.plan.timing.stepwise.in_turn",
             lambda calls, **kw: clock({"before": 2.0, "after": next(told, 1.0)})(calls, **kw),
         )
 
@@ -113,3 +114,13 @@ def test_an_exact_plan_that_is_slower_is_the_original(host, timed):
     exact = frontier.points[0]
     assert (exact.share, exact.seconds, exact.plan.kernels) == (1.0, 2.0, {})
     assert exact.note == "its kernels take 1.10 of the original's time, which is kept"
+
+
+def test_the_fastest_kinds_that_no_other_beats_have_budgets_of_their_own():
+    """A kind that loses up to 0.1 where it was chosen and 0.12 elsewhere holds 0.121; one over the largest budget has none."""
+    known = {"fast": (0.12, 0.5), "slow": (0.01, 0.9), "beaten": (0.02, 0.95), "slower": (0.001, 1.1), "large": (0.6, 0.2)}
+    whole = {kind: SimpleNamespace(bound=bound, loss=bound / 2, share=share) for kind, (bound, share) in known.items()}
+    search = SimpleNamespace(everywhere=dict.fromkeys(known, 0.1), limit=lambda loss: loss, allowed=0.5)
+    assert natural(search, whole) == [0.121, 0.101]
+    search.everywhere = dict.fromkeys(known, 0.005)
+    assert natural(search, whole) == [0.121, 0.0101]

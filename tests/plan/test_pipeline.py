@@ -18,8 +18,8 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import ALL, Candidate, DynamicInt8, Evidence, FuseAttention, Group, Int8Cache
 from attnopt.passes.candidate import Per
-from attnopt.plan.budget import Budget
 from attnopt.plan.budgeted import UNSEEN
+from attnopt.plan.judge.budget import Budget
 from attnopt.plan.pipeline import Request, run
 
 
@@ -55,7 +55,7 @@ def test_everything_is_recorded(host):
 def test_a_slower_model_is_rolled_back(monkeypatch, host, seconds, kept):
     monkeypatch.setattr("attnopt.plan.pipeline.in_turn", clock({"before": 1.0, "after": seconds}))
     monkeypatch.setattr("attnopt.plan.choose.in_turn", clock({}))
-    monkeypatch.setattr("attnopt.plan.stepwise.in_turn", clock({"after": 0.5}))
+    monkeypatch.setattr("attnopt.plan.timing.stepwise.in_turn", clock({"after": 0.5}))
     asked = request_for(host, select="measure", budget=0.1, passes=(FuseAttention(), Off((0.01,))))
     result, report = run(host, asked)
     (site,), (rewrite,) = report.sites, report.rewrites
@@ -170,7 +170,7 @@ def decoding_step():
 def test_the_plan_of_least_memory(monkeypatch):
     """Everything measures slower: for time nothing is left, for memory weights and cache become int8."""
     host, data = decoding_step()
-    monkeypatch.setattr("attnopt.plan.stepwise.in_turn", clock({"before": 1.0, "after": 1.2}))
+    monkeypatch.setattr("attnopt.plan.timing.stepwise.in_turn", clock({"before": 1.0, "after": 1.2}))
     monkeypatch.setattr("attnopt.plan.pipeline.in_turn", clock({"before": 1.0, "after": 1.2}))
     monkeypatch.setattr("attnopt.plan.choose.in_turn", clock({}))
     asked = Request("cpu", "torch", 0, "measure", Budget.of(0.1), inputs=host.example_inputs(), calibration=data)

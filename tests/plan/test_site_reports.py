@@ -14,10 +14,10 @@ from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.expr import Term, conjunction, conjuncts
 from attnopt.passes import Candidate, Int8Cache
 from attnopt.plan.choose import Chosen
-from attnopt.plan.groups import Grouping
-from attnopt.plan.proposals import Move
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
+from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.site_reports import site_report
-from attnopt.plan.workshop import Workshop
 from attnopt.report.data import Choice
 
 

@@ -14,7 +14,7 @@ from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import DropAttention
-from attnopt.plan.groups import Grouping
+from attnopt.plan.options.groups import Grouping
 
 IDS = torch.randint(0, hf_models.VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
 

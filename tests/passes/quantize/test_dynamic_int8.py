@@ -13,7 +13,7 @@ from linear_models import Normed, X, groups, hosts_of, opened
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import DynamicInt8
-from attnopt.plan.groups import Grouping
+from attnopt.plan.options.groups import Grouping
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])

@@ -15,8 +15,8 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import Gptq, RoundWeights
 from attnopt.passes.weight_rounding import Wish
-from attnopt.plan.groups import Grouping
-from attnopt.plan.proposals import Move
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
 from attnopt.plan.replay import moves_from, step_of, transferred
 from attnopt.report.plan import Plan
 

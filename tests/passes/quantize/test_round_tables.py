@@ -15,9 +15,9 @@ from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.passes import RoundTables
 from attnopt.passes.weight_rounding import Wish
-from attnopt.plan.groups import Grouping
-from attnopt.plan.memory import freed
-from attnopt.plan.proposals import Move
+from attnopt.plan.memory.memory import freed
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
 
 IDS = torch.randint(0, 100, (3, 5), generator=torch.Generator().manual_seed(0))
 TABLE = np.random.default_rng(0).standard_normal((100, 96)).astype(np.float32)

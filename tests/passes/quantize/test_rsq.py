@@ -17,7 +17,7 @@ from attnopt.opening import open_model
 from attnopt.passes import Gptq, Rsq
 from attnopt.passes.linear_layers import matrix
 from attnopt.passes.weight_rounding import Wish
-from attnopt.plan.groups import Grouping
+from attnopt.plan.options.groups import Grouping
 from attnopt.rounding.gptq import reconstruction_error
 from attnopt.rounding.rounded_weight import RoundedWeight
 from attnopt.rounding.weight_format import WeightFormat

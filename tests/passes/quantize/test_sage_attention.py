@@ -19,10 +19,10 @@ from attnopt.ir.spec import parse
 from attnopt.passes import SageAttention
 from attnopt.passes.quantize.sage_attention import precision, refuse
 from attnopt.patterns import recognise
-from attnopt.plan.groups import Grouping
-from attnopt.plan.offered import without_kernel
-from attnopt.plan.proposals import Move, Proposal
-from attnopt.plan.workshop import Workshop
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.offered import without_kernel
+from attnopt.plan.options.proposals import Move, Proposal
+from attnopt.plan.options.workshop import Workshop
 
 KINDS = ["int8 scores, fp16 values", "int8 scores, fp8 values", "int4 scores, fp8 values"]
 

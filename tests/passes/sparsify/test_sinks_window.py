@@ -18,7 +18,7 @@ from attnopt.ir.site import Refusal
 from attnopt.passes import SinksWindow
 from attnopt.patterns import recognise
 from attnopt.plan.choose import emit, reread
-from attnopt.plan.groups import Grouping
+from attnopt.plan.options.groups import Grouping
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples"))
 import trained_models

@@ -11,7 +11,7 @@ from torch import nn
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
-from attnopt.plan.groups import Grouping
+from attnopt.plan.options.groups import Grouping
 
 
 def opened(family, kind):

@@ -1,0 +1,1 @@
+"""Measuring this machine: the points, their kernels, and the target file."""

@@ -1,0 +1,1 @@
+"""What a rewrite loses: metrics, bounds, budgets, losses of whole models and of sites, equality."""

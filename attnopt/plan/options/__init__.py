@@ -1,0 +1,1 @@
+"""What could be done to a model: groups that passes are shown, what they propose, and building it."""

@@ -1,0 +1,130 @@
+"""Build what moves describe: a copy of the original with weights edited, sites rewritten, and a kernel for each attention.
+
+    scaled weights -> finish -> edits of the host -> finish -> new specs of sites -> kernels -> finish
+
+Each result is made from the original, so no move sees what another trial left. Sites that no move touches keep the kernel that was
+chosen for the exact plan; where moves touch none at all, only weights of layers, the copy is of the original with its kernels, which are
+written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from attnopt.codegen.lowering import Lowering
+from attnopt.cost.estimate import estimate
+from attnopt.cost.target import Target
+from attnopt.ir.dims import evaluate
+from attnopt.ir.graph import Value
+from attnopt.ir.site import Host, Refusal, Site
+from attnopt.passes import Group
+from attnopt.plan.choose import applicable, emit, reread
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
+
+WIDEST = "triton-prefill"  # the family that computes most: where it refuses too, its reason is the one to tell
+
+
+@dataclass
+class Workshop:
+    """The original, the kernel of each of its sites (by name; absent where its own nodes stay), and what kernels run on."""
+
+    host: Host
+    kernels: Mapping[str, Lowering]
+    target: Target
+    runtime: str
+    opset: int
+    sizes: Mapping[str, int]
+    known: dict[tuple[str, str], Lowering | Refusal] = field(default_factory=dict)
+
+    def built(self, moves: Sequence[Move]) -> Host:
+        """A copy of the original after these moves, with kernels. Raises RuntimeError where a move has no kernel."""
+        if moves and self.kernels and all(leaves_sites(m) and self.layers.get(m.group.name) == names(m.group) for m in moves):
+            return self.edited(self.fused.copy(), moves)
+        return self.rewritten(moves)
+
+    @cached_property
+    def fused(self) -> Host:
+        """The original with its kernels."""
+        return self.rewritten(())
+
+    @cached_property
+    def layers(self) -> Mapping[str, tuple[str, ...]]:
+        """The linear layers of each group, where the kernels are in."""
+        return {g.name: names(g) for g in Grouping(self.fused).of("linear")}
+
+    def edited(self, result: Host, edits: Sequence[Move]) -> Host:
+        """The host itself after moves that edit it."""
+        if edits:
+            there = Grouping(result)
+            first = [m for m in edits if m.candidate.scales]
+            for move in first:
+                move.rewrite.apply(move.candidate, twin(there, move))
+            if first:  # others read the weights that these scaled
+                result.finish()
+                there = Grouping(result)
+            for move in (m for m in edits if not m.candidate.scales):
+                move.rewrite.apply(move.candidate, twin(there, move))
+                if "structure" in move.candidate.changes:  # what the next move reads is not there any more: look anew
+                    result.finish()
+                    there = Grouping(result)
+            result.finish()
+        return result
+
+    def rewritten(self, moves: Sequence[Move]) -> Host:
+        """A copy of the original after any moves, with kernels."""
+        result = self.edited(self.host.copy(), [m for m in moves if m.edits])
+        others = [m for m in moves if not m.edits]
+        if not others and not self.kernels:
+            return result
+        changed: dict[str, Site] = {}
+        there = Grouping(result)
+        for move in others:
+            group = twin(there, move)
+            group = replace(group, sites=tuple(changed.get(s.name, s) for s in group.sites))
+            changed |= {s.name: s for s in move.rewrite.apply(move.candidate, group).sites}
+        replaced: dict[Value, Value] = {}
+        for site in there.sites:
+            lowering = self.kernel_for(changed[site.name]) if site.name in changed else self.kernels.get(site.name)
+            if isinstance(lowering, Refusal):
+                raise RuntimeError(f"no kernel computes '{changed[site.name].spec}': {lowering.reason}")
+            if lowering is not None:
+                current = reread(changed.get(site.name, site), replaced)
+                replaced[site.output.value] = emit(result, current, lowering)
+        result.finish()
+        return result
+
+    def kernel_for(self, site: Site) -> Lowering | Refusal:
+        """The kernel that is predicted to compute a rewritten site fastest, or why there is none."""
+        key = (str(site.spec), str(site.shape))
+        if key not in self.known:
+            fits, refused = applicable(site, self.host, self.runtime, self.opset, self.target.kind, self.target.arch)
+            told = {choice.kernel: choice.why for choice in refused}
+            reason = told.get(WIDEST) or next(iter(told.values()), f"no kernel for host {self.host.kind}")
+            why = Refusal(reason, site.name)
+            self.known[key] = min(fits, key=lambda x: self.seconds(site, x.name), default=None) or why
+        return self.known[key]
+
+    def seconds(self, site: Site, kernel: str, sizes: Mapping[str, int] | None = None) -> float:
+        """Predicted seconds of one call, on the example's sizes where no others are given."""
+        try:
+            shape = {axis: evaluate(dim, self.sizes if sizes is None else sizes) for axis, dim in site.shape.items()}
+        except KeyError:  # a length that only running the model would tell: the first kernel that fits
+            return 0.0
+        return estimate(site.spec, shape, site.q.value.dtype or "float32", kernel, target=self.target).seconds
+
+
+def names(group: Group) -> tuple[str, ...]:
+    return tuple(n.name for n in group.linears)
+
+
+def leaves_sites(move: Move) -> bool:
+    """Whether a move changes weights of the layers of its own group only, which are the same with and without kernels."""
+    return move.rewrite.per == "linear" and set(move.candidate.changes) == {"weights"}
+
+
+def twin(there: Grouping, move: Move) -> Group:
+    """The group of a move in an equal host."""
+    return next(g for g in there.of(move.rewrite.per) if g.name == move.group.name)

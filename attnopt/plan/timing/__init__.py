@@ -1,0 +1,1 @@
+"""What a rewrite takes: seconds, measured in turn or predicted."""
