@@ -17,7 +17,7 @@ from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
-PARTS = ("prefill_holes", "cuda")
+PARTS = ("prefill_holes", "sight", "cuda")
 BLOCK_Q, BLOCK_K = 64, 32  # threads of a block, and keys in shared memory at a time
 SHARED = 48 * 1024  # bytes of it that any GPU gives a block without being asked
 TARGET = {"kind": "cuda", "arch": "sm_80"}  # of the source nothing depends on it

@@ -26,7 +26,7 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.runtime.flex_source import SCORE_TERMS
 
-PARTS = ("vectors", "prefill_holes", "prefill")
+PARTS = ("vectors", "prefill_holes", "sight", "prefill")
 IMPORTS = ("from tvm.script import tirx as T",)
 SPECIAL = ("offset", "sink", "shared")  # slots beyond the plain ones that the template has a place for
 MODS = {

@@ -19,10 +19,13 @@ Partitioning".
 from tvm.script import tirx as T
 
 from attnopt.codegen.tvm.kernels.prefill_holes import (
-    BLOCK_K, BLOCK_Q, CHANNELS, CHANNELS_REST, D, DTYPE, E, EDGES, EMPTY_ROWS, GROWS, HELD, HELD_ANY, HELD_WHOLE, INNER_MASK, KEYS,
-    LANES, LEADING, LSE, MASK, MEAN_OF_EMPTY, OFFSET, PHASES, RANGE, SCALE, SCORES, SINK, STAGED, TILES, TILES_ANY, TILES_WHOLE, TOP,
-    UNIT, VECTORS, end_key, first_key, held_values, hold_rows, hold_tile, inner_end_key, inner_first_key, inner_mask_mod, leading_keys,
-    mask_mod, match_operands, operands, query_offset, score_mod, sink_logit,
+    BLOCK_K, BLOCK_Q, CHANNELS, CHANNELS_REST, D, DTYPE, E, EDGES, EMPTY_ROWS, GROWS, HELD, HELD_ANY, HELD_WHOLE, INNER_MASK,
+    KEYS, LANES, LEADING, LSE, MASK, MEAN_OF_EMPTY, OFFSET, PHASES, RANGE, SCALE, SCORES, SINK, STAGED, TILES, TILES_ANY,
+    TILES_WHOLE, TOP, UNIT, VECTORS, hold_rows, hold_tile,
+)  # fmt: skip
+from attnopt.codegen.tvm.kernels.sight import (
+    end_key, first_key, held_values, inner_end_key, inner_first_key, inner_mask_mod, leading_keys, mask_mod, match_operands,
+    operands, query_offset, score_mod, sink_logit,
 )  # fmt: skip
 from attnopt.codegen.tvm.kernels.vectors import exp2_below
 
