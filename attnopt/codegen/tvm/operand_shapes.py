@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.prefill_form import expressions
+from attnopt.codegen.triton.row_norms import gains
 from attnopt.errors import InputMismatch
 from attnopt.ir.clause import Clause
 from attnopt.ir.evaluate import Grid, evaluate
@@ -21,16 +22,30 @@ from attnopt.ir.reference import query_offset
 from attnopt.ir.spec import AttentionSpec
 
 
-def check_operands(
-    spec: AttentionSpec, batch: int, heads: int, q_len: int, kv_len: int, shapes: Mapping[str, Sequence[int]]
-) -> None:
-    """Raises InputMismatch for an operand that is read outside of its shape, or has another number of dimensions."""
+def check_operands(spec: AttentionSpec, q: Sequence[int], k: Sequence[int], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raises InputMismatch for an operand that is read outside of its shape, or has another number of dimensions.
+
+    q, k: the shapes of queries [B, H, Q, D] and keys [B, G, K, D]; shapes: of operands, by name.
+    """
+    (batch, heads, q_len, width), (_, key_heads, kv_len, _) = q, k
     offset = query_offset(spec, q_len, kv_len)
     ends = Grid(batch, heads, q_len, kv_len, offset, q_step=max(1, q_len - 1), k_step=max(1, kv_len - 1))
     for load in dict.fromkeys(load for expr in expressions(spec) for load in loads_of(expr)):
         check_load(load, ends, shapes[load.operand])
     if spec.selection is not None:
         check_list(spec.selection, ends, shapes[str(spec.selection.operand("operand"))])
+    for side, name in gains(spec.qk_norm).items():
+        check_gain(name, heads if side == "q" else key_heads, width, shapes[name], str(spec.qk_norm))
+
+
+def check_gain(name: str, heads: int, width: int, shape: Sequence[int], clause: str) -> None:
+    fits = tuple(shape) == (width,) or (len(shape) == 2 and shape[0] in (1, heads) and shape[1] in (1, width))
+    if not fits:
+        raise InputMismatch(
+            f"operand '{name}' is {list(shape)}, not [{width}] or [{heads}, {width}]",
+            where=clause,
+            next_move="Give a gain for each channel, or for each channel of each head.",
+        )
 
 
 def check_load(load: Load, ends: Grid, shape: Sequence[int]) -> None:

@@ -14,7 +14,9 @@ from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.prefill_form import DTYPES, WIDEST, Form, expressions, from_rows, positive_scale
 from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.template import joined
-from attnopt.codegen.tvm import visits
+from attnopt.codegen.triton.row_norms import gains
+from attnopt.codegen.triton.row_norms import refusal as norm_refusal
+from attnopt.codegen.tvm import row_norms, visits
 from attnopt.codegen.tvm.cpu import Cpu
 from attnopt.codegen.tvm.expressions import Printer, bucket_function, buckets_of
 from attnopt.codegen.tvm.held import filled, held_loads
@@ -27,9 +29,9 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.runtime.flex_source import SCORE_TERMS
 
-PARTS = ("vectors", "prefill_holes", "prefill_visits", "prefill")
+PARTS = ("vectors", "prefill_holes", "prefill_visits", "prefill_norms", "prefill")
 IMPORTS = ("from tvm.script import tirx as T",)
-SPECIAL = ("offset", "sink", "shared", "selection")  # slots beyond the plain ones that the template has a place for
+SPECIAL = ("offset", "sink", "shared", "selection", "qk_norm")  # slots beyond the plain ones that the template has a place for
 MODS = {
     "relu": "T.max({}, T.float32(0))", "tanh": "tanh({})", "square": "{0} * {0}", "silu": "{0} * sigmoid({0})", "exp": "exp({})",
     "log1p": "T.log(T.float32(1) + {})",
@@ -53,7 +55,7 @@ def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
         return Refusal(f"rows of {form.width} and {form.value_width} channels; up to {WIDEST} fit", spec.width)
     if (term := next((c for c in spec.score if c.name not in SCORE_TERMS), None)) is not None:
         return Refusal(f"score term '{term}' is not printed for TVM", term)
-    if (refused := visits.refusal(spec.selection)) is not None:
+    if (refused := visits.refusal(spec.selection) or norm_refusal(spec)) is not None:
         return refused
     printer = Printer(dict(form.operands))
     return next((r for e in expressions(spec) if (r := printer.refusal(e)) is not None), None)
@@ -76,6 +78,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
         | range_holes(printer, scope)
         | filled(held, printer)
         | visits.holes(visited, tile, printer)
+        | row_norms.holes(spec)
     )
     functions = "\n\n".join(bucket_function(term, name) for term, name in buckets.items())  # type: ignore[arg-type]
     if functions:
@@ -89,6 +92,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
             **constants(plain, form, tile, cpu, scope, bool(visited.selection)),
             **held.sizes,
             **visited.constants,
+            **row_norms.constants(spec),
             "SCALE": scale,
             "SCORES": bool(terms),
             "UNIT": LOG2E if terms else scale * LOG2E,
@@ -109,7 +113,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
 def ranks(spec: AttentionSpec) -> dict[str, int]:
     """How many dimensions each operand has."""
     loads = [load for expr in expressions(visits.with_list(spec)) for load in loads_of(expr)]
-    return {load.operand: len(load.indices) for load in loads}
+    return {load.operand: len(load.indices) for load in loads} | dict.fromkeys(gains(spec.qk_norm).values(), 2)
 
 
 def constants(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu, scope: Range, listed: bool) -> dict[str, Value]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attnopt.codegen.prefill_form import Form
+from attnopt.codegen.triton.row_norms import gains
 from attnopt.codegen.tvm.availability import missing, say_once
 from attnopt.codegen.tvm.compile import Compiled, loaded
 from attnopt.codegen.tvm.cpu import host
@@ -38,9 +39,10 @@ ELSEWHERE = "Another kernel may compute it: attnopt.attention(…)."
 
 @dataclass(frozen=True)
 class Ready:
-    """A spec with its kernel, or why there is none and torch's kernels take over."""
+    """A spec with its kernel, or why there is none and torch's kernels take over. gains: which operands are [width] or [heads, width]."""
 
     spec: AttentionSpec
+    gains: tuple[int, ...]
     kernel: Callable[..., None] | Refusal
 
 
@@ -57,7 +59,7 @@ def run_tvm(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: st
     o = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype)
     outputs = (o, torch.empty(q.shape[:3], dtype=torch.float32)) if lse else (o,)
     if o.numel():
-        call(found.kernel, (rows(q), rows(k), rows(v), *tensors, *outputs), spec)
+        call(found.kernel, (rows(q), rows(k), rows(v), *with_rows(tensors, found.gains), *outputs), spec)
     return outputs if lse else o
 
 
@@ -69,6 +71,11 @@ def call(kernel: Callable[..., None], arguments: Sequence[Tensor], spec: str) ->
     except (TypeError, ValueError) as mismatch:
         lines = [line.strip() for line in str(mismatch).splitlines() if line.strip()]
         raise InputMismatch("; ".join(lines), where=spec, next_move="Give tensors as the spec's operands are.") from None
+
+
+def with_rows(tensors: Sequence[Tensor], gains: Sequence[int]) -> Sequence[Tensor]:
+    """A gain for all heads as a matrix of one row."""
+    return [x[None] if at in gains and x.ndim == 1 else x for at, x in enumerate(tensors)] if gains else tensors
 
 
 def rows(x: Tensor) -> Tensor:
@@ -91,7 +98,7 @@ def check(spec: str, q: torch.Size, k: torch.Size, v: torch.Size, device: str, o
         said = f"{len(operands)} operands were given, and the spec has {len(parsed.operands)}"
         raise InputMismatch(said, where=spec, next_move=f"Give {', '.join(parsed.operands) or 'none'}, in this order.")
     if parsed.selection is None or parsed.selection.name == "blocks":  # else it is refused
-        check_operands(parsed, q[0], q[1], q[2], k[2], dict(zip(parsed.operands, operands, strict=True)))
+        check_operands(parsed, q, k, dict(zip(parsed.operands, operands, strict=True)))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -106,8 +113,10 @@ def ready(
         raise InputMismatch(str(refused), where=spec, next_move=ELSEWHERE)
     if (reason := missing()) is not None:
         say_once(reason)
-        return Ready(parsed, Refusal(reason))
-    return Ready(parsed, kernel(parsed, form, chosen_tile(parsed, form, host(), queries)))
+        return Ready(parsed, (), Refusal(reason))
+    named_gains = gains(parsed.qk_norm).values()
+    places = tuple(at for at, name in enumerate(parsed.operands) if name in named_gains)
+    return Ready(parsed, places, kernel(parsed, form, chosen_tile(parsed, form, host(), queries)))
 
 
 @functools.lru_cache(maxsize=256)

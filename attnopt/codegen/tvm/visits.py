@@ -52,13 +52,15 @@ class Visits:
     def constants(self) -> dict[str, Value]:
         """Those of the template."""
         by_head = any("h" in indices(match.key) for match in self.matches)
-        return {
+        made: dict[str, Value] = {
             "VISITS": bool(self),
+            "LISTED": self.selection is not None,
             "CHUNK": self.chunk,
-            "MATCHES": len(self.matches),
-            "MATCH_HEADS": by_head,
             "WHOLE": self.whole,
         }
+        if self:  # pieces that matches leave to the mask are at an edge
+            made["INNER_MASK"] = False
+        return made | {"MATCHES": len(self.matches), "MATCH_HEADS": by_head}
 
 
 def refusal(selection: Clause | None) -> Refusal | None:

@@ -8,6 +8,7 @@ from attnopt.codegen.tvm.operand_shapes import check_operands
 from attnopt.errors import InputMismatch
 from attnopt.ir.spec import parse
 
+Q, K = (2, 4, 8, 16), (2, 2, 12, 16)
 BIAS = "softmax add(load(bias, b, h, row, k))"
 
 
@@ -27,15 +28,18 @@ BIAS = "softmax add(load(bias, b, h, row, k))"
         ("softmax blocks(3, 5, operand=list)", {"list": (1, 4, 3, 3)}, None),
         ("softmax blocks(3, 5, operand=list)", {"list": (3, 4, 3, 3)}, r"operand 'list' is \[3, 4, 3, 3\], not \[1 or 2, 1 or 4, 3, 3\]"),
         ("softmax blocks(3, 5, operand=list)", {"list": (3, 3)}, r"operand 'list' is \[3, 3\], not"),
+        ("softmax norm(rms, q_gain=g, k_gain=f)", {"g": (4, 1), "f": (2, 16)}, None),
+        ("softmax norm(rms, q_gain=g, k_gain=g)", {"g": (16,)}, None),
+        ("softmax norm(rms, k_gain=f)", {"f": (4, 16)}, r"operand 'f' is \[4, 16\], not \[16\] or \[2, 16\]"),
     ],
 )  # fmt: skip
 def test_what_is_read(line, shapes, said):
     if said is None:
-        check_operands(parse(line), 2, 4, 8, 12, shapes)
+        check_operands(parse(line), Q, K, shapes)
     else:
         with pytest.raises(InputMismatch, match=said):
-            check_operands(parse(line), 2, 4, 8, 12, shapes)
+            check_operands(parse(line), Q, K, shapes)
 
 
 def test_nothing_is_read_of_nothing():
-    check_operands(parse(BIAS), 2, 4, 0, 12, {"bias": (2, 4, 0, 12)})
+    check_operands(parse(BIAS), (2, 4, 0, 16), K, {"bias": (2, 4, 0, 12)})
