@@ -36,7 +36,7 @@ def source(line, cpu="haswell", **form):
         ("softmax k < q", ["mean[e]"], []),
         ("softmax k < q empty(zero)", [], ["mean[e]"]),
         ("softmax padding", ["padding[b, k]"], ["held"]),
-        ("softmax blocks(48, 32, operand=list)", ["chosen: T.let = is_chosen(", "list[T.min(b, list.shape[0] - 1)"], ["tiles", "may_match"]),
+        ("softmax blocks(48, 32, operand=list)", ["chosen: T.let = is_chosen(", "list[T.min(b, list.shape[0] - 1)"], ["tiles"]),
         ("softmax document", ['document_q == T.cast(document[b, k], "int32")', "held_whole[0, i] ="], ["tiles", "inner_mask_mod", "norm"]),
         ("softmax add(load(bias, b, h, row, k))", ["tiles[0, n, i] =", "score + bias_qk"], ["held"]),
         ("softmax add(alibi) causal", ["slopes[h] * (k - q)"], ["held", "tiles"]),

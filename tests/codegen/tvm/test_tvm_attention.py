@@ -58,7 +58,8 @@ def test_the_kernel_was_meant():
     for name in TRIED:
         case = TABLE[name]
         (q, _, v), rest = tensors(case)
-        found = ready(case.spec, q.dtype, q.shape[3], v.shape[3], tuple(rest[x].dtype for x in parse(case.spec).operands), False)
+        dtypes = tuple(rest[x].dtype for x in parse(case.spec).operands)
+        found = ready(case.spec, q.dtype, q.shape[3], v.shape[3], dtypes, False, q.shape[2])
         assert not isinstance(found.kernel, Refusal), name
 
 
