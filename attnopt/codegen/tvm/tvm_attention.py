@@ -42,8 +42,8 @@ class Ready:
     """A spec with its kernel, or why there is none and torch's kernels take over. gains: which operands are [width] or [heads, width]."""
 
     spec: AttentionSpec
-    gains: tuple[int, ...]
     kernel: Callable[..., None] | Refusal
+    gains: tuple[int, ...] = ()
 
 
 def run_tvm(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: str, lse: bool = False) -> Any:
@@ -113,10 +113,10 @@ def ready(
         raise InputMismatch(str(refused), where=spec, next_move=ELSEWHERE)
     if (reason := missing()) is not None:
         say_once(reason)
-        return Ready(parsed, (), Refusal(reason))
+        return Ready(parsed, Refusal(reason))
     named_gains = gains(parsed.qk_norm).values()
     places = tuple(at for at, name in enumerate(parsed.operands) if name in named_gains)
-    return Ready(parsed, places, kernel(parsed, form, chosen_tile(parsed, form, host(), queries)))
+    return Ready(parsed, kernel(parsed, form, chosen_tile(parsed, form, host(), queries)), places)
 
 
 @functools.lru_cache(maxsize=256)

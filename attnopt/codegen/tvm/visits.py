@@ -119,8 +119,10 @@ def match_of(part: Expr, printer: Printer) -> Match | None:
         return Match(Const(1), Apply("ne", (expr, Const(0))) if printer.kind(expr) != "bool" else expr, part)
     if not isinstance(expr, Apply) or expr.op != "eq" or any(printer.kind(side) == "float" for side in expr.args):
         return None
-    sides = [side for side in (expr.args, expr.args[::-1]) if indices(side[0]) <= OF_QUERIES and indices(side[1]) <= OF_KEYS]
-    return Match(*sides[0], part) if sides else None
+    for query, key in (expr.args, expr.args[::-1]):
+        if indices(query) <= OF_QUERIES and indices(key) <= OF_KEYS:
+            return Match(query, key, part)
+    return None
 
 
 def holes(visits: Visits, tile: Tile, printer: Printer) -> dict[str, str]:
