@@ -40,6 +40,19 @@ HELD_WHOLE = 1
 TILES_ANY = False
 TILES = 1
 TILES_WHOLE = 1
+VISITS = False
+LISTED = False
+CHUNK = 64  # keys of a piece that is visited or not
+WHOLE = True  # inside the range that every row sees, matches alone decide of the mask
+MATCHES = 0
+MATCH_HEADS = False
+NORMS = False  # queries or keys are normalised
+Q_NORM = False
+K_NORM = False
+GAINS = False
+CENTERED = False
+NORM = "rms"
+EPS = 1e-6
 
 
 @T.inline
