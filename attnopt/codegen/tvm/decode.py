@@ -36,7 +36,7 @@ from attnopt.ir.spec import AttentionSpec
 
 SIDE = "decode_side"
 PARTS = (
-    "vectors", "decode_lanes", "decode_cached",
+    "vectors", "byte_products", "decode_lanes", "decode_cached",
     Renamed(SIDE, (("SIDE_STORED", "D_STORED"), ("SIDE_", "K_"), ("side_", "key_"))),
     Renamed(SIDE, (("SIDE_STORED", "E_STORED"), ("SIDE_", "V_"), ("side_", "value_"))),
     "sight", "decode_rows", "decode_scores", "decode_digits", "decode_values", "decode",

@@ -16,7 +16,7 @@ from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.template import joined
 from attnopt.codegen.triton.row_norms import gains
 from attnopt.codegen.triton.row_norms import refusal as norm_refusal
-from attnopt.codegen.tvm import row_norms, visits
+from attnopt.codegen.tvm import low_precision, row_norms, visits
 from attnopt.codegen.tvm.cpu import Cpu
 from attnopt.codegen.tvm.expressions import Printer, bucket_function, buckets_of
 from attnopt.codegen.tvm.held import filled, held_loads
@@ -29,9 +29,16 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.runtime.flex_source import SCORE_TERMS
 
-PARTS = ("vectors", "prefill_holes", "sight", "prefill_visits", "prefill_norms", "prefill")
+PARTS = ("vectors", "byte_products", "prefill_holes", "sight", "prefill_visits", "prefill_norms", "prefill_codes", "prefill")
 IMPORTS = ("from tvm.script import tirx as T",)
-SPECIAL = ("offset", "sink", "shared", "selection", "qk_norm")  # slots beyond the plain ones that the template has a place for
+SPECIAL = (
+    "offset",
+    "sink",
+    "shared",
+    "selection",
+    "qk_norm",
+    "precision",
+)  # slots beyond the plain ones that the template has a place for
 MODS = {
     "relu": "T.max({}, T.float32(0))", "tanh": "tanh({})", "square": "{0} * {0}", "silu": "{0} * sigmoid({0})", "exp": "exp({})",
     "log1p": "T.log(T.float32(1) + {})",
@@ -55,7 +62,7 @@ def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
         return Refusal(f"rows of {form.width} and {form.value_width} channels; up to {WIDEST} fit", spec.width)
     if (term := next((c for c in spec.score if c.name not in SCORE_TERMS), None)) is not None:
         return Refusal(f"score term '{term}' is not printed for TVM", term)
-    if (refused := visits.refusal(spec.selection) or norm_refusal(spec)) is not None:
+    if (refused := visits.refusal(spec.selection) or norm_refusal(spec) or low_precision.refusal(spec)) is not None:
         return refused
     printer = Printer(dict(form.operands))
     return next((r for e in expressions(spec) if (r := printer.refusal(e)) is not None), None)
@@ -79,6 +86,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
         | filled(held, printer)
         | visits.holes(visited, tile, printer)
         | row_norms.holes(spec)
+        | low_precision.holes(spec, printer)
     )
     functions = "\n\n".join(bucket_function(term, name) for term, name in buckets.items())  # type: ignore[arg-type]
     if functions:
@@ -93,6 +101,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
             **held.sizes,
             **visited.constants,
             **row_norms.constants(spec),
+            **low_precision.constants(spec, form, cpu, terms),
             "SCALE": scale,
             "SCORES": bool(terms),
             "UNIT": LOG2E if terms else scale * LOG2E,

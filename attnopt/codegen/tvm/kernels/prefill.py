@@ -19,6 +19,9 @@ Partitioning".
 
 from tvm.script import tirx as T
 
+from attnopt.codegen.tvm.kernels.prefill_codes import (
+    CODED, KEY_MEAN, KEY_ROWS, SHIFTED, WORDS, code_keys, code_queries, coded_scores, mean_of_keys,
+)  # fmt: skip
 from attnopt.codegen.tvm.kernels.prefill_holes import (
     BLOCK_K, BLOCK_Q, CHANNELS, CHANNELS_REST, CHUNK, D, DTYPE, E, EDGES, EMPTY_ROWS, GROWS, HELD, HELD_ANY, HELD_WHOLE,
     INNER_MASK, KEYS, K_NORM, LANES, LEADING, LISTED, LSE, MASK, MATCH_HEADS, MATCHES, MEAN_OF_EMPTY, NORMS, OFFSET, PHASES,
@@ -68,6 +71,22 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
             start: T.let = T.truncmod(i_item, key_blocks) * BLOCK_K
             for n in range(T.min(kv_len - start, BLOCK_K)):
                 norm_of_key(key_norms, k, T.truncdiv(i_row, key_heads), T.truncmod(i_row, key_heads), start + n, i_row)
+    if CODED:
+        key_codes = T.alloc_buffer((n_b * n_g, T.max(n_k, 1), 4 * WORDS), "int8")
+        key_steps = T.alloc_buffer((n_b * n_g, T.max(n_k, 1)), "float32")
+        key_sums = T.alloc_buffer((n_b * n_g, T.max(n_k, 1)), "int32")
+        if KEY_MEAN:
+            key_means = T.alloc_buffer((n_b * n_g, D), "float32")
+            for i_row in T.parallel(batch * key_heads):
+                mean_of_keys(key_means, k, T.truncdiv(i_row, key_heads), T.truncmod(i_row, key_heads), i_row, kv_len)
+        coded_blocks: T.let = T.ceildiv(kv_len, KEY_ROWS)
+        for i_item in T.parallel(batch * key_heads * coded_blocks):
+            i_row: T.let = T.truncdiv(i_item, coded_blocks)
+            start: T.let = T.truncmod(i_item, coded_blocks) * KEY_ROWS
+            code_keys(
+                key_codes, key_steps, key_sums, key_means, k, T.truncdiv(i_row, key_heads), T.truncmod(i_row, key_heads), i_row, start,
+                T.min(kv_len - start, KEY_ROWS),
+            )  # fmt: skip
     if MATCHES:
         chunks: T.let = T.ceildiv(kv_len, CHUNK)
         if MATCH_HEADS:
@@ -108,7 +127,8 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
         total = T.alloc_buffer((BLOCK_Q,), "float32")
         decay = T.alloc_buffer((BLOCK_Q,), "float32")
         if STAGED:
-            k_s = T.alloc_buffer((BLOCK_K, D), "float32")
+            if not CODED:
+                k_s = T.alloc_buffer((BLOCK_K, D), "float32")
             v_s = T.alloc_buffer((BLOCK_K, E), "float32")
         if HELD_ANY:
             held = T.alloc_buffer((HELD, BLOCK_Q), "float32")
@@ -123,6 +143,12 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                 q_t[d, j] = T.cast(q[i_b, i_h, T.min(row_first + j, q_len - 1), d], "float32")
         if NORMS:
             norm_queries(q_t, i_h, i_kh, operands)
+        if CODED:
+            codes_t = T.alloc_buffer((WORDS, BLOCK_Q), "int32")
+            steps = T.alloc_buffer((BLOCK_Q,), "float32")
+            if SHIFTED:
+                shifts = T.alloc_buffer((BLOCK_Q,), "float32")
+            code_queries(codes_t, steps, shifts, q_t, key_means, i_b * key_heads + i_kh, row_first, q_len)
         for e in range(E):
             for x in T.unroll(VECTORS):
                 for j in T.vectorized(LANES):
@@ -136,20 +162,25 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
         def scores(k_first, n_first, stop, edge, high):
             """The scores of KEYS keys from k_first + n_first on; high: the largest of each query."""
             tile = T.alloc_buffer((KEYS, BLOCK_Q), "float32")
-            for i in T.unroll(KEYS):
-                for x in T.unroll(VECTORS):
-                    for j in T.vectorized(LANES):
-                        tile[i, x * LANES + j] = T.float32(0)
-            for d in range(D):
+            if CODED:
+                coded_scores(
+                    tile, codes_t, steps, shifts, key_codes, key_steps, key_sums, i_b * key_heads + i_kh, k_first + n_first, stop
+                )
+            else:
                 for i in T.unroll(KEYS):
                     for x in T.unroll(VECTORS):
                         for j in T.vectorized(LANES):
-                            if STAGED:
-                                tile[i, x * LANES + j] += k_s[n_first + i, d] * q_t[d, x * LANES + j]
-                            else:
-                                tile[i, x * LANES + j] += (
-                                    k[i_b, i_kh, T.min(k_first + n_first + i, stop - 1), d] * q_t[d, x * LANES + j]
-                                )
+                            tile[i, x * LANES + j] = T.float32(0)
+                for d in range(D):
+                    for i in T.unroll(KEYS):
+                        for x in T.unroll(VECTORS):
+                            for j in T.vectorized(LANES):
+                                if STAGED:
+                                    tile[i, x * LANES + j] += k_s[n_first + i, d] * q_t[d, x * LANES + j]
+                                else:
+                                    tile[i, x * LANES + j] += (
+                                        k[i_b, i_kh, T.min(k_first + n_first + i, stop - 1), d] * q_t[d, x * LANES + j]
+                                    )
             for i in T.unroll(KEYS):
                 position: T.let = T.min(k_first + n_first + i, stop - 1)
                 for x in T.unroll(VECTORS):
@@ -244,8 +275,9 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                 keys: T.let = T.min(stop - k_first, BLOCK_K)
                 if STAGED:
                     for n in range(keys):
-                        for d in range(D):
-                            k_s[n, d] = T.cast(k[i_b, i_kh, k_first + n, d], "float32")
+                        if not CODED:
+                            for d in range(D):
+                                k_s[n, d] = T.cast(k[i_b, i_kh, k_first + n, d], "float32")
                         for e in range(E):
                             v_s[n, e] = T.cast(v[i_b, i_vh, k_first + n, e], "float32")
                 if TILES_ANY:
