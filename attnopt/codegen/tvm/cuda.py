@@ -35,6 +35,8 @@ def cuda_source(spec: AttentionSpec, form: Form) -> str | Refusal:
     """The source of one kernel, or why there is none."""
     if (refused := supports(spec, form)) is not None:
         return refused
+    if spec.precision is not None:
+        return Refusal("this schedule rounds neither queries nor keys", spec.precision)
     if spec.qk_norm is not None:
         return Refusal("this schedule does not normalise queries and keys", spec.qk_norm)
     if keys_at_once(form) == 0:

@@ -49,6 +49,8 @@ READ = ("int8", "int4")  # codes that are multiplied as whole numbers
 
 def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
     """None where the family computes exactly this spec on a cache as the spec stores it; else why not."""
+    if spec.precision is not None:
+        return Refusal("rounded products are those of many queries: a cache says by itself how it is stored", spec.precision)
     return prefill.supports(spec.with_(cache=None), form) or cache_refusal(spec, form)
 
 

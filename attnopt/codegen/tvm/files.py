@@ -54,7 +54,7 @@ class Emitted:
 
 def write(spec: AttentionSpec, form: Form, cpu: Cpu, folder: Path, name: str) -> Emitted | Refusal:
     """Write the files of one kernel into an existing folder; nothing is written where it is refused."""
-    if (refused := prefill.supports(spec, form)) is not None:
+    if (refused := prefill.supports(spec, form, cpu)) is not None:
         return refused
     tile = chosen_tile(spec, form, cpu)
     made = compiled("prefill", spec, form, tile, cpu, lambda: prefill.emit(spec, form, tile, cpu))

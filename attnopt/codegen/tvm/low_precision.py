@@ -15,7 +15,7 @@ from attnopt.codegen.specialise import Value
 from attnopt.codegen.triton.low_precision import AS_IT_IS, block_of, constant, smoothed
 from attnopt.codegen.tvm.cpu import Cpu
 from attnopt.codegen.tvm.expressions import Printer
-from attnopt.codegen.tvm.tiles import Tile
+from attnopt.codegen.tvm.tiles import Tile, tiles
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Expr
 from attnopt.ir.site import Refusal
@@ -23,6 +23,7 @@ from attnopt.ir.spec import AttentionSpec
 
 QUERY_ROWS = 64  # of the widest tile
 KEY_ROWS = 128
+WIDER = {32: (Tile(32, 60, 3, 3),)}  # by bytes of a vector: what groups of 32 queries need besides
 PRODUCTS = ("avx512vnni", "avxvnni")  # features with a product of bytes
 
 
@@ -51,10 +52,15 @@ def refusal(spec: AttentionSpec) -> Refusal | None:
     return None
 
 
-def refused_by(cpu: Cpu, spec: AttentionSpec) -> Refusal | None:
-    """Why a CPU has no instruction for it."""
-    if spec.precision is not None and not any(cpu.has(feature) for feature in PRODUCTS):
+def refused_by(cpu: Cpu, spec: AttentionSpec, form: Form) -> Refusal | None:
+    """Why a CPU cannot: it has no instruction for it, or none of its tiles holds a group of queries. AVX2 alone is no faster so."""
+    if spec.precision is None:
+        return None
+    if not any(cpu.has(feature) for feature in PRODUCTS):
         return Refusal(f"{cpu.name} has no product of bytes: AVX-512 VNNI and AVX-VNNI have one", spec.precision)
+    if not tiles_for(spec, cpu, form):
+        said = f"no tile for {cpu.name} holds the groups of q_group={spec.precision.expr('q_group')} whole"
+        return Refusal(said, spec.precision)
     return None
 
 
@@ -87,7 +93,9 @@ def holes(spec: AttentionSpec, printer: Printer) -> dict[str, str]:
     }
 
 
-def fitted(tiles: Sequence[Tile], spec: AttentionSpec) -> tuple[Tile, ...]:
-    """The tiles in which groups of queries lie whole."""
-    rows = 1 if spec.precision is None else block_of(spec.precision.expr("q_group"), "row") or 1
-    return tuple(tile for tile in tiles if tile.block_q % rows == 0) or tuple(tiles)
+def tiles_for(spec: AttentionSpec, cpu: Cpu, form: Form) -> tuple[Tile, ...]:
+    """The tiles to try, best first: those in which groups of queries lie whole."""
+    if spec.precision is None:
+        return tiles(cpu, form)
+    rows = block_of(spec.precision.expr("q_group"), "row") or 1
+    return tuple(tile for tile in (*tiles(cpu, form), *WIDER.get(cpu.vector_bytes, ())) if tile.block_q % rows == 0)

@@ -46,8 +46,8 @@ MODS = {
 POSITIONS = "b, h, q, row, k, q_len, kv_len, operands, held_values"
 
 
-def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
-    """None where the family computes exactly this spec; else why not."""
+def supports(spec: AttentionSpec, form: Form, cpu: Cpu | None = None) -> Refusal | None:
+    """None where the family computes exactly this spec, on this CPU or on any that has the instructions; else why not."""
     if spec.normalizer.name != "softmax":
         return Refusal(f"the normaliser is {spec.normalizer}, not softmax", spec.normalizer)
     if special := [slot for slot in spec.special if slot not in SPECIAL]:
@@ -63,6 +63,8 @@ def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
     if (term := next((c for c in spec.score if c.name not in SCORE_TERMS), None)) is not None:
         return Refusal(f"score term '{term}' is not printed for TVM", term)
     if (refused := visits.refusal(spec.selection) or norm_refusal(spec) or low_precision.refusal(spec)) is not None:
+        return refused
+    if cpu is not None and (refused := low_precision.refused_by(cpu, spec, form)) is not None:
         return refused
     printer = Printer(dict(form.operands))
     return next((r for e in expressions(spec) if (r := printer.refusal(e)) is not None), None)

@@ -28,6 +28,7 @@ from attnopt.codegen.tvm.availability import version
 from attnopt.codegen.tvm.compile import Compiled, loaded
 from attnopt.codegen.tvm.cpu import Cpu, host
 from attnopt.codegen.tvm.kernel_cache import compiled
+from attnopt.codegen.tvm.low_precision import tiles_for
 from attnopt.codegen.tvm.prefill import emit
 from attnopt.codegen.tvm.threads import follow_torch
 from attnopt.codegen.tvm.tiles import MANY, Tile, fitting, narrowed, tiles
@@ -43,7 +44,7 @@ REPRESENTATIVES = {"dense": "", "triangle": "causal", "band": "causal & window(2
 
 def chosen_tile(spec: AttentionSpec, form: Form, cpu: Cpu, queries: int = MANY) -> Tile:
     """The tile for a kernel of this CPU; queries: how many there are, MANY or more."""
-    table = fitting(tiles(cpu, form), spec)
+    table = fitting(tiles_for(spec, cpu, form), spec)
     found = measured(path()).get(family(spec, form)) if cpu == host() else None
     return narrowed(table, found if found in table else table[0], queries, cpu)
 
@@ -99,7 +100,8 @@ def in_turn(calls: dict[Tile, Callable[[], None]]) -> dict[Tile, float]:
 
 def family(spec: AttentionSpec, form: Form) -> str:
     scores = "scores" if positive_scale(spec)[1] else "plain"
-    return f"prefill {mask_family(spec)} {scores} {form.dtype} {form.width} {form.value_width}"
+    dtype = form.dtype if spec.precision is None else f"int8 {form.dtype}"
+    return f"prefill {mask_family(spec)} {scores} {dtype} {form.width} {form.value_width}"
 
 
 def mask_family(spec: AttentionSpec) -> str:

@@ -109,7 +109,7 @@ def ready(
     parsed = read(spec)
     named = tuple((name, typed(x)) for name, x in zip(parsed.operands, dtypes, strict=True))
     form = Form(width, value_width, typed(dtype), named, lse)
-    if (refused := supports(parsed, form)) is not None:
+    if (refused := supports(parsed, form, host())) is not None:
         raise InputMismatch(str(refused), where=spec, next_move=ELSEWHERE)
     if (reason := missing()) is not None:
         say_once(reason)

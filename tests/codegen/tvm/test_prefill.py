@@ -73,7 +73,7 @@ def test_a_narrow_tile_where_a_wide_one_would_be_half_empty():
     [
         ("sigmoid", Form(64, 64), "the normaliser is sigmoid, not softmax"),
         ("softmax rotary(64)", Form(64, 64), "position is not part of this kernel"),
-        ("softmax precision(q=int8)", Form(64, 64), "precision is not part of this kernel"),
+        ("softmax precision(q=int8)", Form(64, 64), "q in int8 times k in fp32: int8 times int8 is what this kernel has"),
         ("softmax pages(64, 4)", Form(64, 64), "pages chooses keys from the scores; a kernel takes blocks(m, n, operand=…)"),
         ("softmax heads(8, 2, map=table)", Form(64, 64), "query heads are mapped to key heads by a table"),
         ("softmax", Form(64, 64, packed=True), "sequences that stand one after the other in one tensor"),

@@ -40,6 +40,14 @@ def step_of(peak):
     return T.Select(peak == T.float32(0), T.float32(1), peak / T.float32(127))
 
 
+def less_mean(k, key_means, b, g, row, n, d):
+    """A channel of a key, less its mean over all keys."""
+    if KEY_MEAN:
+        return T.cast(k[b, g, n, d], "float32") - key_means[row, d]
+    else:
+        return T.cast(k[b, g, n, d], "float32")
+
+
 @T.inline
 def mean_of_keys(key_means, k, b, g, row, kv_len):
     """key_means[row, d]: over all keys of a head."""
@@ -53,37 +61,55 @@ def mean_of_keys(key_means, k, b, g, row, kv_len):
 
 
 @T.inline
+def shared_peaks(largest, peaks, groups):
+    """largest [n]: the largest of the peaks [n] whose group is that of n; n is a multiple of LANES."""
+    for x in range(largest.shape[0] // LANES):
+        for j in T.vectorized(LANES):
+            largest[x * LANES + j] = T.float32(0)
+    for i in range(largest.shape[0]):
+        for x in range(largest.shape[0] // LANES):
+            for j in T.vectorized(LANES):
+                same: T.let = T.Select(groups[i] == groups[x * LANES + j], peaks[i], T.float32(0))
+                largest[x * LANES + j] = T.max(largest[x * LANES + j], same)
+
+
+@T.inline
 def code_keys(key_codes, key_steps, key_sums, key_means, k, b, g, row, start, count):
     """Codes, steps and sums of `count` keys from `start` on."""
-    part = T.alloc_buffer((D,), "float32")
+    rest = T.alloc_buffer((4 * WORDS,), "float32")
     peaks = T.alloc_buffer((KEY_ROWS,), "float32")
-    found = T.alloc_buffer((1,), "float32")
+    largest = T.alloc_buffer((KEY_ROWS,), "float32")
     whole = T.alloc_buffer((1,), "int32")
+    for n in range(KEY_ROWS):
+        peaks[n] = T.float32(0)
+    for d in range(4 * WORDS - D):
+        rest[D + d] = T.float32(0)
     for n in range(count):
-        found[0] = T.float32(0)
+        part = T.alloc_buffer((4,), "float32")
         for d in range(D):
-            if KEY_MEAN:
-                found[0] = T.max(found[0], T.abs(T.cast(k[b, g, start + n, d], "float32") - key_means[row, d]))
-            else:
-                found[0] = T.max(found[0], T.abs(T.cast(k[b, g, start + n, d], "float32")))
-        peaks[n] = found[0]
+            rest[d] = T.abs(less_mean(k, key_means, b, g, row, start + n, d))
+        for j in T.vectorized(4):
+            part[j] = T.float32(0)
+        for w in range(WORDS):
+            for j in T.vectorized(4):
+                part[j] = T.max(part[j], rest[4 * w + j])
+        peaks[n] = T.max(T.max(part[0], part[1]), T.max(part[2], part[3]))
+    if KEY_GROUPS:
+        groups = T.alloc_buffer((KEY_ROWS,), "int32")
+        for n in range(KEY_ROWS):
+            groups[n] = key_group(start + n)
+        shared_peaks(largest, peaks, groups)
+    else:
+        for n in range(KEY_ROWS):
+            largest[n] = peaks[n]
     for n in range(count):
-        found[0] = peaks[n]
-        if KEY_GROUPS:
-            for m in range(count):
-                found[0] = T.max(found[0], T.Select(key_group(start + m) == key_group(start + n), peaks[m], T.float32(0)))
-        key_steps[row, start + n] = step_of(found[0])
+        key_steps[row, start + n] = step_of(largest[n])
         for d in range(D):
-            if KEY_MEAN:
-                part[d] = (T.cast(k[b, g, start + n, d], "float32") - key_means[row, d]) / step_of(found[0])
-            else:
-                part[d] = T.cast(k[b, g, start + n, d], "float32") / step_of(found[0])
+            rest[d] = T.nearbyint(less_mean(k, key_means, b, g, row, start + n, d) / step_of(largest[n]))
         whole[0] = 0
-        for d in range(D):
-            key_codes[row, start + n, d] = T.cast(T.nearbyint(part[d]), "int8")
-            whole[0] += T.cast(T.nearbyint(part[d]), "int32")
-        for d in range(4 * WORDS - D):
-            key_codes[row, start + n, D + d] = T.int8(0)
+        for d in range(4 * WORDS):
+            key_codes[row, start + n, d] = T.cast(rest[d], "int8")
+            whole[0] += T.cast(rest[d], "int32")
         key_sums[row, start + n] = -128 * whole[0]
 
 
@@ -106,16 +132,15 @@ def code_queries(codes_t, steps, shifts, q_t, key_means, row, row_first, q_len):
             for x in T.unroll(VECTORS):
                 for j in T.vectorized(LANES):
                     shifts[x * LANES + j] += q_t[d, x * LANES + j] * key_means[row, d]
-    for j in range(BLOCK_Q):
-        steps[j] = peaks[j]
-        if QUERY_GROUPS:
-            for i in range(T.min(q_len - row_first, BLOCK_Q)):
-                steps[j] = T.max(
-                    steps[j],
-                    T.Select(
-                        query_group(row_first + i) == query_group(T.min(row_first + j, q_len - 1)), peaks[i], T.float32(0)
-                    ),
-                )
+    if QUERY_GROUPS:  # lanes past the last query repeat it, and its group
+        groups = T.alloc_buffer((BLOCK_Q,), "int32")
+        for j in range(BLOCK_Q):
+            groups[j] = query_group(T.min(row_first + j, q_len - 1))
+        shared_peaks(steps, peaks, groups)
+    else:
+        for x in T.unroll(VECTORS):
+            for j in T.vectorized(LANES):
+                steps[x * LANES + j] = peaks[x * LANES + j]
     for x in T.unroll(VECTORS):
         for j in T.vectorized(LANES):
             steps[x * LANES + j] = step_of(steps[x * LANES + j])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from attnopt.codegen.operator_lowering import OperatorLowering
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.tvm.availability import missing
+from attnopt.codegen.tvm.cpu import host
 from attnopt.codegen.tvm.prefill import supports
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
@@ -27,4 +28,4 @@ class TvmPrefill(OperatorLowering):
         return missing()
 
     def refusal(self, spec: AttentionSpec, form: Form) -> Refusal | None:
-        return supports(spec, form)
+        return supports(spec, form, host())
