@@ -69,7 +69,7 @@ class SageAttention:
         return Candidate(
             self.name,
             False,
-            f"queries and keys in {scores}, weights and values in {values}"
+            f"queries and keys in {scores}, weights and values {'as they are' if values == 'fp32' else f'in {values}'}"
             + (", values less their mean" if smooth_values else ""),
             SOURCE,
             options={"scores": scores, "values": values, "smooth_values": smooth_values},
