@@ -18,7 +18,7 @@ from dataclasses import replace
 from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.prefill_form import Form, expressions, from_rows, positive_scale
 from attnopt.codegen.specialise import Slot, Value, specialise
-from attnopt.codegen.template import joined
+from attnopt.codegen.template import Renamed, joined
 from attnopt.codegen.triton.decode import DecodeForm, span
 from attnopt.codegen.triton.decode_cache import Side, side_of
 from attnopt.codegen.tvm import prefill
@@ -34,8 +34,12 @@ from attnopt.ir.ranges import Range, key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
+SIDE = "decode_side"
 PARTS = (
-    "vectors", "decode_lanes", "decode_cached", "decode_sight", "decode_rows", "decode_scores", "decode_digits", "decode_values", "decode",
+    "vectors", "byte_products", "decode_lanes", "decode_cached",
+    Renamed(SIDE, (("SIDE_STORED", "D_STORED"), ("SIDE_", "K_"), ("side_", "key_"))),
+    Renamed(SIDE, (("SIDE_STORED", "E_STORED"), ("SIDE_", "V_"), ("side_", "value_"))),
+    "sight", "decode_rows", "decode_scores", "decode_digits", "decode_values", "decode",
 )  # fmt: skip
 OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
 LOG2E = math.log2(math.e)
@@ -45,6 +49,8 @@ READ = ("int8", "int4")  # codes that are multiplied as whole numbers
 
 def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
     """None where the family computes exactly this spec on a cache as the spec stores it; else why not."""
+    if spec.precision is not None:
+        return Refusal("rounded products are those of many queries: a cache says by itself how it is stored", spec.precision)
     return prefill.supports(spec.with_(cache=None), form) or cache_refusal(spec, form)
 
 

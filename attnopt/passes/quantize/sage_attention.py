@@ -30,8 +30,12 @@ from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 SOURCE = "SageAttention2"
 FEW = 16  # queries that are no product for tensor cores: such a call reads keys, and a cache says how they are stored
 WARP, TILE, SMOOTHED, BLOCK = 32, 64, 128, 64  # rows of a warp, keys of a tile, queries of one mean, keys between two sums
-VALUES = {"fp16": {}, "fp8": {"v_axis": "channel", "sum": "fp22"}}
-VARIANTS = (("int8", "fp16"), ("int8", "fp8"), ("int4", "fp8"))
+VALUES: dict[str, dict[str, str | int]] = {
+    "fp32": {},
+    "fp16": {"block": BLOCK},
+    "fp8": {"v_axis": "channel", "block": BLOCK, "sum": "fp22"},
+}
+VARIANTS = (("int8", "fp32"), ("int8", "fp16"), ("int8", "fp8"), ("int4", "fp8"))
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class SageAttention:
         return Candidate(
             self.name,
             False,
-            f"queries and keys in {scores}, weights and values in {values}"
+            f"queries and keys in {scores}, weights and values {'as they are' if values == 'fp32' else f'in {values}'}"
             + (", values less their mean" if smooth_values else ""),
             SOURCE,
             options={"scores": scores, "values": values, "smooth_values": smooth_values},
@@ -93,7 +97,6 @@ def precision(scores: str, values: str, *, smooth_values: bool = False) -> Claus
         "q_group": apply("add", apply("mul", apply("floordiv", row, WARP), 8), apply("mod", row, 8)),
         "k_group": apply("add", apply("mul", apply("floordiv", k, TILE), 4), apply("floordiv", apply("mod", k, 8), 2)),
         "k_smooth": 0,
-        "block": BLOCK,
         **VALUES[values],
     }
     if scores == "int4":

@@ -10,6 +10,9 @@ from self_attention import SelfAttention, example
 
 import attnopt
 from attnopt.codegen.triton.prefill import Form, supports
+from attnopt.codegen.tvm.availability import missing
+from attnopt.codegen.tvm.cpu import host
+from attnopt.codegen.tvm.low_precision import PRODUCTS
 from attnopt.cost.target import load_target
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
@@ -24,7 +27,8 @@ from attnopt.plan.options.offered import without_kernel
 from attnopt.plan.options.proposals import Move, Proposal
 from attnopt.plan.options.workshop import Workshop
 
-KINDS = ["int8 scores, fp16 values", "int8 scores, fp8 values", "int4 scores, fp8 values"]
+BYTES = missing() is None and any(host().has(feature) for feature in PRODUCTS)  # TVM has a kernel on this CPU
+KINDS = ["int8 scores, fp32 values", "int8 scores, fp16 values", "int8 scores, fp8 values", "int4 scores, fp8 values"]
 
 
 def opened(length=32, *, padded=True) -> FxHost:
@@ -48,13 +52,13 @@ def test_the_specs_that_it_asks_for():
     candidates = rewrite.propose(group, None)
     assert [c.kind for c in candidates] == KINDS
     assert all(c.changes == ("precision",) and not c.exact for c in candidates)
-    (site,) = rewrite.apply(candidates[1], group).sites
+    (site,) = rewrite.apply(candidates[2], group).sites
     assert str(site.spec) == (
         f"{group.sites[0].spec} precision(q=int8, k=int8, p=fp8, v=fp8, q_group=row // 32 * 8 + row % 8, "
         "k_group=k // 64 * 4 + k % 8 // 2, v_axis=channel, k_smooth=0, block=64, sum=fp22)"
     )
     assert site.steps[-1] == "sage-attention"
-    (coarse,) = rewrite.apply(candidates[2], group).sites
+    (coarse,) = rewrite.apply(candidates[3], group).sites
     assert "q=int4" in str(coarse.spec) and "q_smooth=row // 128" in str(coarse.spec)
 
 
@@ -63,7 +67,7 @@ def test_values_are_smoothed_where_their_means_are_large():
     assert [c.kind for c in rewrite.propose(group, seen([0.5, -0.9], [1.0, 1.0]))] == KINDS
     more = rewrite.propose(group, seen([0.5, -3.0], [1.0, 1.0]))
     assert [c.kind for c in more] == [*KINDS, "int8 scores, fp8 values smoothed", "int4 scores, fp8 values smoothed"]
-    (site,) = rewrite.apply(more[3], group).sites
+    (site,) = rewrite.apply(more[4], group).sites
     assert "v_smooth=0" in str(site.spec)
     assert [c.kind for c in rewrite.propose(group_of(opened()), seen([-3.0], [1.0]))] == KINDS  # padding would count in the mean
 
@@ -71,6 +75,7 @@ def test_values_are_smoothed_where_their_means_are_large():
 @pytest.mark.parametrize(
     ("scores", "values", "reason"),
     [
+        ("int8", "fp32", ""),
         ("int8", "fp16", ""),
         ("int8", "fp8", ""),
         ("int4", "fp8", "Triton has no product of int4, nor have tensor cores since Hopper: int8 takes the same time"),
@@ -85,9 +90,9 @@ def test_the_kernels_take_what_they_can(scores, values, reason):
 @pytest.mark.parametrize(
     ("target", "lacking"),
     [
-        ("h200", {2: "Triton has no product of int4"}),
-        ("a100", {1: "sm_80 does not multiply fp8 (E4M3)", 2: "Triton has no product of int4"}),
-        ("cpu", {0: "", 1: "", 2: ""}),
+        ("h200", {3: "Triton has no product of int4"}),
+        ("a100", {2: "sm_80 does not multiply fp8 (E4M3)", 3: "Triton has no product of int4"}),
+        ("cpu", {**({} if BYTES else {0: ""}), 1: "", 2: "", 3: ""}),
     ],
 )
 def test_only_what_a_target_computes_is_offered(target, lacking):
@@ -110,8 +115,8 @@ def test_what_it_costs_in_accuracy():
     for scores, values in SageAttention().variants:
         found = reference(f"softmax scale(0.125) causal {precision(scores, values)}", q, k, v)
         lost.append(1 - float(torch.nn.functional.cosine_similarity(found.flatten(), plain.flatten(), dim=0)))
-    assert lost == sorted(lost)
-    assert lost[0] < 1e-4 and lost[1] < 1e-3 < lost[2]
+    assert lost[1:] == sorted(lost[1:])
+    assert lost[0] < 1e-4 and lost[1] < 1e-4 and lost[2] < 1e-3 < lost[3]
 
 
 def test_refusals():
@@ -144,4 +149,4 @@ def test_a_plan_for_a_gpu_is_made_and_checked_without_one():
     assert 0 < (found - wanted).norm() / wanted.norm() < 0.05
     on_cpu = attnopt.optimize(SelfAttention(), given, budget=0.05, select="model", passes=["fuse-attention", "sage-attention"])
     (report,) = [r for r in on_cpu.report.rewrites if r.name == "sage-attention"]
-    assert "no kernel computes it" in report.why
+    assert ("no kernel computes it" in report.why) is not BYTES  # there it is a candidate, and loses what is measured

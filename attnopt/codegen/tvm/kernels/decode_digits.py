@@ -12,7 +12,9 @@ they stand and transposed. int8 codes are read as code + 128, because that side 
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.decode_cached import D_STORED, K_FORMAT, place_of, real, row_of
+from attnopt.codegen.tvm.kernels.byte_products import multiplied
+from attnopt.codegen.tvm.kernels.decode_cached import place_of, real, row_of
+from attnopt.codegen.tvm.kernels.decode_side import SIDE_STORED as D_STORED, SIDE_FORMAT as K_FORMAT
 from attnopt.codegen.tvm.kernels.decode_lanes import vector
 from attnopt.codegen.tvm.kernels.decode_rows import D
 from attnopt.codegen.tvm.kernels.decode_scores import ROWS
@@ -22,14 +24,6 @@ WORDS_OVER_4 = True
 WORDS_OVER_8 = True
 K_DIGITS = 3
 LARGEST = 8323072.0
-PRODUCT = "llvm.x86.avx512.vpdpbusd.512"
-
-
-def multiplied(total, codes, digits):
-    """total + the products of four unsigned codes with four signed digits in each lane."""
-    unsigned = T.reinterpret(f"int8x{4 * WORDS}", codes)
-    signed = T.reinterpret(f"int8x{4 * WORDS}", T.Broadcast(digits, WORDS))
-    return T.call_llvm_pure_intrin(f"int32x{WORDS}", PRODUCT, total, unsigned, signed)
 
 
 def bits(x):
@@ -109,9 +103,11 @@ def digit_tile(S, DIGITS, UNITS, K, PAGES, group, b, head, r, first, j, kv_len):
                                 sums[i * K_DIGITS + digit, vector(0, WORDS)],
                                 low,
                                 DIGITS[group, r + i, digit, part * WORDS + word],
+                                WORDS,
                             ),
                             high,
                             DIGITS[group, r + i, digit, D // 8 + part * WORDS + word],
+                            WORDS,
                         )
             else:
                 positive: T.let = T.bitwise_xor(codes[word, vector(0, WORDS)], bits(-2139062144))  # each byte plus 128
@@ -121,6 +117,7 @@ def digit_tile(S, DIGITS, UNITS, K, PAGES, group, b, head, r, first, j, kv_len):
                             sums[i * K_DIGITS + digit, vector(0, WORDS)],
                             positive,
                             DIGITS[group, r + i, digit, part * WORDS + word],
+                            WORDS,
                         )
     for i in T.unroll(ROWS):
         for lane in T.vectorized(WORDS):
