@@ -101,6 +101,18 @@ class Site:
     def with_step(self, step: str, spec: AttentionSpec | None = None) -> Site:
         return replace(self, spec=spec or self.spec, steps=(*self.steps, step))
 
+    def reading(self, instead: Mapping[Value, Value]) -> Site:
+        """The same attention of other values, where some stand in place of those that it reads."""
+
+        def current(operand: Operand) -> Operand:
+            return Operand(instead.get(operand.value, operand.value), operand.layout)
+
+        loads = {name: current(operand) for name, operand in self.operands.items()}
+        form = self.tensor_form
+        if form is not None:
+            form = replace(form, operands={name: current(operand) for name, operand in form.operands.items()})
+        return replace(self, q=current(self.q), k=current(self.k), v=current(self.v), operands=loads, tensor_form=form)
+
 
 class NotIsolated(Exception):
     """Internal: a part of a model reads more than the values it was cut out between, so it cannot run on its own."""

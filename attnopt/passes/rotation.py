@@ -22,7 +22,7 @@ from attnopt.ir.residual_stream import ResidualStream
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes.candidate import Group
 from attnopt.passes.linear_layers import matrix
-from attnopt.rounding.hadamard import rotation
+from attnopt.rounding.hadamard import in_blocks, rotation
 
 
 @dataclass
@@ -30,12 +30,14 @@ class Rotated:
     """What the model holds afterwards, in float64.
 
     matrices [out, in] of linear layers. rows: biases, tables and gains of norms, by the node and the value that it reads.
-    inputs: T [in, in] of layers whose input x becomes x T. stream: whether the residual stream was rotated. refusals: what was not.
+    inputs: T [in, in] of layers whose input x becomes x T. mixed: blocks of layers whose input is mixed at run time, after T.
+    stream: whether the residual stream was rotated. refusals: what was not.
     """
 
     matrices: dict[Node, Tensor] = field(default_factory=dict)
     rows: dict[tuple[Node, Value], Tensor] = field(default_factory=dict)
     inputs: dict[Node, Tensor] = field(default_factory=dict)
+    mixed: dict[Node, int] = field(default_factory=dict)
     stream: bool = False
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -53,8 +55,14 @@ class Rotated:
 
     def moment(self, node: Node, seen: Tensor) -> Tensor:
         """The second moment of what a layer reads afterwards, from that of what it read before."""
-        turned = self.inputs.get(node)
-        return seen if turned is None else turned.T @ seen.double() @ turned
+        turned, block = self.inputs.get(node), self.mixed.get(node)
+        made = seen if turned is None else turned.T @ seen.double() @ turned
+        return made if block is None else in_blocks(in_blocks(made.double(), block).T, block)
+
+    def mix(self, node: Node, block: int) -> None:
+        """Let a layer read its input in a Hadamard basis, which `mixed_inputs` computes."""
+        self.matrices[node] = in_blocks(self.matrix(node), block)
+        self.mixed[node] = block
 
     def write(self, host: Host, but: frozenset[str] = frozenset()) -> None:
         """Store all of it in a host with these nodes, but for the matrices of some layers, which are stored otherwise."""
@@ -86,6 +94,12 @@ def rotated(group: Group, seed: int = 0, heads: bool = True) -> Rotated:
         else:
             made.refusals.append(refusal)
     return made
+
+
+def turns(group: Group, heads: bool = True) -> tuple[bool, bool]:
+    """Whether the residual stream of a model can be rotated, and whether values of any attention can; nothing is computed."""
+    values = heads and any(head_refusal(s, b) is None for s, b in zip(group.sites, group.blocks, strict=True))
+    return isinstance(group.stream, ResidualStream), values
 
 
 def turn_stream(made: Rotated, stream: ResidualStream, q: Tensor) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from attnopt.ir.site import Refusal
-from attnopt.plan.losses import described
-from attnopt.plan.proposals import Class, Move, Proposal
+from attnopt.plan.proposals import Class, Move, Proposal, described
 from attnopt.plan.search import Search
 from attnopt.report.search import GroupReport, OptionReport, StepReport
 

@@ -18,7 +18,8 @@ from attnopt.ir.dims import evaluate
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import Group
-from attnopt.plan.choose import applicable, emit, reread
+from attnopt.plan.arrays import Arrays
+from attnopt.plan.choose import applicable, emit
 from attnopt.plan.groups import Grouping
 from attnopt.plan.proposals import Move
 
@@ -27,7 +28,10 @@ WIDEST = "triton-prefill"  # the family that computes most: where it refuses too
 
 @dataclass
 class Workshop:
-    """The original, the kernel of each of its sites (by name; absent where its own nodes stay), and what kernels run on."""
+    """The original, the kernel of each of its sites (by name; absent where its own nodes stay), and what kernels run on.
+
+    arrays: what moves need beside what was proposed.
+    """
 
     host: Host
     kernels: Mapping[str, Lowering]
@@ -35,11 +39,13 @@ class Workshop:
     runtime: str
     opset: int
     sizes: Mapping[str, int]
+    arrays: Arrays = field(default_factory=Arrays)
     known: dict[tuple[str, str], Lowering | Refusal] = field(default_factory=dict)
 
     def built(self, moves: Sequence[Move]) -> Host:
-        """A copy of the original after these moves, with kernels. Raises RuntimeError where a move has no kernel."""
+        """A copy of the original after these moves, with kernels. Raises RuntimeError where a move has no kernel, or no arrays."""
         result = self.host.copy()
+        moves = self.arrays.ready(moves)
         edits = [m for m in moves if m.edits]
         if edits:
             there = Grouping(result)
@@ -64,7 +70,7 @@ class Workshop:
             if isinstance(lowering, Refusal):
                 raise RuntimeError(f"no kernel computes '{changed[site.name].spec}': {lowering.reason}")
             if lowering is not None:
-                current = reread(changed.get(site.name, site), replaced)
+                current = changed.get(site.name, site).reading(replaced)
                 replaced[site.output.value] = emit(result, current, lowering)
         result.finish()
         return result

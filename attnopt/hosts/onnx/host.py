@@ -29,7 +29,7 @@ from attnopt.hosts.onnx.places import Names, Places, by_node
 from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
-from attnopt.hosts.onnx.rounded_weights import refusal, store_rounded, store_table
+from attnopt.hosts.onnx.rounded_weights import refusal, store_rounded, store_table, stored_codes
 from attnopt.hosts.onnx.shape_reads import reroute
 from attnopt.hosts.onnx.splitting import split_input, split_output
 from attnopt.hosts.onnx.translate import translate
@@ -209,6 +209,10 @@ class OnnxHost:
             output, store = held.outputs[0], store_table if held.op_type == "Gather" else store_rounded
             self.graph.moved(output, store(self.model, held, weights[node.name], self.names, self._written))
         self.model.graph.sort()
+
+    def stored_codes(self, formats: Mapping[str, WeightFormat]) -> dict[str, dict[str, Tensor]]:
+        """What `store_rounded` stored for these layers of the model that this one was made from; those that are not there are absent."""
+        return stored_codes(self.model, formats)
 
     def convert_opset(self, to: int) -> OnnxHost | Refusal:
         """The same model at a higher opset, by ONNX's own converter and checked; or why it cannot be."""
