@@ -171,11 +171,13 @@ class OnnxHost:
 
     def set_input(self, node: Node, value: Value, data: Tensor) -> None:
         name = self.names.unique(f"{value.name}_of_{node.name}")
+        held = next(n for n in self.model.graph.all_nodes() if n.name == node.name)
+        turned = [i for i, given in enumerate(held.inputs) if given is not None and transposes(given, value.handle)]
+        data = data.T.contiguous() if turned else data
         made = ir.Value(name=name, type=value.handle.type, shape=ir.Shape(list(data.shape)), const_value=as_onnx(data, name))
         self.model.graph.register_initializer(made)
-        held = next(n for n in self.model.graph.all_nodes() if n.name == node.name)
         for i, given in enumerate(held.inputs):
-            if given is value.handle:
+            if given is value.handle or i in turned:
                 held.replace_input_with(i, made)
 
     def quantize_linears(
@@ -309,3 +311,9 @@ def sizes(value: ir.Value) -> tuple[int | None, ...] | None:
 
 def torch_type(value: ir.Value) -> torch.dtype | None:
     return getattr(torch, dtype_name(value.dtype)) if dtype_name(value.dtype) else None
+
+
+def transposes(given: ir.Value, held: ir.Value) -> bool:
+    """Whether a value is another, transposed by a node."""
+    made = given.producer()
+    return made is not None and made.op_type == "Transpose" and made.inputs[0] is held

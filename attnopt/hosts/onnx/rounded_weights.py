@@ -55,7 +55,10 @@ def store_rounded(model: ir.Model, node: ir.Node, weight: RoundedWeight, names: 
         inputs.append(write.constant(zeros))
     sizes = {"K": weight.shape[1], "N": weight.shape[0], "bits": bits, "block_size": block, "accuracy_level": INT8_INPUTS}
     (result,) = write.node("MatMulNBits", inputs, [ir.DataType.FLOAT], domain=DOMAIN, **sizes)
-    if isinstance(weight.zeros, float) and not weight.zeros.is_integer():
+    between = isinstance(weight.zeros, float) and not weight.zeros.is_integer()
+    if not between and alpha == 1.0:
+        written[-1].metadata_props[LAYER] = node.name or ""
+    if isinstance(weight.zeros, float) and between:
         sums = torch.eye(weight.shape[1] // block).repeat_interleave(block, 0)
         (summed,) = write.node("MatMul", [x, write.constant(sums)], [ir.DataType.FLOAT])
         half = (math.ceil(weight.zeros) - weight.zeros) * steps.T
@@ -66,13 +69,14 @@ def store_rounded(model: ir.Model, node: ir.Node, weight: RoundedWeight, names: 
         if beta != 1.0:
             (bias,) = write.node("Mul", [bias, write.constant(torch.tensor(beta))], [ir.DataType.FLOAT])
         (result,) = write.node("Add", [result, bias], [ir.DataType.FLOAT])
-    if alpha == 1.0:
-        written[-1 - [n.op_type for n in reversed(written)].index("MatMulNBits")].metadata_props[LAYER] = node.name or ""
     return write.instead(result, output)
 
 
 def stored_codes(model: ir.Model, formats: Mapping[str, WeightFormat]) -> dict[str, dict[str, Tensor]]:
-    """What `store_rounded` wrote for layers of these names, as `RoundedWeight.arrays`; those that are not there are absent."""
+    """What `store_rounded` wrote for layers of these names, as `RoundedWeight.arrays`.
+
+    Absent are those that are not there, or that stand otherwise than they were given: with a factor, or levels between codes.
+    """
     found = {}
     for node in model.graph:
         name = node.metadata_props.get(LAYER, "")
