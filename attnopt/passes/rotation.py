@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attnopt.ir.block import Block, Projection
+from attnopt.ir.block import Block, CacheUpdate, Projection
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.residual_stream import ResidualStream
 from attnopt.ir.site import Host, Refusal, Site
@@ -122,10 +122,14 @@ def turn_stream(made: Rotated, stream: ResidualStream, q: Tensor) -> None:
         made.rows[table.node, table.value] = made.row(table.node, table.value) @ q
 
 
-def head_refusal(site: Site, block: Block) -> Refusal | None:
-    """Why no matrix can be moved through the values of an attention; None where one can."""
+def head_refusal(site: Site, block: Block, cached: bool = False) -> Refusal | None:
+    """Why no matrix can be moved through the values of an attention; None where one can.
+
+    cached: whether a cache of values may stand between, which holds them as the matrix makes them.
+    """
     v, o = block.v, block.o
-    if v is None or o is None or len(block.streams.get("v", ())) != 1:
+    between = [s for s in block.streams.get("v", ()) if not (cached and isinstance(s, CacheUpdate))]
+    if v is None or o is None or len(between) != 1:
         return Refusal("something stands between the layer that makes values and the attention", site.name)
     if v.down is not None or o.down is not None or site.spec.gate is not None or site.weights_used is not None:
         return Refusal("values are made of latents, or the output is gated", site.name)
@@ -138,18 +142,24 @@ def head_refusal(site: Site, block: Block) -> Refusal | None:
 
 def turn_heads(made: Rotated, v: Projection, o: Projection, r: Tensor) -> None:
     """v [heads, D] times r for each head, the columns of o for the query heads that read it times r too."""
-    weight, width = made.matrix(v.node), len(o.channels.flatten())
-    for channels in v.channels:
-        weight[channels] = r.T @ weight[channels]
-        if v.bias is not None:
-            held = made.row(bias_reader(v), v.bias)
-            held.view(-1)[channels] = held.reshape(-1)[channels] @ r
+    turn_outputs(made, v, r)
+    width = len(o.channels.flatten())
     weight, turned = made.matrix(o.node), torch.zeros(width, width, dtype=torch.float64)
     for channels in o.channels:
         weight[:, channels] = weight[:, channels] @ r
         turned[channels[:, None], channels[None]] = r
     before = made.inputs.get(o.node)
     made.inputs[o.node] = turned if before is None else before @ turned
+
+
+def turn_outputs(made: Rotated, layer: Projection, r: Tensor) -> None:
+    """What a layer makes [heads, D] times r for each head."""
+    weight = made.matrix(layer.node)
+    for channels in layer.channels:
+        weight[channels] = r.T @ weight[channels]
+        if layer.bias is not None:
+            held = made.row(bias_reader(layer), layer.bias)
+            held.view(-1)[channels] = held.reshape(-1)[channels] @ r
 
 
 def bias_reader(layer: Projection) -> Node:

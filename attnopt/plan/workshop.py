@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from attnopt.codegen import ON_CODES, ON_CPU, ON_GPU
 from attnopt.codegen.lowering import Lowering
 from attnopt.cost.estimate import estimate
 from attnopt.cost.target import Target
 from attnopt.ir.dims import evaluate
-from attnopt.ir.graph import Value
+from attnopt.ir.graph import Graph, Value
+from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import Group
 from attnopt.plan.arrays import Arrays
@@ -45,18 +47,19 @@ class Workshop:
     def built(self, moves: Sequence[Move]) -> Host:
         """A copy of the original after these moves, with kernels. Raises RuntimeError where a move has no kernel, or no arrays."""
         result = self.host.copy()
-        moves = self.arrays.ready(moves)
+        moves, coded = self.arrays.ready(moves), dict[str, Site]()
         edits = [m for m in moves if m.edits]
         if edits:
             there = Grouping(result)
             for move in edits:
-                move.rewrite.apply(move.candidate, twin(there, move))
+                made = move.rewrite.apply(move.candidate, twin(there, move))
+                coded |= {s.name: s for s in made.sites if s.codes}
                 if "structure" in move.candidate.changes:  # what the next move reads is not there any more: look anew
                     result.finish()
                     there = Grouping(result)
             result.finish()
         rewritten = [m for m in moves if not m.edits]
-        if not rewritten and not self.kernels:
+        if not rewritten and not self.kernels and not coded:
             return result
         changed: dict[str, Site] = {}
         there = Grouping(result)
@@ -67,6 +70,9 @@ class Workshop:
         replaced: dict[Value, Value] = {}
         for site in there.sites:
             lowering = self.kernel_for(changed[site.name]) if site.name in changed else self.kernels.get(site.name)
+            held = on_codes(changed.get(site.name, site), coded[site.name], result.graph) if site.name in coded else None
+            if held is not None and (reader := self.reads_codes(held)) is not None:
+                changed[site.name], lowering = held, reader
             if isinstance(lowering, Refusal):
                 raise RuntimeError(f"no kernel computes '{changed[site.name].spec}': {lowering.reason}")
             if lowering is not None:
@@ -86,6 +92,12 @@ class Workshop:
             self.known[key] = min(fits, key=lambda x: self.seconds(site, x.name), default=None) or why
         return self.known[key]
 
+    def reads_codes(self, site: Site) -> Lowering | None:
+        """The kernel that computes a spec on a cache as its clause stores it; None where the codes have to be read before."""
+        here = ON_CPU if self.target.kind == "cpu" else ON_GPU
+        fits = (x for x in ON_CODES if x in here and x.host == self.host.kind)
+        return next((x for x in fits if x.supports(site, self.runtime) is None), None)
+
     def seconds(self, site: Site, kernel: str, sizes: Mapping[str, int] | None = None) -> float:
         """Predicted seconds of one call, on the example's sizes where no others are given."""
         try:
@@ -93,6 +105,20 @@ class Workshop:
         except KeyError:  # a length that only running the model would tell: the first kernel that fits
             return 0.0
         return estimate(site.spec, shape, site.q.value.dtype or "float32", kernel, target=self.target).seconds
+
+
+def on_codes(site: Site, coded: Site, graph: Graph) -> Site | None:
+    """A site on the cache in codes that a pass made of it, in the graph as it is now; None where that has lost something of it."""
+    there = {id(v.handle): v for v in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs)) if v.handle is not None}
+    sides = {side: getattr(coded, side) for side in "kv" if f"{side}_scales" in coded.codes}
+    wanted = (*(operand.value for operand in sides.values()), *coded.codes.values())
+    if any(id(v.handle) not in there for v in wanted):
+        return None
+    widths = {"k": site.axes["d"], "v": site.axes["e"]}
+    rows = (site.axes["b"], site.axes["g"], site.axes["k"])
+    operands = {side: Operand(there[id(x.value.handle)], (*rows, widths[side])) for side, x in sides.items()}
+    codes = {name: there[id(value.handle)] for name, value in coded.codes.items()}
+    return replace(site, spec=site.spec.with_(cache=coded.spec.cache), codes=codes, **operands)
 
 
 def twin(there: Grouping, move: Move) -> Group:

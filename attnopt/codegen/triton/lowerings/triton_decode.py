@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnopt.codegen.lowering import first_refusal
-from attnopt.codegen.operator_call import call_operator
+from attnopt.codegen.operator_call import cache_parts, call_operator
 from attnopt.codegen.site_form import FEW
 from attnopt.codegen.triton.decode import DecodeForm, supports
 from attnopt.codegen.triton.site_kernels import form_of
@@ -46,5 +46,4 @@ class TritonDecode:
 
         import attnopt.operators  # noqa: F401  (registers the operator)
 
-        absent = (None,) * 6  # scales and zero points of keys and values, pages, lengths
-        return call_operator(torch.ops.attnopt.triton_decode.default, site, builder, absent)
+        return call_operator(torch.ops.attnopt.triton_decode.default, site, builder, cache_parts(site))

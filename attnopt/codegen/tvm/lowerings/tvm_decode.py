@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnopt.codegen.lowering import first_refusal
-from attnopt.codegen.operator_call import call_operator
+from attnopt.codegen.operator_call import cache_parts, call_operator
 from attnopt.codegen.site_form import FEW, form_of
 from attnopt.codegen.triton.decode import DecodeForm
 from attnopt.codegen.tvm.availability import missing
@@ -48,5 +48,4 @@ class TvmDecode:
 
         import attnopt.operators  # noqa: F401  (registers the operator)
 
-        absent = (None,) * 6  # scales and zero points of keys and values, pages, lengths
-        return call_operator(torch.ops.attnopt.tvm_decode.default, site, builder, absent)
+        return call_operator(torch.ops.attnopt.tvm_decode.default, site, builder, cache_parts(site))
