@@ -42,6 +42,7 @@ from attnopt.plan.shaped import Shaped
 from attnopt.plan.stepwise import Stopwatch
 from attnopt.plan.tuning import Tuning
 from attnopt.plan.workshop import Workshop
+from attnopt.plan.worthwhile import worthwhile
 from attnopt.report.data import RewriteReport
 from attnopt.report.search import SearchReport, StepReport
 
@@ -143,6 +144,8 @@ def under_budget(setting: Setting) -> Outcome:
     Never changes the hosts of the setting.
     """
     search = prepared(setting)
+    if search.stopwatch is not None:
+        search.classes = worthwhile(search.classes, search.prices)
     plan, loss = search.found()
     steps: Sequence[StepReport] = ()
     moves = () if plan is None else moves_of(search.classes, plan.picks)
