@@ -92,7 +92,8 @@ class Optimized:
 def as_onnx(opened: Opened, host: FxHost, report: Report) -> tuple[OnnxHost, Plan]:
     """The ONNX form of an optimised torch model, and its plan: exported as it was, its plan applied for onnxruntime, and compared.
 
-    Kernels are chosen as they were for torch (`report.select`), but among onnxruntime's and, where measured, by its times.
+    Kernels are chosen as they were for torch (`report.select`), but among onnxruntime's and, where measured, by its times; none where
+    none was to be chosen for torch.
 
     What the file computes is what the optimised torch model computes: within the tolerance of its dtype, or, where the plan rounds to
     codes, within a small share of what that rounding changes. The budget has held for the torch model already.
@@ -105,7 +106,8 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> tuple[OnnxHost, Pla
     inputs = original.example_inputs()
     sites = recognise(exported.graph).sites
     timed = by_position(exported, inputs) if report.select == "measure" else None
-    chosen = choose(exported, sites, timed, runtime="onnxruntime", opset=exported.opset, select=report.select)
+    own = sites if report.fuses else ()  # else each attention keeps the nodes that torch's exporter writes
+    chosen = choose(exported, own, timed, runtime="onnxruntime", opset=exported.opset, select=report.select)
     before = report.plan
     steps = transferred(before.steps, original, exported) if before is not None and before.steps else []
     kernels = {c.site.name: c.lowering for c in chosen if c.lowering is not None}

@@ -52,6 +52,7 @@ LENGTH, SEEN, UNSEEN = 512, 34, 28  # tokens of a document; documents
 LARGEST = 0.1
 TOGETHER = ("sinks 4 window 256", "sinks 4 window 128", "sinks 4 window 64")  # windows that int8 is also combined with
 ROUNDS = 24  # runs of each model
+PASSES = ("fuse-attention", "dynamic-int8", "gate-norm", "drop-attention", "sinks-window")
 ORIGINAL = "original"
 
 
@@ -220,7 +221,7 @@ def main() -> None:
         folder = Path(name)
         path, example = export(folder / "code-lm.onnx"), {"input_ids": seen[:1]}
         frontier = attnopt.explore(
-            path, example, calibration=[{"input_ids": d[None]} for d in seen], budget=LARGEST, effort=given.effort
+            path, example, calibration=[{"input_ids": d[None]} for d in seen], budget=LARGEST, effort=given.effort, passes=PASSES
         )
         print(frontier)
         host = OnnxHost.from_model(path)

@@ -6,6 +6,8 @@ prediction alone means: of the kernels of one runtime at one line, the one with 
 
     OMP_NUM_THREADS=1 python benchmarks/cost_model.py [--anyway] [--limit 400]
 
+`benchmarks/ship_efficiencies.py` makes shipped defaults of a calibration.
+
 On one thread the seconds are those of the process (what others do on the machine is not counted), on several those of the clock.
 """
 
@@ -17,6 +19,7 @@ import logging
 import os
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,8 +139,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     busy = min(harness.busy_share() for _ in range(3)) if given.anyway else harness.require_quiet()
-    threads, notes = torch.get_num_threads(), []
+    threads, notes, started = torch.get_num_threads(), [], time.perf_counter()
     target = measured(said=lambda what, done: print(f"\r{done:4.0%} {what:90.90}", end="", file=sys.stderr, flush=True))
+    calibrated = time.perf_counter()
     rows = judge(target, given.limit, notes)
     print(file=sys.stderr)
     choices = regrets(rows)
@@ -145,6 +149,7 @@ def main() -> None:
     kind = "of the process (on one thread; what others run is not counted)" if threads == 1 else "of the clock"
     said = [
         f"{numbers['points']} points on {threads} thread{'s' * (threads > 1)}, none of them seen by the fit; seconds {kind}",
+        f"calibrated in {(calibrated - started) / 60:.1f} minutes, measured in {(time.perf_counter() - calibrated) / 60:.1f}",
         f"other processes used {busy:.2f} cores when it began, load average {os.getloadavg()[0]:.1f} when it ended",
         f"Kendall's tau {numbers['tau']:.3f} (asked: {TAU}), median error {numbers['median_error']:.1%} (asked: {ERROR:.0%})",
         f"chosen by prediction alone: {numbers['within_5_percent']:.1%} of {numbers['cases']} choices are within 5 % of the best measured,"

@@ -81,6 +81,15 @@ def test_onnx_files_keep_names_and_open_sizes(fast, tmp_path):
     assert all(isinstance(size, str) for size in shapes["seen"])
 
 
+def test_without_passes_a_file_holds_what_torch_exports(model, tmp_path):
+    plain = attnopt.optimize(model, example(), passes=[])
+    path = plain.export(tmp_path / "plain.onnx")
+    held = {node.op_type for node in onnx.load(path).graph.node}
+    assert "Softmax" in held
+    assert not held & {"MultiHeadAttention", "GroupQueryAttention", "Attention"}
+    assert attnopt.load(path).plan.kernels == {}
+
+
 def test_onnx_in_onnx_out(tmp_path):
     fast = attnopt.optimize(small_models.spelled_out(), select="always")
     arrays = {name: np.random.default_rng(0).standard_normal((3, 4, 5, 8)).astype(np.float32) for name in "qkv"}

@@ -150,6 +150,11 @@ class Host(Protocol):
     @property
     def graph(self) -> Graph: ...
 
+    @property
+    def output_names(self) -> list[str]:
+        """Of what the model returns, in order."""
+        ...
+
     def copy(self) -> Host:
         """An independent host with the same graph and equal names; weights may be shared, neither side changes them."""
         ...

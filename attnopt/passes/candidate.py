@@ -16,7 +16,7 @@ group in place, never both for one site. docs/passes.md builds one pass from not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -37,8 +37,8 @@ class Group:
     """Sites and linear layers that are rewritten together, in the host that they live in.
 
     blocks: what stands around each of `sites`, in their order; empty where nobody read them. linears: canonical nodes with a
-    constant weight. norm: the norm whose result all of `linears` read, where there is one. stream: of a whole model, its residual
-    stream, or why that is not known whole.
+    constant weight. norm: the norm whose result all of `linears` read, where there is one. behind: finds the attention whose output
+    the one of `linears` projects, where it does. stream: of a whole model, its residual stream, or why that is not known whole.
     """
 
     host: Host
@@ -47,6 +47,7 @@ class Group:
     blocks: tuple[Block, ...] = ()
     linears: tuple[Node, ...] = ()
     norm: Norm | None = None
+    behind: Callable[[], tuple[Site, Block] | None] = field(default=lambda: None, compare=False, repr=False)
     stream: ResidualStream | Refusal | None = None
 
 
@@ -59,6 +60,8 @@ class Candidate:
     nodes: the canonical nodes whose weights it changes. removes: those that are not computed any more. storage: how a linear layer
     holds its weight afterwards, by node name ("int8"). cached: what the cache of a site holds afterwards, by its name, in the words of
     a spec: "cache(k=int8, v=int8)", "" where it is gone. What a mask only hides stays in the cache, and saves no byte of it.
+    scales: layers of other groups whose output channels it multiplies by powers of two. That comes first, so that what its own pass
+    does to them reads the new weights; what another pass does to them, it is not taken together with.
     needs: "nothing", "calibration", or "tuning": a few steps of training, for which its pass has `tune`.
     tie: candidates of different groups with the same tie (not "") are taken all or none.
     options: what `apply` needs, as plain data (numbers, strings, lists): a plan file holds it.
@@ -77,6 +80,7 @@ class Candidate:
     removes: tuple[Node, ...] = ()
     storage: Mapping[str, str] = field(default_factory=dict)
     cached: Mapping[str, str] = field(default_factory=dict)
+    scales: tuple[Node, ...] = ()
     needs: Needs = "nothing"
     tie: str = ""
     arrays: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, compare=False, repr=False)
@@ -85,6 +89,10 @@ class Candidate:
     def touches(self) -> frozenset[str]:
         """Names of the nodes that it changes or removes: two candidates that touch one node are not taken together."""
         return frozenset(n.name for n in (*self.nodes, *self.removes))
+
+    def disturbs(self, other: Candidate) -> bool:
+        """Whether it scales a layer that another pass changes by numbers made from its weight as it was."""
+        return self.pass_name != other.pass_name and not other.touches.isdisjoint(n.name for n in self.scales)
 
 
 class Evidence(Protocol):

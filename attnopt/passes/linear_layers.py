@@ -29,6 +29,12 @@ def matrix(node: Node) -> Tensor:
     return weight.load() if node.op == "linear" else weight.load().T
 
 
+def outputs(node: Node) -> int:
+    """How many channels a layer makes."""
+    shape = (node.inputs[1].shape or (0, 0)) if node.inputs[1] is not None else (0, 0)
+    return int(shape[0 if node.op == "linear" else 1])  # type: ignore[arg-type]
+
+
 def source(node: Node) -> Value | None:
     """What a layer reads, before operations that keep its channels."""
     value = node.inputs[0]

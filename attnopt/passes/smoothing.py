@@ -42,10 +42,13 @@ def factors(exponents: Sequence[int]) -> Tensor:
     return torch.ldexp(torch.ones(len(exponents)), torch.tensor(exponents))
 
 
-def best_smoothing(weights: Sequence[Tensor], max_abs: Tensor, mean_square: Tensor) -> Smoothing | None:
+def best_smoothing(
+    weights: Sequence[Tensor], max_abs: Tensor, mean_square: Tensor, tied: Tensor | None = None
+) -> Smoothing | None:
     """The factors for layers that read one value, or None where smoothing is predicted to gain little.
 
     weights: [out, in] each. max_abs, mean_square: largest magnitude and mean square of each input channel [in].
+    tied: a number for each channel, int64 [in]; those of one number get one factor.
     """
     weight = torch.cat([w.double() for w in weights])
     largest, squares = max_abs.double().cpu(), mean_square.double().cpu()
@@ -54,12 +57,20 @@ def best_smoothing(weights: Sequence[Tensor], max_abs: Tensor, mean_square: Tens
         return None
     best: Smoothing | None = None
     for alpha in ALPHAS:
-        powers = exponents(largest, weight.abs().amax(0), alpha)
+        powers = exponents(joined(largest, tied), joined(weight.abs().amax(0), tied), alpha)
         s = torch.ldexp(torch.ones_like(largest), powers)
         share = rounding_error(weight * s, largest / s, squares / s.square()) / plain
         if share < GAIN and (best is None or share < best.error):
             best = Smoothing(alpha, tuple(int(p) for p in powers), share)
     return best
+
+
+def joined(values: Tensor, tied: Tensor | None) -> Tensor:
+    """Of each channel the largest value of all that are tied to it."""
+    if tied is None:
+        return values
+    most = torch.zeros(int(tied.max()) + 1, dtype=values.dtype).scatter_reduce(0, tied, values, "amax", include_self=False)
+    return most[tied]
 
 
 def exponents(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:

@@ -126,8 +126,9 @@ def prepared(setting: Setting) -> Search:
     notes = [UNTIMED + setting.shaped.why] if measures and not given else []
     goal = "everything" if setting.select == "always" and setting.minimise == "time" else setting.minimise
     allowed = setting.budget.allowed
+    prices = Prices(shop, loads)
     return Search(
-        classes, Prices(shop, loads), memory, losses, validator, allowed, setting.effort, spent, watch, goal, notes=notes
+        classes, prices, memory, losses, validator, allowed, setting.effort, spent, watch, goal, notes=notes, evidence=evidence
     )
 
 

@@ -20,8 +20,9 @@ from attnopt.cost.target import Target, read
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
+from attnopt.plan.fitting import left, timed_together
 from attnopt.plan.predict import Shapes, best, example_shapes, predicted, shapes_at
-from attnopt.plan.timing import counted, finished, in_turn
+from attnopt.plan.timing import Timing, counted, finished, in_turn
 from attnopt.report.data import ORIGINAL, Choice
 
 NOISE = 0.03  # a measured difference below this share is a tie
@@ -110,7 +111,7 @@ def choose_one(
     if select == "model":
         shapes = shapes_at(site, loads) if loads else example_shapes(host, site, inputs)
         return by_model(host, site, fits, refused, shapes, target)
-    return measured(host, site, fits, refused, inputs)
+    return measured(host, site, fits, refused, inputs, target)
 
 
 def by_model(
@@ -126,14 +127,22 @@ def by_model(
     return Chosen(site, next((x for x in fits if x.name == name), None), why, (*choices, *refused))
 
 
-def measured(host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence[Choice], inputs: Mapping[str, Tensor]) -> Chosen:
-    """Time the original nodes and every kernel on what the site's operands hold, in turn."""
+def measured(
+    host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence[Choice], inputs: Mapping[str, Tensor], target: Target
+) -> Chosen:
+    """Time the original nodes and every kernel on what the site's operands hold, in turn; but for what would hold too much memory."""
+    whole, some, untimed = timed_together(site, fits, target, example_shapes(host, site, inputs), host.kind, left())
+    refused = [*untimed, *refused]
     try:
-        calls, failures = site_calls(host, site, fits, inputs)
+        calls, failures = site_calls(host, site, some, inputs, whole)
     except NotIsolated as reason:
         kept = Chosen(site, None, f"one kernel already; not measured alone: {reason}", tuple(refused))
         return kept if is_fused(site) else Chosen(site, fits[0], f"predicted, not measured alone: {reason}", tuple(refused))
+    if not calls:
+        return Chosen(site, None, "no kernel ran", (*failures, *refused))
     times = in_turn(calls, seconds=0.3, clock=counted())
+    if not whole:
+        return fastest(site, fits, times, (*failures, *refused))
     before = times[ORIGINAL]
     best = min((n for n in times if n != ORIGINAL), key=lambda n: times[n].ratio(before), default=None)
     allowed = 1.0 - WORTH_MOVING if is_fused(site) else 1.0 + NOISE
@@ -157,13 +166,22 @@ def measured(host: Host, site: Site, fits: Sequence[Lowering], refused: Sequence
     return Chosen(site, lowering, why, (*choices, *failures, *refused), before.median, after)
 
 
+def fastest(site: Site, fits: Sequence[Lowering], times: Mapping[str, Timing], others: Sequence[Choice]) -> Chosen:
+    """The kernel that measures fastest where the original was not timed."""
+    best = min(times, key=lambda n: times[n].median)
+    choices = [Choice(name, name == best, "timed without the original", t.median) for name, t in times.items()]
+    lowering = next(x for x in fits if x.name == best)
+    return Chosen(site, lowering, "fastest of those timed; the original's scores take too much memory", (*choices, *others), None,
+                  times[best].median)  # fmt: skip
+
+
 def site_calls(
-    host: Host, site: Site, fits: Sequence[Lowering], inputs: Mapping[str, Tensor]
+    host: Host, site: Site, fits: Sequence[Lowering], inputs: Mapping[str, Tensor], whole: bool = True
 ) -> tuple[dict[str, Callable[[], object]], list[Choice]]:
     """The original nodes and each kernel as callables on captured data; kernels that fail to run are reported, not hidden."""
     read = boundary(site)
     data = host.tap(read, inputs)
-    calls: dict[str, Callable[[], object]] = {ORIGINAL: bind(host.isolate(read, [site.output.value]), data)}
+    calls: dict[str, Callable[[], object]] = {ORIGINAL: bind(host.isolate(read, [site.output.value]), data)} if whole else {}
     failures = []
     seconds: dict[str, float] = {}
     for lowering in fits:

@@ -86,6 +86,8 @@ def lost(search: Search, g: int, i: int, picks: Sequence[int] | None, kept: Sequ
         if isinstance(refused := search.losses.workshop.kernel_for(changed), Refusal):
             return f"no kernel computes '{changed.spec}': {refused.reason}"
     worth, loss = search.worth(option), search.losses.total(search.predicted((g, i)))
+    if not search.everywhere[option.kind].samples and (g, i) not in search.alone:
+        return "what it loses was not measured: time was up, a higher effort has more"
     if loss > search.allowed:
         return f"{loss_of(search, (g, i))}, over the budget {search.allowed:g}"
     if worth <= 0:

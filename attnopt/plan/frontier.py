@@ -1,6 +1,7 @@
 """Sweep the budget: the best plans for time and for memory, each held to its budget on data that did not choose it.
 
-budgets 0.0001 … 0.1  ->  plans, timed beside the original and validated  ->  Frontier(points), the exact plan first
+budgets 0.0001 … 0.1, and those that a kind of rewrite everywhere just holds  ->  plans, timed beside the original and validated
+                                                                               ->  Frontier(points), the exact plan first
 
 A point makes the promise of `optimize`: the one-sided 95 % bound of its loss on the data held back is within its budget. Where no plan
 of its own holds, or none is better than what a smaller budget has, it is the plan of the smaller budget: time never rises with the
@@ -9,7 +10,7 @@ budget. Every time is a share of the original's, which ran in turn with it. Each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from attnopt.analysis.progress import progress
@@ -17,7 +18,7 @@ from attnopt.cost.nodes import estimate_nodes
 from attnopt.plan.budgeted import UNSEEN, Setting, halves, prepared
 from attnopt.plan.pipeline import SLOWER
 from attnopt.plan.predict import ONE_NODE, SPELLED_OUT
-from attnopt.plan.proposals import Move, moves_of, uniform
+from attnopt.plan.proposals import Move, moves_of
 from attnopt.plan.quality import Loss
 from attnopt.plan.replay import step_of
 from attnopt.plan.search import Planned, Search
@@ -26,24 +27,26 @@ from attnopt.report.frontier import Frontier, Point
 from attnopt.report.plan import Plan
 
 SWEEP = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the largest budget
+NATURAL = 4  # budgets besides, at which one kind of rewrite everywhere just holds: what is chosen by hand has its rival there
 FASTEST = 4  # plans for each budget that are timed at most, until the best of all is one that was
 LONGER = 2.5  # times as long as kinds are timed
 Picks = tuple[int, ...]
 
 
 def explored(setting: Setting, model: str, budgets: Sequence[float] | None = None) -> Frontier:
-    """The frontier of one model. budgets: rising; default: parts of that of the setting, which is the largest."""
-    allowed = sorted(budgets or (float(f"{share * setting.budget.allowed:.9g}") for share in SWEEP))
+    """The frontier of one model. budgets: rising; default: parts of that of the setting, which is the largest, and natural ones."""
     search = prepared(setting)
     measure(search)
     bench = Bench(setting, search)
     exact = bench.exact()
-    points = [exact]
+    known = [kind for kind in search.kinds if search.everywhere[kind].samples]
+    whole = {kind: bench.everywhere(kind) for kind in progress(known, "kinds everywhere")}
+    parts = [float(f"{share * setting.budget.allowed:.9g}") for share in SWEEP]
+    allowed = sorted(budgets or {*parts, *natural(search, whole)})
+    points = [exact, *whole.values()]
     for goal in ("time", "memory"):
         search.goal = goal
         points += bench.swept(exact, allowed, goal)
-    for kind in progress(search.kinds, "kinds everywhere"):
-        points.append(bench.everywhere(kind))
     points.sort(key=lambda p: (p.loss, p.seconds, p.budget or 0.0))
     spent = search.spent
     said = f"effort {setting.effort.name}, seed {setting.seed}: {spent.measurements} measurements in {spent.seconds:.0f} s"
@@ -51,6 +54,14 @@ def explored(setting: Setting, model: str, budgets: Sequence[float] | None = Non
     name = search.losses.judge.metric.name
     marked = tuple(replace(p, best=not beaten(p, points)) for p in points)
     return Frontier(model, setting.target.name, name, marked, said, notes, bench.original)
+
+
+def natural(search: Search, whole: Mapping[str, Point]) -> list[float]:
+    """What the fastest kinds lose that no other kind beats, up to the largest budget: each itself holds there, and has a rival."""
+    losses = {kind: max(p.bound or p.loss, search.limit(search.everywhere[kind])) for kind, p in whole.items()}
+    held = [kind for kind, loss in losses.items() if 0 < loss <= search.allowed and whole[kind].share < 1]
+    best = [a for a in held if not any(losses[b] <= losses[a] and whole[b].share < whole[a].share for b in held)]
+    return [float(f"{1.01 * losses[kind]:.3g}") for kind in sorted(best, key=lambda kind: whole[kind].share)[:NATURAL]]
 
 
 @dataclass
@@ -133,7 +144,7 @@ class Bench:
 
     def everywhere(self, kind: str) -> Point:
         """One kind of rewrite in all places, whatever it loses."""
-        picks = uniform(self.search.classes, kind)
+        picks = self.search.whole(kind)
         moves = moves_of(self.search.classes, picks)
         loss = self.search.everywhere[kind] if self.search.validator is None else self.search.validation(moves, 0)
         return self.point(f"{kind} everywhere", None, picks, loss)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 from attnopt.ir.block import Block, Norm, Projection
@@ -59,7 +59,19 @@ class Grouping:
 
     def per_linear(self) -> list[Group]:
         joined = united(self.linears, lambda n: [("weight", n.inputs[1]), ("input", root(n.inputs[0]))])  # type: ignore[arg-type]
-        return [Group(self.host, (), label(g), linears=tuple(g), norm=self.norm_of(g)) for g in joined]
+        return [
+            Group(self.host, (), label(g), linears=tuple(g), norm=self.norm_of(g), behind=partial(self.behind, tuple(g)))
+            for g in joined
+        ]
+
+    def behind(self, layers: Sequence[Node]) -> tuple[Site, Block] | None:
+        """The attention whose output a single layer projects, where no other block has the same layer of values."""
+        pairs = list(zip(self.sites, self.blocks, strict=True))
+        found = [(s, b) for s, b in pairs if b.o is not None and [b.o.node] == list(layers)]
+        if len(found) != 1 or found[0][1].v is None:
+            return None
+        values = found[0][1].v.node
+        return found[0] if sum(any(p.node is values for p in b.projections("v")) for _, b in pairs) == 1 else None
 
     def norm_of(self, layers: Sequence[Node]) -> Norm | None:
         sources = {root(n.inputs[0]) for n in layers}  # type: ignore[arg-type]

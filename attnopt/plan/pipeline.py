@@ -25,6 +25,7 @@ from attnopt.plan.budget import QUALITY, Budget
 from attnopt.plan.budgeted import UNTIMED, Outcome, Setting, under_budget
 from attnopt.plan.choose import Chosen, apply_choices, choose
 from attnopt.plan.effort import EFFORTS, Effort
+from attnopt.plan.fitting import left, within_memory
 from attnopt.plan.proposals import Move
 from attnopt.plan.quality import Score
 from attnopt.plan.replay import arrays_for, kernels_from, moves_from, step_of
@@ -102,12 +103,16 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
     clock = Clock()
     with clock.step("recognise"):
         found = recognise(host.graph)
+    said = ""
     with clock.step("shape"):
         request = with_shapes(host, found.sites, request)
+        if request.inputs is not None and request.workload is None:
+            inputs, said = within_memory(host, request.inputs, left())
+            request = replace(request, inputs=inputs)
     with clock.step("choose"):
         chosen = select_kernels(host, found.sites, request)
     with clock.step("apply"):
-        state = State(apply_choices(host, chosen), chosen)
+        state = State(apply_choices(host, chosen), chosen, notes=[said] if said else [])
         if request.plan is not None and request.plan.steps:
             replay(host, request, state)
     if request.inputs is not None:
@@ -143,7 +148,7 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
         if state.result is host:
             state.exact = difference(original, original)
         elif state.moves:
-            state.exact = difference(original, seeded(state.result.runner(), inputs), exact=False)
+            state.exact = approximate_difference(host, state.result, original, inputs)
         else:
             state.exact = require_equal(original, seeded(state.result.runner(), inputs))
     approximate = tuple(p for p in request.passes if not p.exact)
@@ -155,7 +160,7 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
             with clock.step("search"):
                 search(host, request, state, approximate)
             if state.moves:
-                state.exact = difference(original, seeded(state.result.runner(), inputs), exact=False)
+                state.exact = approximate_difference(host, state.result, original, inputs)
     loads = ((1.0, inputs),) if request.workload is None else request.shaped.loads
     if request.select == "measure" and not loads and (said := UNTIMED + request.shaped.why) not in state.notes:
         state.notes.append(said)
@@ -172,6 +177,11 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
         elif slower:
             roll_back(host, state)
             state.exact = difference(original, original)
+
+
+def approximate_difference(host: Host, result: Host, original: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> Difference:
+    names = (host.output_names, result.output_names)
+    return difference(original, seeded(result.runner(), inputs), exact=False, names=names)
 
 
 def search(host: Host, request: Request, state: State, passes: tuple[Pass, ...]) -> None:
@@ -270,6 +280,7 @@ def reported(host: Host, request: Request, state: State, found: Recognition, clo
         seconds_spent=clock.spent,
         search=held,
         plan=plan if request.plan is None else replace(request.plan, steps=plan.steps),
+        fuses=any(p.exact for p in request.passes) if request.plan is None else bool(request.plan.kernels),
     )
 
 

@@ -51,7 +51,8 @@ class Move:
         """Whether both cannot be applied: they change one weight, or one removes what the other changes."""
         mine, others = self.candidate, other.candidate
         removed, gone = ({n.name for n in c.removes} for c in (mine, others))
-        return bool(mine.touches & others.touches or removed & other.sites or gone & self.sites)
+        disturbed = mine.disturbs(others) or others.disturbs(mine)
+        return bool(disturbed or mine.touches & others.touches or removed & other.sites or gone & self.sites)
 
 
 def described(move: Move) -> str:
@@ -80,7 +81,7 @@ class Proposal:
 
     @property
     def nodes(self) -> frozenset[str]:
-        return frozenset().union(*(m.candidate.touches | m.sites for m in self.moves))
+        return frozenset().union(*(m.candidate.touches | m.sites | {n.name for n in m.candidate.scales} for m in self.moves))
 
     def specs(self) -> tuple[tuple[Site, Site], ...]:
         """(site as it is, site as the moves make it) where the spec changes. Nothing is edited."""

@@ -39,6 +39,7 @@ def step_of(move: Move) -> PlanStep:
         source=candidate.source,
         nodes=tuple(n.name for n in candidate.nodes),
         removes=tuple(n.name for n in candidate.removes),
+        scales=tuple(n.name for n in candidate.scales),
         changes=candidate.changes,
         storage=dict(candidate.storage),
         cached=dict(candidate.cached),
@@ -65,7 +66,7 @@ def moves_from(steps: Iterable[PlanStep], host: Host) -> tuple[Move, ...]:
 
 
 def candidate_of(step: PlanStep, nodes: Mapping[str, Node]) -> Candidate:
-    if missing := [n for n in (*step.nodes, *step.removes) if n not in nodes]:
+    if missing := [n for n in (*step.nodes, *step.removes, *step.scales) if n not in nodes]:
         raise PlanError(f"the model has no node '{missing[0]}', which '{step.rewrite}' of the plan changes", next_move=OTHER)
     return Candidate(
         step.rewrite,
@@ -79,6 +80,7 @@ def candidate_of(step: PlanStep, nodes: Mapping[str, Node]) -> Candidate:
         tuple(nodes[n] for n in step.removes),
         step.storage,
         step.cached,
+        tuple(nodes[n] for n in step.scales),
         arrays=step.arrays,
     )
 
@@ -131,6 +133,7 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
                 f"'{step.rewrite}' cannot be carried over",
                 next_move="Export as .pt2, or export the original to ONNX and optimise that file with the budget.",
             )
+        layers = dict(zip((n.name for n in old.linears), (n.name for n in new.linears), strict=True))
         names = dict(zip((n.name for n in groups[at].linears), (n.name for n in others[at].linears), strict=True))
         names |= dict(zip(site_nodes(groups[at]), site_nodes(others[at]), strict=False))
         if len(mine := lookups(before)) == len(theirs := lookups(after)):
@@ -145,7 +148,8 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
                 group=others[at].name,
                 nodes=tuple(names[n] for n in step.nodes),
                 removes=removes,
-                options=in_names(step.options, sites, names),
+                scales=tuple(layers[n] for n in step.scales),
+                options=in_names(step.options, sites, {**layers, **names}),
                 cached=in_names(step.cached, sites),
                 storage={names[n]: kept for n, kept in step.storage.items()},
                 arrays={names[n]: held for n, held in step.arrays.items()},

@@ -1,6 +1,6 @@
 """The search: measure what kinds of rewrites save and lose, solve for the best plan within the budget, measure that plan, tighten.
 
-    measure what kinds and single options save and lose (`survey`)
+    measure what kinds and single options save and lose (`survey`), and the best plan of whole kinds (`coarse`)
     solve -> measure whole on the half to choose by -> scale the predicted losses by measured / predicted -> solve again
     validate the best on the other half, which nothing has seen; where it fails, tighten and try the next, at a higher confidence
 
@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from attnopt.analysis.evidence import Evidence
 from attnopt.ir.site import Refusal
 from attnopt.plan.bound import LEVEL, upper_bound
+from attnopt.plan.coarse import measure_coarse
 from attnopt.plan.effort import Effort, Spent
 from attnopt.plan.judge import Judge
 from attnopt.plan.knapsack import Option, Place, Problem, Solution, solve
@@ -28,8 +30,8 @@ from attnopt.plan.stepwise import Stopwatch
 from attnopt.plan.survey import measure
 
 ATTEMPTS = 4  # plans that are validated at most
-LEAST_TRIED = 6  # plans that are measured for a budget, however late it is, where none of them holds and uses HALF of it
-HALF = 0.5
+LEAST_TRIED = 6  # plans that are measured for a budget, however late it is, while the next promises more than what holds
+ENOUGH = 0.95  # of what the next plan promises: where it is late, one that holds and saves so much ends the search
 NEAR = 0.85  # a plan that uses this share of the budget is not loosened further
 LOOSE = 1e-3  # a factor on losses below which they keep no option out
 SOLVER = 10.0  # seconds for one integer program
@@ -96,10 +98,14 @@ class Search:
     alone: dict[tuple[int, int], Loss] = field(default_factory=dict)
     everywhere: dict[str, Loss] = field(default_factory=dict)
     spread: dict[str, dict[int, float]] = field(default_factory=dict)  # of a kind: the part of its loss that each group has
+    evidence: Evidence | None = None  # on which `errors` are computed: what options lose at their sites
+    errors: dict[Place, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     tried: dict[tuple[int, ...], Loss] = field(default_factory=dict)
     judged_elsewhere: dict[tuple[Move, ...], Loss] = field(default_factory=dict)  # by the validator
     measured: dict[tuple[int, ...], float] = field(default_factory=dict)
+    wholes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of a kind: it everywhere
+    rivals: dict[tuple[str, str], bool] = field(default_factory=dict)  # pairs of kinds that are alternatives (`coarse`)
     until: float | None = None
     least: Loss | None = None  # the smallest loss of any plan that was measured
     gap: float = 0.0
@@ -119,6 +125,20 @@ class Search:
     def counts(self) -> Mapping[str, int]:
         """Every kind, and how many groups it is offered to."""
         return kinds_of(self.classes)
+
+    def whole(self, kind: str) -> tuple[int, ...]:
+        """The picks of a kind everywhere."""
+        if kind not in self.wholes:
+            self.wholes[kind] = uniform(self.classes, kind)
+        return self.wholes[kind]
+
+    def passes_of(self, kind: str) -> tuple[str, ...]:
+        """The names of the passes that a kind is made by."""
+        return self.makers[kind]
+
+    @cached_property
+    def makers(self) -> Mapping[str, tuple[str, ...]]:
+        return {o.kind: tuple(m.rewrite.name for m in o.moves) for _, o in places(self.classes) if o.moves}
 
     @cached_property
     def bonds(self) -> tuple[tuple[tuple[Place, ...], ...], tuple[tuple[Place, Place], ...]]:
@@ -155,8 +175,8 @@ class Search:
         return Problem(tuple(groups), *self.bonds)
 
     def chosen(self, allowed: float) -> list[Planned]:
-        """Plans that lose no more where they were chosen by, best first: solved for and tightened, and each kind everywhere."""
-        held: dict[tuple[int, ...], Planned] = {}
+        """Plans that lose no more where they were chosen by, best first: solved for and tightened, and whole kinds."""
+        measure_coarse(self, allowed)
         scales, solved = Bracket(), dict[tuple[int, ...], Planned]()
         until = 2 * self.effort.seconds if self.until is None else self.until
         for _ in range(self.effort.rounds):
@@ -166,22 +186,28 @@ class Search:
             elif solution.picks in solved:
                 scales.told(self.limit(solved[solution.picks].loss) <= allowed)
             else:
+                late = self.spent.seconds > until
+                if late and (len(solved) >= LEAST_TRIED or self.promises_little(solution.picks, allowed)):
+                    break
                 plan = solved[solution.picks] = self.judged(solution.picks)
                 measured, predicted = self.losses.additive(self.limit(plan.loss)), solution.loss / scales.guess
                 holds = self.limit(plan.loss) <= allowed
                 scales.told(holds, measured / predicted if predicted > 0 else None)
-                if holds:
-                    held[plan.picks] = plan
-                    if self.limit(plan.loss) >= NEAR * allowed:
-                        break
-            enough = len(solved) >= LEAST_TRIED or any(self.limit(p.loss) >= HALF * allowed for p in held.values())
-            if scales.closed or (self.spent.seconds > until and enough):
+                if holds and self.limit(plan.loss) >= NEAR * allowed:
+                    break
+            if scales.closed:
                 break
-        known = {uniform(self.classes, kind): loss for kind, loss in self.everywhere.items()} | self.tried
-        for picks, loss in known.items():
-            if any(picks) and self.limit(loss) <= allowed:
-                held.setdefault(picks, Planned(picks, self.total_worth(picks), loss))
-        return sorted(held.values(), key=lambda p: (-p.saved, p.picks))
+        return self.holding(allowed)
+
+    def holding(self, allowed: float) -> list[Planned]:
+        """The plans that were measured and lose no more where they were chosen by, best first."""
+        known = {self.whole(kind): loss for kind, loss in self.everywhere.items()} | self.tried
+        held = [Planned(p, self.total_worth(p), loss) for p, loss in known.items() if any(p) and self.limit(loss) <= allowed]
+        return sorted(held, key=lambda p: (-p.saved, p.picks))
+
+    def promises_little(self, picks: tuple[int, ...], allowed: float) -> bool:
+        """Whether a plan that holds saves about as much as these picks are predicted to."""
+        return any(p.saved >= ENOUGH * self.total_worth(picks) for p in self.holding(allowed)[:1])
 
     def solved(self, scale: float, allowed: float) -> Solution | None:
         solution = solve(self.problem(scale, allowed), self.losses.additive(allowed), seconds=SOLVER)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,15 +18,24 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-
 ROUNDED = 0.25  # of what rounding to codes changes, two runtimes may differ by; measured on the recall model: 0.015
 
 
-def difference(before: Sequence[Tensor], after: Sequence[Tensor], *, exact: bool = True) -> Difference:
+def difference(
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    *,
+    exact: bool = True,
+    names: tuple[Sequence[str], Sequence[str]] = ((), ()),
+) -> Difference:
     """Largest absolute difference, and relative to the largest element of its output. NaN of the original is no promise.
 
+    names: of the outputs of both, by which those are matched that both have, where a rewrite removed some or made several of one.
     Raises AccuracyError where outputs differ in number or shape, or where a NaN appears that was not there.
     """
     max_abs = max_rel = 0.0
     tolerance = max((TOLERANCES.get(str(t.dtype).removeprefix("torch."), 0.0) for t in before), default=0.0)
-    if len(before) != len(after) and not exact:  # parts of a cache went, or became several: what losses are measured on is left
-        before, after = ([t for t in some if t.is_floating_point()][:1] for some in (before, after))
+    if len(before) != len(after) and not exact:  # parts of a cache went, or became several
+        named = [(i, j) for i, j in shared(*names) if alike(before[i], after[j])]
+        places = named or first_real(before, after)
+        before, after = [before[i] for i, _ in places], [after[j] for _, j in places]
     if len(before) != len(after):
         raise AccuracyError(float("inf"), float("inf"), tolerance)
     for a, b in zip(before, after, strict=True):
@@ -41,6 +52,32 @@ def difference(before: Sequence[Tensor], after: Sequence[Tensor], *, exact: bool
         size = float(kept[kept.isfinite()].abs().max()) if bool(kept.isfinite().any()) else 1.0
         max_abs, max_rel = max(max_abs, worst), max(max_rel, worst / max(size, 1.0))
     return Difference(max_abs, max_rel, tolerance, exact)
+
+
+def shared(before: Sequence[str], after: Sequence[str]) -> list[tuple[int, int]]:
+    """Places of the outputs that both have: of a numbered family (present.0, present.1, …) all or, where its size changed, none.
+
+    What is left of a family moves up, so that one name may stand for another layer.
+    """
+    families = [Counter(map(family, names)) for names in (before, after)]
+    whole = {name for name, count in families[0].items() if families[1][name] == count}
+    return [(i, after.index(name)) for i, name in enumerate(before) if family(name) in whole and name in after]
+
+
+def alike(before: Tensor, after: Tensor) -> bool:
+    """Whether they can be compared: a cache of codes keeps the name of what it held, and neither its type nor its shape."""
+    return before.dtype == after.dtype and before.shape == after.shape
+
+
+def family(name: str) -> str:
+    """The name without its numbers."""
+    return re.sub(r"\d+", "#", name)
+
+
+def first_real(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """What losses are measured on: the first output of real numbers."""
+    found = [next((i for i, t in enumerate(some) if t.is_floating_point()), None) for some in (before, after)]
+    return [] if found[0] is None or found[1] is None else [(found[0], found[1])]
 
 
 def seeded(run: Runner, inputs: Mapping[str, Tensor]) -> list[Tensor]:

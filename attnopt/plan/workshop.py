@@ -1,15 +1,17 @@
 """Build what moves describe: a copy of the original with weights edited, sites rewritten, and a kernel for each attention.
 
-    edits of the host -> finish -> new specs of sites -> kernels -> finish
+    scaled weights -> finish -> edits of the host -> finish -> new specs of sites -> kernels -> finish
 
 Each result is made from the original, so no move sees what another trial left. Sites that no move touches keep the kernel that was
-chosen for the exact plan.
+chosen for the exact plan; where moves touch none at all, only weights of layers, the copy is of the original with its kernels, which are
+written once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from attnopt.codegen import ON_CODES, ON_CPU, ON_GPU
 from attnopt.codegen.lowering import Lowering
@@ -46,24 +48,50 @@ class Workshop:
 
     def built(self, moves: Sequence[Move]) -> Host:
         """A copy of the original after these moves, with kernels. Raises RuntimeError where a move has no kernel, or no arrays."""
-        result = self.host.copy()
-        moves, coded = self.arrays.ready(moves), dict[str, Site]()
-        edits = [m for m in moves if m.edits]
+        moves = self.arrays.ready(moves)
+        if moves and self.kernels and all(leaves_sites(m) and self.layers.get(m.group.name) == names(m.group) for m in moves):
+            return self.edited(self.fused.copy(), moves, {})
+        return self.rewritten(moves)
+
+    @cached_property
+    def fused(self) -> Host:
+        """The original with its kernels."""
+        return self.rewritten(())
+
+    @cached_property
+    def layers(self) -> Mapping[str, tuple[str, ...]]:
+        """The linear layers of each group, where the kernels are in."""
+        return {g.name: names(g) for g in Grouping(self.fused).of("linear")}
+
+    def edited(self, result: Host, edits: Sequence[Move], coded: dict[str, Site]) -> Host:
+        """The host itself after moves that edit it. coded: filled with the sites whose caches come and go in codes from now on."""
         if edits:
             there = Grouping(result)
-            for move in edits:
+            first = [m for m in edits if m.candidate.scales]
+            for move in first:
+                move.rewrite.apply(move.candidate, twin(there, move))
+            if first:  # others read the weights that these scaled
+                result.finish()
+                there = Grouping(result)
+            for move in (m for m in edits if not m.candidate.scales):
                 made = move.rewrite.apply(move.candidate, twin(there, move))
-                coded |= {s.name: s for s in made.sites if s.codes}
+                coded.update({s.name: s for s in made.sites if s.codes})
                 if "structure" in move.candidate.changes:  # what the next move reads is not there any more: look anew
                     result.finish()
                     there = Grouping(result)
             result.finish()
-        rewritten = [m for m in moves if not m.edits]
-        if not rewritten and not self.kernels and not coded:
+        return result
+
+    def rewritten(self, moves: Sequence[Move]) -> Host:
+        """A copy of the original after any moves, with kernels."""
+        coded: dict[str, Site] = {}
+        result = self.edited(self.host.copy(), [m for m in moves if m.edits], coded)
+        others = [m for m in moves if not m.edits]
+        if not others and not self.kernels and not coded:
             return result
         changed: dict[str, Site] = {}
         there = Grouping(result)
-        for move in rewritten:
+        for move in others:
             group = twin(there, move)
             group = replace(group, sites=tuple(changed.get(s.name, s) for s in group.sites))
             changed |= {s.name: s for s in move.rewrite.apply(move.candidate, group).sites}
@@ -119,6 +147,15 @@ def on_codes(site: Site, coded: Site, graph: Graph) -> Site | None:
     operands = {side: Operand(there[id(x.value.handle)], (*rows, widths[side])) for side, x in sides.items()}
     codes = {name: there[id(value.handle)] for name, value in coded.codes.items()}
     return replace(site, spec=site.spec.with_(cache=coded.spec.cache), codes=codes, **operands)
+
+
+def names(group: Group) -> tuple[str, ...]:
+    return tuple(n.name for n in group.linears)
+
+
+def leaves_sites(move: Move) -> bool:
+    """Whether a move changes weights of the layers of its own group only, which are the same with and without kernels."""
+    return move.rewrite.per == "linear" and set(move.candidate.changes) == {"weights"}
 
 
 def twin(there: Grouping, move: Move) -> Group:

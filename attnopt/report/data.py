@@ -69,6 +69,7 @@ class Report:
 
     bytes_before, bytes_after: of weights and caches; None where there was no search.
     search: what was considered under the budget; None where nothing approximate was asked for. plan: what was done, to do it again.
+    fuses: whether kernels might be chosen at all: exact passes were asked for, or a plan named some.
     """
 
     target: str
@@ -87,6 +88,7 @@ class Report:
     seconds_spent: dict[str, float] = field(default_factory=dict)
     search: SearchReport | None = None
     plan: Plan | None = None
+    fuses: bool = True
 
     @property
     def fused(self) -> int:

@@ -20,7 +20,8 @@ VERSION = 1
 class PlanStep:
     """One rewrite of one group: names of the pass, the group and its nodes in the model as it was, and the options of the candidate.
 
-    arrays: of the size of weights, by node name; they are in no plan's file (see `Candidate`), but stand in the model written with it.
+    scales: layers of other groups that it scales. arrays: of the size of weights, by node name; they are in no plan's file (see
+    `Candidate`), but stand in the model written with it.
     """
 
     rewrite: str
@@ -31,6 +32,7 @@ class PlanStep:
     source: str = ""
     nodes: tuple[str, ...] = ()
     removes: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     storage: Mapping[str, str] = field(default_factory=dict)
     cached: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +90,10 @@ class Plan:
                 raise PlanError(
                     f"the plan has version {record['version']}, this attnopt reads {VERSION}", next_move="Upgrade attnopt."
                 )
-            steps = tuple(PlanStep(**{**s, **{n: tuple(s[n]) for n in ("nodes", "removes", "changes")}}) for s in record["steps"])
+            steps = tuple(
+                PlanStep(**{**s, **{n: tuple(s.get(n, ())) for n in ("nodes", "removes", "scales", "changes")}})
+                for s in record["steps"]
+            )
             known = {f.name for f in fields(cls)}
             return cls(**{**{name: value for name, value in record.items() if name in known}, "steps": steps})
         except (KeyError, TypeError, ValueError) as failure:

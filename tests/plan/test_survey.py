@@ -112,3 +112,14 @@ def test_one_kind_tells_where_another_hurts(host, measured):
     for g, loss in predicted[other].items():
         assert loss / sum(predicted[other].values()) == pytest.approx(predicted[known][g] / whole)
     assert search.notes[0] == "6 of 12 options were not measured alone: time was up, a higher effort has more"
+
+
+def test_kinds_are_bounded_by_time_too(measured):
+    """Ten seconds, two for each kind on all samples: four so, four on few samples, and one not at all."""
+    search = measured(10.0, tuple(Off((0.01 * i,), name=f"off {i}") for i in range(1, 10)))
+    samples = [loss.samples for loss in search.everywhere.values()]
+    assert {n: samples.count(n) for n in (16, FEW, 0)} == {16: 4, FEW: 4, 0: 1}
+    assert search.notes[:2] == [
+        "1 of 9 kinds were not measured: time was up, a higher effort has more",
+        "the times of 4 of 8 kinds are predicted: time was up",
+    ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attnopt.errors import AccuracyError
-from attnopt.plan.verify import TOLERANCES, difference, require_equal, require_rounded_alike
+from attnopt.plan.verify import TOLERANCES, difference, require_equal, require_rounded_alike, shared
 
 NAN, INF = math.nan, math.inf
 
@@ -86,3 +86,15 @@ def test_what_rounds_may_differ_by_a_share_of_what_rounding_does():
     assert raised.value.tolerance == pytest.approx(1e-4 + 0.25 * 0.4 / 4.4)
     with pytest.raises(AccuracyError):  # nothing was to be rounded: the tolerance of the dtype
         require_rounded_alike(wanted, near, wanted)
+
+
+def test_outputs_are_matched_by_name_where_a_rewrite_removed_some():
+    """present.1 went, so that present.2 moved up: only what is no part of that family is the same output still."""
+    before = ("logits", "present.0", "present.1", "present.2", "hidden")
+    after = ("logits", "present.0", "present.1", "hidden")
+    assert shared(before, after) == [(0, 0), (4, 3)]
+    tensors = [torch.zeros(2), torch.ones(3), torch.ones(3), torch.ones(3), torch.zeros(2)]
+    changed = [torch.zeros(2), torch.ones(3), torch.ones(3), torch.tensor([0.0, 0.5])]
+    assert difference(tensors, changed, exact=False, names=(before, after)).max_abs == 0.5
+    codes = [torch.zeros(2), torch.ones(3), torch.ones(3), torch.zeros(2, dtype=torch.int8)]
+    assert difference(tensors, codes, exact=False, names=(before, after)).max_abs == 0.0

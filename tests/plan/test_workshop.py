@@ -84,6 +84,16 @@ def test_specs_edits_and_kernels_in_one_copy(shop, classes):
         torch.testing.assert_close(shop.host.runner()({"x": x})[0], model(x), atol=1e-6, rtol=1e-6)
 
 
+def test_where_only_weights_change_kernels_are_written_once(shop, classes, monkeypatch):
+    fresh, x, moves = replace(shop, known={}), torch.randn(2, 20, 64), moves_of(classes, (0, 1, 1))
+    wanted = fresh.rewritten(moves).runner()({"x": x})[0]
+    first = fresh.built(moves_of(classes, (0, 1, 0))).runner()({"x": x})[0]
+    monkeypatch.setattr("attnopt.plan.workshop.emit", None)
+    assert torch.equal(fresh.built(moves).runner()({"x": x})[0], wanted)
+    assert not torch.equal(first, wanted)
+    assert torch.equal(fresh.built(moves_of(classes, (0, 1, 0))).runner()({"x": x})[0], first)
+
+
 def test_a_spec_without_a_kernel_is_refused(shop, classes, monkeypatch):
     monkeypatch.setattr("attnopt.plan.choose.LOWERINGS", (Kernel("refusing", reason="not today", host="torch"),))
     bare = replace(shop, known={})

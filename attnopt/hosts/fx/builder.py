@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 
 from attnopt.hosts.fx.flat import unused_attribute
 from attnopt.hosts.fx.symbols import Symbols
@@ -135,8 +135,9 @@ class FxBuilder:
                 return values[0].new_empty(values[1])
 
     def mode(self) -> Any:
-        fakes = [n.meta.get("val") for n in self.module.graph.nodes if n.op in ("placeholder", "call_function", "get_attr")]
-        return detect_fake_mode([f for f in fakes if isinstance(f, Tensor)])
+        """Of the fake values of the graph, which all have one; None where values are real. The first tells: this is asked for each node."""
+        values = (n.meta.get("val") for n in self.module.graph.nodes)
+        return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
 
     def fake(self, tensor: Tensor) -> Tensor:
         mode = self.mode()

@@ -67,7 +67,12 @@ def example_arguments(model: nn.Module, signature: inspect.Signature, example_in
             f"{type(model).__name__} does not say what its inputs look like",
             next_move="Give example_inputs: a tuple of positional or a dict of keyword arguments.",
         )
-    return bind(signature, *as_call(example_inputs))
+    return {name: pytree.tree_map(in_rows, value) for name, value in bind(signature, *as_call(example_inputs)).items()}
+
+
+def in_rows(leaf: Any) -> Any:
+    """A tensor laid out row by row: torch's ONNX exporter writes the strides of an example (a slice, a transpose) into the graph."""
+    return leaf.contiguous() if isinstance(leaf, Tensor) and leaf.layout == torch.strided else leaf
 
 
 def traced_examples(model: nn.Module) -> tuple[Tensor, ...] | None:

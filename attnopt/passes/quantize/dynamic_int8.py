@@ -4,7 +4,8 @@
 
 The runtime's own dynamic quantiser does it. A group is the layers that read one value (q, k and v; gate and up), or hold one weight.
 With evidence a second candidate divides the input by powers of two first (`attnopt.passes.smoothing`). Where that input is a norm
-that nobody else reads, 1 / s is folded into the norm; elsewhere it is one multiplication in front of the layers.
+that nobody else reads, 1 / s is folded into the norm; where it is the output of an attention, into the layer that makes its values
+(`attnopt.passes.value_scaling`); elsewhere it is one multiplication in front of the layers.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from attnopt.ir.block import Norm
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.linear_layers import keeps_channels, matrix, source, suits
+from attnopt.passes.linear_layers import keeps_channels, matrix, outputs, source, suits
 from attnopt.passes.smoothing import best_smoothing, factors
+from attnopt.passes.value_scaling import bias_is_known, bias_of, rows_of, scale_values, scaled_by_values
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,21 @@ class DynamicInt8:
             return Refusal(f"no linear layer with constant weights of at least {self.smallest} x {self.smallest}", group.name)
         names = "the linear layer" if len(layers) == 1 else f"the {len(layers)} linear layers"
         plain = self.candidate(layers, f"{names} in int8", "int8", {})
-        smooth = None if evidence is None else smoothing(layers, evidence)
+        fold = group.norm is not None and folds(group.norm, layers, group.host.graph)
+        made, values = (None, ()) if fold or evidence is None or len(group.linears) > 1 else value_layer(group)
+        smooth = None if evidence is None else smoothing(layers, evidence, made)
         if smooth is None:
             return [plain]
-        fold = group.norm is not None and folds(group.norm, layers, group.host.graph)
-        where = "folded into the norm" if fold else "one multiplication in front"
+        where = "folded into the norm" if fold else "folded into the values" if values else "one multiplication in front"
         said = f"{names} in int8, inputs smoothed (alpha {smooth.alpha:g}, {where})"
-        options = {"exponents": list(smooth.exponents), "fold": fold}
-        return [plain, self.candidate(layers, said, "int8 smoothed", options)]
+        options: dict[str, Any] = {"exponents": list(smooth.exponents), "fold": fold}
+        if values and made is not None:
+            options["values"] = {values[0].name: rows_of(smooth.exponents, made, outputs(values[0]))}
+        return [plain, self.candidate(layers, said, "int8 smoothed", options, values)]
 
-    def candidate(self, layers: tuple[Node, ...], description: str, kind: str, options: dict[str, Any]) -> Candidate:
+    def candidate(
+        self, layers: tuple[Node, ...], description: str, kind: str, options: dict[str, Any], scales: tuple[Node, ...] = ()
+    ) -> Candidate:
         return Candidate(
             self.name,
             False,
@@ -58,6 +65,7 @@ class DynamicInt8:
             kind,
             changes=("weights",),
             storage={n.name: "int8" for n in layers},
+            scales=scales,
             needs="calibration" if options else "nothing",
         )
 
@@ -80,19 +88,35 @@ class DynamicInt8:
         if candidate.options["fold"]:
             assert group.norm is not None
             fold(group, s)
+        elif "values" in candidate.options:
+            for name, exponents in candidate.options["values"].items():
+                layer = next(n for n in group.host.graph.of("linear", "matmul") if n.name == name)
+                scale_values(group.host, layer, exponents, bias_of(layer))
         else:
             inputs = divided(group, nodes, s)
         group.host.quantize_linears(nodes, {n.name: s for n in nodes}, inputs)
         return group
 
 
-def smoothing(layers: Sequence[Node], evidence: Evidence) -> Any:
+def value_layer(group: Group) -> tuple[Tensor | None, tuple[Node, ...]]:
+    """The layer that makes the values of the attention in front, and which of its channels becomes which; nothing where it cannot be."""
+    found = group.behind()
+    if found is None:
+        return None, ()
+    site, block = found
+    made = scaled_by_values(site, block, group.host.graph)
+    if isinstance(made, Refusal) or block.v is None or not bias_is_known(block.v):
+        return None, ()
+    return made, (block.v.node,)
+
+
+def smoothing(layers: Sequence[Node], evidence: Evidence, tied: Tensor | None = None) -> Any:
     """The best smoothing of layers that read one value; None where that is not so, or calibration did not see it."""
     seen = evidence.linear(layers[0])
     weights = [matrix(n) for n in layers]
     if seen is None or any(len(w[0]) != len(seen.input.max_abs) for w in weights) or len({source(n) for n in layers}) != 1:
         return None
-    return best_smoothing(weights, seen.input.max_abs, seen.input.mean_square)
+    return best_smoothing(weights, seen.input.max_abs, seen.input.mean_square, tied)
 
 
 def folds(norm: Norm, layers: Sequence[Node], graph: Graph) -> bool:

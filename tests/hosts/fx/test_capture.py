@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attnopt.errors import UntraceableModel
-from attnopt.hosts.fx.capture import require_that_it_is_whole
+from attnopt.hosts.fx.capture import capture, require_that_it_is_whole
 
 
 def test_the_inside_of_a_vmap_is_refused():
@@ -24,3 +24,13 @@ def test_the_inside_of_a_vmap_is_refused():
     with pytest.raises(UntraceableModel, match="inside of a vmap of Doubled") as caught:
         require_that_it_is_whole(program, "Doubled")
     assert "4-D attention_mask" in str(caught.value)
+
+
+def test_the_strides_of_an_example_are_not_traced():
+    """torch's ONNX exporter refuses some models of which an example input is a slice."""
+    ids = torch.arange(24).reshape(2, 12)[:, :5]
+    captured = capture(torch.nn.Embedding(24, 3), (ids,))
+    assert not ids.is_contiguous()
+    (held,) = captured.example.values()
+    assert held.is_contiguous()
+    assert torch.equal(held, ids)
