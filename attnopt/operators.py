@@ -135,9 +135,12 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 LIBRARY = torch.library.Library("attnopt", "FRAGMENT")
 SCALES = "Tensor? k_scales, Tensor? k_zeros, Tensor? v_scales, Tensor? v_zeros"
 CACHED = f"Tensor q, Tensor k, Tensor v, {SCALES}, Tensor? pages, Tensor? lengths"
+PACKED = "Tensor q, Tensor k, Tensor v, Tensor q_starts, Tensor k_starts"
 SCHEMAS = {
     "tvm_attention": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
     "tvm_attention_lse": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> (Tensor, Tensor)",
+    "tvm_attention_packed": f"({PACKED}, Tensor[] operands, str spec) -> Tensor",
+    "tvm_attention_packed_lse": f"({PACKED}, Tensor[] operands, str spec) -> (Tensor, Tensor)",
     "tvm_decode": f"({CACHED}, Tensor[] operands, str spec) -> Tensor",
     "tvm_decode_lse": f"({CACHED}, Tensor[] operands, str spec) -> (Tensor, Tensor)",
 }
@@ -149,6 +152,16 @@ def tvm_attention(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec:
 
     no_gradients("TVM", spec, q, k, v, *operands)
     return run_tvm(q, k, v, operands, spec, lse)
+
+
+def tvm_attention_packed(
+    q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, operands: list[Tensor], spec: str, lse: bool = False
+) -> Any:
+    """As triton_attention_packed, on a CPU."""
+    from attnopt.codegen.tvm.packed_attention import run_tvm_packed
+
+    no_gradients("TVM", spec, q, k, v, *operands)
+    return run_tvm_packed(q, k, v, q_starts, k_starts, operands, spec, lse)
 
 
 def tvm_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any, lse: bool = False) -> Any:
@@ -172,16 +185,28 @@ def fake_attention(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
+def fake_attention_packed(
+    q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, operands: list[Tensor], spec: str
+) -> Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
 def fake_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     return decoded(q, v, rest[-1])
 
 
 def with_lse(fake: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    return lambda q, *rest: (fake(q, *rest), q.new_empty(q.shape[:-1], dtype=torch.float32))
+    """Of a packed batch the sums are [H, rows]."""
+    return lambda q, *rest: (fake(q, *rest), q.new_empty(q.shape[:-1] if q.ndim == 4 else q.shape[1::-1], dtype=torch.float32))
 
 
+FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
+    "tvm_attention": (tvm_attention, fake_attention),
+    "tvm_attention_packed": (tvm_attention_packed, fake_attention_packed),
+    "tvm_decode": (tvm_decode, fake_decode),
+}
 for name, schema in SCHEMAS.items():
-    run, fake = (tvm_attention, fake_attention) if name.startswith("tvm_attention") else (tvm_decode, fake_decode)
+    run, fake = FAMILIES[name.removesuffix("_lse")]
     LIBRARY.define(f"{name}{schema}")
     LIBRARY.impl(name, functools.partial(run, lse=True) if name.endswith("_lse") else run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"attnopt::{name}", with_lse(fake) if name.endswith("_lse") else fake, lib=LIBRARY)

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import ast
 import functools
+from dataclasses import dataclass
 from importlib import resources
 
 
+@dataclass(frozen=True)
+class Renamed:
+    """A part that stands in the text under other names: SIDE_… as K_… and once more as V_…; names: what is replaced, by what."""
+
+    part: str
+    names: tuple[tuple[str, str], ...]
+
+
 @functools.cache
-def joined(package: str, parts: tuple[str, ...], first: tuple[str, ...] = ()) -> str:
+def joined(package: str, parts: tuple[str | Renamed, ...], first: tuple[str, ...] = ()) -> str:
     """The parts in this order, without docstrings of files and without imports from one another.
 
     package: whose folder `kernels` holds the parts. first: imports that stand before those of the parts.
@@ -19,7 +28,10 @@ def joined(package: str, parts: tuple[str, ...], first: tuple[str, ...] = ()) ->
     imports: dict[str, None] = dict.fromkeys(first)
     bodies = []
     for part in parts:
-        text = (resources.files(package) / "kernels" / f"{part}.py").read_text(encoding="utf-8")
+        name, names = (part.part, part.names) if isinstance(part, Renamed) else (part, ())
+        text = (resources.files(package) / "kernels" / f"{name}.py").read_text(encoding="utf-8")
+        for old, new in names:
+            text = text.replace(old, new)
         start = 0
         for node in ast.parse(text).body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):

@@ -13,11 +13,12 @@ from attnopt.codegen.tvm.compile import ENTRY, said
 from attnopt.codegen.tvm.expressions import Printer, bucket_function, buckets_of
 from attnopt.codegen.tvm.operand_buffers import buffer_lines, buffer_name
 from attnopt.codegen.tvm.prefill import IMPORTS, mask_holes, range_holes, ranks, row_holes, score_hole, supports
+from attnopt.codegen.tvm.visits import knowing_list, with_list
 from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
-PARTS = ("prefill_holes", "cuda")
+PARTS = ("prefill_holes", "sight", "cuda")
 BLOCK_Q, BLOCK_K = 64, 32  # threads of a block, and keys in shared memory at a time
 SHARED = 48 * 1024  # bytes of it that any GPU gives a block without being asked
 TARGET = {"kind": "cuda", "arch": "sm_80"}  # of the source nothing depends on it
@@ -34,6 +35,8 @@ def cuda_source(spec: AttentionSpec, form: Form) -> str | Refusal:
     """The source of one kernel, or why there is none."""
     if (refused := supports(spec, form)) is not None:
         return refused
+    if spec.qk_norm is not None:
+        return Refusal("this schedule does not normalise queries and keys", spec.qk_norm)
     if keys_at_once(form) == 0:
         return Refusal(f"rows of {form.width} and {form.value_width} channels do not fit shared memory", spec.width)
     import tvm
@@ -53,11 +56,12 @@ def keys_at_once(form: Form) -> int:
 
 def emit(spec: AttentionSpec, form: Form) -> str:
     """The TVMScript of a kernel for a GPU. Call `supports` first."""
-    plain = from_rows(spec)
+    plain = with_list(from_rows(spec))
     scope = key_range(plain.mask)
     scale, terms = positive_scale(plain)
     buckets = buckets_of(expressions(plain))
     printer = Printer(dict(form.operands)).knowing({term: f"{name}(q, k)" for term, name in buckets.items()})
+    printer = knowing_list(printer, spec.selection)
     holes = (
         score_hole(printer, terms)
         | mask_holes(printer, plain.mask, scope)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.prefill_form import Form, expressions, from_rows, positive_scale
 from attnopt.codegen.specialise import Slot, Value, specialise
-from attnopt.codegen.template import joined
+from attnopt.codegen.template import Renamed, joined
 from attnopt.codegen.triton.decode import DecodeForm, span
 from attnopt.codegen.triton.decode_cache import Side, side_of
 from attnopt.codegen.tvm import prefill
@@ -34,8 +34,12 @@ from attnopt.ir.ranges import Range, key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
+SIDE = "decode_side"
 PARTS = (
-    "vectors", "decode_lanes", "decode_cached", "decode_sight", "decode_rows", "decode_scores", "decode_digits", "decode_values", "decode",
+    "vectors", "decode_lanes", "decode_cached",
+    Renamed(SIDE, (("SIDE_STORED", "D_STORED"), ("SIDE_", "K_"), ("side_", "key_"))),
+    Renamed(SIDE, (("SIDE_STORED", "E_STORED"), ("SIDE_", "V_"), ("side_", "value_"))),
+    "sight", "decode_rows", "decode_scores", "decode_digits", "decode_values", "decode",
 )  # fmt: skip
 OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
 LOG2E = math.log2(math.e)

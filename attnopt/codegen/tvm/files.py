@@ -18,7 +18,9 @@ from typing import Any
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.triton.decode import DecodeForm
 from attnopt.codegen.triton.decode_files import cache_lines
+from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.files import LENGTH, operand_lines
+from attnopt.codegen.triton.row_norms import gains
 from attnopt.codegen.tvm import decode, prefill
 from attnopt.codegen.tvm.availability import version
 from attnopt.codegen.tvm.compile import Compiled
@@ -61,11 +63,25 @@ def write(spec: AttentionSpec, form: Form, cpu: Cpu, folder: Path, name: str) ->
     random = {x: f"torch.randn(batch, {side}_heads, kv_len, {width}, dtype=torch.{form.dtype})"
               for x, side, width in (("k", "key", form.width), ("v", "value", form.value_width))}  # fmt: skip
     lines = random | operand_lines(spec, form)
+    lines |= lines_without_loads(spec, form)
     texts = {f"{name}_example.py": example(spec, form, name, lines, LENGTH, LENGTH)}
     cuda = cuda_source(spec, form)
     if not isinstance(cuda, Refusal):
         texts[f"{name}.cu"] = cuda
     return written(spec, form, asdict(tile), made, folder, name, [*lines], texts, cpu)
+
+
+def lines_without_loads(spec: AttentionSpec, form: Form) -> dict[str, str]:
+    """Operands that no expression reads: a list of all blocks, gains of each head."""
+    lines, dtypes = {}, dict(form.operands)
+    if spec.selection is not None:
+        name = str(spec.selection.operand("operand"))
+        blocks = ", ".join(f"-(-{length} // {spec.selection.count(at)})" for at, length in enumerate(("q_len", "kv_len")))
+        lines[name] = f"torch.ones((batch, heads, {blocks}), dtype=torch.{dtypes[name]}, device=device)"
+    for side, name in gains(spec.qk_norm).items():
+        heads = "heads" if side == "q" else "key_heads"
+        lines[name] = f"torch.ones(({heads}, {form.width}), dtype=torch.{dtypes[name]}, device=device)"
+    return {pointer(name)[2:]: text for name, text in lines.items()}
 
 
 def write_decode(spec: AttentionSpec, form: DecodeForm, cpu: Cpu, folder: Path, name: str) -> Emitted | Refusal:

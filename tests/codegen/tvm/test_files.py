@@ -83,6 +83,13 @@ def test_decoding(tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "torch.pt"), attend_cache(CACHED, q, cache).output, atol=1e-5, rtol=1e-5)
 
 
+def test_operands_that_no_expression_reads(tmp_path):
+    line = "softmax norm(rms, k_gain=gain) scale(0.25) blocks(64, 48, operand=list)"
+    made = write(parse(line), Form(16, 16, "float32", (("gain", "float32"), ("list", "bool"))), host(), tmp_path, "listed")
+    assert isinstance(made, Emitted) and "listed.cu" not in made.files
+    assert alone(tmp_path, "runpy.run_path('listed_example.py', run_name='__main__')").startswith("tensor([[[[")
+
+
 def test_another_system_gets_object_code(tmp_path):
     made = write(parse("softmax scale(0.125)"), Form(16, 16, "float32"), named("apple-m1"), tmp_path, "plain")
     assert isinstance(made, Emitted)

@@ -12,8 +12,10 @@ No tensor cores, no copies in flight: Triton's kernels are what GPUs should run;
 from tvm.script import tirx as T
 
 from attnopt.codegen.tvm.kernels.prefill_holes import (
-    BLOCK_K, BLOCK_Q, D, DTYPE, E, LEADING, LSE, MASK, MEAN_OF_EMPTY, OFFSET, RANGE, SCALE, SCORES, SINK, end_key, first_key, held_values,
-    leading_keys, mask_mod, match_operands, operands, query_offset, score_mod, sink_logit,
+    BLOCK_K, BLOCK_Q, D, DTYPE, E, LEADING, LSE, MASK, MEAN_OF_EMPTY, OFFSET, RANGE, SCALE, SCORES, SINK,
+)  # fmt: skip
+from attnopt.codegen.tvm.kernels.sight import (
+    end_key, first_key, held_values, leading_keys, mask_mod, match_operands, operands, query_offset, score_mod, sink_logit,
 )  # fmt: skip
 
 

@@ -18,22 +18,11 @@ Sources: "Flash-Decoding for long-context inference"; "FlashAttention-2" (the wa
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.decode_cached import (
-    BLOCK,
-    D_STORED,
-    E_LANES,
-    E_STORED,
-    K_LEVEL,
-    K_STEPS,
-    K_ZEROS,
-    PAGE,
-    PAGED,
-    V_LEVEL,
-    V_STEPS,
-    V_ZEROS,
-    of_tokens,
-    real,
-)
+from attnopt.codegen.tvm.kernels.decode_cached import BLOCK, E_LANES, PAGE, PAGED, of_tokens, real
+from attnopt.codegen.tvm.kernels.decode_side import (
+    SIDE_STORED as D_STORED, SIDE_STORED as E_STORED, SIDE_LEVEL as K_LEVEL, SIDE_STEPS as K_STEPS, SIDE_ZEROS as K_ZEROS,
+    SIDE_LEVEL as V_LEVEL, SIDE_STEPS as V_STEPS, SIDE_ZEROS as V_ZEROS,
+)  # fmt: skip
 from attnopt.codegen.tvm.kernels.decode_digits import K_DIGITS, WORDS, digit_tile, row_as_digits
 from attnopt.codegen.tvm.kernels.decode_lanes import rest, whole
 from attnopt.codegen.tvm.kernels.decode_rows import D, row_as_float32, shift_of_row
@@ -50,7 +39,7 @@ from attnopt.codegen.tvm.kernels.decode_scores import (
     visible_scores,
     weights,
 )
-from attnopt.codegen.tvm.kernels.decode_sight import (
+from attnopt.codegen.tvm.kernels.sight import (
     end_key,
     first_key,
     held_values,

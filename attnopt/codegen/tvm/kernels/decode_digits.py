@@ -12,7 +12,8 @@ they stand and transposed. int8 codes are read as code + 128, because that side 
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.decode_cached import D_STORED, K_FORMAT, place_of, real, row_of
+from attnopt.codegen.tvm.kernels.decode_cached import place_of, real, row_of
+from attnopt.codegen.tvm.kernels.decode_side import SIDE_STORED as D_STORED, SIDE_FORMAT as K_FORMAT
 from attnopt.codegen.tvm.kernels.decode_lanes import vector
 from attnopt.codegen.tvm.kernels.decode_rows import D
 from attnopt.codegen.tvm.kernels.decode_scores import ROWS

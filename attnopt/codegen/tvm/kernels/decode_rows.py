@@ -2,7 +2,8 @@
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.decode_cached import D_LANES, K_LEVEL, K_STEPS, K_ZEROS, real
+from attnopt.codegen.tvm.kernels.decode_cached import D_LANES, real
+from attnopt.codegen.tvm.kernels.decode_side import SIDE_LEVEL as K_LEVEL, SIDE_STEPS as K_STEPS, SIDE_ZEROS as K_ZEROS
 from attnopt.codegen.tvm.kernels.decode_lanes import rest, whole
 
 D = 16

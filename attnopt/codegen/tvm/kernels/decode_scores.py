@@ -7,23 +7,14 @@ weights      relative to the largest score so far
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.decode_cached import (
-    BLOCK,
-    D_LANES,
-    E_LANES,
-    K_LEVEL,
-    K_STEPS,
-    K_ZEROS,
-    V_LEVEL,
-    V_STEPS,
-    V_ZEROS,
-    key_number,
-    place_of,
-    row_of,
-)
+from attnopt.codegen.tvm.kernels.decode_cached import BLOCK, D_LANES, E_LANES, place_of, row_of
+from attnopt.codegen.tvm.kernels.decode_side import (
+    SIDE_LEVEL as K_LEVEL, SIDE_STEPS as K_STEPS, SIDE_ZEROS as K_ZEROS, SIDE_LEVEL as V_LEVEL, SIDE_STEPS as V_STEPS,
+    SIDE_ZEROS as V_ZEROS, side_number as key_number,
+)  # fmt: skip
 from attnopt.codegen.tvm.kernels.decode_lanes import across, plus, rest, unrolled, vector, whole
 from attnopt.codegen.tvm.kernels.decode_rows import D
-from attnopt.codegen.tvm.kernels.decode_sight import held_values, inner_mask_mod, mask_mod, score_mod
+from attnopt.codegen.tvm.kernels.sight import held_values, inner_mask_mod, mask_mod, score_mod
 from attnopt.codegen.tvm.kernels.vectors import exp2_below
 
 E = 16

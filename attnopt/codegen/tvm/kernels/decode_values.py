@@ -2,7 +2,10 @@
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.decode_cached import E_LANES, V_LEVEL, V_STEPS, V_ZEROS, place_of, real, row_of, value_number
+from attnopt.codegen.tvm.kernels.decode_cached import E_LANES, place_of, real, row_of
+from attnopt.codegen.tvm.kernels.decode_side import (
+    SIDE_LEVEL as V_LEVEL, SIDE_STEPS as V_STEPS, SIDE_ZEROS as V_ZEROS, side_number as value_number,
+)  # fmt: skip
 from attnopt.codegen.tvm.kernels.decode_scores import ROWS, E
 
 E_PARTS = 1

@@ -9,6 +9,7 @@
               VECTORS vectors of q_t (s_t)
     ranges    first_key … end_key are seen by some query of the block, inner_first_key … inner_end_key by all: those need no mask.
               What lies outside is not read
+    pieces    of CHUNK keys are visited or not where data decides: see prefill_visits.py
     names     i_ index of a block, s_ stride, n_ size   q_t [D, BLOCK_Q]   s_t [BLOCK_K, BLOCK_Q] scores, then weights
               o_t [E, BLOCK_Q] sums of values   top, total, decay [BLOCK_Q]
 
@@ -19,10 +20,15 @@ Partitioning".
 from tvm.script import tirx as T
 
 from attnopt.codegen.tvm.kernels.prefill_holes import (
-    BLOCK_K, BLOCK_Q, CHANNELS, CHANNELS_REST, D, DTYPE, E, EDGES, EMPTY_ROWS, GROWS, HELD, HELD_ANY, HELD_WHOLE, INNER_MASK, KEYS,
-    LANES, LEADING, LSE, MASK, MEAN_OF_EMPTY, OFFSET, PHASES, RANGE, SCALE, SCORES, SINK, STAGED, TILES, TILES_ANY, TILES_WHOLE, TOP,
-    UNIT, VECTORS, end_key, first_key, held_values, hold_rows, hold_tile, inner_end_key, inner_first_key, inner_mask_mod, leading_keys,
-    mask_mod, match_operands, operands, query_offset, score_mod, sink_logit,
+    BLOCK_K, BLOCK_Q, CHANNELS, CHANNELS_REST, CHUNK, D, DTYPE, E, EDGES, EMPTY_ROWS, GROWS, HELD, HELD_ANY, HELD_WHOLE,
+    INNER_MASK, KEYS, K_NORM, LANES, LEADING, LISTED, LSE, MASK, MATCH_HEADS, MATCHES, MEAN_OF_EMPTY, NORMS, OFFSET, PHASES,
+    RANGE, SCALE, SCORES, SINK, STAGED, TILES, TILES_ANY, TILES_WHOLE, TOP, UNIT, VECTORS, VISITS, WHOLE, hold_rows, hold_tile,
+)  # fmt: skip
+from attnopt.codegen.tvm.kernels.prefill_norms import norm_of_key, norm_queries
+from attnopt.codegen.tvm.kernels.prefill_visits import all_match, is_chosen, match_keys, match_queries, may_match
+from attnopt.codegen.tvm.kernels.sight import (
+    end_key, first_key, held_values, inner_end_key, inner_first_key, inner_mask_mod, leading_keys, mask_mod, match_operands,
+    operands, query_offset, score_mod, sink_logit,
 )  # fmt: skip
 from attnopt.codegen.tvm.kernels.vectors import exp2_below
 
@@ -41,9 +47,11 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
     k = T.match_buffer(p_k, (n_b, n_g, n_k, D), DTYPE, strides=(s_kb, s_kh, s_kn, 1))
     v = T.match_buffer(p_v, (n_b, n_e, n_k, E), DTYPE, strides=(s_vb, s_vh, s_vn, 1))
     match_operands()
-    o = T.match_buffer(p_o, (n_b, n_h, n_q, E), DTYPE)
+    s_ob, s_oh, s_om = T.int64(), T.int64(), T.int64()
+    o = T.match_buffer(p_o, (n_b, n_h, n_q, E), DTYPE, strides=(s_ob, s_oh, s_om, 1))
     if LSE:
-        lse = T.match_buffer(p_lse, (n_b, n_h, n_q), "float32")
+        s_lb, s_lh, s_lm = T.int64(), T.int64(), T.int64()
+        lse = T.match_buffer(p_lse, (n_b, n_h, n_q), "float32", strides=(s_lb, s_lh, s_lm))
 
     batch: T.let = T.cast(n_b, "int32")
     heads: T.let = T.cast(n_h, "int32")
@@ -52,6 +60,28 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
     q_len: T.let = T.cast(n_q, "int32")
     kv_len: T.let = T.cast(n_k, "int32")
     q_blocks: T.let = T.ceildiv(q_len, BLOCK_Q)
+    if K_NORM:
+        key_norms = T.alloc_buffer((n_b * n_g, T.max(n_k, 1)), "float32")
+        key_blocks: T.let = T.ceildiv(kv_len, BLOCK_K)
+        for i_item in T.parallel(batch * key_heads * key_blocks):
+            i_row: T.let = T.truncdiv(i_item, key_blocks)
+            start: T.let = T.truncmod(i_item, key_blocks) * BLOCK_K
+            for n in range(T.min(kv_len - start, BLOCK_K)):
+                norm_of_key(key_norms, k, T.truncdiv(i_row, key_heads), T.truncmod(i_row, key_heads), start + n, i_row)
+    if MATCHES:
+        chunks: T.let = T.ceildiv(kv_len, CHUNK)
+        if MATCH_HEADS:
+            match_heads: T.let = heads
+        else:
+            match_heads: T.let = 1
+        key_spans = T.alloc_buffer((n_b * match_heads * T.max(chunks, 1), MATCHES, 2), "int32")
+        for i_piece in T.parallel(batch * match_heads * chunks):
+            i_row: T.let = T.truncdiv(i_piece, chunks)
+            start: T.let = T.truncmod(i_piece, chunks) * CHUNK
+            match_keys(
+                key_spans, i_piece, T.truncdiv(i_row, match_heads), T.truncmod(i_row, match_heads), start,
+                T.min(kv_len - start, CHUNK), q_len, kv_len, operands,
+            )  # fmt: skip
     for i_item in T.parallel(batch * heads * q_blocks):
         i_bh: T.let = T.truncdiv(i_item, q_blocks)  # nothing is negative here, and TVM is slow to see it of `//`
         i_b: T.let = T.truncdiv(i_bh, heads)
@@ -91,6 +121,8 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
         for j in range(BLOCK_Q):
             for d in range(D):
                 q_t[d, j] = T.cast(q[i_b, i_h, T.min(row_first + j, q_len - 1), d], "float32")
+        if NORMS:
+            norm_queries(q_t, i_h, i_kh, operands)
         for e in range(E):
             for x in T.unroll(VECTORS):
                 for j in T.vectorized(LANES):
@@ -122,6 +154,8 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                 position: T.let = T.min(k_first + n_first + i, stop - 1)
                 for x in T.unroll(VECTORS):
                     for j in T.vectorized(LANES):
+                        if K_NORM:
+                            tile[i, x * LANES + j] *= key_norms[i_b * key_heads + i_kh, position]
                         if SCORES:
                             tile[i, x * LANES + j] = score_mod(
                                 tile[i, x * LANES + j] * T.float32(SCALE),
@@ -240,21 +274,60 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
             seen[1] = 0
             seen[2] = kv_len
             seen[3] = kv_len
-        if PHASES == 0:  # what all queries see, in whole tiles; the rest is at the edge
-            seen[2] = seen[1] + T.truncdiv(seen[2] - seen[1], KEYS) * KEYS
-            walk(seen[1], seen[2], False)
+        if VISITS:
+            if MATCHES:
+                spans = T.alloc_buffer((MATCHES, 2), "int32")
+                match_queries(spans, i_b, i_h, q_first, row_first, q_len, kv_len, operands)
+                first_piece: T.let = (i_b * match_heads + T.truncmod(i_h, match_heads)) * chunks
+            parts = T.alloc_buffer((2, 2), "int32")
+            parts[0, 0] = seen[0]
+            parts[0, 1] = seen[3]
+            if LEADING:
+                parts[1, 0] = 0
+                parts[1, 1] = T.min(leading_keys(q_len, kv_len), seen[0])
+            for i_part in range(1 + LEADING):
+                for i_c in range(T.truncdiv(parts[i_part, 0], CHUNK), T.truncdiv(parts[i_part, 1] + CHUNK - 1, CHUNK)):
+                    start: T.let = T.max(i_c * CHUNK, parts[i_part, 0])
+                    stop: T.let = T.min(i_c * CHUNK + CHUNK, parts[i_part, 1])
+                    if LISTED:
+                        chosen: T.let = is_chosen(i_b, i_h, row_first, row_first + rows - 1, i_c * CHUNK, operands)
+                    if MATCHES:
+                        matching: T.let = may_match(spans, key_spans, first_piece + i_c)
+                    if LISTED and MATCHES:
+                        visited: T.let = chosen & matching
+                    elif LISTED:
+                        visited: T.let = chosen
+                    else:
+                        visited: T.let = matching
+                    if visited:
+                        if WHOLE:
+                            inside: T.let = (start >= seen[1]) & (stop <= seen[2]) & (T.truncmod(stop - start, KEYS) == 0)
+                            if MATCHES:
+                                plain: T.let = inside & all_match(spans, key_spans, first_piece + i_c)
+                            else:
+                                plain: T.let = inside
+                            if plain:
+                                walk(start, stop, False)
+                            else:
+                                walk(start, stop, True)
+                        else:
+                            walk(start, stop, True)
         else:
-            seen[2] = seen[1]
-        edges = T.alloc_buffer((3, 2), "int32")
-        edges[0, 0] = seen[2]
-        edges[0, 1] = seen[3]
-        edges[1, 0] = seen[0]
-        edges[1, 1] = seen[1]
-        if LEADING:
-            edges[2, 0] = 0
-            edges[2, 1] = T.min(leading_keys(q_len, kv_len), seen[0])
-        for i_edge in range(EDGES):
-            walk(edges[i_edge, 0], edges[i_edge, 1], True)
+            if PHASES == 0:  # what all queries see, in whole tiles; the rest is at the edge
+                seen[2] = seen[1] + T.truncdiv(seen[2] - seen[1], KEYS) * KEYS
+                walk(seen[1], seen[2], False)
+            else:
+                seen[2] = seen[1]
+            edges = T.alloc_buffer((3, 2), "int32")
+            edges[0, 0] = seen[2]
+            edges[0, 1] = seen[3]
+            edges[1, 0] = seen[0]
+            edges[1, 1] = seen[1]
+            if LEADING:
+                edges[2, 0] = 0
+                edges[2, 1] = T.min(leading_keys(q_len, kv_len), seen[0])
+            for i_edge in range(EDGES):
+                walk(edges[i_edge, 0], edges[i_edge, 1], True)
 
         if SINK:
             for x in T.unroll(VECTORS):

@@ -1,7 +1,6 @@
-"""What one spec, one form of its tensors and one tile decide of prefill.py: its constants, and functions that are holes.
+"""What one spec, one form of its tensors and one tile decide of prefill.py besides sight.py: its constants, and what it reads ahead.
 
-    mask_mod(…)  return T.bool(True)        ->   return (k <= q) & (q - k < 512)
-    D = 16, LSE = False, …                  ->   D = 64, LSE = True, …
+    D = 16, LSE = False, …   ->   D = 64, LSE = True, …
 
 As they stand they are plain softmax attention of narrow rows.
 """
@@ -41,63 +40,19 @@ HELD_WHOLE = 1
 TILES_ANY = False
 TILES = 1
 TILES_WHOLE = 1
-operands = ()  # stands for the operands of the spec
-held_values = ()  # stands for what is read of them for one query, or one query and one key
-
-
-def first_key(q_first, q_last, q_len, kv_len):
-    """The first key that any of the queries q_first … q_last sees."""
-    return 0
-
-
-def end_key(q_first, q_last, q_len, kv_len):
-    """The key after the last that any of the queries q_first … q_last sees."""
-    return kv_len
-
-
-def inner_first_key(q_first, q_last, q_len, kv_len):
-    """The first of the keys that all of the queries q_first … q_last see."""
-    return 0
-
-
-def inner_end_key(q_first, q_last, q_len, kv_len):
-    """The key after the last of those that all of the queries q_first … q_last see."""
-    return kv_len
-
-
-def leading_keys(q_len, kv_len):
-    """Keys 0 … n - 1 that are visible besides the range."""
-    return 0
-
-
-def query_offset(q_len, kv_len):
-    """The position of the first query."""
-    return 0
-
-
-def score_mod(score, b, h, q, row, k, q_len, kv_len, operands, held_values):
-    """What happens to a score after the first scale."""
-    return score
-
-
-def mask_mod(b, h, q, row, k, q_len, kv_len, operands, held_values):
-    """Whether a query sees a key."""
-    return T.bool(True)
-
-
-def inner_mask_mod(b, h, q, row, k, q_len, kv_len, operands, held_values):
-    """What of mask_mod is left to be asked inside the range that every row sees."""
-    return T.bool(True)
-
-
-def sink_logit(b, h, q, row, q_len, kv_len, operands, held_values):
-    """One more logit of each row, which takes weight and gives nothing."""
-    return T.float32(0.0)
-
-
-@T.inline
-def match_operands():
-    """The buffers of operands."""
+VISITS = False
+LISTED = False
+CHUNK = 64  # keys of a piece that is visited or not
+WHOLE = True  # inside the range that every row sees, matches alone decide of the mask
+MATCHES = 0
+MATCH_HEADS = False
+NORMS = False  # queries or keys are normalised
+Q_NORM = False
+K_NORM = False
+GAINS = False
+CENTERED = False
+NORM = "rms"
+EPS = 1e-6
 
 
 @T.inline

@@ -1,43 +1,30 @@
 """softmax softcap(30.0) add(alibi) causal & window(512)   ->   attnopt::tvm_attention(q, k, v, operands, spec)
 
 The kernel of the family for many queries, emitted for this spec and compiled for the CPU at hand: blocks of keys that the mask rules out
-are never visited, and masks and biases that are expressions are never in memory. It stands inside an operator of ours that carries the
-spec as text: loading such a file needs `import attnopt`. Where TVM is missing when it runs, the operator computes by torch's kernels.
+are never visited, and masks and biases that are expressions are never in memory. Where TVM is missing when it runs, the operator
+computes by torch's kernels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnopt.codegen.lowering import first_refusal
-from attnopt.codegen.operator_call import call_operator
-from attnopt.codegen.site_form import form_of
+from attnopt.codegen.operator_lowering import OperatorLowering
+from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.tvm.availability import missing
 from attnopt.codegen.tvm.prefill import supports
-from attnopt.ir.graph import Value
-from attnopt.ir.site import Builder, Refusal, Site
+from attnopt.ir.site import Refusal
+from attnopt.ir.spec import AttentionSpec
 
 
 @dataclass(frozen=True)
-class TvmPrefill:
+class TvmPrefill(OperatorLowering):
     name: str = "tvm-prefill"
-    host: str = "torch"
-    opset: int = 0
+    operator: str = "tvm_attention"
+    backend: str = "TVM"
 
-    def supports(self, site: Site, runtime: str) -> Refusal | None:
-        absent = [name for name in site.spec.operands if name not in site.operands]
-        refusal = first_refusal(
-            (runtime == "torch", f"runtime {runtime} has no TVM kernels"),
-            (missing() is None, missing() or ""),
-            (not absent, f"{next(iter(absent), '')} is not known inside the kernel"),
-            at=site.name,
-        )
-        form = form_of(site)
-        return refusal or (form if isinstance(form, Refusal) else supports(site.spec, form))
+    def missing(self) -> str | None:
+        return missing()
 
-    def emit(self, site: Site, builder: Builder) -> Value:
-        import torch
-
-        import attnopt.operators  # noqa: F401  (registers the operator)
-
-        return call_operator(torch.ops.attnopt.tvm_attention.default, site, builder)
+    def refusal(self, spec: AttentionSpec, form: Form) -> Refusal | None:
+        return supports(spec, form)

@@ -1,12 +1,12 @@
-"""What rows see and how their scores change: functions of decode.py that a spec fills in, as it does those of prefill.py.
+"""What rows see and how their scores change: functions of every family's template that a spec fills in.
 
-causal & window(512)   ->   first_key: q_first - 511     end_key: q_last + 1     inner_first_key: q_last - 511 …
+    causal & window(512)   ->   first_key: q_first - 511     end_key: q_last + 1     inner_first_key: q_last - 511 …
 """
 
 from tvm.script import tirx as T
 
 operands = ()  # stands for the operands of the spec
-held_values = ()  # nothing: every operand is read where it is needed
+held_values = ()  # stands for what is read of them before: for one query, or one query and one key. Nothing in decode.py
 
 
 def first_key(q_first, q_last, q_len, kv_len):
