@@ -24,6 +24,7 @@ from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.replay import moves_from, transferred
 from attnopt.report.data import Report
 from attnopt.report.plan import Plan, PlanStep
+from attnopt.rounding.weight_format import WeightFormat
 
 if TYPE_CHECKING:
     from attnopt.codegen.site_kernels import SiteKernel
@@ -171,4 +172,13 @@ def load(path: str | Path) -> Loaded:
     if source.suffix == ".pt2":
         return Loaded(*load_pt2(source))
     host = OnnxHost.from_model(source)
-    return Loaded(host.callable(), host.metadata)
+    loaded = Loaded(host.callable(), host.metadata)
+    if loaded.plan is not None:
+        loaded.plan = loaded.plan.with_arrays(lambda step: host.stored_codes(formats(step)))
+    return loaded
+
+
+def formats(step: PlanStep) -> dict[str, WeightFormat]:
+    """The layers that a step stores in few bits."""
+    found = {name: WeightFormat.read(text) for name, text in step.storage.items()}
+    return {name: format for name, format in found.items() if format is not None}

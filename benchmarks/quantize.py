@@ -1,9 +1,10 @@
 """Fewer bits: what each method loses against the bits that it keeps, beside the quantisers of onnxruntime and torchao.
 
-    python benchmarks/quantize.py --part weights|cache|attention [--quick]
+    python benchmarks/quantize.py --part weights|runtimes|cache|choice|attention [--quick]
 
 Weights: the reference language model (KL to the float model and perplexity on held-out documents) and MiniLM (1 - cosine of embeddings),
-round-to-nearest as the baseline. Results go to benchmarks/results/quantize_<part>.json and .md.
+round-to-nearest as the baseline. Runtimes: the same rounding as runtimes run it, with file and time. Choice: what the planner chooses for
+the cache of a decoding step. Each part takes a few minutes on one thread. Results go to benchmarks/results/quantize_<part>.json and .md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-PARTS = ("weights", "cache", "attention")
+PARTS = ("weights", "runtimes", "cache", "choice", "attention")
 
 
 def main() -> None:

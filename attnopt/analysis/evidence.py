@@ -55,6 +55,7 @@ class Evidence:
         self._padding = Padding.of(host.graph)
         self._contents = ""
         self._linear: dict[str, ChannelStatistics] | None = None
+        self._seen: frozenset[str] | None = None
         self._moments: dict[str, Tensor] = {}
         self._attention: dict[str, AttentionStatistics] | None = None
 
@@ -75,6 +76,19 @@ class Evidence:
             self._linear = {m.reads[0].name: joined(ChannelStatistics, result) for m, result in swept}
         found = self._linear.get(node.inputs[0].name)
         return None if found is None else LinearStatistics(node.name, found)
+
+    def sees(self, node: Node) -> bool:
+        """Whether there are data, and what this linear layer reads can be tapped. Nothing is run."""
+        reads = node.inputs[0] if node.inputs else None
+        if self._seen is None:
+            self._seen = frozenset(value.name for value in self.tappable())
+        return bool(self.samples) and reads is not None and reads.name in self._seen
+
+    def on(self, host: Host) -> Evidence:
+        """The same data on a copy of the host whose weights were changed since; nodes and sites are known by name. Nothing is stored."""
+        twins = {v.name: v for v in (*host.graph.inputs, *(v for n in host.graph.nodes for v in n.outputs))}
+        sites = [s.reading({o.value: twins[o.value.name] for o in s.reads if o.value.name in twins}) for s in self.sites]
+        return Evidence(host, self.calibration, sites=sites, memory=self.memory)
 
     def second_moment(self, node: Node) -> Tensor | None:
         """X'X / rows [C, C] in float64 of what a linear layer reads; None as for `linear`. Ask in the order of the graph."""

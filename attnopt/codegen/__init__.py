@@ -33,6 +33,8 @@ SINGLE: tuple[Lowering, ...] = (
 ON_GPU: tuple[Lowering, ...] = (TritonDecode(), TritonPrefill(), Summed(TritonPrefill()))
 # And these for the CPU at hand only, where TVM compiles them.
 ON_CPU: tuple[Lowering, ...] = (TvmDecode(), TvmPrefill(), Summed(TvmPrefill()))
+# Of these the ones that read a cache in codes.
+ON_CODES: tuple[Lowering, ...] = (TvmDecode(), TritonDecode())
 LOWERINGS: tuple[Lowering, ...] = (
     *SINGLE,
     *(Summed(kernel) for kernel in SINGLE),

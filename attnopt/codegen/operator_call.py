@@ -27,3 +27,9 @@ def call_operator(operator: Any, site: Site, builder: Builder, between: tuple[An
     shape = tuple(size_of(group) for group in layout)
     out = builder.call(operator, q, k, v, *between, loaded, str(site.spec), shape=shape, dtype=site.q.value.dtype)
     return arrange(builder, Operand(out, layout), site.output.layout)
+
+
+def cache_parts(site: Site) -> tuple[Value | None, ...]:
+    """What an operator of few queries takes of a cache beside keys and values: scales, zero points; never pages or lengths."""
+    named = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
+    return tuple(site.codes.get(name) for name in named)

@@ -12,14 +12,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from attnopt.codegen.lowering import first_refusal
-from attnopt.codegen.operator_call import call_operator
+from attnopt.codegen.operator_call import cache_parts, call_operator
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.site_form import FEW, form_of
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site
 from attnopt.ir.spec import AttentionSpec
-
-IN_ONE_PIECE = (None,) * 6  # no scales and zero points of keys and values, pages, lengths
 
 
 @dataclass(frozen=True)
@@ -68,4 +66,4 @@ class OperatorLowering(ABC):
         import attnopt.operators  # noqa: F401  (registers the operator)
 
         operator = getattr(torch.ops.attnopt, self.operator).default
-        return call_operator(operator, site, builder, IN_ONE_PIECE if self.few else ())
+        return call_operator(operator, site, builder, cache_parts(site) if self.few else ())

@@ -65,6 +65,7 @@ class Site:
     axes: the logical axes: b, g (key/value head), r (query heads per key head), q, k, d, e (value width); h is g then r.
     q, k, v, output: operands with their layouts over those axes; `operands` are the others that the spec loads, by name, one index
     for each dimension.
+    codes: where k and v hold a cache as the spec's clause stores it, its scales and zero points, named as in `kv_cache.Cache`.
     weights_used: the attention weights themselves are read elsewhere, so no fused kernel can stand in.
     nodes: canonical nodes that a replacement makes useless. steps: names of the rewrites that made this site.
     """
@@ -78,6 +79,7 @@ class Site:
     output: Operand
     operands: Mapping[str, Operand] = field(default_factory=dict)
     tensor_form: TensorForm | None = None
+    codes: Mapping[str, Value] = field(default_factory=dict)
     nodes: tuple[Node, ...] = ()
     source: Source = Source()
     weights_used: Node | None = None
@@ -100,6 +102,18 @@ class Site:
 
     def with_step(self, step: str, spec: AttentionSpec | None = None) -> Site:
         return replace(self, spec=spec or self.spec, steps=(*self.steps, step))
+
+    def reading(self, instead: Mapping[Value, Value]) -> Site:
+        """The same attention of other values, where some stand in place of those that it reads."""
+
+        def current(operand: Operand) -> Operand:
+            return Operand(instead.get(operand.value, operand.value), operand.layout)
+
+        loads = {name: current(operand) for name, operand in self.operands.items()}
+        form = self.tensor_form
+        if form is not None:
+            form = replace(form, operands={name: current(operand) for name, operand in form.operands.items()})
+        return replace(self, q=current(self.q), k=current(self.k), v=current(self.v), operands=loads, tensor_form=form)
 
 
 class NotIsolated(Exception):

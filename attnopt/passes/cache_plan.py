@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from attnopt.ir.block import CacheUpdate
-from attnopt.ir.graph import Value
+from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Refusal
+from attnopt.passes.cache_basis import weights_turned
 from attnopt.passes.cache_slots import SIDES, Slot, slots
 from attnopt.passes.cache_state import Kept, clause, keep
 from attnopt.passes.candidate import Candidate, Evidence, Group, Needs
@@ -36,8 +37,12 @@ def codes(
     source: str = "",
     note: str = "",
     needs: Needs = "nothing",
+    nodes: Sequence[Node] = (),
 ) -> Candidate:
-    """The candidate that keeps these caches so. balance: by site, shift and spread of the channels of its keys."""
+    """The candidate that keeps these caches so. balance: by site, shift and spread of the channels of its keys.
+
+    nodes: the layers that a basis is folded into.
+    """
     forms = [form(slot) if callable(form) else form for slot in held]
     sides = " and ".join(what for side, what in SIDES.items() if any(s.side == side for s in held))
     before = sum(s.bytes_per_token for s in held)
@@ -55,13 +60,14 @@ def codes(
         False,
         said,
         source or next(iter(cached.values())),
+        tuple(nodes),
         options={
             "caches": [[s.site.name, s.side, f.plain()] for s, f in zip(held, forms, strict=True)],
             "balance": {site: [list(row) for row in rows] for site, rows in (balance or {}).items()},
         },
         kind=kind,
         cached=cached,
-        changes=("cache", "structure"),
+        changes=("cache", "structure", "weights") if nodes else ("cache", "structure"),
         needs="calibration" if balance else needs,
     )
 
@@ -96,6 +102,11 @@ def applied(candidate: Candidate, group: Group) -> Group:
     forms, found = forms_of(candidate), slots(group)
     if isinstance(found, Refusal):
         return group
+    folded: dict[str, list[str]] = {}
+    for (site, side), form in forms.items():
+        if form.rows.folded:
+            folded.setdefault(site, []).append(side)
+    weights_turned(group, folded).write(group.host)
     return keep(group, [(s, forms[s.site.name, s.side]) for s in found if (s.site.name, s.side) in forms])
 
 

@@ -37,7 +37,8 @@ MIDDLE = 128.0  # of int8
 class Rows:
     """bits: 8, 4, 2 or 1. group: channels that share a scale, 0 for all. clip: the share of the range that levels cover.
 
-    turned: rounded in a Hadamard basis. balance: shift and spread of each channel of each head, [2, H * D], or None.
+    turned: rounded in a Hadamard basis. folded: rows come and are read in that basis already (`cache_basis`). balance: shift and spread
+    of each channel of each head, [2, H * D], or None.
     """
 
     bits: int = 8
@@ -45,6 +46,7 @@ class Rows:
     scales: str = "fp32"
     clip: float = 1.0
     turned: bool = False
+    folded: bool = False
     balance: Tensor | None = None
 
     @property
@@ -62,7 +64,7 @@ class Rows:
 
     def plain(self) -> dict[str, Any]:
         """As numbers and words, but for the balance."""
-        return {name: getattr(self, name) for name in ("bits", "group", "scales", "clip", "turned")}
+        return {name: getattr(self, name) for name in ("bits", "group", "scales", "clip", "turned", "folded")}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], balance: Sequence[Sequence[float]] | None = None) -> Rows:
@@ -101,8 +103,12 @@ class Rows:
         assert self.balance is not None
         return [x.reshape(1, -1, 1, width) for x in self.balance]
 
+    def exact(self, x: Tensor) -> Tensor:
+        """Rows that are kept exactly, in the basis that they are read in."""
+        return (x.double() @ hadamard(x.shape[-1])).to(x.dtype) if self.folded else x
+
     def packed(self, x: Tensor) -> list[Tensor]:
-        """What `write` computes. Raises ValueError where a number is not finite."""
+        """What `write` computes of rows as they were before anything was folded. Raises ValueError where a number is not finite."""
         y = x.float()
         if self.balance is not None:
             shift, spread = self.constants(y.shape[-1])
@@ -119,7 +125,7 @@ class Rows:
         if self.balance is not None:
             shift, spread = (builder.constant(c, "float32") for c in self.constants(width))
             x = n.div(n.sub(x, shift), spread)
-        if self.turned:
+        if self.turned and not self.folded:
             x = n.product(x, hadamard(width))
         count = self.groups(width)
         if count > 1:
@@ -148,7 +154,7 @@ class Rows:
         x = n.mul(n.add(x, zero), step)
         if count > 1:
             x = n.reshaped(x, *lead, width)
-        if self.turned and turned_back:
+        if self.turned and not self.folded and turned_back:
             x = n.product(x, hadamard(width).mT)
         if self.balance is not None:
             shift, spread = (builder.constant(c, "float32") for c in self.constants(width))

@@ -13,17 +13,19 @@ leaves `recent` is there. W + S exact tokens are held beside them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnopt.ir.block import Block, CacheUpdate
 from attnopt.ir.clause import Clause
 from attnopt.ir.dims import Dim, Shape, symbol
 from attnopt.ir.expr import Index, apply
 from attnopt.ir.graph import Value
-from attnopt.ir.site import Builder
+from attnopt.ir.layout import Operand
+from attnopt.ir.site import Builder, Site
 from attnopt.passes.cache_nodes import Nodes
 from attnopt.passes.cache_rows import Rows
 from attnopt.passes.cache_slots import Slot
@@ -64,7 +66,7 @@ class Kept:
     def packed(self, x: Tensor) -> list[Tensor]:
         """What an exact past [B, H, P, D] is as state."""
         kept = self.rows.packed(x)
-        length = x.shape[2]
+        x, length = self.rows.exact(x), x.shape[2]
         if self.first:
             kept.append(torch.nn.functional.pad(x[:, :, : self.first], (0, 0, 0, max(0, self.first - length))))
         if self.recent:
@@ -97,7 +99,10 @@ def clause(kept: Mapping[str, Kept]) -> Clause:
 
 
 def keep(group: Group, chosen: Sequence[tuple[Slot, Kept]]) -> Group:
-    """Let these caches come and go as they are kept. Edits the host of the group in place; give it a copy, and finish it."""
+    """Let these caches come and go as they are kept. Edits the host of the group in place; give it a copy, and finish it.
+
+    The attentions read what the codes stand for; the sites of the group that comes back say what they are, for kernels that read codes.
+    """
     host = group.host
     parts: dict[Value, list[tuple[str, Value]]] = {}
     whole: dict[Value, Value] = {}
@@ -111,7 +116,25 @@ def keep(group: Group, chosen: Sequence[tuple[Slot, Kept]]) -> Group:
     host.split_outputs(parts)
     for old, new in whole.items():
         host.replace(old, new)
-    return group
+    forms = {slot.past: kept for slot, kept in chosen}
+    held = {slot.past: [value for _, value in parts[slot.present]] for slot, _ in chosen}
+    sites = [in_codes(s, b, forms, held) for s, b in zip(group.sites, group.blocks, strict=True)]
+    return replace(group, sites=tuple(sites))
+
+
+def in_codes(site: Site, block: Block, forms: Mapping[Value, Kept], held: Mapping[Value, Sequence[Value]]) -> Site:
+    """The site on codes, scales and zero points, by the past that they were; as it is where its caches are not kept."""
+    updates = {side: block.part(side, CacheUpdate) for side in "kv"}
+    found = {side: u.past.value for side, u in updates.items() if u is not None and u.past.value in forms}
+    if not found:
+        return site
+    a, changed, codes = site.axes, {}, {}
+    for side, past in found.items():
+        values, scales, zeros = held[past][:3]
+        changed[side] = Operand(values, (a["b"], a["g"], a["k"], a["d" if side == "k" else "e"]))
+        codes |= {f"{side}_scales": scales, f"{side}_zeros": zeros}
+    spec = site.spec.with_(cache=clause({side: forms[past] for side, past in found.items()}))
+    return replace(site, spec=spec, codes=codes, **changed)
 
 
 def state(builder: Builder, slot: Slot, kept: Kept, past: Sequence[Value]) -> list[Value]:

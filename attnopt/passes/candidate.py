@@ -65,8 +65,8 @@ class Candidate:
     needs: "nothing", "calibration", or "tuning": a few steps of training, for which its pass has `tune`.
     tie: candidates of different groups with the same tie (not "") are taken all or none.
     options: what `apply` needs, as plain data (numbers, strings, lists): a plan file holds it.
-    arrays: what it needs beside that of the size of weights, by node name: a plan holds it as long as the process lasts, its file does
-    not, because the weights that it makes stand in the model already.
+    arrays: what it needs beside that of the size of weights, by node name, for passes that compute it (`Computes`): empty when it is
+    proposed. A plan holds it as long as the process lasts, its file does not: it is computed again from the data, or read from the model.
     """
 
     pass_name: str
@@ -102,6 +102,10 @@ class Evidence(Protocol):
         """Statistics of what a linear layer reads; None where it was not tapped."""
         ...
 
+    def sees(self, node: Node) -> bool:
+        """Whether there are data, and what this linear layer reads can be tapped. Nothing is run."""
+        ...
+
     def second_moment(self, node: Node) -> Tensor | None:
         """X'X / rows [in, in] of what a linear layer reads; None where it was not tapped. Ask in the order of the graph."""
         ...
@@ -112,6 +116,10 @@ class Evidence(Protocol):
 
     def attention(self, site: Site) -> Any:
         """Statistics of an attention; None where it was not tapped."""
+        ...
+
+    def on(self, host: Host) -> Evidence:
+        """The same data on a copy of the host whose weights were changed since."""
         ...
 
     def hold(self, values: Sequence[Value]) -> Iterator[tuple[Mapping[str, Tensor], list[Tensor]]]:
@@ -151,5 +159,17 @@ class Tunes(Protocol):
         """The candidate with what a few steps found in its options, from which alone `apply` works; or why nothing was found.
 
         Deterministic: random numbers come from torch's generator, which is seeded before. Neither group nor host is changed.
+        """
+        ...
+
+
+@runtime_checkable
+class Computes(Protocol):
+    """A pass whose candidates need arrays of the size of weights. They are no part of what it proposes: that stays cheap."""
+
+    def arrays(self, candidate: Candidate, group: Group, evidence: Evidence) -> Mapping[str, Mapping[str, Tensor]] | Refusal:
+        """What `apply` finds in the candidate's `arrays`, by node name; or why there is none.
+
+        Asked for when the candidate is first applied, and again where that was forgotten: the same data give the same numbers.
         """
         ...

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attnopt.ir.block import Block, Projection
+from attnopt.ir.block import Block, CacheUpdate, Projection
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.residual_stream import ResidualStream
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes.candidate import Group
 from attnopt.passes.linear_layers import matrix
-from attnopt.rounding.hadamard import rotation
+from attnopt.rounding.hadamard import in_blocks, rotation
 
 
 @dataclass
@@ -30,12 +30,14 @@ class Rotated:
     """What the model holds afterwards, in float64.
 
     matrices [out, in] of linear layers. rows: biases, tables and gains of norms, by the node and the value that it reads.
-    inputs: T [in, in] of layers whose input x becomes x T. stream: whether the residual stream was rotated. refusals: what was not.
+    inputs: T [in, in] of layers whose input x becomes x T. mixed: blocks of layers whose input is mixed at run time, after T.
+    stream: whether the residual stream was rotated. refusals: what was not.
     """
 
     matrices: dict[Node, Tensor] = field(default_factory=dict)
     rows: dict[tuple[Node, Value], Tensor] = field(default_factory=dict)
     inputs: dict[Node, Tensor] = field(default_factory=dict)
+    mixed: dict[Node, int] = field(default_factory=dict)
     stream: bool = False
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -53,8 +55,14 @@ class Rotated:
 
     def moment(self, node: Node, seen: Tensor) -> Tensor:
         """The second moment of what a layer reads afterwards, from that of what it read before."""
-        turned = self.inputs.get(node)
-        return seen if turned is None else turned.T @ seen.double() @ turned
+        turned, block = self.inputs.get(node), self.mixed.get(node)
+        made = seen if turned is None else turned.T @ seen.double() @ turned
+        return made if block is None else in_blocks(in_blocks(made.double(), block).T, block)
+
+    def mix(self, node: Node, block: int) -> None:
+        """Let a layer read its input in a Hadamard basis, which `mixed_inputs` computes."""
+        self.matrices[node] = in_blocks(self.matrix(node), block)
+        self.mixed[node] = block
 
     def write(self, host: Host, but: frozenset[str] = frozenset()) -> None:
         """Store all of it in a host with these nodes, but for the matrices of some layers, which are stored otherwise."""
@@ -88,6 +96,12 @@ def rotated(group: Group, seed: int = 0, heads: bool = True) -> Rotated:
     return made
 
 
+def turns(group: Group, heads: bool = True) -> tuple[bool, bool]:
+    """Whether the residual stream of a model can be rotated, and whether values of any attention can; nothing is computed."""
+    values = heads and any(head_refusal(s, b) is None for s, b in zip(group.sites, group.blocks, strict=True))
+    return isinstance(group.stream, ResidualStream), values
+
+
 def turn_stream(made: Rotated, stream: ResidualStream, q: Tensor) -> None:
     made.stream = True
     for reader in stream.readers:
@@ -108,10 +122,14 @@ def turn_stream(made: Rotated, stream: ResidualStream, q: Tensor) -> None:
         made.rows[table.node, table.value] = made.row(table.node, table.value) @ q
 
 
-def head_refusal(site: Site, block: Block) -> Refusal | None:
-    """Why no matrix can be moved through the values of an attention; None where one can."""
+def head_refusal(site: Site, block: Block, cached: bool = False) -> Refusal | None:
+    """Why no matrix can be moved through the values of an attention; None where one can.
+
+    cached: whether a cache of values may stand between, which holds them as the matrix makes them.
+    """
     v, o = block.v, block.o
-    if v is None or o is None or len(block.streams.get("v", ())) != 1:
+    between = [s for s in block.streams.get("v", ()) if not (cached and isinstance(s, CacheUpdate))]
+    if v is None or o is None or len(between) != 1:
         return Refusal("something stands between the layer that makes values and the attention", site.name)
     if v.down is not None or o.down is not None or site.spec.gate is not None or site.weights_used is not None:
         return Refusal("values are made of latents, or the output is gated", site.name)
@@ -124,18 +142,24 @@ def head_refusal(site: Site, block: Block) -> Refusal | None:
 
 def turn_heads(made: Rotated, v: Projection, o: Projection, r: Tensor) -> None:
     """v [heads, D] times r for each head, the columns of o for the query heads that read it times r too."""
-    weight, width = made.matrix(v.node), len(o.channels.flatten())
-    for channels in v.channels:
-        weight[channels] = r.T @ weight[channels]
-        if v.bias is not None:
-            held = made.row(bias_reader(v), v.bias)
-            held.view(-1)[channels] = held.reshape(-1)[channels] @ r
+    turn_outputs(made, v, r)
+    width = len(o.channels.flatten())
     weight, turned = made.matrix(o.node), torch.zeros(width, width, dtype=torch.float64)
     for channels in o.channels:
         weight[:, channels] = weight[:, channels] @ r
         turned[channels[:, None], channels[None]] = r
     before = made.inputs.get(o.node)
     made.inputs[o.node] = turned if before is None else before @ turned
+
+
+def turn_outputs(made: Rotated, layer: Projection, r: Tensor) -> None:
+    """What a layer makes [heads, D] times r for each head."""
+    weight = made.matrix(layer.node)
+    for channels in layer.channels:
+        weight[channels] = r.T @ weight[channels]
+        if layer.bias is not None:
+            held = made.row(bias_reader(layer), layer.bias)
+            held.view(-1)[channels] = held.reshape(-1)[channels] @ r
 
 
 def bias_reader(layer: Projection) -> Node:

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from attnopt.errors import PlanError
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Host, Refusal
@@ -66,7 +64,6 @@ def candidate(
     *,
     options: Mapping[str, Any] | None = None,
     needs: Needs = "nothing",
-    arrays: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Candidate:
     """These layers in their formats, which stand in the options."""
     said = " and ".join(dict.fromkeys(str(f) for f in kept.values()))
@@ -83,7 +80,6 @@ def candidate(
         changes=("weights",),
         storage=named,
         needs=needs,
-        arrays=arrays or {},
     )
 
 
@@ -99,8 +95,14 @@ def nodes_of(candidate: Candidate, host: Host) -> list[Node]:
     return found
 
 
+def formats_of(candidate: Candidate, host: Host) -> dict[Node, WeightFormat]:
+    """The layers of a candidate in this host, with the format of each. Raises PlanError where it has not all of them."""
+    found = {n: WeightFormat.read(candidate.options["formats"][n.name]) for n in nodes_of(candidate, host)}
+    return {node: format for node, format in found.items() if format is not None}
+
+
 def kept_codes(candidate: Candidate, nodes: Sequence[Node]) -> dict[str, RoundedWeight]:
-    """The rounded weights that a candidate brings along, by node name. Raises PlanError where it came from a file without them."""
+    """The rounded weights that a candidate brings along, by node name. Raises PlanError where it does not."""
     made = {}
     for node in nodes:
         arrays = candidate.arrays.get(node.name)
@@ -108,7 +110,7 @@ def kept_codes(candidate: Candidate, nodes: Sequence[Node]) -> dict[str, Rounded
             raise PlanError(
                 f"the plan does not hold the codes that '{candidate.pass_name}' found for '{node.name}'",
                 where=node.name,
-                next_move="They stand in the model that was written with the plan: use that, or search again.",
+                next_move="Give the calibration data that it was found with, or as the plan the .onnx file that was written with it.",
             )
         format = WeightFormat.read(candidate.options["formats"][node.name])
         assert format is not None

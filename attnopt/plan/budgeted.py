@@ -20,6 +20,8 @@ from attnopt.cost.target import Target
 from attnopt.cost.workload import Workload
 from attnopt.ir.site import Host, Site
 from attnopt.passes import Pass
+from attnopt.plan.arrays import MEMORY as CODES
+from attnopt.plan.arrays import Arrays
 from attnopt.plan.choose import Chosen
 from attnopt.plan.judge.budget import Budget
 from attnopt.plan.judge.judge import MEMORY as OUTPUTS
@@ -40,6 +42,7 @@ from attnopt.plan.search.search import Planned, Search
 from attnopt.plan.timing.pricing import Load, Prices
 from attnopt.plan.timing.shaped import Shaped
 from attnopt.plan.timing.stepwise import Stopwatch
+from attnopt.plan.worthwhile import worthwhile
 from attnopt.report.data import RewriteReport
 from attnopt.report.search import SearchReport, StepReport
 
@@ -78,7 +81,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The host after the plan (the current one where none held), its moves, the records, and what it holds before and after."""
+    """The host after the plan (the current one where none held), its moves, the records, and what it holds before and after.
+
+    data: the fingerprint of the half that it was chosen by.
+    """
 
     host: Host
     moves: tuple[Move, ...]
@@ -86,6 +92,7 @@ class Outcome:
     search: SearchReport
     memory: tuple[Held, Held]
     notes: tuple[str, ...] = ()
+    data: str = ""
 
 
 def prepared(setting: Setting) -> Search:
@@ -99,7 +106,8 @@ def prepared(setting: Setting) -> Search:
     classes = classes_of(grouping, setting.passes, evidence, Tuning(spent, setting.data is not None, setting.seed))
     sizes = setting.host.graph.sizes(setting.inputs)
     kernels = {c.site.name: c.lowering for c in setting.chosen if c.lowering is not None}
-    shop = Workshop(setting.host, kernels, setting.target, setting.runtime, setting.opset, sizes)
+    arrays = Arrays(evidence, room.share(CODES))
+    shop = Workshop(setting.host, kernels, setting.target, setting.runtime, setting.opset, sizes, arrays)
     classes = offered(classes, shop)
     bound = setting.workload.bind(setting.sites) if setting.workload is not None else ()
     loads = [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)]
@@ -137,6 +145,8 @@ def under_budget(setting: Setting) -> Outcome:
     Never changes the hosts of the setting.
     """
     search = prepared(setting)
+    if search.stopwatch is not None:
+        search.classes = worthwhile(search.classes, search.prices)
     plan, loss = search.found()
     steps: Sequence[StepReport] = ()
     moves = () if plan is None else moves_of(search.classes, plan.picks)
@@ -151,7 +161,9 @@ def under_budget(setting: Setting) -> Outcome:
         notes.append(f"no approximate plan that saves anything is within the budget {setting.budget}{least}: the plan is exact")
     held = search.memory.after(), search.memory.after(moves)
     record = searched(search, setting, plan, moves, loss, steps)
-    return Outcome(result, moves, rewrites(search, setting.passes, moves, loss), record, held, tuple(notes))
+    ready = search.losses.workshop.arrays.ready(moves)
+    data, about = halves(setting)[0].fingerprint, rewrites(search, setting.passes, moves, loss)
+    return Outcome(result, ready, about, record, held, tuple(notes), data)
 
 
 def verified(search: Search, plan: Planned, loss: Loss | None) -> tuple[Sequence[StepReport], tuple[Move, ...], Loss | None]:

@@ -18,7 +18,6 @@ from attnopt.codegen.lowering import Lowering
 from attnopt.codegen.triton.low_precision import refused_by
 from attnopt.cost.target import Target, read
 from attnopt.ir.graph import Value
-from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
 from attnopt.plan.memory.fitting import left, timed_together
@@ -249,23 +248,10 @@ def apply_choices(host: Host, chosen: Sequence[Chosen]) -> Host:
     replaced: dict[Value, Value] = {}
     for site in recognise(result.graph).sites:
         if site.name in wanted:
-            current = reread(site, replaced)
+            current = site.reading(replaced)
             replaced[site.output.value] = emit(result, current, wanted[site.name])
     result.finish()
     return result
-
-
-def reread(site: Site, replaced: Mapping[Value, Value]) -> Site:
-    """The site with operands that an earlier replacement made anew."""
-
-    def current(operand: Operand) -> Operand:
-        return Operand(replaced.get(operand.value, operand.value), operand.layout)
-
-    loads = {name: current(operand) for name, operand in site.operands.items()}
-    form = site.tensor_form
-    if form is not None:
-        form = replace(form, operands={name: current(operand) for name, operand in form.operands.items()})
-    return replace(site, q=current(site.q), k=current(site.k), v=current(site.v), operands=loads, tensor_form=form)
 
 
 def is_fused(site: Site) -> bool:

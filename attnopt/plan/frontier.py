@@ -15,9 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from attnopt.analysis.progress import progress
 from attnopt.cost.nodes import estimate_nodes
-from attnopt.plan.budgeted import UNSEEN, Setting, prepared
-from attnopt.plan.judge.quality import Loss
-from attnopt.plan.options.proposals import Move, moves_of
+from attnopt.plan.budgeted import UNSEEN, Setting, halves, prepared
 from attnopt.plan.pipeline import SLOWER
 from attnopt.plan.replay import step_of
 from attnopt.plan.search.search import Planned, Search
@@ -75,7 +73,7 @@ class Bench:
     original: float = 0.0
 
     def __post_init__(self) -> None:
-        self.run = self.setting.host.runner()
+        self.run, self.data = self.setting.host.runner(), halves(self.setting)[0].fingerprint
         if self.search.stopwatch is None:
             self.original = predicted_seconds(self.setting, self.search, exact=False)
 
@@ -161,7 +159,9 @@ class Bench:
             target=setting.target.name,
             runtime=setting.runtime,
             kernels={c.site.name: c.lowering.name for c in setting.chosen if c.lowering is not None},
-            steps=tuple(map(step_of, moves)),
+            steps=tuple(map(step_of, search.losses.workshop.arrays.ready(moves))),
+            seed=setting.seed,
+            data=self.data,
             budget=budget or 0.0,
             metric=loss.metric,
             loss=loss.mean,

@@ -17,18 +17,16 @@ from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.store import Store
 from attnopt.cost.target import load_target
 from attnopt.cost.workload import Workload
+from attnopt.errors import PlanError
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import ALL, Group, Pass
 from attnopt.patterns import Recognition, recognise
 from attnopt.plan.budgeted import UNTIMED, Outcome, Setting, under_budget
 from attnopt.plan.choose import Chosen, apply_choices, choose
-from attnopt.plan.judge.budget import QUALITY, Budget
 from attnopt.plan.judge.quality import Score
-from attnopt.plan.judge.verify import difference, require_equal, seeded
 from attnopt.plan.memory.fitting import left, within_memory
 from attnopt.plan.options.proposals import Move
-from attnopt.plan.options.workshop import Workshop
-from attnopt.plan.replay import kernels_from, moves_from, step_of
+from attnopt.plan.replay import arrays_for, kernels_from, moves_from, step_of
 from attnopt.plan.search.effort import EFFORTS, Effort
 from attnopt.plan.site_reports import site_report
 from attnopt.plan.timing.shaped import Shaped, shaped
@@ -120,10 +118,16 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
 
 
 def replay(host: Host, request: Request, state: State) -> None:
-    """Make the moves of the plan that was given."""
+    """Make the moves of the plan that was given. What does not stand in it, weights in codes, is computed from the data again."""
     assert request.plan is not None
-    state.moves = moves_from(request.plan.steps, host)
-    state.result = workshop(host, request, state.chosen).built(state.moves)
+    shop = workshop(host, request, state.chosen)
+    shop.arrays, said = arrays_for(request.plan, setting_for(host, request, state, ()))
+    state.notes += said
+    try:
+        state.moves = shop.arrays.ready(moves_from(request.plan.steps, host))
+    except RuntimeError as failure:
+        raise PlanError(str(failure), next_move="Give the calibration data that the plan was found with.") from None
+    state.result = shop.built(state.moves)
 
 
 def workshop(host: Host, request: Request, chosen: Sequence[Chosen]) -> Workshop:
@@ -253,6 +257,8 @@ def reported(host: Host, request: Request, state: State, found: Recognition, clo
         metric=held.metric if held and state.moves else "",
         loss=held.loss if held and state.moves else None,
         bound=held.bound if held and state.moves else None,
+        seed=request.seed,
+        data=state.outcome.data if state.outcome is not None and state.moves else "",
     )
     return Report(
         target=request.target,
@@ -270,7 +276,7 @@ def reported(host: Host, request: Request, state: State, found: Recognition, clo
         notes=tuple(state.notes),
         seconds_spent=clock.spent,
         search=held,
-        plan=plan if request.plan is None else request.plan,
+        plan=plan if request.plan is None else replace(request.plan, steps=plan.steps),
         fuses=any(p.exact for p in request.passes) if request.plan is None else bool(request.plan.kernels),
     )
 

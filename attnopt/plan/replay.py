@@ -9,17 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from attnopt.analysis.evidence import Evidence
 from attnopt.codegen import LOWERINGS
 from attnopt.codegen.lowering import Lowering
 from attnopt.errors import PlanError, UnknownPass
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Host, Site
 from attnopt.passes import ALL, Candidate, Group
+from attnopt.passes.candidate import Computes
+from attnopt.plan.arrays import Arrays
+from attnopt.plan.budgeted import Setting, halves
 from attnopt.plan.choose import Chosen
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
-from attnopt.report.plan import PlanStep
+from attnopt.report.plan import Plan, PlanStep
 
+OTHER_DATA = "weights were rounded by other data than those that the plan was found on: its loss is not known to hold"
 OTHER = "The plan is of another model, or of another form of this one (torch, ONNX): search again."
 
 
@@ -78,6 +83,23 @@ def candidate_of(step: PlanStep, nodes: Mapping[str, Node]) -> Candidate:
         tuple(nodes[n] for n in step.scales),
         arrays=step.arrays,
     )
+
+
+def arrays_for(plan: Plan, setting: Setting) -> tuple[Arrays, list[str]]:
+    """What the moves of a plan compute beside what stands in it: from the half of the data that it was chosen by.
+
+    Other calibration data do as well, with a line; example inputs only where the plan was found on them. Else nothing is computed, and
+    applying a move says what it lacks.
+    """
+    passes = {p.name: p for p in ALL}
+    if all(step.arrays or not isinstance(passes.get(step.rewrite), Computes) for step in plan.steps):
+        return Arrays(), []
+    half, _ = halves(replace(setting, seed=plan.seed))
+    same = half.fingerprint == plan.data
+    if not same and setting.data is None:
+        return Arrays(), []
+    evidence = Evidence(setting.host, half, sites=setting.sites, store=setting.store)
+    return Arrays(evidence), [] if same else [OTHER_DATA]
 
 
 def kernels_from(kernels: Mapping[str, str], sites: Sequence[Site], host: Host, runtime: str) -> list[Chosen]:

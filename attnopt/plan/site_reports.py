@@ -1,7 +1,8 @@
 """What became of one site: the spec that it computes now, its kernel, and why.
 
 softmax causal, sdpa   + window(64)                 ->   softmax causal & window(64), local-sdpa
-                       + int8 cache                 ->   softmax causal cache(k=int8, v=int8), sdpa on what is read back
+                       + int8 cache                 ->   softmax causal cache(k=int8, v=int8), tvm-decode on the codes
+                       + 2-bit cache                ->   softmax causal cache(k=int2, v=int2), sdpa on what is read back
                        + the layer is removed       ->   nothing, removed
 """
 
@@ -45,6 +46,8 @@ def site_report(chosen: Chosen, moves: Sequence[Move], shop: Workshop) -> SiteRe
     spec = after.spec.with_(cache=as_spec(f"softmax {cached}").cache) if cached else after.spec
     named = tuple(m.rewrite.name for m in own if not m.edits or site.name in m.candidate.cached)
     report = replace(exact, after=str(spec), steps=(*exact.steps, *named))
+    if cached and after is site and (reader := shop.reads_codes(replace(site, spec=spec))) is not None:
+        return replace(report, kernel=reader.name, why="reads the cache as it is stored", seconds_after=None)
     return report if after is site else with_kernel(report, shop, after)
 
 

@@ -7,7 +7,7 @@ Nothing in it is searched again: factors of smoothing, windows, the layers that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -20,7 +20,8 @@ VERSION = 1
 class PlanStep:
     """One rewrite of one group: names of the pass, the group and its nodes in the model as it was, and the options of the candidate.
 
-    scales: layers of other groups that it scales. arrays: of the size of weights, by node name; they are in no file (see `Candidate`).
+    scales: layers of other groups that it scales. arrays: of the size of weights, by node name; they are in no plan's file (see
+    `Candidate`), but stand in the model written with it.
     """
 
     rewrite: str
@@ -54,6 +55,7 @@ class Plan:
     """What was done to a model. host: "torch" or "onnx", whose names it uses. kernels: by site; a site that is absent is as it was.
     Where a step gives a site another spec, its kernel is predicted anew.
 
+    seed, data: of the half of the data that it was chosen by, and the fingerprint of that half: what moves computed from it.
     metric, loss, bound: what the plan lost on the data that judged it; None for an exact plan, or where nothing was held back.
     """
 
@@ -66,7 +68,13 @@ class Plan:
     metric: str = ""
     loss: float | None = None
     bound: float | None = None
+    seed: int = 0
+    data: str = ""
     version: int = VERSION
+
+    def with_arrays(self, of: Callable[[PlanStep], Mapping[str, Mapping[str, Any]]]) -> Plan:
+        """The plan with what was found for each of its steps."""
+        return replace(self, steps=tuple(replace(s, arrays=of(s)) for s in self.steps))
 
     def to_json(self) -> dict[str, Any]:
         record = asdict(replace(self, steps=tuple(replace(s, arrays={}) for s in self.steps)))

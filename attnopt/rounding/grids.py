@@ -23,6 +23,7 @@ from attnopt.rounding.weight_format import WeightFormat
 Kind = Literal["extremes", "squares", "gaussian"]
 CLIPS = tuple(1.0 - 0.02 * i for i in range(36))  # 1 … 0.3
 GAUSSIAN = {1: 0.79788, 2: 1.49353, 3: 2.05107, 4: 2.51393, 5: 2.91609, 6: 3.27660, 7: 3.60105, 8: 3.88494}
+AT_ONCE = 2**21  # numbers that grids are tried on at a time
 Grid = tuple[Tensor, Any]  # zero points are a tensor or one number
 
 
@@ -37,24 +38,30 @@ class Gridding:
         """(steps, zeros) [out, groups] for weights [out, in]. importance [in]: what the squared error of each input counts."""
         if self.kind == "gaussian":
             return gaussian_grid(weight, format)
-        best: list[Tensor] = []
         parts = grouped(weight, format)
         counts = None if importance is None else importance.to(weight.dtype).reshape(parts.shape[1:])
-        for steps, zeros in candidates(parts, format, self.clips if self.kind == "squares" else (1.0,)):
-            codes = torch.round(parts / steps[..., None] + zeros[..., None]).clamp_(0, format.levels - 1)
-            errors = ((codes - zeros[..., None]) * steps[..., None] - parts).square()
-            error = (errors if counts is None else errors * counts).sum(-1)
-            if not best:
-                best = [error, steps, zeros]
-                continue
-            better = error < best[0]
-            best = [torch.where(better, new, old) for new, old in zip((error, steps, zeros), best, strict=True)]
+        tried = candidates(parts, format, self.clips if self.kind == "squares" else (1.0,))
+        best: list[Tensor] = []
+        for at in range(0, len(tried), many := max(1, AT_ONCE // max(1, parts.numel()))):
+            steps, zeros = (torch.stack(some) for some in zip(*tried[at : at + many], strict=True))
+            found = [errors(parts, steps, zeros, format, counts), steps, zeros]
+            least = found[0].min(0, keepdim=True).indices
+            found = [x.gather(0, least)[0] for x in found]
+            better = found[0] < best[0] if best else None
+            best = found if better is None else [torch.where(better, new, old) for new, old in zip(found, best, strict=True)]
         return best[1], best[2] if format.zeros else float(format.middle)
 
     def rounded(self, weight: Tensor, format: WeightFormat, importance: Tensor | None = None) -> RoundedWeight:
         """The nearest levels of the grid of these weights [out, in], which must be finite and fit the format (`unfit`)."""
         work = weight if weight.dtype == torch.float64 else weight.float()
         return rounded(work, *self.grid(work, format, importance), format)
+
+
+def errors(parts: Tensor, steps: Tensor, zeros: Tensor, format: WeightFormat, counts: Tensor | None) -> Tensor:
+    """Squared errors [n, out, groups] of weights [out, groups, in a group] on n grids; counts: what each input counts."""
+    codes = torch.round(parts / steps[..., None] + zeros[..., None]).clamp_(0, format.levels - 1)
+    away = codes.sub_(zeros[..., None]).mul_(steps[..., None]).sub_(parts).square_()
+    return (away if counts is None else away.mul_(counts)).sum(-1)
 
 
 def candidates(parts: Tensor, format: WeightFormat, clips: Sequence[float]) -> list[tuple[Tensor, Tensor]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from attnopt.cost.machine import clock
 from attnopt.ir.evaluate import Grid, evaluate
 from attnopt.ir.spec import parse
-from attnopt.plan.timing import in_turn
+from attnopt.plan.timing.timing import in_turn
 
 BLOCK = 64  # rows and keys of the blocks that are counted
 WIDTH = 64

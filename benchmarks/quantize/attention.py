@@ -30,7 +30,7 @@ from attnopt.ir.site import Builder, Host, Site
 from attnopt.ir.spec import parse
 from attnopt.passes.quantize.sage_attention import precision
 from attnopt.patterns import recognise
-from attnopt.plan.choose import emit, reread
+from attnopt.plan.choose import emit
 from quantize.subjects import Measured, Subject, code_lm, sentence_encoder
 
 GOAL = 0.999  # cosine
@@ -123,7 +123,7 @@ def everywhere(host: Host, clause: Clause) -> Host:
     made, replaced = host.copy(), {}
     for site in recognise(made.graph).sites:
         rounded = site.with_step("sage-attention", site.spec.with_(precision=clause))
-        replaced[site.output.value] = emit(made, reread(rounded, replaced), Reference())
+        replaced[site.output.value] = emit(made, rounded.reading(replaced), Reference())
     made.finish()
     return made
 

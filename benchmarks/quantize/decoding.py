@@ -28,11 +28,15 @@ class Decoding(nn.Module):
         return logits, tuple((layer.keys, layer.values) for layer in cache.layers)
 
 
+@torch.no_grad()
+def past_of(model: nn.Module, ids: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """What these tokens [B, L] leave in the cache, by layer."""
+    return tuple((layer.keys, layer.values) for layer in model(ids, use_cache=True).past_key_values.layers)
+
+
 def step(model: nn.Module, ids: Tensor) -> tuple[OnnxHost, dict[str, Tensor]]:
     """The graph of the step that reads the last of `ids` [B, L], and its inputs."""
-    with torch.no_grad():
-        layers = model(ids[:, :-1], use_cache=True).past_key_values.layers
-    past, free = tuple((layer.keys, layer.values) for layer in layers), torch.export.Dim.DYNAMIC
+    past, free = past_of(model, ids[:, :-1]), torch.export.Dim.DYNAMIC
     two = tuple((k.repeat(2, 1, 1, 1), v.repeat(2, 1, 1, 1)) for k, v in past)  # torch.export takes a size of 1 for all sizes
     dims = {"ids": {0: free}, "past": tuple(({0: free, 2: free}, {0: free, 2: free}) for _ in past)}
     traced = FxHost.from_captured(capture(Decoding(model).eval(), (ids[:, -1:].repeat(2, 1), two), dims))

@@ -14,6 +14,7 @@ from attnopt.analysis.store import Store
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Host, Refusal
 from attnopt.passes import Gptq, Pass, QuestRounding, RoundWeights, Rsq
+from attnopt.passes.candidate import Computes
 from attnopt.passes.weight_rounding import Wish
 from attnopt.plan.memory.memory import numbers, stored_bits
 from attnopt.plan.options.groups import Grouping
@@ -39,6 +40,12 @@ def methods(wish: Wish) -> list[Method]:
         Method("QuEST", QuestRounding(wishes=wishes), "Hadamard, Gaussian grid, no data"),
         Method("rotated GPTQ", Rsq(wishes=wishes, least=1.0, protect=0.0), "RSQ with all tokens alike"),
         Method("RSQ", Rsq(wishes=wishes, protect=0.0), "r_min 0.005"),
+        Method(
+            "RSQ, MLP inputs mixed",
+            Rsq(wishes=wishes, protect=0.0, mix=True),
+            "Hadamard blocks at run time before down_proj",
+        ),
+        Method("RSQ, layer after layer", Rsq(wishes=wishes, protect=0.0), "moments of the model rounded so far"),
     ]
 
 
@@ -55,8 +62,8 @@ class Bench:
         store.folder.mkdir(exist_ok=True)  # type: ignore[union-attr]
         self.evidence = Evidence(self.host, self.subject.data(self.host), sites=self.grouping.sites, store=store)
 
-    def applied(self, rewrite: Pass) -> tuple[Host, float] | Refusal:
-        """A copy with every block rounded, and the bits per weight of what was."""
+    def applied(self, rewrite: Pass, in_turn: bool = False) -> tuple[Host, float] | Refusal:
+        """A copy with every block rounded, and the bits per weight of what was. in_turn: layer after layer, where a pass offers that."""
         copy = self.host.copy()
         there = {g.name: g for g in Grouping(copy).of(rewrite.per)}
         bits = count = 0.0
@@ -69,9 +76,15 @@ class Bench:
             if isinstance(proposed, Refusal):
                 refused = proposed
                 continue
-            rewrite.apply(proposed[0], replace(there[group.name], host=copy))
-            for node in proposed[0].nodes:
-                bits += numbers(node) * stored_bits(node, proposed[0].storage[node.name])
+            candidate = proposed[-1 if in_turn else 0]
+            if isinstance(rewrite, Computes):
+                arrays = rewrite.arrays(candidate, replace(group, linears=inside), self.evidence)
+                if isinstance(arrays, Refusal):
+                    return arrays
+                candidate = replace(candidate, arrays=arrays)
+            rewrite.apply(candidate, replace(there[group.name], host=copy))
+            for node in candidate.nodes:
+                bits += numbers(node) * stored_bits(node, candidate.storage[node.name])
                 count += numbers(node)
         if not count:
             return refused or Refusal("no linear layer")
@@ -86,4 +99,4 @@ class Bench:
     def rows(self, wish: Wish, only: tuple[str, ...] = ()) -> Iterator[tuple[Method, tuple[Host, float] | Refusal]]:
         for method in methods(wish):
             if not only or method.name in only:
-                yield method, self.applied(method.rewrite)
+                yield method, self.applied(method.rewrite, method.name.endswith("layer after layer"))

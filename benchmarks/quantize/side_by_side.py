@@ -1,7 +1,13 @@
-"""The same rounding as runtimes run it, beside their own quantisers: file, loss, and time at one token and at a whole text."""
+"""The same rounding as runtimes run it, beside their own quantisers: file, loss, and time at one token and at a whole text.
+
+A speed is the median of the ratios of neighbouring calls, the float model's and the contender's, with its 95 % interval by order
+statistics. torchao is measured on torch where it is installed (`pip install --no-deps torchao`); no row needs it.
+"""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +19,18 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Host, Refusal
 from attnopt.passes import DynamicInt8
 from attnopt.passes.weight_rounding import Wish
-from attnopt.plan.timing.timing import in_turn
+from attnopt.plan.timing.timing import Timing, in_turn
 from quantize import peers
 from quantize.methods import Bench
 from quantize.subjects import Measured, Subject
 
-SHOWN = ("RTN", "GPTQ", "RSQ", "QuEST")
+SHOWN = ("RTN", "RSQ", "QuEST")
 LENGTHS = (1, 128)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One model as a runtime runs it: bytes of its file, loss, seconds and speed against the float export at each length."""
+    """One model as a runtime runs it: bytes of its file, loss, seconds and speed (low, middle, high) against the float export by length."""
 
     model: str
     contender: str
@@ -32,7 +38,7 @@ class Run:
     loss: float | None
     half: float | None
     times: tuple[float, ...] = ()
-    speeds: tuple[float, ...] = ()
+    speeds: tuple[tuple[float, float, float], ...] = ()
     note: str = ""
 
 
@@ -50,6 +56,7 @@ def run_side_by_side(subject: Subject, wishes: list[Wish]) -> list[Run]:
     if not isinstance(dynamic, Refusal):
         paths["attnopt dynamic int8"] = saved(dynamic[0], subject.folder / "attnopt-dynamic.onnx")
     for name, make in PEERS.items():
+        print(f"{subject.name}: {name}", flush=True)
         try:
             paths[name] = make(subject)
         except Exception as failure:  # a peer that cannot do it is a row that says so
@@ -89,13 +96,13 @@ def inputs_of(subject: Subject, length: int) -> dict[str, Tensor]:
 def timed(subject: Subject, runners: dict[str, Callable], paths: dict[str, Path]) -> list[Run]:  # type: ignore[type-arg]
     losses: dict[str, Measured] = {name: subject.loss(run)[0] for name, run in runners.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runners}
-    speeds: dict[str, list[float]] = {name: [] for name in runners}
+    speeds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runners}
     for length in LENGTHS:
         given = inputs_of(subject, length)
         times = in_turn({name: (lambda run=run, given=given: run(given)) for name, run in runners.items()}, seconds=1.0)
         for name, each in times.items():
             seconds[name].append(each.median)
-            speeds[name].append(1 / each.ratio(times["float32 export"]))
+            speeds[name].append(speed(times["float32 export"], each))
     return [
         Run(
             subject.name,
@@ -108,6 +115,15 @@ def timed(subject: Subject, runners: dict[str, Callable], paths: dict[str, Path]
         )
         for name in runners
     ]
+
+
+def speed(plain: Timing, other: Timing) -> tuple[float, float, float]:
+    """(low, median, high) of the ratios of neighbouring runs: the median lies between the order statistics in 95 of 100 cases."""
+    ratios = sorted(a / b for a, b in zip(plain.runs, other.runs, strict=True))
+    count = len(ratios)
+    away = 0.98 * math.sqrt(count)
+    low, high = max(0, math.floor(count / 2 - away)), min(count - 1, math.ceil(count / 2 + away) - 1)
+    return ratios[low], statistics.median(ratios), ratios[max(low, high)]
 
 
 def torch_peers(subject: Subject) -> list[Run]:
@@ -124,14 +140,14 @@ def torch_peers(subject: Subject) -> list[Run]:
     if not runs:
         return made
     plain = subject.torch.runner()
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    times: dict[str, list[tuple[float, tuple[float, float, float]]]] = {name: [] for name in runs}
     for length in LENGTHS:
         given = inputs_of(subject, max(length, 2))
         runners = {"float32": plain, **runs}
         calls = {name: (lambda run=run, given=given: run(given)) for name, run in runners.items()}
         found = in_turn(calls, seconds=1.0)
         for name in runs:
-            times[name].append((found[name].median, 1 / found[name].ratio(found["float32"])))
+            times[name].append((found[name].median, speed(found["float32"], found[name])))
     for name, each in runs.items():
         loss, _ = subject.loss(each)
         made.append(

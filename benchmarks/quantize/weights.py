@@ -1,13 +1,13 @@
-"""Weights in few bits: loss against bits per weight for every method, and what each storage takes in time beside its peers.
+"""Weights in few bits: loss against bits per weight for every method, on torch with inputs in float32: only the weights differ.
 
-One table of losses, on torch with inputs in float32, so that only the weights differ; one of models as onnxruntime and torch run them, with
-inputs as their kernels round them, with file size and time at one row and at a whole text, run in turn.
+A run ends after MINUTES: what was not reached is named below the table. Times and files are the part `runtimes`.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +18,10 @@ import torch
 
 from attnopt.ir.site import Refusal
 from attnopt.passes.weight_rounding import Wish
-from quantize.side_by_side import LENGTHS, Run, run_side_by_side
 from quantize.subjects import Measured, Subject, code_lm, sentence_encoder
 
-WISHES = [Wish(4, 32), Wish(8, 0), Wish(3, 32), Wish(4, 0), Wish(3, 0), Wish(4, 128)]
-STORED = [Wish(8, 128), Wish(4, 32)]
+WISHES = [Wish(4, 32), Wish(3, 32), Wish(4, 0), Wish(8, 0), Wish(3, 0), Wish(4, 128)]
+MINUTES = 9.0
 QUICK = [Wish(4, 32)]
 INT8_GOAL = 1e-3  # KL
 
@@ -47,40 +46,42 @@ def run(quick: bool) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    busy = harness.busy_share()
+    started, left = time.monotonic(), list[str]()
     notes = [
         "losses: mean over independent samples ± half of the 95 % interval; below 1 in the last column is better than round-to-nearest",
         "bits per weight count float32 steps; 3-bit codes have no kernel in onnxruntime and would be stored in 4 bits",
         "QuEST in groups is an extension: its authors have one step for a row; RTN has the best clip of each group",
-        f"timed on {torch.get_num_threads()} thread, in turn, medians of paired ratios; other processes used {busy:.2f} cores at the start",
     ]
-    runs: list[Run] = []
     with tempfile.TemporaryDirectory() as folder:
         subjects = [make(Path(folder), quick) for make in (code_lm, sentence_encoder)]
         losses = [Loss(s.name, 32, "", "float32", 32.0, 0.0, 0.0, s.perplexity, None) for s in subjects]
         for wish in QUICK if quick else WISHES:
             for subject in subjects:
+                if time.monotonic() - started > 60 * MINUTES:
+                    left.append(f"{subject.name} {wish.bits} bits, {f'groups of {wish.most}' if wish.most else 'rows'}")
+                    continue
                 for each in lost(subject, wish):
                     losses.append(each)
-                    keep(losses, runs, notes, quick)
-        for subject in subjects:
-            runs += run_side_by_side(subject, QUICK if quick else STORED)
-            keep(losses, runs, notes, quick)
-    print(text_of(losses, runs, notes))
+                    print(f"{time.monotonic() - started:4.0f} s  {each}", flush=True)
+                    keep(losses, notes, quick)
+        if left:
+            notes.append(f"not reached in {MINUTES:g} minutes: {'; '.join(left)}")
+    keep(losses, notes, quick)
+    print(text_of(losses, notes))
     for each in losses:
         if each.model == "code-lm" and each.bits == 8 and each.method == "RTN" and each.loss >= INT8_GOAL:
             print(f"int8 weights lose {each.loss:.1e}, not under {INT8_GOAL:g}")
 
 
-def keep(losses: list[Loss], runs: list[Run], notes: list[str], quick: bool) -> None:
+def keep(losses: list[Loss], notes: list[str], quick: bool) -> None:
     """Write what there is so far: a run takes long, and may be cut off."""
     if not quick:
-        path = harness.save("quantize_weights", losses, notes, {"runs": [vars(r) for r in runs]})
-        path.with_suffix(".md").write_text(text_of(losses, runs, notes))
+        path = harness.save("quantize_weights", losses, notes)
+        path.with_suffix(".md").write_text(text_of(losses, notes))
 
 
-def text_of(losses: list[Loss], runs: list[Run], notes: list[str]) -> str:
-    return "\n".join([loss_table(losses), run_table(runs), *(f"- {n}" for n in notes), ""])
+def text_of(losses: list[Loss], notes: list[str]) -> str:
+    return "\n".join([loss_table(losses), *(f"- {n}" for n in notes), ""])
 
 
 def lost(subject: Subject, wish: Wish) -> Iterator[Loss]:
@@ -96,7 +97,6 @@ def lost(subject: Subject, wish: Wish) -> Iterator[Loss]:
         plain = loss.mean if plain is None else plain
         ratio = loss.mean / plain
         made = Loss(subject.name, wish.bits, group, method.name, width, loss.mean, loss.half, perplexity, ratio, method.note)
-        print(made, flush=True)
         yield made
 
 
@@ -119,12 +119,3 @@ def loss_table(losses: list[Loss]) -> str:
             ]
         )
     return harness.markdown(["model", "bits", "group", "method", "bits/weight", "loss", "perplexity", "of RTN"], rows)
-
-
-def run_table(runs: list[Run]) -> str:
-    rows = []
-    for x in runs:
-        loss = "" if x.loss is None else str(Measured(x.loss, x.half or 0.0))
-        times = [f"{t * 1e3:.2f} ms ({s:.2f}x)" for t, s in zip(x.times, x.speeds, strict=True)] or [""] * len(LENGTHS)
-        rows.append([x.model, x.contender, "" if x.bytes is None else f"{x.bytes / 1e6:.2f}", loss, *times, x.note])
-    return harness.markdown(["model", "contender", "MB", "loss", *(f"{n} tokens" for n in LENGTHS), "note"], rows)

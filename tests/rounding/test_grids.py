@@ -13,7 +13,7 @@ from attnopt.rounding.weight_format import WeightFormat
 
 KINDS = ("extremes", "squares")
 seeds = st.integers(0, 10_000)
-formats = st.builds(WeightFormat, st.sampled_from([2, 3, 4, 8]), st.sampled_from([0, 16, 32]), st.booleans())
+formats = st.builds(WeightFormat, st.integers(1, 8), st.sampled_from([0, 1, 4, 16, 32, 64]), st.booleans())
 
 
 def weights(seed, outputs=6, inputs=64):

@@ -29,7 +29,7 @@ from attnopt.hosts.onnx.places import Names, Places, by_node
 from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
-from attnopt.hosts.onnx.rounded_weights import refusal, store_rounded, store_table
+from attnopt.hosts.onnx.rounded_weights import refusal, store_rounded, store_table, stored_codes
 from attnopt.hosts.onnx.shape_reads import reroute
 from attnopt.hosts.onnx.splitting import split_input, split_output
 from attnopt.hosts.onnx.translate import translate
@@ -171,11 +171,13 @@ class OnnxHost:
 
     def set_input(self, node: Node, value: Value, data: Tensor) -> None:
         name = self.names.unique(f"{value.name}_of_{node.name}")
+        held = next(n for n in self.model.graph.all_nodes() if n.name == node.name)
+        turned = [i for i, given in enumerate(held.inputs) if given is not None and transposes(given, value.handle)]
+        data = data.T.contiguous() if turned else data
         made = ir.Value(name=name, type=value.handle.type, shape=ir.Shape(list(data.shape)), const_value=as_onnx(data, name))
         self.model.graph.register_initializer(made)
-        held = next(n for n in self.model.graph.all_nodes() if n.name == node.name)
         for i, given in enumerate(held.inputs):
-            if given is value.handle:
+            if given is value.handle or i in turned:
                 held.replace_input_with(i, made)
 
     def quantize_linears(
@@ -209,6 +211,10 @@ class OnnxHost:
             output, store = held.outputs[0], store_table if held.op_type == "Gather" else store_rounded
             self.graph.moved(output, store(self.model, held, weights[node.name], self.names, self._written))
         self.model.graph.sort()
+
+    def stored_codes(self, formats: Mapping[str, WeightFormat]) -> dict[str, dict[str, Tensor]]:
+        """What `store_rounded` stored for these layers of the model that this one was made from; those that are not there are absent."""
+        return stored_codes(self.model, formats)
 
     def convert_opset(self, to: int) -> OnnxHost | Refusal:
         """The same model at a higher opset, by ONNX's own converter and checked; or why it cannot be."""
@@ -305,3 +311,9 @@ def sizes(value: ir.Value) -> tuple[int | None, ...] | None:
 
 def torch_type(value: ir.Value) -> torch.dtype | None:
     return getattr(torch, dtype_name(value.dtype)) if dtype_name(value.dtype) else None
+
+
+def transposes(given: ir.Value, held: ir.Value) -> bool:
+    """Whether a value is another, transposed by a node."""
+    made = given.producer()
+    return made is not None and made.op_type == "Transpose" and made.inputs[0] is held

@@ -11,6 +11,7 @@ above whole codes:  x (C - m + 1/2)' s  =  x (C - m)' s + (sums of x over each b
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import onnx_ir as ir
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor
 from attnopt.hosts.onnx.int8 import Writer
 from attnopt.hosts.onnx.places import Names
 from attnopt.ir.site import Refusal
-from attnopt.rounding.bit_packing import packed
+from attnopt.rounding.bit_packing import packed, unpacked
 from attnopt.rounding.rounded_weight import RoundedWeight
 from attnopt.rounding.weight_format import WeightFormat
 
 DOMAIN = "com.microsoft"
+LAYER = "attnopt.layer"  # metadata of a node: the name of the layer that it was
 WIDTHS = (2, 4, 8)  # bits for which the operator has kernels
 BLOCKS = (128, 64, 32, 16)
 INT8_INPUTS = 4  # accuracy_level: x is rounded to 8 bits, a block at a time; without it 8-bit weights have no fast kernel
@@ -53,7 +55,10 @@ def store_rounded(model: ir.Model, node: ir.Node, weight: RoundedWeight, names: 
         inputs.append(write.constant(zeros))
     sizes = {"K": weight.shape[1], "N": weight.shape[0], "bits": bits, "block_size": block, "accuracy_level": INT8_INPUTS}
     (result,) = write.node("MatMulNBits", inputs, [ir.DataType.FLOAT], domain=DOMAIN, **sizes)
-    if isinstance(weight.zeros, float) and not weight.zeros.is_integer():
+    between = isinstance(weight.zeros, float) and not weight.zeros.is_integer()
+    if not between and alpha == 1.0:
+        written[-1].metadata_props[LAYER] = node.name or ""
+    if isinstance(weight.zeros, float) and between:
         sums = torch.eye(weight.shape[1] // block).repeat_interleave(block, 0)
         (summed,) = write.node("MatMul", [x, write.constant(sums)], [ir.DataType.FLOAT])
         half = (math.ceil(weight.zeros) - weight.zeros) * steps.T
@@ -65,6 +70,33 @@ def store_rounded(model: ir.Model, node: ir.Node, weight: RoundedWeight, names: 
             (bias,) = write.node("Mul", [bias, write.constant(torch.tensor(beta))], [ir.DataType.FLOAT])
         (result,) = write.node("Add", [result, bias], [ir.DataType.FLOAT])
     return write.instead(result, output)
+
+
+def stored_codes(model: ir.Model, formats: Mapping[str, WeightFormat]) -> dict[str, dict[str, Tensor]]:
+    """What `store_rounded` wrote for layers of these names, as `RoundedWeight.arrays`.
+
+    Absent are those that are not there, or that stand otherwise than they were given: with a factor, or levels between codes.
+    """
+    found = {}
+    for node in model.graph:
+        name = node.metadata_props.get(LAYER, "")
+        if name in formats and all(v is None or v.const_value is not None for v in node.inputs[1:]):
+            found[name] = read_codes(node, formats[name]).arrays()
+    return found
+
+
+def read_codes(node: ir.Node, format: WeightFormat) -> RoundedWeight:
+    """The inverse of `blocked`."""
+    held = [
+        torch.from_numpy(v.const_value.numpy().copy()) for v in node.inputs[1:] if v is not None and v.const_value is not None
+    ]
+    inputs, block, bits = (node.attributes[name].as_int() for name in ("K", "block_size", "bits"))
+    count = inputs // block
+    each = count // format.groups(inputs)
+    codes, steps = unpacked(held[0], bits, block).flatten(1), held[1].reshape(-1, count)[:, ::each].contiguous()
+    if format.zeros:
+        return RoundedWeight(format, codes, steps, unpacked(held[2].reshape(len(codes), -1), bits, count)[:, ::each].float())
+    return RoundedWeight(format, codes - (2 ** (bits - 1) - format.middle), steps, float(format.middle))
 
 
 def store_table(model: ir.Model, node: ir.Node, table: RoundedWeight, names: Names, written: list[ir.Node]) -> ir.Value:

@@ -56,7 +56,8 @@ def apart(dim: Dim, suffix: str) -> Dim:
 class Translation:
     """The work in progress, on the graph of a model or on a body in it, which reads values of the graph `around` it.
 
-    `reason` is why the rule of this node left an attention opaque. `suffix` sets the sizes apart that a loop states for its own
+    `reason` is why the rule of this node left an attention opaque. `weights` are the stored matrices whose transposes are multiplied by
+    and nothing else, by the transposes. `suffix` sets the sizes apart that a loop states for its own
     values: they may differ from one step to the next, and from what is called alike around it.
     """
 
@@ -66,6 +67,7 @@ class Translation:
     around: Translation | None = None
     graph: Graph = field(default_factory=Graph)
     values: dict[ir.Value, Value] = field(default_factory=dict)
+    weights: dict[Value, Value] = field(default_factory=dict)
     found_equal: dict[str, str] = field(default_factory=dict)
     node: ir.Node = None  # type: ignore[assignment]
     source: Source = Source()

@@ -6,6 +6,9 @@
 
     k -> k H, q -> q H leaves every score as it is, since H H' = 1; outliers of single channels spread over all of them first.
 
+H of values is folded into the layers around them where nothing stands between, and H of keys where no position turns them
+(`passes.cache_basis`): a candidate of its own, because it changes weights that other passes may want to round. Elsewhere, and in the
+other candidates, rows are turned when they come and turned back when they are read.
 The paper is on vision-language models: text tokens have 4 bits and images 2 in its text-salient layers. In a language model all
 tokens are text, so a layer is either of pivots (2 bits) or of text (4 bits). It is of text where, in calibration, more than `text` of
 the attention goes to tokens that would be rounded; without calibration every layer counts as one of pivots.
@@ -17,12 +20,14 @@ Source: "AKVQ-VL: Attention-Aware KV Cache Adaptive 2-Bit Quantization for Visio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from attnopt.ir.site import Refusal
+from attnopt.passes.cache_basis import basis_refusal, turned_layers
 from attnopt.passes.cache_plan import applied, codes, unfit
 from attnopt.passes.cache_rows import Rows
-from attnopt.passes.cache_slots import Slot, slots
+from attnopt.passes.cache_slots import SIDES, Slot, slots
 from attnopt.passes.cache_state import Kept
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 
@@ -52,13 +57,33 @@ class AkvqVl:
             return held
         if (refusal := unfit(held, self.kept(False))) is not None:
             return refusal
-        plain = codes(group, self.name, "2-bit pivots", held, self.kept(False), source=SOURCE)
         of_text = {s.site.name: self.reads_text(s, evidence) for s in held}
-        if not any(of_text.values()):
-            return [plain]
-        form, count = (lambda slot: self.kept(of_text[slot.site.name])), sum(of_text.values())
-        note = f"{count} layers that read their text in 4 bits"
-        return [plain, codes(group, self.name, "bits by layer", held, form, source=SOURCE, note=note, needs="calibration")]
+        folds = {(s.site.name, s.side): basis_refusal(group, s.site.name, s.side) is None for s in held}
+        texts = {"": dict.fromkeys(of_text, False), **({"calibration": of_text} if any(of_text.values()) else {})}
+        found = []
+        for needs, text in texts.items():
+            for fold in (False, True) if any(folds.values()) else (False,):
+                found.append(self.candidate(group, held, text, folds if fold else {}, needs))
+        return found
+
+    def candidate(
+        self, group: Group, held: Sequence[Slot], text: Mapping[str, bool], folds: Mapping[tuple[str, str], bool], needs: str
+    ) -> Candidate:
+        """text: the layers that read their text. folds: sites and sides whose basis stands in the weights."""
+
+        def form(slot: Slot) -> Kept:
+            kept = self.kept(text[slot.site.name])
+            return replace(kept, rows=replace(kept.rows, folded=folds.get((slot.site.name, slot.side), False)))
+
+        sides = dict.fromkeys(side for (_, side), there in folds.items() if there)
+        basis = f"the basis of {' and '.join(SIDES[s] for s in SIDES if s in sides)} folded into weights" if sides else ""
+        count = f"{sum(text.values())} layers that read their text in 4 bits" if needs else ""
+        kind = ("bits by layer" if needs else "2-bit pivots") + ", folded" * bool(sides)
+        note = ", ".join(part for part in (count, basis) if part)
+        nodes = [n for n in group.linears if n in turned_layers(group, folds)]
+        return codes(
+            group, self.name, kind, held, form, source=SOURCE, note=note, needs="calibration" if needs else "nothing", nodes=nodes
+        )
 
     def kept(self, of_text: bool) -> Kept:
         rows = Rows(bits=4 if of_text else 2, group=self.group, scales="fp16", clip=1.0 if of_text else self.clip, turned=True)

@@ -3,19 +3,23 @@
     y = x W'   ->   y = x V'          V on the grid of `round-weights`, the least  E |x (W - V)'|²  that one sweep over the inputs finds
 
 Needs the second moment of what a layer reads, from calibration; it is that of the original model, where the authors' is that of the model
-whose earlier layers are rounded already. The codes found travel with the candidate, not in a plan's file.
+whose earlier layers are rounded already. The codes are found when a candidate is first applied.
 
 Source: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers".
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.linear_layers import matrix
-from attnopt.passes.weight_rounding import Wish, candidate, formats, kept_codes, nodes_of
+from attnopt.passes.weight_rounding import Wish, candidate, formats, formats_of, kept_codes, nodes_of
 from attnopt.rounding import gptq
 
 
@@ -40,27 +44,29 @@ class Gptq:
             if isinstance(kept, Refusal):
                 refusal = kept
                 continue
-            arrays = {}
-            for node, format in kept.items():
-                weight, moment = matrix(node), evidence.second_moment(node)
-                why = self.method.refusal(*weight.shape)
-                if moment is None or why is not None:
-                    refusal = why or Refusal("calibration did not see what the layer reads", node)
-                    break
-                arrays[node.name] = self.method.rounded(weight, moment, format).arrays()
-            else:
-                found = candidate(
-                    self.name,
-                    "GPTQ",
-                    "each error made up for by the inputs that follow",
-                    kept,
-                    needs="calibration",
-                    arrays=arrays,
-                )
-                made.setdefault(found.kind, found)
+            why = next((r for n in kept if (r := self.refusal(n, evidence)) is not None), None)
+            if why is not None:
+                refusal = why
+                continue
+            found = candidate(self.name, "GPTQ", "each error made up for by the inputs that follow", kept, needs="calibration")
+            made.setdefault(found.kind, found)
         return list(made.values()) or refusal
 
+    def refusal(self, node: Node, evidence: Evidence) -> Refusal | None:
+        if not evidence.sees(node):
+            return Refusal("calibration did not see what the layer reads", node)
+        return self.method.refusal(*matrix(node).shape)
+
+    def arrays(self, candidate: Candidate, group: Group, evidence: Evidence) -> dict[str, Mapping[str, Tensor]] | Refusal:
+        made: dict[str, Mapping[str, Tensor]] = {}
+        for node, format in formats_of(candidate, group.host).items():
+            moment = evidence.second_moment(node)
+            if moment is None:
+                return Refusal("calibration did not see what the layer reads", node)
+            made[node.name] = self.method.rounded(matrix(node), moment, format).arrays()
+        return made
+
     def apply(self, candidate: Candidate, group: Group) -> Group:
-        """Changes the host of the group in place; give it a copy. Raises PlanError where the candidate came from a file."""
+        """Changes the host of the group in place; give it a copy. Raises PlanError for a candidate without its arrays."""
         group.host.store_rounded(kept_codes(candidate, nodes_of(candidate, group.host)))
         return group

@@ -11,16 +11,15 @@ Source: "QuEST: Stable Training of LLMs with 1-Bit Weights and Activations".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnopt.ir.graph import Node, Value
-from attnopt.ir.site import Host, Refusal
+from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.linear_layers import matrix
+from attnopt.passes.mixed_inputs import mixed_inputs
 from attnopt.passes.weight_rounding import Wish, candidate, formats, nodes_of
 from attnopt.rounding.grids import Gridding
-from attnopt.rounding.hadamard import BLOCK, LEAST_BLOCK, block_width, hadamard, in_blocks
+from attnopt.rounding.hadamard import BLOCK, LEAST_BLOCK, block_width, in_blocks
 from attnopt.rounding.weight_format import WeightFormat
 
 
@@ -66,21 +65,3 @@ class QuestRounding:
             made[node.name] = self.gridding.rounded(in_blocks(matrix(node).double(), block), format)
         group.host.store_rounded(made, mixed_inputs(group.host, nodes, block))
         return group
-
-
-def mixed_inputs(host: Host, nodes: Sequence[Node], block: int) -> dict[str, Value]:
-    """x H in front of the layers, by name; layers that read the same value share it."""
-    mixing = hadamard(block)
-    assert mixing is not None
-    made: dict[Value, Value] = {}
-    for node in nodes:
-        x = node.inputs[0]
-        assert x is not None and x.shape is not None
-        if x not in made:
-            builder, lead, width = host.builder(node), x.shape[:-1], x.shape[-1]
-            assert isinstance(width, int)
-            parts = (*lead, width // block, block)
-            apart = builder.emit("reshape", x, shape=parts, dtype=x.dtype)
-            turned = builder.emit("matmul", apart, builder.constant(mixing, x.dtype), shape=parts, dtype=x.dtype)
-            made[x] = builder.emit("reshape", turned, shape=x.shape, dtype=x.dtype)
-    return {n.name: made[n.inputs[0]] for n in nodes if n.inputs[0] is not None}

@@ -1,12 +1,15 @@
 """Rotate the model, count tokens by the attention that they receive, and round all linear layers by GPTQ (RSQ).
 
-    residual stream x -> x Q, values v -> v R        H = X' diag(r) X / rows        W' -> V' on the grid, by GPTQ with H
+    residual stream x -> x Q, values v -> v R, what an MLP narrows -> x H      H = X' diag(r) X / rows      W' -> V' on the grid, by GPTQ
 
-The rotations (`passes.rotation`) change no output; weights that they spread have no outliers. r is the attention concentration
+The rotations of stream and values (`passes.rotation`) change no output and cost nothing; H of what the last layer of an MLP reads is
+computed while the model runs, in blocks (`passes.mixed_inputs`; the authors' is of the whole width). r is the attention concentration
 (`analysis.concentration`), each layer's own. What is no part of a layer, the head, is kept in 8 bits. Where the stream cannot be rotated
-(a norm with means, a norm after the addition) only values are. The authors' rotation of what down_proj reads, at run time, is left out;
-their moments are of a model whose earlier layers are rounded already, these of the original. Layers that make massive values of queries
-or keys (`analysis.massive_values`) are kept in 8 bits, which is no part of RSQ; with protect=0 they are not.
+(a norm with means, a norm after the addition) only values are. Layers that make massive values of queries or keys
+(`analysis.massive_values`) are kept in 8 bits, which is no part of RSQ; with protect=0 they are not.
+
+The codes are found when a candidate is first applied. Moments are those of the original model; at effort "high" another candidate takes
+those of the model whose earlier layers are rounded already, as the authors do, for one run of the data for each layer.
 
 Source: "RSQ: Learning from Important Tokens Leads to Better Quantized LLMs".
 """
@@ -14,18 +17,24 @@ Source: "RSQ: Learning from Important Tokens Leads to Better Quantized LLMs".
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from attnopt.analysis.massive_values import FACTOR, massive_values
-from attnopt.ir.graph import Node
-from attnopt.ir.site import Refusal, Site
+from attnopt.ir.graph import Node, Value
+from attnopt.ir.site import Refusal
+from attnopt.passes.attention_layers import layers_of, narrowing
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.rotation import Rotated, rotated
-from attnopt.passes.weight_rounding import Wish, candidate, formats, kept_codes, nodes_of
+from attnopt.passes.layer_moments import LayerAfterLayer, moments_at_once
+from attnopt.passes.linear_layers import matrix
+from attnopt.passes.mixed_inputs import mixed_inputs
+from attnopt.passes.rotation import Rotated, rotated, turns
+from attnopt.passes.weight_rounding import Wish, candidate, formats, formats_of, kept_codes, nodes_of
 from attnopt.rounding import gptq
+from attnopt.rounding.hadamard import block_width
+from attnopt.rounding.rounded_weight import RoundedWeight
 from attnopt.rounding.weight_format import WeightFormat
 
 MEMORY = 8 * 2**30  # bytes of all weights in float64
@@ -36,8 +45,9 @@ class Rsq:
     """Rotate the model, count tokens by the attention that they receive, and round all linear layers by GPTQ (RSQ).
 
     least: what the token that receives least counts; 1 counts all alike. seed: of the rotations. heads: whether values are rotated.
-    rotate: whether anything is. rest: how layers outside of the blocks are kept. protect: how many times larger than the mean of its
-    head a channel of q or k is for its layer to be kept so too.
+    rotate: whether anything is folded. mix: whether what the last layers of MLPs read is mixed at run time. rest: how layers outside of
+    the blocks are kept. protect: how many times larger than the mean of its head a channel of q or k is for its layer to be kept so too.
+    in_turn: whether a candidate with moments of the model rounded so far is offered, which needs effort "high".
     """
 
     name: str = "rsq"
@@ -49,8 +59,10 @@ class Rsq:
     least: float = 0.005
     seed: int = 0
     rotate: bool = True
+    mix: bool = False
     protect: float = FACTOR
     heads: bool = True
+    in_turn: bool = True
     method: gptq.Gptq = gptq.Gptq()
 
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
@@ -63,7 +75,6 @@ class Rsq:
         layers = layers_of(group)
         if not layers:
             return Refusal("no attention with known projections", group.name)
-        turned = self.turned(group)
         inside = {n for _, nodes in layers for n in nodes}
         guarded = inside & protected(group, evidence, self.protect)
         kept = [formats(group, wish, self.smallest) for wish in self.wishes]
@@ -72,54 +83,78 @@ class Rsq:
         plans = [{**{n: f for n, f in k.items() if n in inside}, **wide} for k in kept if not isinstance(k, Refusal)]
         if not plans:
             return next(k for k in kept if isinstance(k, Refusal))
-        arrays: list[dict[str, Mapping[str, Tensor]]] = [{} for _ in plans]
-        for (_, nodes), moments in zip(layers, evidence.concentrated_moments(layers, self.least), strict=True):
-            for node in nodes:
-                for plan, made in zip(plans, arrays, strict=True):
-                    if node in plan and (why := self.round(node, plan[node], turned, moments, made)) is not None:
-                        return why
-        for plan, made in zip(plans, arrays, strict=True):
-            for node in plan.keys() - inside:
-                made[node.name] = self.method.gridding.rounded(turned.matrix(node), plan[node]).arrays()
-        return [self.candidate(plan, made, turned) for plan, made in zip(plans, arrays, strict=True)]
-
-    def round(
-        self,
-        node: Node,
-        format: WeightFormat,
-        turned: Rotated,
-        moments: Mapping[str, Tensor],
-        made: dict[str, Mapping[str, Tensor]],
-    ) -> Refusal | None:
-        weight = turned.matrix(node)
-        if node.name not in moments:
-            return Refusal("calibration did not see what the layer reads, or its attention", node)
-        if (why := self.method.refusal(*weight.shape)) is not None:
+        rounded = [n for n in plans[0] if n in inside]
+        if (unseen := next((n for n in rounded if not evidence.sees(n)), None)) is not None:
+            return Refusal("calibration did not see what the layer reads, or its attention", unseen)
+        if (why := next((r for n in rounded if (r := self.method.refusal(*shape(n))) is not None), None)) is not None:
             return why
-        made[node.name] = self.method.rounded(weight, turned.moment(node, moments[node.name]), format).arrays()
-        return None
+        made = [self.candidate(plan, group, in_turn=False) for plan in plans]
+        return made + ([self.candidate(plan, group, in_turn=True) for plan in plans] if self.in_turn else [])
 
-    def candidate(
-        self, plan: Mapping[Node, WeightFormat], arrays: Mapping[str, Mapping[str, Tensor]], turned: Rotated
-    ) -> Candidate:
-        how = (
-            "values and residual stream rotated" if turned.stream else "values rotated" if turned.matrices else "nothing rotated"
+    def candidate(self, plan: Mapping[Node, WeightFormat], group: Group, in_turn: bool) -> Candidate:
+        stream, values = turns(group, self.heads) if self.rotate else (False, False)
+        how = "values and residual stream rotated" if stream else "values rotated" if values else "nothing rotated"
+        mixed = self.mixed(group, plan)
+        said = (
+            f"{how}{', inputs of the last layers of MLPs mixed' if mixed else ''}, tokens counted by the attention they receive"
         )
-        said = f"{how}, tokens counted by the attention they receive"
-        options = {"seed": self.seed, "heads": self.heads, "rotate": self.rotate}
-        return candidate(self.name, "RSQ", said, plan, options=options, needs="calibration", arrays=arrays)
+        options = {
+            "seed": self.seed, "heads": self.heads, "rotate": self.rotate, "least": self.least, "mixed": mixed, "in turn": in_turn
+        }  # fmt: skip
+        if not in_turn:
+            return candidate(self.name, "RSQ", said, plan, options=options, needs="calibration")
+        made = candidate(self.name, "RSQ", f"{said}, layer after layer", plan, options=options, needs="tuning")
+        return replace(made, kind=f"{made.kind}, layer after layer")
 
-    def turned(self, group: Group) -> Rotated:
-        return rotated(group, self.seed, self.heads) if self.rotate else Rotated()
+    def mixed(self, group: Group, plan: Mapping[Node, WeightFormat]) -> dict[str, int]:
+        """Blocks of the layers whose inputs are mixed, by name."""
+        found = {n.name: block_width(shape(n)[1]) for n in narrowing(group) if n in plan} if self.mix else {}
+        return {name: block for name, block in found.items() if block is not None}
+
+    def tune(self, candidate: Candidate, group: Group, evidence: Evidence) -> Candidate | Refusal:
+        """As it is: its codes are found when it is first applied, and only then do they take the time that a low effort has not."""
+        return candidate
+
+    def arrays(self, candidate: Candidate, group: Group, evidence: Evidence) -> dict[str, Mapping[str, Tensor]] | Refusal:
+        given, plan, layers = candidate.options, formats_of(candidate, group.host), layers_of(group)
+        turned = turned_by(given, group)
+        made: dict[Node, RoundedWeight] = {}
+        swept = (
+            LayerAfterLayer(group, turned_by({**given, "mixed": {}}, group), turned.mixed, evidence, given["least"]).moments(
+                layers, made
+            )
+            if given["in turn"]
+            else moments_at_once(layers, turned, evidence, given["least"])
+        )
+        for (_, nodes), moments in zip(layers, swept, strict=True):
+            for node in [n for n in nodes if n in plan]:
+                if node.name not in moments:
+                    return Refusal("calibration did not see what the layer reads, or its attention", node)
+                made[node] = self.method.rounded(turned.matrix(node), moments[node.name], plan[node])
+        for node in plan.keys() - made.keys():
+            made[node] = self.method.gridding.rounded(turned.matrix(node), plan[node])
+        return {node.name: weight.arrays() for node, weight in made.items()}
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
-        """Changes the host of the group in place; give it a copy. Raises PlanError where the candidate came from a file."""
-        codes = kept_codes(candidate, nodes_of(candidate, group.host))
-        given = candidate.options
-        if given["rotate"]:
-            rotated(group, given["seed"], given["heads"]).write(group.host, frozenset(codes))
-        group.host.store_rounded(codes)
+        """Changes the host of the group in place; give it a copy. Raises PlanError for a candidate without its arrays."""
+        nodes = nodes_of(candidate, group.host)
+        codes = kept_codes(candidate, nodes)
+        turned_by(candidate.options, group).write(group.host, frozenset(codes))
+        blocks = candidate.options["mixed"]
+        inputs: dict[str, Value] = {}
+        for block in sorted(set(blocks.values())):
+            inputs |= mixed_inputs(group.host, [n for n in nodes if blocks.get(n.name) == block], block)
+        group.host.store_rounded(codes, inputs)
         return group
+
+
+def turned_by(options: Mapping[str, object], group: Group) -> Rotated:
+    """The model rotated as the options of a candidate say."""
+    turned = rotated(group, options["seed"], options["heads"]) if options["rotate"] else Rotated()  # type: ignore[arg-type]
+    blocks: Mapping[str, int] = options["mixed"]  # type: ignore[assignment]
+    for node in [n for n in group.linears if n.name in blocks]:
+        turned.mix(node, blocks[node.name])
+    return turned
 
 
 def protected(group: Group, evidence: Evidence, factor: float) -> set[Node]:
@@ -141,25 +176,7 @@ def size(node: Node) -> int:
     return 0 if weight is None else math.prod(d for d in weight.shape or () if isinstance(d, int))
 
 
-def layers_of(group: Group) -> list[tuple[Site, Sequence[Node]]]:
-    """Each attention with the linear layers from its first projection up to the next attention's, or to the last writer of the stream."""
-    order = {n: i for i, n in enumerate(group.host.graph.nodes)}
-    starts = []
-    for site, block in zip(group.sites, group.blocks, strict=True):
-        first = [order[p.lowest.node] for name in "qkv" for p in block.projections(name) if p.lowest.node in order]
-        if first:
-            starts.append((min(first), site))
-    starts.sort(key=lambda s: s[0])
-    ends = [*(at for at, _ in starts[1:]), last_of(group, order)][: len(starts)]
-    made: list[tuple[Site, Sequence[Node]]] = []
-    for (start, site), end in zip(starts, ends, strict=True):
-        made.append((site, tuple(n for n in group.linears if n in order and start <= order[n] < end)))
-    return made
-
-
-def last_of(group: Group, order: Mapping[Node, int]) -> int:
-    """One past the last linear layer of the last block: what only a final norm's reader is, the head, comes after it."""
-    stream = group.stream
-    if stream is None or isinstance(stream, Refusal):
-        return len(order)
-    return 1 + max(order[w.node] for w in stream.writers if w.node in order)
+def shape(node: Node) -> tuple[int, int]:
+    """(outputs, inputs)."""
+    held = matrix(node).shape
+    return held[0], held[1]

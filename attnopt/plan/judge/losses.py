@@ -8,7 +8,6 @@ disturbances add; relative errors are lengths, whose squares add.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +16,7 @@ import torch
 from attnopt.analysis.store import Store, key_of
 from attnopt.plan.judge.judge import Judge
 from attnopt.plan.judge.quality import METRICS, Loss
-from attnopt.plan.options.proposals import Move
+from attnopt.plan.options.proposals import Move, described
 from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.search.effort import Spent
 
@@ -81,9 +80,3 @@ class Losses:
     def total(self, added: float) -> float:
         """A sum of those as a loss."""
         return float(added ** (1.0 / self.power))
-
-
-def described(move: Move) -> str:
-    """All that says what a move does: a key of its measurement."""
-    options = json.dumps(dict(move.candidate.options), sort_keys=True, default=str)
-    return f"{move.candidate.pass_name} | {move.group.name} | {move.candidate.kind} | {options}"

@@ -9,6 +9,7 @@ Options of different classes exclude each other where they touch one node. Each 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -52,6 +53,12 @@ class Move:
         removed, gone = ({n.name for n in c.removes} for c in (mine, others))
         disturbed = mine.disturbs(others) or others.disturbs(mine)
         return bool(disturbed or mine.touches & others.touches or removed & other.sites or gone & self.sites)
+
+
+def described(move: Move) -> str:
+    """All that says what a move does: a key of what is measured of it, or computed for it."""
+    options = json.dumps(dict(move.candidate.options), sort_keys=True, default=str)
+    return f"{move.candidate.pass_name} | {move.group.name} | {move.candidate.kind} | {options}"
 
 
 @dataclass(frozen=True, eq=False)

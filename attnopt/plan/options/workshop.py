@@ -13,14 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from attnopt.codegen import ON_CODES, ON_CPU, ON_GPU
 from attnopt.codegen.lowering import Lowering
 from attnopt.cost.estimate import estimate
 from attnopt.cost.target import Target
 from attnopt.ir.dims import evaluate
-from attnopt.ir.graph import Value
+from attnopt.ir.graph import Graph, Value
+from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import Group
-from attnopt.plan.choose import applicable, emit, reread
+from attnopt.plan.arrays import Arrays
+from attnopt.plan.choose import applicable, emit
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
 
@@ -29,7 +32,10 @@ WIDEST = "triton-prefill"  # the family that computes most: where it refuses too
 
 @dataclass
 class Workshop:
-    """The original, the kernel of each of its sites (by name; absent where its own nodes stay), and what kernels run on."""
+    """The original, the kernel of each of its sites (by name; absent where its own nodes stay), and what kernels run on.
+
+    arrays: what moves need beside what was proposed.
+    """
 
     host: Host
     kernels: Mapping[str, Lowering]
@@ -37,12 +43,14 @@ class Workshop:
     runtime: str
     opset: int
     sizes: Mapping[str, int]
+    arrays: Arrays = field(default_factory=Arrays)
     known: dict[tuple[str, str], Lowering | Refusal] = field(default_factory=dict)
 
     def built(self, moves: Sequence[Move]) -> Host:
-        """A copy of the original after these moves, with kernels. Raises RuntimeError where a move has no kernel."""
+        """A copy of the original after these moves, with kernels. Raises RuntimeError where a move has no kernel, or no arrays."""
+        moves = self.arrays.ready(moves)
         if moves and self.kernels and all(leaves_sites(m) and self.layers.get(m.group.name) == names(m.group) for m in moves):
-            return self.edited(self.fused.copy(), moves)
+            return self.edited(self.fused.copy(), moves, {})
         return self.rewritten(moves)
 
     @cached_property
@@ -55,8 +63,8 @@ class Workshop:
         """The linear layers of each group, where the kernels are in."""
         return {g.name: names(g) for g in Grouping(self.fused).of("linear")}
 
-    def edited(self, result: Host, edits: Sequence[Move]) -> Host:
-        """The host itself after moves that edit it."""
+    def edited(self, result: Host, edits: Sequence[Move], coded: dict[str, Site]) -> Host:
+        """The host itself after moves that edit it. coded: filled with the sites whose caches come and go in codes from now on."""
         if edits:
             there = Grouping(result)
             first = [m for m in edits if m.candidate.scales]
@@ -66,7 +74,8 @@ class Workshop:
                 result.finish()
                 there = Grouping(result)
             for move in (m for m in edits if not m.candidate.scales):
-                move.rewrite.apply(move.candidate, twin(there, move))
+                made = move.rewrite.apply(move.candidate, twin(there, move))
+                coded.update({s.name: s for s in made.sites if s.codes})
                 if "structure" in move.candidate.changes:  # what the next move reads is not there any more: look anew
                     result.finish()
                     there = Grouping(result)
@@ -75,9 +84,10 @@ class Workshop:
 
     def rewritten(self, moves: Sequence[Move]) -> Host:
         """A copy of the original after any moves, with kernels."""
-        result = self.edited(self.host.copy(), [m for m in moves if m.edits])
+        coded: dict[str, Site] = {}
+        result = self.edited(self.host.copy(), [m for m in moves if m.edits], coded)
         others = [m for m in moves if not m.edits]
-        if not others and not self.kernels:
+        if not others and not self.kernels and not coded:
             return result
         changed: dict[str, Site] = {}
         there = Grouping(result)
@@ -88,10 +98,13 @@ class Workshop:
         replaced: dict[Value, Value] = {}
         for site in there.sites:
             lowering = self.kernel_for(changed[site.name]) if site.name in changed else self.kernels.get(site.name)
+            held = on_codes(changed.get(site.name, site), coded[site.name], result.graph) if site.name in coded else None
+            if held is not None and (reader := self.reads_codes(held)) is not None:
+                changed[site.name], lowering = held, reader
             if isinstance(lowering, Refusal):
                 raise RuntimeError(f"no kernel computes '{changed[site.name].spec}': {lowering.reason}")
             if lowering is not None:
-                current = reread(changed.get(site.name, site), replaced)
+                current = changed.get(site.name, site).reading(replaced)
                 replaced[site.output.value] = emit(result, current, lowering)
         result.finish()
         return result
@@ -107,6 +120,12 @@ class Workshop:
             self.known[key] = min(fits, key=lambda x: self.seconds(site, x.name), default=None) or why
         return self.known[key]
 
+    def reads_codes(self, site: Site) -> Lowering | None:
+        """The kernel that computes a spec on a cache as its clause stores it; None where the codes have to be read before."""
+        here = ON_CPU if self.target.kind == "cpu" else ON_GPU
+        fits = (x for x in ON_CODES if x in here and x.host == self.host.kind)
+        return next((x for x in fits if x.supports(site, self.runtime) is None), None)
+
     def seconds(self, site: Site, kernel: str, sizes: Mapping[str, int] | None = None) -> float:
         """Predicted seconds of one call, on the example's sizes where no others are given."""
         try:
@@ -114,6 +133,20 @@ class Workshop:
         except KeyError:  # a length that only running the model would tell: the first kernel that fits
             return 0.0
         return estimate(site.spec, shape, site.q.value.dtype or "float32", kernel, target=self.target).seconds
+
+
+def on_codes(site: Site, coded: Site, graph: Graph) -> Site | None:
+    """A site on the cache in codes that a pass made of it, in the graph as it is now; None where that has lost something of it."""
+    there = {id(v.handle): v for v in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs)) if v.handle is not None}
+    sides = {side: getattr(coded, side) for side in "kv" if f"{side}_scales" in coded.codes}
+    wanted = (*(operand.value for operand in sides.values()), *coded.codes.values())
+    if any(id(v.handle) not in there for v in wanted):
+        return None
+    widths = {"k": site.axes["d"], "v": site.axes["e"]}
+    rows = (site.axes["b"], site.axes["g"], site.axes["k"])
+    operands = {side: Operand(there[id(x.value.handle)], (*rows, widths[side])) for side, x in sides.items()}
+    codes = {name: there[id(value.handle)] for name, value in coded.codes.items()}
+    return replace(site, spec=site.spec.with_(cache=coded.spec.cache), codes=codes, **operands)
 
 
 def names(group: Group) -> tuple[str, ...]:

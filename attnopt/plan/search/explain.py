@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from attnopt.ir.site import Refusal
-from attnopt.plan.judge.losses import described
-from attnopt.plan.options.proposals import Class, Move, Proposal
+from attnopt.plan.options.proposals import Class, Move, Proposal, described
 from attnopt.plan.search.search import Search
 from attnopt.report.search import GroupReport, OptionReport, StepReport
 

@@ -39,6 +39,43 @@ def stored(host, format, kind="squares"):
     return wanted.runner()(X)[0], copy.runner()(X)[0], copy
 
 
+def tied():
+    """y = table[ids] w1 table': the head is the transpose of the embedding, by a node."""
+    random = np.random.default_rng(0)
+    weights = {
+        "table": random.standard_normal((96, 64)).astype(np.float32),
+        "w": random.standard_normal((64, 64)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["e"], name="embedding"),
+        helper.make_node("MatMul", ["e", "w"], ["h"], name="layer"),
+        helper.make_node("Transpose", ["table"], ["turned"], name="turned", perm=[1, 0]),
+        helper.make_node("MatMul", ["h", "turned"], ["y"], name="head"),
+    ]
+    given = [small_models.value("x", ["n"], small_models.INT64)]
+    return OnnxHost.from_model(small_models.model(nodes, given, ["y"], weights))
+
+
+def test_a_head_that_is_tied_to_the_embedding_is_a_linear_layer_that_can_be_changed_alone():
+    host, ids = tied(), {"x": torch.tensor([3, 95])}
+    head = host.graph.nodes[-1]
+    assert [n.op for n in host.graph.nodes] == ["gather", "matmul", "linear"]
+    assert head.inputs[1] is host.graph.nodes[0].inputs[0]
+    wanted = host.runner()(ids)[0]
+    made = Gridding().rounded(matrix(head), WeightFormat(8, 32))
+    rounded, eight, doubled = host.copy(), host.copy(), host.copy()
+    rounded.store_rounded({"head": made})
+    eight.quantize_linears([eight.graph.nodes[-1]])
+    doubled.set_input(doubled.graph.nodes[-1], doubled.graph.nodes[-1].inputs[1], 2 * matrix(head))
+    for changed, factor in ((rounded, 1), (eight, 1), (doubled, 2)):
+        changed.finish()
+        assert (
+            "Transpose" not in {n.op_type for n in changed.model.graph} and changed.model.graph.initializers["table"] is not None
+        )
+        got = changed.runner()(ids)[0]
+        assert float((got - factor * wanted).norm() / wanted.norm()) < INPUTS_ROUNDED
+
+
 FORMS = [
     ("MatMul", ["x", "w"], {}),
     ("Gemm", ["x", "w", "b"], {}),
@@ -63,8 +100,15 @@ GRIDS = [(16, False, "squares"), (32, True, "squares"), (0, False, "squares"), (
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize(("group", "zeros", "kind"), GRIDS)
 def test_every_width_and_grid(bits, group, zeros, kind):
-    wanted, got, _ = stored(model(), WeightFormat(bits, group, zeros), kind)
+    format = WeightFormat(bits, group, zeros)
+    wanted, got, copy = stored(model(), format, kind)
     assert float((got - wanted).norm() / wanted.norm()) < INPUTS_ROUNDED
+    found = copy.stored_codes({"layer": format})
+    if kind == "squares":  # the file holds all that was given
+        made = Gridding(kind).rounded(matrix(next(model().graph.of("matmul"))), format).arrays()
+        assert all(torch.equal(found["layer"][name], x) for name, x in made.items())
+    else:
+        assert not found
 
 
 def test_blocks_that_the_operator_has_not_are_refused():

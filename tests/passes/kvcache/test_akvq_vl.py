@@ -19,9 +19,10 @@ SMALL = AkvqVl(recent=3, pivots=2, group=4)
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("folded", ["", ", folded"])
 @pytest.mark.parametrize("rewrite", [SMALL, AkvqVl(recent=6, pivots=0), AkvqVl(recent=1, pivots=5)], ids=lambda r: f"{r.recent}")
-def test_equal_to_the_reference_with_the_clause(kind, rewrite):
-    _, candidate, _ = check_step(rewrite, opened(kind), "2-bit pivots")
+def test_equal_to_the_reference_with_the_clause(kind, rewrite, folded):
+    _, candidate, _ = check_step(rewrite, opened(kind), f"2-bit pivots{folded}")
     ((_, line),) = candidate.cached.items()
     assert f"clip=0.8, recent={rewrite.recent}, scales=fp16, k_basis=hadamard, v_basis=hadamard" in line
     assert ("k_bits=where(k < 5, 16, 2)" in line) == (rewrite.pivots == 5)
@@ -65,12 +66,13 @@ def test_layers_that_read_their_text_have_4_bits():
     def seen(share):
         return SimpleNamespace(attention=lambda site: SimpleNamespace(kept=lambda first, window: torch.tensor([share, share])))
 
-    assert [c.kind for c in AkvqVl().propose(whole(opened("torch")), seen(0.95))] == ["2-bit pivots"]
+    pivots = ["2-bit pivots", "2-bit pivots, folded"]
+    assert [c.kind for c in AkvqVl().propose(whole(opened("torch")), seen(0.95))] == pivots
     found = AkvqVl().propose(whole(opened("torch")), seen(0.5))
-    assert [c.kind for c in found] == ["2-bit pivots", "bits by layer"]
-    assert found[1].needs == "calibration"
-    assert "1 layers that read their text in 4 bits" in found[1].description
-    assert {(f.rows.bits, f.rows.clip, f.first, f.recent) for f in forms_of(found[1]).values()} == {(4, 1.0, 0, 128)}
+    assert [c.kind for c in found] == [*pivots, "bits by layer", "bits by layer, folded"]
+    for candidate in found[2:]:
+        assert candidate.needs == "calibration" and "1 layers that read their text in 4 bits" in candidate.description
+        assert {(f.rows.bits, f.rows.clip, f.first, f.recent) for f in forms_of(candidate).values()} == {(4, 1.0, 0, 128)}
 
 
 def test_a_width_without_a_basis_is_refused():

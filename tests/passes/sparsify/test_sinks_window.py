@@ -17,7 +17,7 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import SinksWindow
 from attnopt.patterns import recognise
-from attnopt.plan.choose import emit, reread
+from attnopt.plan.choose import emit
 from attnopt.plan.options.groups import Grouping
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples"))
@@ -52,7 +52,7 @@ def rewritten(host, kind, lowering, windows=(24, 8)):
         )
         (site,) = SinksWindow().apply(candidate, group).sites
         specs.append((str(group.sites[0].spec), str(site.spec)))
-        replaced[site.output.value] = emit(made, reread(site, replaced), kernel)
+        replaced[site.output.value] = emit(made, site.reading(replaced), kernel)
     made.finish()
     return made, specs
 

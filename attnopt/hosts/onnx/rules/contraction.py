@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 
 def matmul(t: Translation, x: Inputs) -> bool:
+    """A product; with a stored matrix that stands transposed, as of a head that is tied to the embedding, a linear layer."""
     left, right = x
     if left is None or right is None or left.shape is None or right.shape is None or min(len(left.shape), len(right.shape)) < 2:
         return False
+    if (weight := t.weights.get(right)) is not None:
+        return t.result("linear", left, weight, shape=(*left.shape[:-1], right.shape[-1]))
     lead = broadcast([left.shape[:-2], right.shape[:-2]], t.found_equal) if len(left.shape) + len(right.shape) > 4 else ()
     return t.result("matmul", left, right, shape=(*lead, left.shape[-2], right.shape[-1]))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from attnopt.hosts.onnx.lengths import reshaped
 from attnopt.ir.dims import product
 from attnopt.ir.graph import Value
@@ -34,7 +36,18 @@ def transpose(t: Translation, x: Inputs) -> bool:
     perm = tuple(t.attr("perm") or reversed(range(len(shape))))
     if perm == tuple(range(len(shape))):
         return t.same(x[0])
-    return t.result("permute", x[0], shape=tuple(shape[i] for i in perm), perm=perm)
+    turned = tuple(shape[i] for i in perm)
+    if x[0] is not None and x[0].load is not None and perm == (1, 0) and only_multiplied_by(t.node):
+        t.weights[t.outside(turned)] = x[0]
+        return True
+    return t.result("permute", x[0], shape=turned, perm=perm)
+
+
+def only_multiplied_by(node: ir.Node) -> bool:
+    """Whether all that reads a node's result are products with it on the right, in the same graph."""
+    held = node.outputs[0]
+    uses = list(held.uses())
+    return not held.is_graph_output() and all(n.op_type == "MatMul" and at == 1 and n.graph is node.graph for n, at in uses)
 
 
 def reshape(t: Translation, x: Inputs) -> bool:

@@ -1,0 +1,61 @@
+"""A cache in codes is read by a kernel as it is stored, where there is one; elsewhere the codes are made floats before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from rounded_steps import inputs_of, opened, wanted
+
+from attnopt.codegen.tvm.availability import missing
+from attnopt.cost.target import load_target
+from attnopt.passes import Int2Cache, Int4Cache, Int8Cache
+from attnopt.patterns import recognise
+from attnopt.plan.choose import Chosen
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
+from attnopt.plan.options.workshop import Workshop
+from attnopt.plan.site_reports import site_report
+
+METHODS = [
+    (Int8Cache(), "int8", True),
+    (Int8Cache(), "int8 values", True),
+    (Int4Cache(group=4), "int4", True),
+    (Int2Cache(group=4), "2-bit", False),
+]
+
+
+def built(kind, rewrite, wish):
+    host = opened(kind)
+    group = Grouping(host, recognise(host.graph).sites).whole()[0]
+    candidate = next(c for c in rewrite.propose(group, None) if c.kind == wish)
+    runtime = "torch" if kind == "torch" else "onnxruntime"
+    shop = Workshop(host, {}, load_target("cpu")[0], runtime, 0, host.graph.sizes(host.example_inputs()))
+    move = Move(rewrite, group, candidate)
+    return host, shop, move, shop.built([move])
+
+
+def calls(host):
+    return [str(n.target) for n in host.module.graph.nodes if n.op == "call_function" and "attnopt" in str(n.target)]
+
+
+@pytest.mark.skipif(missing() is not None, reason="TVM is not here")
+@pytest.mark.parametrize(("rewrite", "wish", "read"), METHODS, ids=[f"{r.name} {w}" for r, w, _ in METHODS])
+def test_the_kernel_reads_the_codes(rewrite, wish, read):
+    host, shop, move, made = built("torch", rewrite, wish)
+    assert calls(made) == ["attnopt.tvm_decode.default"] * read
+    output, *_ = made.runner()(made.adapt(inputs_of(host, past=9)))
+    expected, *_ = wanted(move.candidate, past=9)
+    torch.testing.assert_close(output, expected, atol=2e-4, rtol=2e-4)
+    (site,) = move.group.sites
+    report = site_report(Chosen(site, None, "as it was"), (move,), shop)
+    assert (report.kernel == "tvm-decode") == read and "cache(" in report.after
+
+
+def test_elsewhere_codes_are_read_before():
+    host, shop, move, made = built("onnx", Int8Cache(), "int8")
+    assert "attnopt" not in {n.domain for n in made.model.graph}
+    assert shop.reads_codes(replace(move.group.sites[0], spec=move.group.sites[0].spec)) is None
+    output, *_ = made.runner()(made.adapt(inputs_of(host, past=9)))
+    torch.testing.assert_close(output, wanted(move.candidate, past=9)[0], atol=2e-6, rtol=2e-6)
