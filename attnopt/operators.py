@@ -6,7 +6,7 @@ attnopt::triton_attention(q, k, v, operands, spec) computes a spec by the kernel
 interpreter. On CPU tensors outside of the interpreter it computes the spec's meaning in plain PyTorch, exact and slow, so that a
 model that was made for a GPU can be checked, saved and tried where there is none.
 
-attnopt::tvm_attention and attnopt::tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing by torch's. They are
+attnopt::tvm_attention, tvm_sparse and tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing by torch's. They are
 declared by their schemas, because a call through `custom_op` takes three times as long, which counts beside a short kernel.
 """
 
@@ -138,6 +138,7 @@ CACHED = f"Tensor q, Tensor k, Tensor v, {SCALES}, Tensor? pages, Tensor? length
 SCHEMAS = {
     "tvm_attention": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
     "tvm_attention_lse": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> (Tensor, Tensor)",
+    "tvm_sparse": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
     "tvm_decode": f"({CACHED}, Tensor[] operands, str spec) -> Tensor",
     "tvm_decode_lse": f"({CACHED}, Tensor[] operands, str spec) -> (Tensor, Tensor)",
 }
@@ -149,6 +150,14 @@ def tvm_attention(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec:
 
     no_gradients("TVM", spec, q, k, v, *operands)
     return run_tvm(q, k, v, operands, spec, lse)
+
+
+def tvm_sparse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Any:
+    """As tvm_attention, where tiles are chosen first, or rows corrected after."""
+    from attnopt.codegen.tvm.sparse_attention import run_tvm_sparse
+
+    no_gradients("TVM", spec, q, k, v, *operands)
+    return run_tvm_sparse(q, k, v, operands, spec)
 
 
 def tvm_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any, lse: bool = False) -> Any:
@@ -180,8 +189,13 @@ def with_lse(fake: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]
     return lambda q, *rest: (fake(q, *rest), q.new_empty(q.shape[:-1], dtype=torch.float32))
 
 
+KERNELS = {
+    "tvm_attention": (tvm_attention, fake_attention),
+    "tvm_sparse": (tvm_sparse, fake_attention),
+    "tvm_decode": (tvm_decode, fake_decode),
+}
 for name, schema in SCHEMAS.items():
-    run, fake = (tvm_attention, fake_attention) if name.startswith("tvm_attention") else (tvm_decode, fake_decode)
+    run, fake = KERNELS[name.removesuffix("_lse")]
     LIBRARY.define(f"{name}{schema}")
     LIBRARY.impl(name, functools.partial(run, lse=True) if name.endswith("_lse") else run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"attnopt::{name}", with_lse(fake) if name.endswith("_lse") else fake, lib=LIBRARY)

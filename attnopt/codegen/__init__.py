@@ -17,6 +17,7 @@ from attnopt.codegen.triton.lowerings.triton_decode import TritonDecode
 from attnopt.codegen.triton.lowerings.triton_prefill import TritonPrefill
 from attnopt.codegen.tvm.lowerings.tvm_decode import TvmDecode
 from attnopt.codegen.tvm.lowerings.tvm_prefill import TvmPrefill
+from attnopt.codegen.tvm.lowerings.tvm_sparse import TvmSparse
 
 SINGLE: tuple[Lowering, ...] = (
     Sdpa(),
@@ -32,7 +33,7 @@ SINGLE: tuple[Lowering, ...] = (
 # These are tried for targets with a GPU only: on a CPU they compute no more than what they mean.
 ON_GPU: tuple[Lowering, ...] = (TritonDecode(), TritonPrefill(), Summed(TritonPrefill()))
 # And these for the CPU at hand only, where TVM compiles them.
-ON_CPU: tuple[Lowering, ...] = (TvmDecode(), TvmPrefill(), Summed(TvmPrefill()))
+ON_CPU: tuple[Lowering, ...] = (TvmDecode(), TvmPrefill(), Summed(TvmPrefill()), TvmSparse())
 LOWERINGS: tuple[Lowering, ...] = (
     *SINGLE,
     *(Summed(kernel) for kernel in SINGLE),

@@ -16,7 +16,7 @@ group in place, never both for one site. docs/passes.md builds one pass from not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -26,9 +26,10 @@ from attnopt.ir.block import Block, Norm
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.residual_stream import ResidualStream
 from attnopt.ir.site import Host, Refusal, Site
+from attnopt.ir.spec import AttentionSpec
 
 Per = Literal["site", "linear", "block", "table", "model"]
-Change = Literal["kernel", "mask", "selection", "precision", "cache", "score", "weights", "structure"]
+Change = Literal["kernel", "mask", "selection", "correction", "precision", "cache", "score", "weights", "structure"]
 Needs = Literal["nothing", "calibration", "tuning"]
 
 
@@ -104,6 +105,10 @@ class Evidence(Protocol):
 
     def attention(self, site: Site) -> Any:
         """Statistics of an attention; None where it was not tapped."""
+        ...
+
+    def left_out(self, site: Site, name: str, forms: Callable[[Site], Sequence[AttentionSpec]]) -> Sequence[Any] | None:
+        """What each sparser form of an attention would leave out; None where it was not tapped, or has no forms."""
         ...
 
     def hold(self, values: Sequence[Value]) -> Iterator[tuple[Mapping[str, Tensor], list[Tensor]]]:

@@ -58,3 +58,8 @@ def tiling(clause: Clause) -> tuple[int, int]:
     """Queries and keys of a tile."""
     rows = max(1, clause.count("rows"))
     return (TILE if rows == 1 else rows), clause.count(0)
+
+
+def chooses_each(clause: Clause) -> bool:
+    """Whether queries of one tile choose for themselves."""
+    return max(1, clause.count("rows")) == 1

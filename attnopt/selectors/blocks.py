@@ -37,3 +37,8 @@ def given(clause: Clause, q: Tensor, shown: Tensor, operands: Mapping[str, Tenso
 def tiling(clause: Clause) -> tuple[int, int]:
     """Queries and keys of a tile."""
     return clause.count(0), clause.count(1)
+
+
+def chooses_each(clause: Clause) -> bool:
+    """Whether queries of one tile choose for themselves."""
+    return False

@@ -52,3 +52,8 @@ def choose(spec: AttentionSpec, clause: Clause, q: Tensor, k: Tensor, shown: Ten
 def tiling(clause: Clause) -> tuple[int, int]:
     """Queries and keys of a tile."""
     return clause.count(0), clause.count(1)
+
+
+def chooses_each(clause: Clause) -> bool:
+    """Whether queries of one tile choose for themselves."""
+    return False

@@ -1,0 +1,53 @@
+"""softmax causal pooled_blocks(64, 64, share=0.3) delta(64)   ->   attnopt::tvm_sparse(q, k, v, operands, spec)
+
+Tiles that a selector chooses, or that a mask of positions leaves, by the kernel of the family for many queries, which is given their
+list; dense rows of a correction by the same family. It stands inside an operator of ours that carries the spec as text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attnopt.codegen import sparse
+from attnopt.codegen.lowering import first_refusal
+from attnopt.codegen.operator_call import call_operator
+from attnopt.codegen.site_form import form_of
+from attnopt.codegen.tvm.availability import missing
+from attnopt.codegen.tvm.prefill import supports
+from attnopt.ir.graph import Value
+from attnopt.ir.site import Builder, Refusal, Site
+
+
+@dataclass(frozen=True)
+class TvmSparse:
+    name: str = "tvm-sparse"
+    host: str = "torch"
+    opset: int = 0
+
+    def supports(self, site: Site, runtime: str) -> Refusal | None:
+        absent = [name for name in site.spec.operands if name not in site.operands]
+        whole = site.spec.correction is None or site.size("q") == site.size("k")
+        refusal = first_refusal(
+            (runtime == "torch", f"runtime {runtime} has no TVM kernels"),
+            (missing() is None, missing() or ""),
+            (not absent, f"{next(iter(absent), '')} is not known inside the kernel"),
+            (whole, "only a whole prompt is corrected: queries and keys are not the same positions"),
+            at=site.name,
+        )
+        form = form_of(site)
+        refusal = refusal or (form if isinstance(form, Refusal) else None) or sparse.refuses(site.spec)
+        if refusal is not None or isinstance(form, Refusal):
+            return refusal
+        known = dict(form.operands) | sparse.CHOSEN
+        for spec in sparse.kernels(site.spec):
+            own = replace(form, operands=tuple((name, known[name]) for name in spec.operands))
+            if (refusal := supports(spec, own)) is not None:
+                return refusal
+        return None
+
+    def emit(self, site: Site, builder: Builder) -> Value:
+        import torch
+
+        import attnopt.operators  # noqa: F401  (registers the operator)
+
+        return call_operator(torch.ops.attnopt.tvm_sparse.default, site, builder)
