@@ -3,7 +3,9 @@
     mean of m queries . mean of n keys   ->   softmax   ->   the fewest tiles of each row that hold `mass`, or that share of them
 
 A block whose rows are unlike one another (mean cosine at most `similarity`; of keys, less the mean of all keys) says nothing by its
-mean, and is kept whole. Scores are pooled by pooling rows, which is exact for scaled products and for those alone.
+mean, and is kept whole. So are the `first` blocks of keys: without them a causal query may find that none of its tiles holds a key
+that it sees, and gets what the spec gives to an empty row. Scores are pooled by pooling rows, which is exact for scaled products and
+for those alone.
 
 What is chosen for a query depends on the other queries of its tile, and whether a block of keys is alike on the mean of all keys:
 on later tokens too, though no weight is ever given to one under a causal mask.
@@ -25,6 +27,8 @@ from attnopt.selectors.tiles import Choice, Tiles
 
 def refuses(spec: AttentionSpec, clause: Clause) -> Refusal | None:
     """None where pooled rows score as pooled scores do."""
+    if clause.number("skip") != float("inf"):
+        return Refusal("no kernel skips the values of a tile by its running maximum", clause)
     if spec.scale is None or len(spec.score) != sum(c.name == "scale" for c in spec.score):
         terms = " ".join(str(c) for c in spec.score)
         return Refusal(f"scores are pooled by pooling rows, which holds for scaled products, not for '{terms}'", clause)
@@ -46,7 +50,8 @@ def choose(spec: AttentionSpec, clause: Clause, q: Tensor, k: Tensor, shown: Ten
     else:
         keep = ordered.cumsum(-1) - ordered < clause.number("mass")
     chosen = torch.zeros_like(usable).scatter(-1, order, keep.expand_as(usable)) & usable
-    return Choice(Tiles(height, width, (chosen | ~q_alike[..., None] | ~k_alike[:, :, None]) & shown))
+    first = torch.arange(shown.shape[-1], device=q.device) < clause.count("first")
+    return Choice(Tiles(height, width, (chosen | ~q_alike[..., None] | ~k_alike[:, :, None] | first) & shown))
 
 
 def tiling(clause: Clause) -> tuple[int, int]:

@@ -24,14 +24,14 @@ def exactly(spec, q, k, v, operands):
 
 
 LINES = [
-    "softmax scale(0.3) causal pooled_blocks(16, 8, mass=0.8, similarity=0.5)",
-    "softmax scale(0.3) pooled_blocks(16, 8, share=0.4, similarity=0.0)",
+    "softmax scale(0.3) causal pooled_blocks(16, 8, mass=0.8, similarity=0.5, first=1)",
+    "softmax scale(0.3) pooled_blocks(16, 8, share=0.4, similarity=0.0, first=1)",
     "softmax scale(0.3) causal block_topk(8, 3)",
     "softmax scale(0.3) causal block_topk(16, 2, rows=16)",
     "softmax scale(0.3) causal & (near_blocks(4, 1) | power_blocks(4) | global(4))",
     "softmax scale(0.3) causal & dilated(3)",
     "softmax scale(0.3) causal & (window(8) | global(2)) delta(8, dense=causal, tail=10)",
-    "softmax scale(0.3) causal pooled_blocks(16, 8, share=0.4, similarity=0.0) delta(8, tail=8)",
+    "softmax scale(0.3) causal pooled_blocks(16, 8, share=0.4, similarity=0.0, first=1) delta(8, tail=8)",
     "softmax scale(0.3) causal block_topk(8, 2) delta(4, tail=0)",
     "softmax scale(0.3) add(load(slopes, h) * (k - q)) causal & window(9) delta(8, dense=causal, tail=8)",
 ]
@@ -61,26 +61,26 @@ def test_every_row_dense_is_dense():
 
 def test_the_correction_helps_where_neighbours_lose_alike():
     """Rows that drift: what a window leaves out of one row is nearly what it leaves out of the next."""
-    q, k, v = qkv(200)
+    q, k, v = qkv(120)
     dense = reference("softmax scale(0.3) causal", q, k, v)
     line = "softmax scale(0.3) causal & (window(16) | global(2))"
     plain, shifted = (reference(x, q, k, v) - dense for x in (line, f"{line} delta(8, dense=causal, tail=8)"))
-    assert shifted[:, :, :180].norm() < 0.5 * plain[:, :, :180].norm()
+    assert shifted[:, :, :100].norm() < 0.5 * plain[:, :, :100].norm()
 
 
 SELECTORS = [line for line in LINES if "causal" in line]
 
 
-@settings(max_examples=25, deadline=None)
-@given(line=st.sampled_from(SELECTORS), cut=st.integers(1, 69), seed=st.integers(0, 9))
+@settings(max_examples=12, deadline=None)
+@given(line=st.sampled_from(SELECTORS), cut=st.integers(1, 39), seed=st.integers(0, 9))
 def test_no_query_gives_weight_to_a_later_key(line, cut, seed):
     """Values after a query never reach it, whoever chose; where queries choose alone, nor do later keys and queries."""
-    q, k, v = qkv(seed=seed)
-    operands = {"slopes": torch.linspace(0.1, 1, 4, dtype=torch.float64)} if "slopes" in line else {}
+    q, k, v = qkv(40, 2, 1, seed=seed)
+    operands = {"slopes": torch.tensor([0.1, 1.0], dtype=torch.float64)} if "slopes" in line else {}
     before = run_sparse(exactly, parse(line), q, k, v, operands)[:, :, :cut]
     later = v.clone()
     later[:, :, cut:] += 100
-    assert torch.equal(run_sparse(exactly, parse(line), q, k, later, operands)[:, :, :cut], before)
+    close(run_sparse(exactly, parse(line), q, k, later, operands)[:, :, :cut], before)
     if "pooled" not in line and "rows=" not in line:
         others = (x.clone() for x in (q, k, later))
         q, k, later = (torch.cat([x[:, :, :cut], -3 * x[:, :, cut:]], 2) for x in others)

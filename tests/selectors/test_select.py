@@ -30,7 +30,7 @@ def wanted(spec, q, k, v, **operands):
 LINES = [
     "pooled_blocks(16, 8, mass=0.7, similarity=-1.0)",
     "pooled_blocks(16, 8, mass=0.9, similarity=0.5)",
-    "pooled_blocks(16, 8, share=0.3, similarity=0.5)",
+    "pooled_blocks(16, 8, share=0.3, similarity=0.5, first=2)",
     "block_topk(8, 3)",
     "block_topk(16, 2, first=1, recent=2)",
     "block_topk(16, 3, rows=8)",

@@ -1,11 +1,11 @@
 """Compute only those tiles of scores that pooled queries and keys say hold the weight.
 
-    softmax scale(s) causal   ->   softmax scale(s) causal pooled_blocks(128, 64, share=0.5, similarity=-0.1)
+    softmax scale(s) causal   ->   softmax scale(s) causal pooled_blocks(128, 64, share=0.5, similarity=-0.1, first=1)
 
 Per row of tiles: mean query . mean key, a softmax over tiles, the best share of them or the fewest that hold a mass. Blocks whose rows
-are unlike one another are kept whole. The source tunes thresholds for each head; here each attention gets one of some settings, and the
-planner decides by measured loss. Its second filter, inside the kernel, is written skip=… in a spec, and is not proposed: it needs the
-running maximum of a kernel.
+are unlike one another are kept whole, and so is the first block of keys, where sinks are. The source tunes thresholds for each head;
+here each attention gets one of some settings, and the planner decides by measured loss. The second filter, inside of the kernel, is
+written skip=… in a spec, and is not proposed: no kernel has it.
 
 What is chosen for a query depends on the other queries of its tile, so on up to 127 later ones; no later key is ever given weight.
 
@@ -42,7 +42,7 @@ class SpargeAttn:
     def lines(self, site: Site) -> dict[str, str] | Refusal:
         if len(site.spec.score) != sum(c.name == "scale" for c in site.spec.score) or site.spec.scale is None:
             return Refusal(f"pooled rows say nothing of '{site.spec.score[-1]}'", site.name)
-        return {setting: f"pooled_blocks({self.tile[0]}, {self.tile[1]}, {setting})" for setting in self.settings}
+        return {setting: f"pooled_blocks({self.tile[0]}, {self.tile[1]}, {setting}, first=1)" for setting in self.settings}
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """The group with the selection in the spec of its site."""
