@@ -13,6 +13,7 @@ from attnopt.codegen.tvm.compile import ENTRY, said
 from attnopt.codegen.tvm.expressions import Printer, bucket_function, buckets_of
 from attnopt.codegen.tvm.operand_buffers import buffer_lines, buffer_name
 from attnopt.codegen.tvm.prefill import IMPORTS, mask_holes, range_holes, ranks, row_holes, score_hole, supports
+from attnopt.codegen.tvm.visits import knowing_list, with_list
 from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
@@ -53,11 +54,12 @@ def keys_at_once(form: Form) -> int:
 
 def emit(spec: AttentionSpec, form: Form) -> str:
     """The TVMScript of a kernel for a GPU. Call `supports` first."""
-    plain = from_rows(spec)
+    plain = with_list(from_rows(spec))
     scope = key_range(plain.mask)
     scale, terms = positive_scale(plain)
     buckets = buckets_of(expressions(plain))
     printer = Printer(dict(form.operands)).knowing({term: f"{name}(q, k)" for term, name in buckets.items()})
+    printer = knowing_list(printer, spec.selection)
     holes = (
         score_hole(printer, terms)
         | mask_holes(printer, plain.mask, scope)

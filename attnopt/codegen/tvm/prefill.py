@@ -14,6 +14,7 @@ from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.prefill_form import DTYPES, WIDEST, Form, expressions, from_rows, positive_scale
 from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.template import joined
+from attnopt.codegen.tvm import visits
 from attnopt.codegen.tvm.cpu import Cpu
 from attnopt.codegen.tvm.expressions import Printer, bucket_function, buckets_of
 from attnopt.codegen.tvm.held import filled, held_loads
@@ -26,9 +27,9 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.runtime.flex_source import SCORE_TERMS
 
-PARTS = ("vectors", "prefill_holes", "prefill")
+PARTS = ("vectors", "prefill_holes", "prefill_visits", "prefill")
 IMPORTS = ("from tvm.script import tirx as T",)
-SPECIAL = ("offset", "sink", "shared")  # slots beyond the plain ones that the template has a place for
+SPECIAL = ("offset", "sink", "shared", "selection")  # slots beyond the plain ones that the template has a place for
 MODS = {
     "relu": "T.max({}, T.float32(0))", "tanh": "tanh({})", "square": "{0} * {0}", "silu": "{0} * sigmoid({0})", "exp": "exp({})",
     "log1p": "T.log(T.float32(1) + {})",
@@ -52,17 +53,20 @@ def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
         return Refusal(f"rows of {form.width} and {form.value_width} channels; up to {WIDEST} fit", spec.width)
     if (term := next((c for c in spec.score if c.name not in SCORE_TERMS), None)) is not None:
         return Refusal(f"score term '{term}' is not printed for TVM", term)
+    if (refused := visits.refusal(spec.selection)) is not None:
+        return refused
     printer = Printer(dict(form.operands))
     return next((r for e in expressions(spec) if (r := printer.refusal(e)) is not None), None)
 
 
 def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
     """The source of a file with the kernel `attention(q, k, v, operands…, o[, lse])`. Call `supports` first."""
-    plain = from_rows(spec)
+    buckets = buckets_of(expressions(spec))
+    printer = Printer(dict(form.operands)).knowing({term: f"{name}(q, k)" for term, name in buckets.items()})
+    printer = visits.knowing_list(printer, spec.selection)
+    visited, plain = visits.visits_of(from_rows(spec), tile, printer)
     scope = key_range(plain.mask)
     scale, terms = positive_scale(plain)
-    buckets = buckets_of(expressions(plain))
-    printer = Printer(dict(form.operands)).knowing({term: f"{name}(q, k)" for term, name in buckets.items()})
     held = held_loads(expressions(plain), printer)
     knowing = printer.knowing(held.texts(printer))
     holes = (
@@ -71,6 +75,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
         | row_holes(knowing, plain)
         | range_holes(printer, scope)
         | filled(held, printer)
+        | visits.holes(visited, tile, printer)
     )
     functions = "\n\n".join(bucket_function(term, name) for term, name in buckets.items())  # type: ignore[arg-type]
     if functions:
@@ -79,10 +84,11 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
     handles = tuple(f"p_{name}: T.handle" for name in names)
     template = joined("attnopt.codegen.tvm", PARTS, IMPORTS)
     text = specialise(
-        template.replace("    match_operands()\n", buffer_lines(spec.operands, ranks(plain), dict(form.operands))),
+        template.replace("    match_operands()\n", buffer_lines(spec.operands, ranks(spec), dict(form.operands))),
         {
-            **constants(plain, form, tile, cpu, scope),
+            **constants(plain, form, tile, cpu, scope, bool(visited.selection)),
             **held.sizes,
+            **visited.constants,
             "SCALE": scale,
             "SCORES": bool(terms),
             "UNIT": LOG2E if terms else scale * LOG2E,
@@ -102,12 +108,14 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
 
 def ranks(spec: AttentionSpec) -> dict[str, int]:
     """How many dimensions each operand has."""
-    return {load.operand: len(load.indices) for expr in expressions(spec) for load in loads_of(expr)}
+    loads = [load for expr in expressions(visits.with_list(spec)) for load in loads_of(expr)]
+    return {load.operand: len(load.indices) for load in loads}
 
 
-def constants(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu, scope: Range) -> dict[str, Value]:
+def constants(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu, scope: Range, listed: bool) -> dict[str, Value]:
+    """listed: a list of blocks says which keys are visited."""
     lanes = cpu.vector_bytes // 4
-    may_be_empty = spec.mask is not None and not (scope.never_empty and spec.offset is None)
+    may_be_empty = listed or (spec.mask is not None and not (scope.never_empty and spec.offset is None))
     # A term that reads data may be minus infinity everywhere.
     weightless = any(loads_of(c.expr(0)) for c in spec.score if c.name in ("scale", "add"))
     undecided = scope.undecided is not None and scope.undecided == spec.mask and not scope.bounded

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.tvm.cpu import Cpu
+from attnopt.ir.spec import AttentionSpec
 
 STACK = 1024  # bytes of a buffer up to which TVM does not take it from the heap
 
@@ -38,3 +39,10 @@ def tiles(cpu: Cpu, form: Form) -> tuple[Tile, ...]:
     """The tiles to try, best first."""
     neon = cpu.vector_bytes == 16 and cpu.has("neon")
     return tuple(Tile(*sizes) for sizes in (WIDE_REGISTERS if neon else BY_VECTOR)[cpu.vector_bytes])
+
+
+def fitting(table: tuple[Tile, ...], spec: AttentionSpec) -> tuple[Tile, ...]:
+    """Those whose queries have one row of a list of blocks, where there are such: what the list says is then no part of the mask."""
+    if spec.selection is None:
+        return table
+    return tuple(tile for tile in table if spec.selection.count(0) % tile.block_q == 0) or table

@@ -30,7 +30,7 @@ from attnopt.codegen.tvm.cpu import Cpu, host
 from attnopt.codegen.tvm.kernel_cache import compiled
 from attnopt.codegen.tvm.prefill import emit
 from attnopt.codegen.tvm.threads import follow_torch
-from attnopt.codegen.tvm.tiles import Tile, tiles
+from attnopt.codegen.tvm.tiles import Tile, fitting, tiles
 from attnopt.cost.target_file import config_folder, processor
 from attnopt.ir.ranges import key_range
 from attnopt.ir.spec import AttentionSpec, parse
@@ -43,7 +43,7 @@ REPRESENTATIVES = {"dense": "", "triangle": "causal", "band": "causal & window(2
 
 def chosen_tile(spec: AttentionSpec, form: Form, cpu: Cpu) -> Tile:
     """The tile for a kernel of this CPU."""
-    table = tiles(cpu, form)
+    table = fitting(tiles(cpu, form), spec)
     found = measured(path()).get(family(spec, form)) if cpu == host() else None
     return found if found in table else table[0]
 

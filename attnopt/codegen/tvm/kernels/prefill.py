@@ -9,6 +9,7 @@
               VECTORS vectors of q_t (s_t)
     ranges    first_key … end_key are seen by some query of the block, inner_first_key … inner_end_key by all: those need no mask.
               What lies outside is not read
+    pieces    of CHUNK keys are visited or not where data decides: see prefill_visits.py
     names     i_ index of a block, s_ stride, n_ size   q_t [D, BLOCK_Q]   s_t [BLOCK_K, BLOCK_Q] scores, then weights
               o_t [E, BLOCK_Q] sums of values   top, total, decay [BLOCK_Q]
 
@@ -19,11 +20,12 @@ Partitioning".
 from tvm.script import tirx as T
 
 from attnopt.codegen.tvm.kernels.prefill_holes import (
-    BLOCK_K, BLOCK_Q, CHANNELS, CHANNELS_REST, D, DTYPE, E, EDGES, EMPTY_ROWS, GROWS, HELD, HELD_ANY, HELD_WHOLE, INNER_MASK, KEYS,
-    LANES, LEADING, LSE, MASK, MEAN_OF_EMPTY, OFFSET, PHASES, RANGE, SCALE, SCORES, SINK, STAGED, TILES, TILES_ANY, TILES_WHOLE, TOP,
-    UNIT, VECTORS, end_key, first_key, held_values, hold_rows, hold_tile, inner_end_key, inner_first_key, inner_mask_mod, leading_keys,
-    mask_mod, match_operands, operands, query_offset, score_mod, sink_logit,
+    BLOCK_K, BLOCK_Q, CHANNELS, CHANNELS_REST, CHUNK, D, DTYPE, E, EDGES, EMPTY_ROWS, GROWS, HELD, HELD_ANY, HELD_WHOLE, INNER_MASK,
+    KEYS, LANES, LEADING, LSE, MASK, MATCH_HEADS, MATCHES, MEAN_OF_EMPTY, OFFSET, PHASES, RANGE, SCALE, SCORES, SINK, STAGED, TILES,
+    TILES_ANY, TILES_WHOLE, TOP, UNIT, VECTORS, VISITS, WHOLE, end_key, first_key, held_values, hold_rows, hold_tile, inner_end_key,
+    inner_first_key, inner_mask_mod, leading_keys, mask_mod, match_operands, operands, query_offset, score_mod, sink_logit,
 )  # fmt: skip
+from attnopt.codegen.tvm.kernels.prefill_visits import all_match, is_chosen, match_keys, match_queries, may_match
 from attnopt.codegen.tvm.kernels.vectors import exp2_below
 
 
@@ -52,6 +54,20 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
     q_len: T.let = T.cast(n_q, "int32")
     kv_len: T.let = T.cast(n_k, "int32")
     q_blocks: T.let = T.ceildiv(q_len, BLOCK_Q)
+    if MATCHES:
+        chunks: T.let = T.ceildiv(kv_len, CHUNK)
+        if MATCH_HEADS:
+            match_heads: T.let = heads
+        else:
+            match_heads: T.let = 1
+        key_spans = T.alloc_buffer((n_b * match_heads * T.max(chunks, 1), MATCHES, 2), "int32")
+        for i_piece in T.parallel(batch * match_heads * chunks):
+            i_row: T.let = T.truncdiv(i_piece, chunks)
+            start: T.let = T.truncmod(i_piece, chunks) * CHUNK
+            match_keys(
+                key_spans, i_piece, T.truncdiv(i_row, match_heads), T.truncmod(i_row, match_heads), start,
+                T.min(kv_len - start, CHUNK), q_len, kv_len, operands,
+            )  # fmt: skip
     for i_item in T.parallel(batch * heads * q_blocks):
         i_bh: T.let = T.truncdiv(i_item, q_blocks)  # nothing is negative here, and TVM is slow to see it of `//`
         i_b: T.let = T.truncdiv(i_bh, heads)
@@ -240,21 +256,55 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
             seen[1] = 0
             seen[2] = kv_len
             seen[3] = kv_len
-        if PHASES == 0:  # what all queries see, in whole tiles; the rest is at the edge
-            seen[2] = seen[1] + T.truncdiv(seen[2] - seen[1], KEYS) * KEYS
-            walk(seen[1], seen[2], False)
+        if VISITS:
+            if MATCHES:
+                spans = T.alloc_buffer((MATCHES, 2), "int32")
+                match_queries(spans, i_b, i_h, q_first, row_first, q_len, kv_len, operands)
+                first_piece: T.let = (i_b * match_heads + T.truncmod(i_h, match_heads)) * chunks
+            parts = T.alloc_buffer((2, 2), "int32")
+            parts[0, 0] = seen[0]
+            parts[0, 1] = seen[3]
+            if LEADING:
+                parts[1, 0] = 0
+                parts[1, 1] = T.min(leading_keys(q_len, kv_len), seen[0])
+            for i_part in range(1 + LEADING):
+                for i_c in range(T.truncdiv(parts[i_part, 0], CHUNK), T.truncdiv(parts[i_part, 1] + CHUNK - 1, CHUNK)):
+                    start: T.let = T.max(i_c * CHUNK, parts[i_part, 0])
+                    stop: T.let = T.min(i_c * CHUNK + CHUNK, parts[i_part, 1])
+                    chosen: T.let = is_chosen(i_b, i_h, row_first, row_first + rows - 1, i_c * CHUNK, operands)
+                    if MATCHES:
+                        visited: T.let = chosen & may_match(spans, key_spans, first_piece + i_c)
+                    else:
+                        visited: T.let = chosen
+                    if visited:
+                        if WHOLE:
+                            inside: T.let = (start >= seen[1]) & (stop <= seen[2]) & (T.truncmod(stop - start, KEYS) == 0)
+                            if MATCHES:
+                                plain: T.let = inside & all_match(spans, key_spans, first_piece + i_c)
+                            else:
+                                plain: T.let = inside
+                            if plain:
+                                walk(start, stop, False)
+                            else:
+                                walk(start, stop, True)
+                        else:
+                            walk(start, stop, True)
         else:
-            seen[2] = seen[1]
-        edges = T.alloc_buffer((3, 2), "int32")
-        edges[0, 0] = seen[2]
-        edges[0, 1] = seen[3]
-        edges[1, 0] = seen[0]
-        edges[1, 1] = seen[1]
-        if LEADING:
-            edges[2, 0] = 0
-            edges[2, 1] = T.min(leading_keys(q_len, kv_len), seen[0])
-        for i_edge in range(EDGES):
-            walk(edges[i_edge, 0], edges[i_edge, 1], True)
+            if PHASES == 0:  # what all queries see, in whole tiles; the rest is at the edge
+                seen[2] = seen[1] + T.truncdiv(seen[2] - seen[1], KEYS) * KEYS
+                walk(seen[1], seen[2], False)
+            else:
+                seen[2] = seen[1]
+            edges = T.alloc_buffer((3, 2), "int32")
+            edges[0, 0] = seen[2]
+            edges[0, 1] = seen[3]
+            edges[1, 0] = seen[0]
+            edges[1, 1] = seen[1]
+            if LEADING:
+                edges[2, 0] = 0
+                edges[2, 1] = T.min(leading_keys(q_len, kv_len), seen[0])
+            for i_edge in range(EDGES):
+                walk(edges[i_edge, 0], edges[i_edge, 1], True)
 
         if SINK:
             for x in T.unroll(VECTORS):

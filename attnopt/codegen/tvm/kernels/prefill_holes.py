@@ -41,6 +41,11 @@ HELD_WHOLE = 1
 TILES_ANY = False
 TILES = 1
 TILES_WHOLE = 1
+VISITS = False
+CHUNK = 64  # keys of a piece that is visited or not
+WHOLE = True  # inside the range that every row sees, matches alone decide of the mask
+MATCHES = 0
+MATCH_HEADS = False
 operands = ()  # stands for the operands of the spec
 held_values = ()  # stands for what is read of them for one query, or one query and one key
 
