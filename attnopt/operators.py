@@ -50,6 +50,20 @@ def _(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> tup
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
+@torch.library.custom_op("attnopt::triton_sparse", mutates_args=())
+def triton_sparse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Tensor:
+    """As triton_attention, where tiles are chosen first, or rows corrected after."""
+    from attnopt.codegen.sparse_call import run_checked
+    from attnopt.codegen.triton.sparse_attention import run
+
+    return run_checked(run, q, k, v, operands, spec)
+
+
+@triton_sparse.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
 @torch.library.custom_op("attnopt::triton_attention_packed", mutates_args=())
 def triton_attention_packed(
     q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, operands: list[Tensor], spec: str
@@ -154,10 +168,11 @@ def tvm_attention(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec:
 
 def tvm_sparse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Any:
     """As tvm_attention, where tiles are chosen first, or rows corrected after."""
-    from attnopt.codegen.tvm.sparse_attention import run_tvm_sparse
+    from attnopt.codegen.sparse_call import run_checked
+    from attnopt.codegen.tvm.sparse_attention import run
 
     no_gradients("TVM", spec, q, k, v, *operands)
-    return run_tvm_sparse(q, k, v, operands, spec)
+    return run_checked(run, q, k, v, operands, spec)
 
 
 def tvm_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any, lse: bool = False) -> Any:
@@ -209,7 +224,7 @@ def refuse_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 OPERATORS = (
-    triton_attention, triton_attention_lse, triton_attention_packed, triton_attention_packed_lse, triton_decode, triton_decode_lse,
+    triton_attention, triton_attention_lse, triton_sparse, triton_attention_packed, triton_attention_packed_lse, triton_decode, triton_decode_lse,
 )  # fmt: skip
 for operator in OPERATORS:
     operator.register_autograd(lambda ctx, *gradients: None, setup_context=refuse_gradients)

@@ -21,14 +21,14 @@ from sparse import losses, times
 
 PARTS = ("losses", "times")
 NOTES = (
-    "form: what is added to `softmax scale causal`; kept: share of the visible pairs of queries and keys; recall: share of the softmax weight "
-    "on kept pairs; error: of the outputs of single attentions, relative, mean over them",
-    "chance: as many blocks of each row at random, the first and the last that is visible always among them; window: the last keys, as many",
-    "KL: in nats per token of the whole model with every attention so computed, against the model as it is; mean ± half of the 95 % interval",
-    "pages are chosen for each query alone, as in decoding; delta: error with the correction, kept without its dense rows",
+    "form: what is added to `softmax scale causal`; kept: share of the visible pairs; recall: share of the softmax weight on kept pairs; "
+    "error: of the outputs of single attentions, relative, mean over them",
+    "chance: as many blocks of each row at random, the first and the last visible one among them; window: the last keys, as many pairs",
+    "KL: in nats per token with every attention so computed, against the model as it is; mean ± half of the 95 % interval",
+    "pages are chosen for each query alone, as in decoding; kept of a corrected form does not count its dense rows",
     "code-lm hardly looks beyond 64 tokens: a window looks good there. recall needs keys from anywhere",
-    "times: real q, k, v of one attention of code-lm repeated to the length (6 heads on 2, width 32); medians of runs in turn, choosing "
-    "included; speed against dense attention by the same kernels; tiles: share of the visible tiles that is visited",
+    "times: q, k, v of one attention of code-lm repeated to the length (6 heads on 2, width 32); medians of runs in turn, choosing "
+    "included; beside dense attention by the same kernels; tiles: share of the visible tiles that is visited",
 )
 
 

@@ -7,14 +7,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
 from attnopt.codegen import corrected, listed
 from attnopt.codegen.listed import EACH, TILES, Run
-from attnopt.ir.site import Refusal
+from attnopt.codegen.prefill_form import Form
+from attnopt.codegen.site_form import form_of
+from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec
 
 CHOSEN = {TILES: "bool", EACH: "bool"}  # operands that no model has
@@ -36,6 +39,22 @@ def kernels(spec: AttentionSpec) -> tuple[AttentionSpec, ...]:
     whole = corrected.dense(spec)
     own = kernels(spec.with_(correction=None))
     return (*own, corrected.every(whole, max(1, spec.correction.count(0))), corrected.last_rows(whole))
+
+
+def refuses_site(site: Site, supports: Callable[[AttentionSpec, Form], Refusal | None]) -> Refusal | None:
+    """None where kernels of a family compute the site. supports: whether the family computes one spec."""
+    form, spec = form_of(site), site.spec
+    if isinstance(form, Refusal):
+        return form
+    if (absent := next((name for name in spec.operands if name not in site.operands), None)) is not None:
+        return Refusal(f"{absent} is not known inside the kernel", site.name)
+    if spec.correction is not None and site.size("q") != site.size("k"):
+        return Refusal("only a whole prompt is corrected: queries and keys are not the same positions", site.name)
+    if (refused := refuses(spec)) is not None:
+        return refused
+    known = dict(form.operands) | CHOSEN
+    own = ((each, replace(form, operands=tuple((name, known[name]) for name in each.operands))) for each in kernels(spec))
+    return next((refused for each, shape in own if (refused := supports(each, shape)) is not None), None)
 
 
 def run_sparse(run: Run, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, operands: Mapping[str, Tensor]) -> Tensor:

@@ -124,16 +124,16 @@ def coding(problem: Problem) -> list[Phase]:
     return [Phase("codes", PASSES["torch"], operations=4.0 * (q + k + v), bytes=moved, working_set=moved, launches=9)]
 
 
-def tvm_sparse(problem: Problem, target: Target) -> list[Phase]:
+def sparse(problem: Problem, target: Target, family: str, tile: Tile) -> list[Phase]:
     """Tiles are chosen from pooled rows, then computed; a correction computes some rows with all their keys besides."""
-    found = [*choosing(problem), fused(problem, target, "tvm", (64, 64), skips=True)]
+    found = [*choosing(problem), fused(problem, target, family, tile, skips=True)]
     clause = problem.spec.correction
     if clause is not None:
         mask = clause.expr_or_none("dense") or problem.spec.mask
         whole = replace(problem, spec=problem.spec.with_(mask=mask, selection=None, correction=None))
         gamma, q = max(1, clause.count(0)), max(1, problem["q"])
         some = min(1.0, 1 / gamma + max(clause.count("tail"), gamma) / q)
-        found.append(part(fused(whole, target, "tvm", (64, 64), skips=True), some))
+        found.append(part(fused(whole, target, family, tile, skips=True), some))
     return found
 
 
@@ -272,7 +272,8 @@ KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
     "wide-values-sdpa": wide_values,
     "flex": blocks("flex", (128, 128)),
     "tvm-prefill": blocks("tvm", (64, 64)),
-    "tvm-sparse": tvm_sparse,
+    "tvm-sparse": partial(sparse, family="tvm", tile=(64, 64)),
+    "triton-sparse": partial(sparse, family="triton", tile=(128, 64)),
     "tvm-decode": tvm_decode,
     "triton-prefill": triton_prefill,
     "triton-decode": blocks("triton", (16, 64)),

@@ -29,6 +29,7 @@ FUSED = (
     "triton-decode",
     "tvm-prefill",
     "tvm-sparse",
+    "triton-sparse",
     "tvm-decode",
     "local-sdpa",
 )

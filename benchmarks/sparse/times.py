@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import attnopt.operators  # noqa: F401  (registers the operators)
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
 from attnopt.analysis.operands import held, tapped
+from attnopt.codegen.sparse import refuses
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
@@ -73,30 +74,35 @@ def recognised_groups(q: Tensor, heads: tuple[int, int, int] | None) -> int:
 @torch.no_grad()
 def rows(quick: bool) -> Iterator[Time]:
     parts = captured()
-    lengths = {1024: 0.2} if quick else LENGTHS
-    for length, seconds in lengths.items():
+    for length, seconds in ({1024: 0.2} if quick else LENGTHS).items():
         q, k, v = (x.repeat(1, 1, length // x.shape[2], 1).contiguous() for x in parts)
-        scale = q.shape[3] ** -0.5
-        block = max(64, length // 64)
-        lines = {
-            name: f"softmax scale({scale:.6g}) {form.format(block=block, top=max(2, round(0.17 * length / block)))}"
-            for name, form in FORMS.items()
-        }
-        sparse = torch.ops.attnopt.tvm_sparse
-        dense = f"softmax scale({scale:.6g}) causal"
-        calls = {
-            "dense": lambda: torch.ops.attnopt.tvm_attention(q, k, v, [], dense),
-            "dense, torch": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True),
-        }
-        for name, line in lines.items():
-            kernel = torch.ops.attnopt.tvm_attention if "sinks" in name and "delta" not in name else sparse
-            calls[name] = lambda line=line, kernel=kernel: kernel(q, k, v, [], line)
-        for call in calls.values():  # compiles, and finds the tiles of fixed masks
-            call()
-        found = in_turn(calls, seconds=seconds, least=3 if length < 32768 else 1)
-        for name, t in found.items():
-            share, choosing = visited(lines[name], q, k) if name in lines else (1.0, 0.0)
-            yield Time(length, name, t.median, t.ratio(found["dense"]), share, choosing)
+        yield from at_length(q, k, v, seconds)
+
+
+def at_length(q: Tensor, k: Tensor, v: Tensor, seconds: float) -> Iterator[Time]:
+    length, scale = q.shape[2], q.shape[3] ** -0.5
+    block = max(64, length // 64)
+    start = f"softmax scale({scale:.6g})"
+    lines = {
+        name: f"{start} {form.format(block=block, top=max(2, round(0.17 * length / block)))}" for name, form in FORMS.items()
+    }
+    calls = {
+        "dense": lambda: torch.ops.attnopt.tvm_attention(q, k, v, [], f"{start} causal"),
+        "dense, torch": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True),
+        **{name: (lambda line=line: operator(line)(q, k, v, [], line)) for name, line in lines.items()},
+    }
+    for call in calls.values():  # compiles, and finds the tiles of fixed masks
+        call()
+    found = in_turn(calls, seconds=seconds, least=3 if length < 32768 else 1)
+    for name, t in found.items():
+        share, choosing = visited(lines[name], q, k) if name in lines else (1.0, 0.0)
+        yield Time(length, name, t.median, t.ratio(found["dense"]), share, choosing)
+
+
+def operator(line: str) -> Callable[..., Tensor]:
+    """That of plain kernels where bounds say all."""
+    found: Callable[..., Tensor] = torch.ops.attnopt.tvm_attention if refuses(parse(line)) else torch.ops.attnopt.tvm_sparse
+    return found
 
 
 def visited(line: str, q: Tensor, k: Tensor) -> tuple[float, float]:

@@ -6,12 +6,11 @@ list; dense rows of a correction by the same family. It stands inside an operato
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from attnopt.codegen import sparse
 from attnopt.codegen.lowering import first_refusal
 from attnopt.codegen.operator_call import call_operator
-from attnopt.codegen.site_form import form_of
+from attnopt.codegen.sparse import refuses_site
 from attnopt.codegen.tvm.availability import missing
 from attnopt.codegen.tvm.prefill import supports
 from attnopt.ir.graph import Value
@@ -25,25 +24,12 @@ class TvmSparse:
     opset: int = 0
 
     def supports(self, site: Site, runtime: str) -> Refusal | None:
-        absent = [name for name in site.spec.operands if name not in site.operands]
-        whole = site.spec.correction is None or site.size("q") == site.size("k")
         refusal = first_refusal(
             (runtime == "torch", f"runtime {runtime} has no TVM kernels"),
             (missing() is None, missing() or ""),
-            (not absent, f"{next(iter(absent), '')} is not known inside the kernel"),
-            (whole, "only a whole prompt is corrected: queries and keys are not the same positions"),
             at=site.name,
         )
-        form = form_of(site)
-        refusal = refusal or (form if isinstance(form, Refusal) else None) or sparse.refuses(site.spec)
-        if refusal is not None or isinstance(form, Refusal):
-            return refusal
-        known = dict(form.operands) | sparse.CHOSEN
-        for spec in sparse.kernels(site.spec):
-            own = replace(form, operands=tuple((name, known[name]) for name in spec.operands))
-            if (refusal := supports(spec, own)) is not None:
-                return refusal
-        return None
+        return refusal or refuses_site(site, supports)
 
     def emit(self, site: Site, builder: Builder) -> Value:
         import torch
