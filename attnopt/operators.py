@@ -224,7 +224,8 @@ def refuse_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 OPERATORS = (
-    triton_attention, triton_attention_lse, triton_sparse, triton_attention_packed, triton_attention_packed_lse, triton_decode, triton_decode_lse,
+    triton_attention, triton_attention_lse, triton_sparse, triton_attention_packed, triton_attention_packed_lse,
+    triton_decode, triton_decode_lse,
 )  # fmt: skip
 for operator in OPERATORS:
     operator.register_autograd(lambda ctx, *gradients: None, setup_context=refuse_gradients)
