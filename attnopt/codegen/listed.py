@@ -4,7 +4,8 @@
         ->   softmax scale(s) causal blocks(64, 64, operand=selected_tiles)     and selected_tiles bool [B, H, M, N] by a selector
 
 Where single queries see less than their tile, the mask says so: `& load(selected_keys, b, h, row, k // n)`. A mask of positions that
-is no band (dilated, by powers of two) is a list of tiles too, the same for all calls of one length. The kernel does not know who chose.
+is no band (dilated, by powers of two) is a list of tiles too, the same for all calls of one length; what of it is the same for all
+pairs of a tile the kernel is not asked again. The kernel does not know who chose.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Index, Load, apply, conjunction, conjuncts, indices
+from attnopt.ir.expr import Apply, Const, Expr, Index, Load, apply, children, conjunction, conjuncts, expand, indices
 from attnopt.ir.expr import operands as loaded
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
@@ -44,12 +45,31 @@ def refuses(spec: AttentionSpec) -> Refusal | None:
 def listed(spec: AttentionSpec) -> AttentionSpec:
     """What the kernel computes. Ask `refuses` first."""
     rows, keys = tiling(spec)
-    mask = spec.mask
+    told = () if spec.offset is not None else tuple(p for p in conjuncts(spec.mask) if by_tiles(p, rows, keys))
+    mask = conjunction(*(p for p in conjuncts(spec.mask) if p not in told))
     if chooses_each(spec):
         mask = conjunction(
             *conjuncts(mask), Load(EACH, (Index("b"), Index("h"), Index("row"), apply("floordiv", Index("k"), keys)))
         )
     return spec.with_(mask=mask, selection=Clause("blocks", (rows, keys), (("operand", TILES),)))
+
+
+def by_tiles(part: Expr, rows: int, keys: int) -> bool:
+    """Whether a part of a mask is the same for all pairs of a tile, so that the list says all of it.
+
+    near_blocks(256, 4), tiles of 64 x 64   ->   True: it reads q // 256 and k // 256
+    """
+    expr = expand(part)
+    if isinstance(expr, Index):
+        return expr.name in ("b", "h")
+    if isinstance(expr, Load):
+        return False
+    if isinstance(expr, Apply) and isinstance(expr.args[0], Index) and isinstance(expr.args[-1], Const):
+        name, n = expr.args[0].name, expr.args[-1].value
+        size = {"q": rows, "row": rows, "k": keys}.get(name, 1)
+        if expr.op in ("floordiv", "lt", "ge") and isinstance(n, int):
+            return n % size == 0
+    return all(by_tiles(child, rows, keys) for child in children(expr))
 
 
 def chooses_each(spec: AttentionSpec) -> bool:

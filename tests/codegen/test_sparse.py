@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ir.operands import close
 
+from attnopt.codegen import listed
 from attnopt.codegen.sparse import kernels, refuses, run_sparse
 from attnopt.ir.reference import reference
 from attnopt.ir.spec import parse
@@ -49,6 +50,24 @@ def test_what_is_put_together_is_the_meaning(line):
     assert (
         not torch.allclose(got, reference(spec.with_(selection=None, correction=None), q, k, v, **operands)) or not spec.special
     )
+
+
+@pytest.mark.parametrize(
+    ("mask", "left"),
+    [
+        ("causal & (near_blocks(64, 1) | power_blocks(128) | global(64))", "causal"),
+        ("causal & (near_blocks(64, 1) | global(4))", "causal & (near_blocks(64, 1) | global(4))"),
+        ("causal & chunk(96)", "causal & chunk(96)"),
+        ("k >= 64 & q // 64 != k // 64", None),
+        ("dilated(64)", "dilated(64)"),
+    ],
+)
+def test_what_tiles_say_is_not_asked_again(mask, left):
+    spec = parse(f"softmax scale(0.3) {mask}")
+    found = listed.listed(spec)
+    assert left == (None if found.mask is None else str(found.mask))
+    q, k, v = qkv(150, 2, 1)
+    close(listed.run_listed(exactly, spec, q, k, v, {}), reference(spec, q, k, v))
 
 
 def test_every_row_dense_is_dense():
