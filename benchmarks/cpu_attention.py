@@ -1,8 +1,9 @@
 """Attention on this CPU: TVM's kernels beside torch's SDPA, eager, compiled FlexAttention and onnxruntime, in turn, on fixed threads.
 
 Prefill of 128 to 8,192 tokens (full, causal, window, documents, ALiBi, grouped heads), one query on caches of float32, int8 and int4,
-and whether time follows the blocks that a window leaves. One thread unless it is told otherwise; on one thread the seconds are those
-of the process, on several those of the clock. Every result is compared with SDPA's.
+and whether time follows the blocks that windows, documents and lists leave; then which goals are reached. One thread unless it is told
+otherwise; on one thread the seconds are those of the process, on several those of the clock. Every result is compared with SDPA's.
+Writes benchmarks/results/cpu_attention.md and .json, in less than ten minutes.
 
     OMP_NUM_THREADS=1 python benchmarks/cpu_attention.py [--threads 1] [--quick] [--anyway] [--out FOLDER]
 """
@@ -12,17 +13,19 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import statistics
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import harness
 import torch
-from cpu.cases import decodes, named, prefills, windows
+from cpu.cases import decodes, named, prefills
 from cpu.contenders import BASELINE, OURS, ready
+from cpu.goals import goals
+from cpu.row import Row, beside_float32
+from cpu.visits import BLOCK, Visit, follow
 from gpu.case import Case, flops, make
 
 import attnopt.operators  # noqa: F401  (registers them)
@@ -30,29 +33,11 @@ from attnopt.codegen.tvm.availability import missing, version
 from attnopt.codegen.tvm.cpu import host
 from attnopt.cost.machine import clock
 from attnopt.ir.kv_cache import attend_cache
-from attnopt.ir.spec import parse
-from attnopt.ir.visits import visited_pairs
 from attnopt.plan.timing import Timing, in_turn
 
-SECONDS, QUICK = 1.0, 0.02  # for each contender of a row
-BLOCK = 64  # rows and keys of the blocks that are counted
+SECONDS, QUICK = 0.6, 0.02  # for each contender of a row
+LENGTH, SHORT = 8192, 256  # of the text on which visited blocks are counted
 CLOSE = 1e-3  # how far a result may be from SDPA's, absolutely: int4 and int8 are compared with what they hold
-
-
-@dataclass(frozen=True)
-class Row:
-    """Median seconds of each contender in one setting; error: of ours, the largest difference; reasons: of those that are absent."""
-
-    setting: str
-    gflop: float
-    seconds: dict[str, float]
-    error: float
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def over(self, *names: str) -> float | None:
-        """How many times as fast as the best of those, or of all others."""
-        others = [s for name, s in self.seconds.items() if not name.startswith(OURS) and (not names or name in names)]
-        return min(others) / self.seconds[OURS] if others and OURS in self.seconds else None
 
 
 def measured(case: Case, seconds: float) -> Row:
@@ -71,19 +56,6 @@ def measured(case: Case, seconds: float) -> Row:
     return Row(named(case), flops(case, data) / 1e9, medians, error, reasons)
 
 
-def proportional(quick: bool, seconds: float) -> list[tuple[str, float, float]]:
-    """For each window: its name, seconds of ours, and seconds for a visited pair over the median of all."""
-    found = []
-    for case in windows(quick):
-        data = make(case, torch.device("cpu"), torch.Generator().manual_seed(0), torch.float32)
-        calls, _ = ready(case, data)
-        spent = in_turn({OURS: calls[OURS]}, seconds=seconds, clock=clock())[OURS].median
-        pairs = visited_pairs(parse(case.spec).mask, case.q_len, case.kv_len, 0, BLOCK, BLOCK)
-        found.append((named(case), spent, spent / pairs))
-    middle = statistics.median(rate for _, _, rate in found)
-    return [(name, spent, rate / middle) for name, spent, rate in found]
-
-
 def table(rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.seconds))
     columns = ["setting", "GFLOP", *(f"{name}, ms" for name in names), "attnopt over sdpa", "over the best peer", "difference"]
@@ -100,32 +72,22 @@ def table(rows: Sequence[Row]) -> str:
     return harness.markdown(columns, [list(cells(row)) for row in rows])
 
 
-def beside_float32(rows: Sequence[Row]) -> list[Row]:
-    """Packed caches beside the peers on a cache of float32 of the same size."""
-    plain = {row.setting.replace("float32", "*"): row for row in rows if " float32 " in row.setting}
-    made = []
-    for row in rows:
-        twin = plain.get(row.setting.replace(" int8 ", " * ").replace(" int4 ", " * "))
-        if twin is not None and twin is not row:
-            others = {f"{name} float32" if name == OURS else name: s for name, s in twin.seconds.items()}
-            made.append(replace(row, seconds=others | row.seconds))
-        else:
-            made.append(row)
-    return made
-
-
-def notes_of(rows: Sequence[Row], follow: Sequence[tuple[str, float, float]], busy: float) -> list[str]:
+def notes_of(rows: Sequence[Row], visits: Sequence[Visit], busy: float) -> list[str]:
     threads = torch.get_num_threads()
     reasons = sorted({f"{name}: {why}" for row in rows for name, why in row.reasons.items()})
-    spread = max(abs(rate - 1) for _, _, rate in follow)
     return [
         f"{harness.machine()['processor']}, {threads} thread{'s' * (threads > 1)}, compiled for {host().name}; other processes used "
         f"{busy:.2f} cores when it began",
         "medians of calls in turn; ratios above 1: attnopt is faster",
-        f"time for a visited pair of {BLOCK} x {BLOCK} blocks lies within {spread:.0%} of its median over these windows: "
-        + ", ".join(f"{name} {spent * 1e3:.3g} ms ({rate:.2f})" for name, spent, rate in follow),
         *(f"not measured, {reason}" for reason in reasons),
     ]
+
+
+def visits_table(visits: Sequence[Visit]) -> str:
+    cells = [[x.name, f"{x.share:.1%}", f"{x.seconds * 1e3:.3g}", f"{x.rate:.2f}"] for x in visits]
+    return harness.markdown(
+        ["keys of each query", f"visited pairs, of {BLOCK} x {BLOCK} blocks", "ms", "time for a pair over the median"], cells
+    )
 
 
 def main() -> None:
@@ -146,20 +108,31 @@ def main() -> None:
     seconds = QUICK if given.quick else SECONDS
     rows: list[Row] = []
     with torch.no_grad():
-        for case in (*prefills(given.quick), *decodes(given.quick)):
+        started = time.perf_counter()
+        cases = [*prefills(given.quick), *decodes(given.quick)]
+        for case in cases:
             rows.append(measured(case, seconds))
-            print(f"\r{len(rows)} rows, {rows[-1].setting:40}", end="", file=sys.stderr, flush=True)
-        follow = proportional(given.quick, seconds)
-    print(file=sys.stderr)
+            spent = time.perf_counter() - started
+            print(f"{spent:5.0f} s  {len(rows)} of {len(cases)}  {rows[-1].setting}", file=sys.stderr, flush=True)
+        visits = follow(SHORT if given.quick else LENGTH, seconds)
     rows = beside_float32(rows)
-    notes = notes_of(rows, follow, busy)
-    print(table(rows), *notes, sep="\n")
+    asked = goals(rows, visits)
+    notes = notes_of(rows, visits, busy)
+    parts = [
+        table(rows),
+        visits_table(visits),
+        "\n".join(f"- {goal}" for goal in asked),
+        "\n".join(f"- {note}" for note in notes),
+    ]
+    text = "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    print(text, end="")
     if given.out is not None:
         harness.RESULTS = given.out
     if given.out is not None or not given.quick:
-        extra = {"tvm": version(), "threads": given.threads, "visited": [list(x) for x in follow]}
+        met = [{"goal": goal.name, "reached": goal.reached, "values": goal.values} for goal in asked]
+        extra = {"tvm": version(), "threads": given.threads, "visited": [vars(x) for x in visits], "goals": met}
         path = harness.save("cpu_attention", rows, notes, extra)
-        path.with_suffix(".md").write_text(table(rows) + "\n" + "\n".join(f"- {n}" for n in notes) + "\n")
+        path.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":

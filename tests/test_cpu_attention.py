@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from cpu.cases import MASKS, STORED, decodes, named, prefills, windows
-from cpu_attention import Row, beside_float32, table
+from cpu.cases import MASKS, STORED, decodes, named, prefills
+from cpu.goals import goals
+from cpu.row import Row, beside_float32
+from cpu.visits import Visit, seen, settings
+from cpu_attention import table
 
 from attnopt.codegen.tvm.availability import missing
 
@@ -30,8 +33,10 @@ def test_every_code_path_on_small_shapes(tmp_path):
         peers = {"sdpa", "eager"} if setting.startswith("decode") else {"sdpa", "eager", "ort"}
         assert peers | {"attnopt"} <= row["seconds"].keys(), row
         assert row["error"] < 1e-4, row
-    assert len(record["visited"]) == len(list(windows(True)))
-    assert "| causal 128 d64 x 4:1 |" in (tmp_path / "cpu_attention.md").read_text()
+    assert [visit["name"] for visit in record["visited"]] == [setting.name for setting in settings(256)]
+    text = (tmp_path / "cpu_attention.md").read_text()
+    assert "| causal 128 d64 x 4:1 |" in text
+    assert "- full: at least 0.95 of the best peer: " in text
 
 
 def test_the_cases():
@@ -49,3 +54,28 @@ def test_packed_caches_stand_beside_float32():
     assert made.seconds == {"sdpa": 3.0, "attnopt float32": 2.0, "attnopt": 1.0}
     assert made.over() == 3.0
     assert "| decode int8 512 d128 x 8 | 1 | 3e+03 | 1e+03 | 2e+03 | 3.00x | 3.00x | 0e+00 |" in table([plain, made])
+
+
+def test_goals_say_whether_they_are_reached():
+    rows = [
+        Row("full 512 d64 x 8", 1.0, {"sdpa": 1.0, "ort": 0.9, "attnopt": 0.95}, 0.0),
+        Row("full 2048 d64 x 4", 1.0, {"sdpa": 1.0, "attnopt": 1.0}, 0.0),
+        Row("causal 512 d64 x 8", 1.0, {"sdpa": 1.2, "attnopt": 1.0}, 0.0),
+        Row("decode int8 512 d128 x 8", 1.0, {"sdpa": 9.0, "attnopt float32": 2.0, "attnopt": 1.0}, 0.0),
+    ]
+    said = [str(goal) for goal in goals(rows, [Visit("full", 1.0, 1.0, 1.0), Visit("causal", 0.5, 0.5, 1.25)])]
+    assert said == [
+        "full: at least 0.95 of the best peer: not reached; in 1 of 2 settings, median 0.97, least 0.95 (full 512 d64 x 8)",
+        "causal: at least 1.1 times the best peer: reached, 1.20 (causal 512 d64 x 8)",
+        "window 512 of 8,192: at least 1.1 times FlexAttention: not measured",
+        "window 512 of 8,192: at least 8 times SDPA with the mask: not measured",
+        "one query: at least 1.8 times as fast from int8 as from float32: reached, 2.00 (decode int8 512 d128 x 8)",
+        "time follows the visited blocks within 20%: not reached; in 1 of 2 settings, median 0.88, least 0.75 (causal)",
+    ]
+
+
+def test_visited_blocks():
+    assert seen("causal & window(64)", 256, {}).sum() == 7
+    found = {setting.name: setting for setting in settings(2048)}
+    assert found["4 documents"].seen.sum() == 4 * 8 * 9 // 2
+    assert not (found["list of 10%"].seen & ~found["causal"].seen).any()

@@ -16,7 +16,6 @@ WIDE = (512, 2048)  # lengths at which rows of 128 channels are measured besides
 RATIO = 4  # query heads of a key head, where they are grouped
 DECODE = (4096, 16384, 32768)
 STORED = ("bf16", "int8", "int4")  # "bf16" stands for a cache as it is: float32 here
-WINDOWS = (256, 512, 1024, 2048, 4096, 8192)  # of the question whether time follows the visited blocks
 
 
 def prefill(mask: str, length: int, width: int, heads: int, key_heads: int, window: int = WINDOW) -> Case:
@@ -38,12 +37,6 @@ def decodes(quick: bool) -> Iterator[Case]:
         for key_heads in (8, 2):
             for cache in STORED:
                 yield Case("decode", "full", 128, 1, length, 1, 8, key_heads, cache)
-
-
-def windows(quick: bool) -> Iterator[Case]:
-    """One text under wider and wider windows."""
-    for window in (16, 64) if quick else WINDOWS:
-        yield prefill("window", 128 if quick else 8192, 64, 1, 1, window)
 
 
 def named(case: Case) -> str:

@@ -14,6 +14,11 @@ from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.tvm.cpu import Cpu
 from attnopt.ir.spec import AttentionSpec
 
+MANY = 257  # queries from which on a tile that is not full does not count
+ONE_VECTOR = (
+    1.25  # as slow is a tile of one vector of queries, for each of them: 114 instead of 139 GFLOP/s where it was measured
+)
+WORTH = 0.85  # of the time of the usual tile: a kernel more is compiled for less
 STACK = 1024  # bytes of a buffer up to which TVM does not take it from the heap
 
 
@@ -46,3 +51,16 @@ def fitting(table: tuple[Tile, ...], spec: AttentionSpec) -> tuple[Tile, ...]:
     if spec.selection is None:
         return table
     return tuple(tile for tile in table if spec.selection.count(0) % tile.block_q == 0) or table
+
+
+def narrowed(table: tuple[Tile, ...], usual: Tile, queries: int, cpu: Cpu) -> Tile:
+    """The usual tile, or a narrower one where few queries would leave much of it empty: what is empty is computed all the same."""
+    if queries >= MANY:
+        return usual
+
+    def work(tile: Tile) -> float:
+        lanes = max(1, -(-queries // tile.block_q)) * tile.block_q
+        return lanes * (ONE_VECTOR if tile.block_q * 4 == cpu.vector_bytes else 1.0)
+
+    best = min(table, key=work)
+    return best if work(best) < WORTH * work(usual) else usual

@@ -30,7 +30,7 @@ from attnopt.codegen.tvm.cpu import Cpu, host
 from attnopt.codegen.tvm.kernel_cache import compiled
 from attnopt.codegen.tvm.prefill import emit
 from attnopt.codegen.tvm.threads import follow_torch
-from attnopt.codegen.tvm.tiles import Tile, fitting, tiles
+from attnopt.codegen.tvm.tiles import MANY, Tile, fitting, narrowed, tiles
 from attnopt.cost.target_file import config_folder, processor
 from attnopt.ir.ranges import key_range
 from attnopt.ir.spec import AttentionSpec, parse
@@ -41,11 +41,11 @@ ROUNDS, SECONDS = 25, 0.5  # for each tile, whichever comes first
 REPRESENTATIVES = {"dense": "", "triangle": "causal", "band": "causal & window(256)"}
 
 
-def chosen_tile(spec: AttentionSpec, form: Form, cpu: Cpu) -> Tile:
-    """The tile for a kernel of this CPU."""
+def chosen_tile(spec: AttentionSpec, form: Form, cpu: Cpu, queries: int = MANY) -> Tile:
+    """The tile for a kernel of this CPU; queries: how many there are, MANY or more."""
     table = fitting(tiles(cpu, form), spec)
     found = measured(path()).get(family(spec, form)) if cpu == host() else None
-    return found if found in table else table[0]
+    return narrowed(table, found if found in table else table[0], queries, cpu)
 
 
 def tune(spec: AttentionSpec, form: Form) -> Tile:

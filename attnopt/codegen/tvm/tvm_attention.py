@@ -22,8 +22,10 @@ from attnopt.codegen.tvm.availability import missing, say_once
 from attnopt.codegen.tvm.compile import Compiled, loaded
 from attnopt.codegen.tvm.cpu import host
 from attnopt.codegen.tvm.kernel_cache import compiled
+from attnopt.codegen.tvm.operand_shapes import check_operands
 from attnopt.codegen.tvm.prefill import emit, supports
 from attnopt.codegen.tvm.threads import follow_torch
+from attnopt.codegen.tvm.tiles import MANY, Tile
 from attnopt.codegen.tvm.tuning import chosen_tile
 from attnopt.errors import InputMismatch
 from attnopt.ir.reference import attend, check_shapes
@@ -48,8 +50,8 @@ def run_tvm(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: st
     tensors in the order of the spec's operands. Raises InputMismatch for inputs that do not fit the spec, are not on a CPU, or ask for
     what the family refuses. Inference only.
     """
-    check(spec, q.shape, k.shape, v.shape, q.device.type)
-    found = ready(spec, q.dtype, q.shape[3], v.shape[3], tuple(x.dtype for x in tensors), lse)
+    check(spec, q.shape, k.shape, v.shape, q.device.type, tuple(x.shape for x in tensors))
+    found = ready(spec, q.dtype, q.shape[3], v.shape[3], tuple(x.dtype for x in tensors), lse, min(q.shape[2], MANY))
     if isinstance(found.kernel, Refusal):
         return by_library(q, k, v, tensors, found.spec, lse)
     o = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype)
@@ -75,33 +77,42 @@ def rows(x: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def check(spec: str, q: torch.Size, k: torch.Size, v: torch.Size, device: str) -> None:
+def check(spec: str, q: torch.Size, k: torch.Size, v: torch.Size, device: str, operands: tuple[torch.Size, ...]) -> None:
     """Raises InputMismatch where the shapes do not fit; those that fit are remembered."""
     if device != "cpu":
         raise InputMismatch(
             f"TVM's kernels run on a CPU, not on '{device}'", where=spec, next_move="Move the tensors with .cpu()."
         )
-    check_shapes(read(spec), *(torch.empty(shape, device="meta") for shape in (q, k, v)))
+    parsed = read(spec)
+    check_shapes(parsed, *(torch.empty(shape, device="meta") for shape in (q, k, v)))
     if k[2] == 0:
         raise InputMismatch("there are no keys", where=f"k {list(k)}", next_move="Give at least one.")
+    if len(operands) != len(parsed.operands):
+        said = f"{len(operands)} operands were given, and the spec has {len(parsed.operands)}"
+        raise InputMismatch(said, where=spec, next_move=f"Give {', '.join(parsed.operands) or 'none'}, in this order.")
+    if parsed.selection is None or parsed.selection.name == "blocks":  # else it is refused
+        check_operands(parsed, q[0], q[1], q[2], k[2], dict(zip(parsed.operands, operands, strict=True)))
 
 
-@functools.lru_cache(maxsize=256)
-def ready(spec: str, dtype: torch.dtype, width: int, value_width: int, dtypes: tuple[torch.dtype, ...], lse: bool) -> Ready:
+@functools.lru_cache(maxsize=1024)
+def ready(
+    spec: str, dtype: torch.dtype, width: int, value_width: int, dtypes: tuple[torch.dtype, ...], lse: bool, queries: int = MANY
+) -> Ready:
+    """queries: up to MANY, so many or more."""
     parsed = read(spec)
     named = tuple((name, typed(x)) for name, x in zip(parsed.operands, dtypes, strict=True))
     form = Form(width, value_width, typed(dtype), named, lse)
     if (refused := supports(parsed, form)) is not None:
         raise InputMismatch(str(refused), where=spec, next_move=ELSEWHERE)
-    return Ready(parsed, kernel(parsed, form))
-
-
-def kernel(spec: AttentionSpec, form: Form) -> Callable[..., None] | Refusal:
-    """The compiled kernel of a spec on this machine."""
     if (reason := missing()) is not None:
         say_once(reason)
-        return Refusal(reason)
-    tile = chosen_tile(spec, form, host())
+        return Ready(parsed, Refusal(reason))
+    return Ready(parsed, kernel(parsed, form, chosen_tile(parsed, form, host(), queries)))
+
+
+@functools.lru_cache(maxsize=256)
+def kernel(spec: AttentionSpec, form: Form, tile: Tile) -> Callable[..., None] | Refusal:
+    """The compiled kernel of a spec on this machine."""
     return runnable(compiled("prefill", spec, form, tile, host(), lambda: emit(spec, form, tile, host())))
 
 

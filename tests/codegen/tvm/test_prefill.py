@@ -7,10 +7,17 @@ import pytest
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.tvm.cpu import named
 from attnopt.codegen.tvm.prefill import emit, supports
-from attnopt.codegen.tvm.tiles import tiles
+from attnopt.codegen.tvm.tiles import Tile, narrowed, tiles
 from attnopt.ir.spec import parse
 
-OPERANDS = (("bias", "float16"), ("padding", "bool"), ("document", "int64"), ("slopes", "float32"), ("table", "float32"))
+OPERANDS = (
+    ("bias", "float16"),
+    ("padding", "bool"),
+    ("document", "int64"),
+    ("slopes", "float32"),
+    ("table", "float32"),
+    ("list", "bool"),
+)
 
 
 def source(line, cpu="haswell", **form):
@@ -29,6 +36,7 @@ def source(line, cpu="haswell", **form):
         ("softmax k < q", ["mean[e]"], []),
         ("softmax k < q empty(zero)", [], ["mean[e]"]),
         ("softmax padding", ["padding[b, k]"], ["held"]),
+        ("softmax blocks(48, 32, operand=list)", ["chosen: T.let", "list[T.min(b, list.shape[0] - 1)"], ["tiles", "may_match", "parts[1"]),
         ("softmax document", ['document_q == T.cast(document[b, k], "int32")', "held_whole[0, i] ="], ["tiles"]),
         ("softmax add(load(bias, b, h, row, k))", ["tiles[0, n, i] =", "score + bias_qk"], ["held"]),
         ("softmax add(alibi) causal", ["slopes[h] * (k - q)"], ["held", "tiles"]),
@@ -53,13 +61,20 @@ def test_tiles_fit_the_vectors_of_the_machine(cpu, lanes):
         assert tile.block_q % lanes == 0 and max(tile.keys, tile.channels) * tile.block_q * 4 <= 1024
 
 
+def test_a_narrow_tile_where_a_wide_one_would_be_half_empty():
+    wide, half, narrow = table = (Tile(64, 64, 4, 4), Tile(32, 64, 8, 8), Tile(16, 64, 8, 8))
+    machine = named("sapphirerapids")
+    found = [narrowed(table, wide, queries, machine) for queries in (1, 17, 33, 64, 65, 90, 129, 250, 300)]
+    assert found == [narrow, half, wide, wide, half, half, half, wide, wide]
+
+
 @pytest.mark.parametrize(
     ("line", "form", "reason"),
     [
         ("sigmoid", Form(64, 64), "the normaliser is sigmoid, not softmax"),
         ("softmax rotary(64)", Form(64, 64), "position is not part of this kernel"),
         ("softmax precision(q=int8)", Form(64, 64), "precision is not part of this kernel"),
-        ("softmax blocks(64, 64, operand=map)", Form(64, 64), "selection is not part of this kernel"),
+        ("softmax pages(64, 4)", Form(64, 64), "pages chooses keys from the scores; a kernel takes blocks(m, n, operand=…)"),
         ("softmax heads(8, 2, map=table)", Form(64, 64), "query heads are mapped to key heads by a table"),
         ("softmax", Form(64, 64, packed=True), "sequences that stand one after the other in one tensor"),
         ("softmax", Form(64, 64, "float64"), "dtype float64"),

@@ -5,44 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import lru_cache
 
 import pytest
 import torch
 from prefill_cases import TABLE, exact, tensors, tolerance
+from prefill_kernels import attention
 
-from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.tvm.availability import missing
-from attnopt.codegen.tvm.compile import compile_source, loaded
 from attnopt.codegen.tvm.cpu import host, named
-from attnopt.codegen.tvm.prefill import emit, supports
-from attnopt.codegen.tvm.tiles import tiles
 from attnopt.ir.reference import reference
-from attnopt.ir.site import Refusal
-from attnopt.ir.spec import parse
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
-
-
-@lru_cache
-def kernel(line, width=64, value_width=64, dtype="float32", operands=(), lse=False, cpu=None):
-    spec, form, machine = parse(line), Form(width, value_width, dtype, operands, lse), host() if cpu is None else named(cpu)
-    assert supports(spec, form) is None
-    made = compile_source(emit(spec, form, tiles(machine, form)[0], machine), machine)
-    assert not isinstance(made, Refusal), made.reason
-    return loaded(made)
-
-
-def attention(line, q, k, v, lse=False, cpu=None, **operands):
-    """The output and the log-sum-exp; both are NaN before the kernel runs."""
-    spec = parse(line)
-    given = [operands[name] for name in spec.operands]
-    types = tuple((name, str(x.dtype).removeprefix("torch.")) for name, x in operands.items())
-    run = kernel(line, q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), types, lse, cpu)
-    o = torch.full((*q.shape[:3], v.shape[3]), float("nan"), dtype=q.dtype)
-    log_sum = torch.full(q.shape[:3], float("nan"))
-    run(q, k, v, *given, o, *[log_sum] * lse)
-    return o, log_sum
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -116,8 +89,8 @@ def test_no_queries_or_no_keys(lengths):
 
 
 THREADS = """
-import hashlib, runpy, sys, torch
-attention = runpy.run_path(sys.argv[1])["attention"]
+import hashlib, torch
+from prefill_kernels import attention
 torch.manual_seed(0)
 q, k, v = (torch.randn(2, 3, 190, 16) for _ in range(3))
 o, _ = attention("softmax scale(0.25) causal & window(70)", q, k, v)
@@ -134,7 +107,5 @@ def test_the_number_of_threads_changes_no_bit():
             "OMP_NUM_THREADS": threads,
             "PYTHONPATH": os.pathsep.join(["tests", *sys.path]),
         }
-        said.add(
-            subprocess.run([sys.executable, "-c", THREADS, __file__], env=env, capture_output=True, text=True, check=True).stdout
-        )
+        said.add(subprocess.run([sys.executable, "-c", THREADS], env=env, capture_output=True, text=True, check=True).stdout)
     assert len(said) == 1

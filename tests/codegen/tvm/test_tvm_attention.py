@@ -11,8 +11,11 @@ import torch
 from prefill_cases import TABLE, exact, tensors, tolerance
 
 import attnopt.operators  # noqa: F401  (registers it)
+from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.tvm import availability, tvm_attention
-from attnopt.codegen.tvm.tvm_attention import ready, rows
+from attnopt.codegen.tvm.cpu import host
+from attnopt.codegen.tvm.tiles import narrowed, tiles
+from attnopt.codegen.tvm.tvm_attention import kernel, ready, rows
 from attnopt.errors import InputMismatch
 from attnopt.ir.reference import attend
 from attnopt.ir.site import Refusal
@@ -96,12 +99,25 @@ def test_what_does_not_fit():
     assert run(x[:, :, :0], x, x, [], "softmax").shape == (1, 2, 0, 16)
 
 
-@NEEDS_TVM
 def test_operands_that_do_not_fit():
-    x = torch.randn(1, 2, 4, 16)
-    line = "softmax scale(0.25) load(seen, b, 0, 0, k)"
-    with pytest.raises(InputMismatch, match=r"\(softmax scale\(0.25\) load"):
-        torch.ops.attnopt.tvm_attention(x, x, x, [torch.ones(1, 4, dtype=torch.bool)], line)  # of another rank
+    x, line = torch.randn(1, 2, 4, 16), "softmax scale(0.25) load(seen, b, 0, 0, k)"
+    run = torch.ops.attnopt.tvm_attention
+    for operands, message in (
+        ([torch.ones(1, 4, dtype=torch.bool)], r"operand 'seen' is \[1, 4\], and is read by 4 indices"),
+        ([torch.ones(1, 1, 1, 3, dtype=torch.bool)], "'seen' of shape .* is read from 0 to 3 along dimension 3"),
+        ([], "0 operands were given, and the spec has 1"),
+    ):
+        with pytest.raises(InputMismatch, match=message):
+            run(x, x, x, operands, line)
+
+
+@NEEDS_TVM
+def test_few_queries_get_a_narrow_tile():
+    table = tiles(host(), Form(16, 16))
+    assert narrowed(table, table[0], 1, host()).block_q == min(tile.block_q for tile in table)
+    q, k = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 40, 16)
+    found = torch.ops.attnopt.tvm_attention(q, k, k, [], LINE)
+    torch.testing.assert_close(found, attend(LINE, q, k, k).output, atol=1e-5, rtol=1e-5)
 
 
 @NEEDS_TVM
@@ -122,11 +138,13 @@ def test_a_kernel_that_does_not_compile_is_one_line(monkeypatch, caplog):
     monkeypatch.setattr(tvm_attention, "missing", lambda: None)
     monkeypatch.setattr(tvm_attention, "compiled", lambda *given: Refusal("TVM cannot compile it: no such function"))
     ready.cache_clear()
+    kernel.cache_clear()
     availability.say_once.cache_clear()
     q = torch.randn(1, 2, 4, 16)
     with caplog.at_level(logging.WARNING, "attnopt"):
         for _ in range(2):
             found = torch.ops.attnopt.tvm_attention(q, q, q, [], LINE)
     ready.cache_clear()
+    kernel.cache_clear()
     torch.testing.assert_close(found, attend(LINE, q, q, q).output, atol=1e-5, rtol=1e-5)
     assert caplog.messages == ["torch's kernels take over: TVM cannot compile it: no such function"]
