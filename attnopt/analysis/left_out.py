@@ -3,7 +3,7 @@
     weights [H, Q, K] of the attention as it is, pairs that a form shows   ->   dropped [H], worst, kept
 
 Leaving out keys of weight m changes a row of the output by at most 2 m max|v|. Selections look at whole samples, so one sample's
-scores are in memory at a time. A query counts where it is no padding and sees a key.
+scores are in memory at a time (those of a batch where the spec reads operands). A query counts where it is no padding and sees a key.
 """
 
 from __future__ import annotations
@@ -75,18 +75,19 @@ class LeftOutMeasure:
         on = held(self.site, data, self.graph.sizes(inputs))
         real = self.padding.rows(self.site.size("q"), len(on.q), on.q.shape[2], inputs)
         self.begin(on.q.shape[1])
-        for at in range(len(on.q)):
-            q, k, v = (x[at : at + 1].float() for x in (on.q, on.k, on.v))
-            operands = {name: x[at : at + 1] if x.ndim and len(x) == len(on.q) > 1 else x for name, x in on.operands.items()}
-            rows = rows_of(self.site.spec, q, k, v, operands)
-            weights = weights_of(rows).abs()[0]
-            counts = rows.visible[0].any(-1).all(0) if real is None else rows.visible[0].any(-1).all(0) & real[at]
-            shown = rows.visible[0][:, counts]
+        step = len(on.q) if on.operands else 1  # an operand may differ from sample to sample
+        for at in range(0, len(on.q), step):
+            q, k, v = (x[at : at + step].float() for x in (on.q, on.k, on.v))
+            rows = rows_of(self.site.spec, q, k, v, on.operands)
+            weights = weights_of(rows).abs().transpose(0, 1)  # [H, B, Q, K]
+            counts = rows.visible.any(-1).all(1)  # [B, Q]
+            counts = counts if real is None else counts & real[at : at + step]
+            shown = rows.visible.transpose(0, 1)[:, counts]
             self.sums["rows"] += int(counts.sum())
             self.sums["pairs"] += int(shown.sum())
             self.sums["largest"] = torch.maximum(self.sums["largest"], v.abs().max().double())
             for i, form in enumerate(self.forms):
-                seen = rows_of(form.with_(correction=None), q, k, v, operands).visible[0][:, counts]
+                seen = rows_of(form.with_(correction=None), q, k, v, on.operands).visible.transpose(0, 1)[:, counts]
                 gone = (weights[:, counts] * ~seen).double().sum(-1)  # [H, rows]
                 self.sums["dropped"][i] += gone.sum(-1)
                 self.sums["worst"][i] = torch.maximum(self.sums["worst"][i], gone.max() if gone.numel() else gone.new_zeros(()))
