@@ -84,7 +84,7 @@ def test_the_correction_helps_where_neighbours_lose_alike():
     dense = reference("softmax scale(0.3) causal", q, k, v)
     line = "softmax scale(0.3) causal & (window(16) | global(2))"
     plain, shifted = (reference(x, q, k, v) - dense for x in (line, f"{line} delta(8, dense=causal, tail=8)"))
-    assert shifted[:, :, :100].norm() < 0.5 * plain[:, :, :100].norm()
+    assert shifted[:, :, :100].norm() < 0.7 * plain[:, :, :100].norm()
 
 
 SELECTORS = [line for line in LINES if "causal" in line]
