@@ -20,10 +20,11 @@ from torch import Tensor
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Apply, Const, Expr, Index, Load, apply, children, conjunction, conjuncts, expand, indices
 from attnopt.ir.expr import operands as loaded
-from attnopt.ir.ranges import key_range
+from attnopt.ir.ranges import comparison
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.selectors.select import SELECTORS, refusal, select, tiling
+from attnopt.selectors.shown import is_led
 from attnopt.selectors.tiles import Choice, Tiles
 
 TILES, EACH = "selected_tiles", "selected_keys"
@@ -33,7 +34,7 @@ Run = Callable[[AttentionSpec, Tensor, Tensor, Tensor, Mapping[str, Tensor]], An
 def refuses(spec: AttentionSpec) -> Refusal | None:
     """None where a list would leave out tiles that a kernel would visit without one, and a selector knows which."""
     clause = spec.selection
-    if clause is None and key_range(spec.mask).undecided is None:
+    if clause is None and all(is_led(part) or comparison(expand(part)) is not None for part in conjuncts(spec.mask)):
         return Refusal("no tile is left out but by bounds, which kernels know", spec)
     if clause is None and loaded(spec.mask):
         return Refusal(f"the mask '{spec.mask}' reads data: its tiles are not known before", spec)

@@ -20,6 +20,7 @@ from attnopt.passes.quantize.rsq import Rsq
 from attnopt.passes.quantize.sage_attention import SageAttention
 from attnopt.passes.sparsify.delta_attention import DeltaAttention
 from attnopt.passes.sparsify.dilated_window import DilatedWindow
+from attnopt.passes.sparsify.head_windows import HeadWindows
 from attnopt.passes.sparsify.moba import Moba
 from attnopt.passes.sparsify.neighborhood import Neighborhood
 from attnopt.passes.sparsify.power_attention import PowerAttention
@@ -38,6 +39,7 @@ ALL: tuple[Pass, ...] = (
     DropAttention(),
     GateNorm(),
     SinksWindow(),
+    HeadWindows(),
     DeltaAttention(),
     SpargeAttn(),
     Moba(),
@@ -64,6 +66,7 @@ __all__ = [
     "GateNorm",
     "Gptq",
     "Group",
+    "HeadWindows",
     "Int2Cache",
     "Int4Cache",
     "Int8Cache",

@@ -18,7 +18,15 @@ from attnopt.ir.ranges import extreme, key_range
 from attnopt.ir.reference import query_offset
 from attnopt.ir.spec import AttentionSpec
 
-INTERVALS = ("causal", "window", "lookahead", "chunk")  # neighbouring queries see intervals that touch
+INTERVALS = (
+    "causal",
+    "window",
+    "lookahead",
+    "chunk",
+    "near_blocks",
+    "global",
+    "last",
+)  # neighbouring queries see intervals that touch
 
 
 def shown_tiles(spec: AttentionSpec, q: Tensor, k: Tensor, operands: Mapping[str, Tensor], rows: int, keys: int) -> Tensor:

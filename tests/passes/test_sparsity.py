@@ -10,10 +10,11 @@ from self_attention import SelfAttention
 
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
+from attnopt.codegen.sparse import run_sparse
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.reference import attend
 from attnopt.ir.site import Refusal
-from attnopt.passes import DeltaAttention, DilatedWindow, Moba, Neighborhood, PowerAttention, SpargeAttn
+from attnopt.passes import DeltaAttention, DilatedWindow, HeadWindows, Moba, Neighborhood, PowerAttention, SpargeAttn
 from attnopt.patterns import recognise
 from attnopt.plan.groups import Grouping
 
@@ -108,6 +109,25 @@ def test_calibration_says_what_a_form_leaves_out(causal):
     assert (attend(spec, q, k, v).weights > 0).sum() / (attend("softmax causal", q, k, v).weights > 0).sum() == pytest.approx(
         found[0].options["kept"]
     )
+
+
+def test_heads_that_look_far_keep_all_keys(causal):
+    _, groups = causal
+    (group,) = groups.of("site")
+    seen = evidence(0.2, 0.1)
+    seen.attention = lambda site: SimpleNamespace(kept=lambda s, w, ahead: torch.tensor([0.999, 0.5, 0.95, 0.7]))
+    rewrite = HeadWindows(windows=((2, 16),))
+    found = rewrite.propose(group, seen)
+    assert [c.kind for c in found] == ["2 sinks and window 16 in 2 of 4 heads", "2 sinks and window 16 in 1 of 4 heads"]
+    spec = rewrite.apply(found[0], group).sites[0].spec
+    assert str(spec.mask) == "causal & (window(16) | global(2) | h == 1 | h == 3)"
+    q, k, v = (torch.randn(1, 4, 100, 16) for _ in range(3))
+    right = attend(spec, q, k, v)
+    assert [int((right.weights[0, h, 99] > 0).sum()) for h in range(4)] == [18, 100, 18, 100]
+    got = run_sparse(lambda s, q, k, v, operands: attend(s, q, k, v, **operands).output, spec, q, k, v, {})
+    torch.testing.assert_close(got, right.output)
+    seen.attention = lambda site: SimpleNamespace(kept=lambda s, w, ahead: torch.ones(4))
+    assert "its heads are alike" in rewrite.propose(group, seen).reason
 
 
 def test_refusals(plain, causal):

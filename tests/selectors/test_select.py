@@ -57,6 +57,7 @@ def test_the_choice_is_that_of_the_reference(line, mask):
         "causal & (window(20) | global(3))",
         "window(9) & lookahead(12)",
         "chunk(12) & causal",
+        "near_blocks(12, 1) & last(40)",
         "dilated(3) & causal",
         "causal & (near_blocks(16, 0) | power_blocks(16) | global(16))",
         "causal & padding",
