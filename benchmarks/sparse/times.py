@@ -20,11 +20,13 @@ import attnopt.operators  # noqa: F401  (registers the operators)
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
 from attnopt.analysis.operands import held, tapped
+from attnopt.codegen.chosen_pages import by_tvm, run_pages
 from attnopt.codegen.sparse import refuses
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
 from attnopt.plan.timing import in_turn
+from attnopt.selectors.pages import choose, state_of
 from attnopt.selectors.select import select, tiling
 from attnopt.selectors.shown import shown_tiles
 from sparse.losses import Logits
@@ -40,6 +42,7 @@ FORMS = {
     "16 sinks and window 1024": "causal & (window(1024) | global(16))",
     "16 sinks and window 1024, delta 64": "causal & (window(1024) | global(16)) delta(64, dense=causal)",
 }
+PAGE, PAGES = 16, 128  # 2,048 tokens, the budget of the source at 32k
 COLUMNS = ["length", "contender", "time", "of dense", "tiles", "choosing"]
 
 
@@ -74,9 +77,37 @@ def recognised_groups(q: Tensor, heads: tuple[int, int, int] | None) -> int:
 @torch.no_grad()
 def rows(quick: bool) -> Iterator[Time]:
     parts = captured()
-    for length, seconds in ({1024: 0.2} if quick else LENGTHS).items():
+    for length, seconds in ({4096: 0.2} if quick else LENGTHS).items():
         q, k, v = (x.repeat(1, 1, length // x.shape[2], 1).contiguous() for x in parts)
         yield from at_length(q, k, v, seconds)
+        yield from decoding(q[:, :, -1:].contiguous(), k, v, seconds / 4)
+
+
+def decoding(q: Tensor, k: Tensor, v: Tensor, seconds: float) -> Iterator[Time]:
+    """One query against a cache: all of it, and the pages that it chooses by a state that is kept."""
+    start, length = f"softmax scale({q.shape[3] ** -0.5:.6g})", k.shape[2]
+    state = state_of(k, PAGE)
+    specs = {
+        f"decode, Quest, {PAGES} pages of {PAGE}": parse(f"{start} pages({PAGE}, {PAGES}, recent=1)"),
+        f"decode, Quest, {PAGES} pages of {PAGE}, a group together": parse(
+            f"{start} pages({PAGE}, {PAGES}, recent=1, group=max)"
+        ),
+    }
+    calls = {
+        "decode, dense": lambda: torch.ops.attnopt.tvm_decode(q, k, v, *[None] * 6, [], start),
+        **{name: (lambda spec=spec: run_pages(by_tvm, spec, q, k, v, state)) for name, spec in specs.items()},
+    }
+    for call in calls.values():
+        call()
+    found = in_turn(calls, seconds=seconds)
+    for name, t in found.items():
+        choosing = 0.0
+        if name in specs:
+            clause = specs[name].selection
+            assert clause is not None
+            choosing = in_turn({"choosing": lambda clause=clause: choose(clause, q, state)}, seconds=0.1)["choosing"].median
+        share = PAGES * PAGE / length if name in specs else 1.0
+        yield Time(length, name, t.median, t.ratio(found["decode, dense"]), share, choosing)
 
 
 def at_length(q: Tensor, k: Tensor, v: Tensor, seconds: float) -> Iterator[Time]:
@@ -122,10 +153,10 @@ def table(found: list[Time]) -> str:
         [
             str(x.length),
             x.contender,
-            f"{x.seconds * 1e3:.0f} ms",
+            f"{x.seconds * 1e3:.4g} ms",
             f"{x.ratio:.2f}",
             f"{x.tiles:.0%}",
-            f"{x.choosing * 1e3:.0f} ms",
+            f"{x.choosing * 1e3:.3g} ms",
         ]
         for x in found
     ]
