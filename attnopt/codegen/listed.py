@@ -34,13 +34,16 @@ Run = Callable[[AttentionSpec, Tensor, Tensor, Tensor, Mapping[str, Tensor]], An
 def refuses(spec: AttentionSpec) -> Refusal | None:
     """None where a list would leave out tiles that a kernel would visit without one, and a selector knows which."""
     clause = spec.selection
-    if clause is None and all(is_led(part) or comparison(expand(part)) is not None for part in conjuncts(spec.mask)):
-        return Refusal("no tile is left out but by bounds, which kernels know", spec)
-    if clause is None and loaded(spec.mask):
-        return Refusal(f"the mask '{spec.mask}' reads data: its tiles are not known before", spec)
+    if clause is None and all(is_led(part) or comparison(expand(part)) is not None for part in of_positions(spec)):
+        return Refusal("no tile is left out but by bounds and data, which kernels know", spec)
     if clause is not None and clause.name == "blocks":
         return Refusal(f"{clause} is a list already", clause)
     return refusal(spec)
+
+
+def of_positions(spec: AttentionSpec) -> tuple[Expr, ...]:
+    """The parts of the mask that read no data."""
+    return tuple(part for part in conjuncts(spec.mask) if not loaded(part))
 
 
 def listed(spec: AttentionSpec) -> AttentionSpec:
@@ -89,6 +92,7 @@ def run_listed(run: Run, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, o
 
 def fixed(spec: AttentionSpec, q: Tensor, k: Tensor) -> Choice:
     """The tiles of a mask of positions, which are found once for each length."""
+    spec = spec.with_(mask=conjunction(*of_positions(spec)))
     found = tiles_of(spec, q.shape[1] if by_head(spec) else 1, q.shape[2], k.shape[2], str(q.device))
     return Choice(found)
 

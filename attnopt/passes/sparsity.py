@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from attnopt.ir.expr import Term, conjunction, conjuncts
+from attnopt.ir.expr import Term, conjunction, conjuncts, operands
 from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec, parse
 from attnopt.passes.candidate import Candidate, Change, Evidence, Group
@@ -82,7 +82,7 @@ def refuse(site: Site, host: str) -> Refusal | None:
         return Refusal("no operator of ONNX takes a list of tiles", site.name)
     if spec.normalizer.name != "softmax" or spec.special:
         return Refusal(f"it is no plain softmax: {next(iter(spec.special), spec.normalizer)}", site.name)
-    if spec.mask not in (None, Term("causal")):
+    if any(part != Term("causal") and not operands(part) for part in conjuncts(spec.mask)):
         return Refusal(f"its mask '{spec.mask}' hides more than later keys already", site.name)
     if site.weights_used is not None:
         return Refusal("the attention weights themselves are read", site.weights_used)

@@ -27,15 +27,15 @@ TILE = 64  # queries that visit blocks together, where each chooses for itself
 def refuses(spec: AttentionSpec, clause: Clause) -> Refusal | None:
     """None where all queries of a tile see the same blocks of keys, or choose for themselves."""
     block, rows = clause.count(0), max(1, clause.count("rows"))
-    if spec.mask not in (None, Term("causal")):
-        return Refusal(f"a gate over blocks is pooled under no mask but causal, not under '{spec.mask}'", clause)
+    if rows > 1 and spec.mask not in (None, Term("causal")):
+        return Refusal(f"queries that share a probe may see different blocks under '{spec.mask}'", clause)
     if rows > 1 and (block % rows or spec.offset is not None):
         return Refusal(f"{rows} queries that share a probe must lie in one block of {block} keys", clause)
     return None
 
 
 def choose(spec: AttentionSpec, clause: Clause, q: Tensor, k: Tensor, shown: Tensor, offset: int) -> Choice:
-    """shown: tiles of `tiling` that the mask shows."""
+    """shown: which blocks each query sees, or each group of `rows`, by the mask."""
     block, count, rows = clause.count(0), clause.count(1), max(1, clause.count("rows"))
     heads = q.shape[1]
     probe = q if rows == 1 else probes(q, clause)[:, :, ::rows]
@@ -43,15 +43,15 @@ def choose(spec: AttentionSpec, clause: Clause, q: Tensor, k: Tensor, shown: Ten
     members = torch.arange(gate.shape[-1], device=q.device)
     own = (torch.arange(0, q.shape[2], rows, device=q.device)[:, None] + offset) // block
     forced = (members < clause.count("first")) | ((members <= own) & (members > own - clause.count("recent")))
-    gate = gate.masked_fill(forced, torch.inf)
-    if spec.mask is not None:
-        gate = gate.masked_fill(members > own, -torch.inf)
-    chosen = top(gate, count)
-    if spec.mask is not None:
-        chosen &= members <= own
+    chosen = top(gate.masked_fill(forced, torch.inf).masked_fill(~shown, -torch.inf), count) & shown
     if rows > 1:
         return Choice(Tiles(rows, block, chosen))
     return Choice(Tiles(1, block, chosen).merged(TILE), chosen)
+
+
+def looked_at(clause: Clause) -> tuple[int, int]:
+    """Queries and keys of the tiles that `choose` is shown."""
+    return max(1, clause.count("rows")), clause.count(0)
 
 
 def tiling(clause: Clause) -> tuple[int, int]:

@@ -34,6 +34,11 @@ def given(clause: Clause, q: Tensor, shown: Tensor, operands: Mapping[str, Tenso
     return Choice(Tiles(rows, keys, (tiles & shown).expand(q.shape[0], q.shape[1], -1, -1)))
 
 
+def looked_at(clause: Clause) -> tuple[int, int]:
+    """Queries and keys of the tiles that it is shown."""
+    return tiling(clause)
+
+
 def tiling(clause: Clause) -> tuple[int, int]:
     """Queries and keys of a tile."""
     return clause.count(0), clause.count(1)

@@ -54,6 +54,11 @@ def choose(spec: AttentionSpec, clause: Clause, q: Tensor, k: Tensor, shown: Ten
     return Choice(Tiles(height, width, (chosen | ~q_alike[..., None] | ~k_alike[:, :, None] | first) & shown))
 
 
+def looked_at(clause: Clause) -> tuple[int, int]:
+    """Queries and keys of the tiles that it is shown."""
+    return tiling(clause)
+
+
 def tiling(clause: Clause) -> tuple[int, int]:
     """Queries and keys of a tile."""
     return clause.count(0), clause.count(1)

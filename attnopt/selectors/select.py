@@ -2,7 +2,8 @@
 
     select(spec, q, k, operands)   ->   Choice, equal to what ir/selections says of the spec's `selection` under its mask
 
-Without a selection the choice is what the mask shows. A new selector is a file with `refuses`, `choose` and `tiling`, and a line here.
+Without a selection the choice is what the mask shows. A new selector is a file with `refuses`, `choose`, `tiling` and the like, and a
+line here.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def refusal(spec: AttentionSpec) -> Refusal | None:
 def select(spec: AttentionSpec, q: Tensor, k: Tensor, operands: Mapping[str, Tensor]) -> Choice:
     """The choice for q [B, H, Q, D] and k [B, G, K, D]; tiles that the mask hides are never chosen. Ask `refusal` first."""
     clause = spec.selection
-    rows, keys = tiling(spec)
+    rows, keys = tiling(spec) if clause is None else SELECTORS[clause.name].looked_at(clause)
     shown = shown_tiles(spec, q, k, operands, rows, keys)
     if clause is None:
         return Choice(Tiles(rows, keys, shown.expand(q.shape[0], q.shape[1], -1, -1)))

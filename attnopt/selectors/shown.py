@@ -2,7 +2,7 @@
 
     causal & window(128), tiles of 64 x 64   ->   bool [1, 1, M, N], a band of three tiles
 
-Masks of positions are bounds, and tiles are compared with those; any other is evaluated, a block of queries at a time.
+Masks of positions are bounds, and tiles are compared with those; any other is evaluated, some queries at a time.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from attnopt.ir.evaluate import Grid, evaluate
-from attnopt.ir.expr import Apply, Expr, Index, Term, apply, conjuncts, disjuncts, substitute
+from attnopt.ir.expr import Apply, Expr, Index, Term, apply, conjunction, conjuncts, disjuncts, expand, indices, substitute
+from attnopt.ir.expr import operands as loaded
 from attnopt.ir.ranges import extreme, key_range
 from attnopt.ir.reference import query_offset
 from attnopt.ir.spec import AttentionSpec
 
+STRIP = 64  # queries that are looked at together
 INTERVALS = (
     "causal",
     "window",
@@ -32,19 +34,47 @@ INTERVALS = (
 def shown_tiles(spec: AttentionSpec, q: Tensor, k: Tensor, operands: Mapping[str, Tensor], rows: int, keys: int) -> Tensor:
     """bool [B | 1, H | 1, ceil(Q / rows), ceil(K / keys)] for q [B, H, Q, D], k [B, G, K, D]."""
     q_len, kv_len = q.shape[2], k.shape[2]
-    if spec.mask is None:
+    mask = unsettled(spec, q, k, operands)
+    if mask is None:
         return torch.ones(1, 1, -(-q_len // rows), -(-kv_len // keys), dtype=torch.bool, device=q.device)
     offset = query_offset(spec, q_len, kv_len)
-    if is_bounds(spec.mask):
-        return by_bounds(spec.mask, q_len, kv_len, offset, rows, keys, q.device)
+    if is_bounds(mask):
+        return by_bounds(mask, q_len, kv_len, offset, rows, keys, q.device)
     found = []
-    for first in range(0, q_len, rows):
-        here = min(rows, q_len - first)
+    strip = -(-STRIP // rows) * rows
+    for first in range(0, q_len, strip):
+        here = min(strip, q_len - first)
         grid = Grid(q.shape[0], q.shape[1], here, kv_len, offset, q.device, {"q": q_len, "k": kv_len}, first_row=first)
-        seen = evaluate(spec.mask, grid, operands).bool()
-        seen = seen.expand(*seen.shape[:2], here, kv_len).any(2)
-        found.append(torch.stack([part.any(-1) for part in seen.split(keys, -1)], -1))
-    return torch.stack(found, 2)
+        seen = evaluate(mask, grid, operands).bool()
+        seen = seen.expand(*seen.shape[:2], here, kv_len)
+        seen = torch.stack([part.any(-1) for part in seen.split(keys, -1)], -1)
+        found.append(seen if rows == 1 else torch.stack([part.any(2) for part in seen.split(rows, 2)], 2))
+    return torch.cat(found, 2)
+
+
+def unsettled(spec: AttentionSpec, q: Tensor, k: Tensor, operands: Mapping[str, Tensor]) -> Expr | None:
+    """What these data leave of the mask: without parts that show everything, as where all tokens are of one document, none padding."""
+    grid = Grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], query_offset(spec, q.shape[2], k.shape[2]), q.device)
+    return conjunction(*(part for part in conjuncts(spec.mask) if not holds(part, grid, operands)))
+
+
+def holds(part: Expr, grid: Grid, operands: Mapping[str, Tensor]) -> bool:
+    """Whether data alone show that a part hides nothing: a value of keys that is true, or one that equals that of each query."""
+    expr = expand(part)
+    if not loaded(expr):
+        return False
+    if indices(expr) <= {"b", "h", "k"}:
+        return bool(evaluate(expr, grid, operands).bool().all())
+    if (
+        not isinstance(expr, Apply)
+        or expr.op != "eq"
+        or {"q", "k"} <= indices(expr.args[0])
+        or {"q", "k"} <= indices(expr.args[1])
+    ):
+        return False
+    sides = [evaluate(side, grid, operands) for side in expr.args]
+    first = sides[0][..., :1, :1]
+    return all(bool((side == first).all()) for side in sides)
 
 
 def is_bounds(mask: Expr) -> bool:

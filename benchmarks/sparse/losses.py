@@ -22,6 +22,7 @@ from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
 from attnopt.analysis.operands import held, tapped
 from attnopt.hosts.fx import FxHost, capture
+from attnopt.ir.expr import Term
 from attnopt.ir.reference import attend
 from attnopt.ir.site import Host
 from attnopt.patterns import recognise
@@ -97,10 +98,11 @@ def at_each(host: Host, batches: list[dict[str, Tensor]], forms: Mapping[str, st
     for site in sites:
         for inputs, data in evidence.hold(tapped(site)):
             on = held(site, dict(zip(tapped(site), data, strict=True)), host.graph.sizes(inputs))
-            dense, count = attend(site.spec, on.q, on.k, on.v), count + 1
-            pairs = visible(site.spec, on.q, on.k, on.v).sum()
+            plain = site.spec.with_(mask=Term("causal"))  # one document, no padding
+            dense, count = attend(plain, on.q, on.k, on.v), count + 1
+            pairs = visible(plain, on.q, on.k, on.v).sum()
             for form, line in forms.items():
-                spec = spec_of(site.spec, line)
+                spec = spec_of(plain, line)
                 seen = visible(spec, on.q, on.k, on.v)
                 kept = float(seen.sum() / pairs)
                 found = [kept, recalled(dense.weights, seen), error(attend(spec, on.q, on.k, on.v).output, dense.output)]
@@ -110,7 +112,7 @@ def at_each(host: Host, batches: list[dict[str, Tensor]], forms: Mapping[str, st
                 else:
                     tried = attend(random[0], on.q, on.k, on.v, **random[1])
                     found += [recalled(dense.weights, tried.weights > 0), error(tried.output, dense.output)]
-                narrow = spec_of(site.spec, f"window({window(on.k.shape[2], kept)})")
+                narrow = spec_of(plain, f"window({window(on.k.shape[2], kept)})")
                 found.append(error(attend(narrow, on.q, on.k, on.v).output, dense.output))
                 sums[form] += torch.tensor(found, dtype=torch.float64)
     return {form: total / count for form, total in sums.items()}

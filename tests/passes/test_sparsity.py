@@ -20,7 +20,7 @@ from attnopt.plan.groups import Grouping
 
 
 def grouping(model, length):
-    host = FxHost.from_captured(capture(model.eval(), (torch.randn(2, length, 64),)))
+    host = FxHost.from_captured(capture(model.eval(), (torch.randn(2, length, 64),), dynamic_shapes={"x": None}))
     return host, Grouping(host, recognise(host.graph).sites)
 
 

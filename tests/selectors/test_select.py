@@ -10,7 +10,7 @@ from attnopt.ir.reference import reference, rows_of
 from attnopt.ir.selections import SELECTIONS
 from attnopt.ir.spec import parse
 from attnopt.selectors.select import refusal, select
-from attnopt.selectors.shown import shown_tiles
+from attnopt.selectors.shown import shown_tiles, unsettled
 
 
 def qkv(q_len=70, kv_len=70, heads=4, key_heads=2, width=8, seed=0):
@@ -38,8 +38,11 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("mask", ["", " causal"])
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize(
+    ("mask", "line"),
+    [(mask, line) for line in LINES for mask in ("", " causal")]
+    + [(" causal & window(30)", line) for line in LINES if "rows" not in line],
+)
 def test_the_choice_is_that_of_the_reference(line, mask):
     q, k, v = qkv()
     spec = parse(f"softmax scale(0.3){mask} {line}")
@@ -74,6 +77,16 @@ def test_tiles_that_the_mask_shows(mask, lengths):
     blocked = torch.stack([part.any(-1) for part in shown.split(8, -1)], -1)
     blocked = torch.stack([part.any(-2) for part in blocked.split(16, -2)], -2)
     assert torch.equal(tiles.expand_as(blocked), blocked)
+
+
+@pytest.mark.parametrize("padded", [70, 33])
+def test_data_that_hide_nothing_are_not_looked_at(padded):
+    q, k, _ = qkv()
+    given = {"padding": torch.arange(70) < torch.tensor([70, padded])[:, None], "document": torch.full((2, 70), 3)}
+    spec = parse("softmax causal & padding & document")
+    assert str(unsettled(spec, q, k, given)) == ("causal" if padded == 70 else "causal & padding")
+    apart = {**given, "document": torch.arange(70).expand(2, -1) // 30}
+    assert "document" in str(unsettled(spec, q, k, apart))
 
 
 def test_the_list_holds_the_chosen_blocks_in_order():
@@ -111,7 +124,7 @@ def test_refusals():
     for line, why in (
         ("softmax top_keys(4)", "chooses single keys"),
         ("softmax scale(0.1) softcap(30.0) pooled_blocks(64, 64)", "not for 'scale(0.1) softcap(30.0)'"),
-        ("softmax causal & window(64) block_topk(64, 4)", "under no mask but causal"),
+        ("softmax causal & window(64) block_topk(64, 4, rows=64)", "may see different blocks"),
         ("softmax causal block_topk(64, 4, rows=48)", "must lie in one block of 64 keys"),
         ("softmax rotary(8) pooled_blocks(64, 64)", "position changes queries and keys"),
     ):

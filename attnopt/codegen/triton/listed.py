@@ -8,7 +8,9 @@ queries, n of the keys of a step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from attnopt.codegen.specialise import Value
 from attnopt.codegen.triton.expressions import pointer
@@ -32,8 +34,12 @@ def refusal(selection: Clause | None, packed: bool) -> Refusal | None:
 
 
 def fitted(table: Sequence[Tile], selection: Clause | None) -> tuple[Tile, ...]:
-    """The tiles that a list can be read by."""
-    return tuple(t for t in table if selection is None or fits(t, selection))
+    """The tiles that a list can be read by; where the table has none, its own made smaller."""
+    if selection is None:
+        return tuple(table)
+    m, n = selection.count(0), selection.count(1)
+    smaller = (replace(t, block_q=math.gcd(t.block_q, m), block_k=math.gcd(t.block_k, n)) for t in table)
+    return tuple(t for t in table if fits(t, selection)) or tuple(smaller)
 
 
 def fits(tile: Tile, selection: Clause) -> bool:

@@ -161,7 +161,8 @@ def attend(
         for i in tl.range(0, blocks, warp_specialize=SPECIALISED):
             if EDGE:
                 if LISTED:
-                    i_n = tl.load(p_list + 1 + i // LIST_KEYS) * LIST_KEYS + i % LIST_KEYS
+                    i_step = tl.cast(i, tl.int32)
+                    i_n = tl.load(p_list + 1 + i_step // LIST_KEYS) * LIST_KEYS + i_step % LIST_KEYS
                 else:
                     i_n = inner_end + i
                     if LEFT_EDGE:
