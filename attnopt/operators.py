@@ -204,7 +204,7 @@ def with_lse(fake: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]
     return lambda q, *rest: (fake(q, *rest), q.new_empty(q.shape[:-1], dtype=torch.float32))
 
 
-KERNELS = {
+KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
     "tvm_attention": (tvm_attention, fake_attention),
     "tvm_sparse": (tvm_sparse, fake_attention),
     "tvm_decode": (tvm_decode, fake_decode),

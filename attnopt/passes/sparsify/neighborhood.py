@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from attnopt.ir.expr import Index, apply, conjuncts, substitute
+from attnopt.ir.expr import Expr, Index, apply, conjuncts, substitute
 from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import parse
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
@@ -68,6 +68,6 @@ def image(side: int, window: int, dilation: int, tokens: int) -> str:
         return f"{rows} & {columns}"
     mask = parse(f"softmax {rows} & {columns}").mask
     assert mask is not None
-    moved = {name: apply("sub", Index(name), tokens) for name in ("q", "k")}
+    moved: dict[str, Expr] = {name: apply("sub", Index(name), tokens) for name in ("q", "k")}
     inside = " & ".join(f"({substitute(part, moved)})" for part in conjuncts(mask))
     return f"(({inside}) | global({tokens}) | global_query({tokens}))"

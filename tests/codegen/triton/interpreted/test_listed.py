@@ -12,10 +12,12 @@ from attnopt.ir.reference import reference
 from attnopt.ir.spec import parse
 
 
-@pytest.mark.parametrize("tile", [Tile(64, 64, 1, 1), Tile(32, 16, 1, 1), Tile(32, 32, 1, 1, persistent=True)])
-@pytest.mark.parametrize("mask", ["", " causal", " causal & window(90)"])
+@pytest.mark.parametrize(
+    ("mask", "tile"),
+    [("", Tile(64, 64, 1, 1)), (" causal", Tile(64, 32, 1, 1, persistent=True)), (" causal & window(90)", Tile(32, 64, 1, 1))],
+)
 def test_reads_what_the_list_says(mask, tile):
-    q, k, v = torch.randn(2, 2, 150, 16), torch.randn(2, 1, 150, 16), torch.randn(2, 1, 150, 16)
+    q, k, v = torch.randn(1, 2, 150, 16), torch.randn(1, 1, 150, 16), torch.randn(1, 1, 150, 16)
     tiles = torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(1)) < 0.6
     tiles[:, :, :, 1] = False  # nobody visits the second block of keys
     tiles[..., 0] = True
@@ -25,17 +27,14 @@ def test_reads_what_the_list_says(mask, tile):
     right = reference(spec, q.double(), k.double(), v.double(), t=tiles)
     if "window" not in mask:  # there some queries see nothing, and get the mean of all values
         k[:, :, 64:128] = v[:, :, 64:128] = torch.nan
-    poisoned = torch.full((2, 2, 150, 16), torch.nan)
+    poisoned = torch.full((1, 2, 150, 16), torch.nan)
     found = load(emit(spec, form, tile)).attention(q, k, v, tiles, o=poisoned)
     torch.testing.assert_close(found.double(), right, atol=2e-5, rtol=2e-5)
 
 
 def test_through_the_operator():
     q, k, v = torch.randn(1, 2, 150, 16), torch.randn(1, 1, 150, 16), torch.randn(1, 1, 150, 16)
-    for line in (
-        "softmax scale(0.25) causal pooled_blocks(64, 64, share=0.4, similarity=-1.0, first=1)",
-        "softmax scale(0.25) causal block_topk(64, 2)",
-    ):
-        right = reference(line, q.double(), k.double(), v.double())
-        found = torch.ops.attnopt.triton_sparse(q, k, v, [], line)
-        torch.testing.assert_close(found.double(), right, atol=2e-5, rtol=2e-5)
+    line = "softmax scale(0.25) causal block_topk(64, 2)"
+    right = reference(line, q.double(), k.double(), v.double())
+    found = torch.ops.attnopt.triton_sparse(q, k, v, [], line)
+    torch.testing.assert_close(found.double(), right, atol=2e-5, rtol=2e-5)
