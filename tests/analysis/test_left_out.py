@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from ir.operands import close
-from self_attention import SelfAttention, example
+from self_attention import SelfAttention
 
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
@@ -21,9 +21,9 @@ def forms(site):
 
 def test_what_a_form_leaves_out():
     model = SelfAttention().eval()
-    host = FxHost.from_captured(capture(model, example(2, 20)))
+    host = FxHost.from_captured(capture(model, (torch.randn(2, 20, 64),)))
     sites = recognise(host.graph).sites
-    batches = [example(2, 20) for _ in range(2)]
+    batches = [{"x": torch.randn(2, 20, 64)} for _ in range(2)]
     evidence = Evidence(host, Calibration.of(host.graph, batches), sites=sites)
     window, whole, blocks = evidence.left_out(sites[0], "test", forms)
     assert (whole.mean, whole.worst, whole.kept) == (0.0, 0.0, 1.0)
@@ -32,7 +32,7 @@ def test_what_a_form_leaves_out():
     worst = 0.0
     for batch in batches:
         q, k, v = (layer(batch["x"]).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (model.q, model.k, model.v))
-        weights = attend("softmax scale(0.25) load(seen, b, k)", q, k, v, seen=batch["seen"]).weights.double()
+        weights = attend("softmax scale(0.25)", q, k, v).weights.double()
         place = torch.arange(20)
         far = (place[:, None] - place >= 3).expand_as(weights)
         dropped += (weights * far).sum(-1).mean(2).sum(0) / 4
