@@ -6,7 +6,7 @@ attnopt::triton_attention(q, k, v, operands, spec) computes a spec by the kernel
 interpreter. On CPU tensors outside of the interpreter it computes the spec's meaning in plain PyTorch, exact and slow, so that a
 model that was made for a GPU can be checked, saved and tried where there is none.
 
-attnopt::tvm_attention and attnopt::tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing by torch's. They are
+attnopt::tvm_attention, tvm_sparse and tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing by torch's. They are
 declared by their schemas, because a call through `custom_op` takes three times as long, which counts beside a short kernel.
 """
 
@@ -48,6 +48,20 @@ def triton_attention_lse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor]
 @triton_attention_lse.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> tuple[Tensor, Tensor]:
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+@torch.library.custom_op("attnopt::triton_sparse", mutates_args=())
+def triton_sparse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Tensor:
+    """As triton_attention, where tiles are chosen first, or rows corrected after."""
+    from attnopt.codegen.sparse_call import run_checked
+    from attnopt.codegen.triton.sparse_attention import run
+
+    return run_checked(run, q, k, v, operands, spec)
+
+
+@triton_sparse.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
 @torch.library.custom_op("attnopt::triton_attention_packed", mutates_args=())
@@ -141,6 +155,7 @@ SCHEMAS = {
     "tvm_attention_lse": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> (Tensor, Tensor)",
     "tvm_attention_packed": f"({PACKED}, Tensor[] operands, str spec) -> Tensor",
     "tvm_attention_packed_lse": f"({PACKED}, Tensor[] operands, str spec) -> (Tensor, Tensor)",
+    "tvm_sparse": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
     "tvm_decode": f"({CACHED}, Tensor[] operands, str spec) -> Tensor",
     "tvm_decode_lse": f"({CACHED}, Tensor[] operands, str spec) -> (Tensor, Tensor)",
 }
@@ -162,6 +177,15 @@ def tvm_attention_packed(
 
     no_gradients("TVM", spec, q, k, v, *operands)
     return run_tvm_packed(q, k, v, q_starts, k_starts, operands, spec, lse)
+
+
+def tvm_sparse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Any:
+    """As tvm_attention, where tiles are chosen first, or rows corrected after."""
+    from attnopt.codegen.sparse_call import run_checked
+    from attnopt.codegen.tvm.sparse_attention import run
+
+    no_gradients("TVM", spec, q, k, v, *operands)
+    return run_checked(run, q, k, v, operands, spec)
 
 
 def tvm_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any, lse: bool = False) -> Any:
@@ -203,6 +227,7 @@ def with_lse(fake: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]
 FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
     "tvm_attention": (tvm_attention, fake_attention),
     "tvm_attention_packed": (tvm_attention_packed, fake_attention_packed),
+    "tvm_sparse": (tvm_sparse, fake_attention),
     "tvm_decode": (tvm_decode, fake_decode),
 }
 for name, schema in SCHEMAS.items():
@@ -220,7 +245,8 @@ def refuse_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 OPERATORS = (
-    triton_attention, triton_attention_lse, triton_attention_packed, triton_attention_packed_lse, triton_decode, triton_decode_lse,
+    triton_attention, triton_attention_lse, triton_sparse, triton_attention_packed, triton_attention_packed_lse,
+    triton_decode, triton_decode_lse,
 )  # fmt: skip
 for operator in OPERATORS:
     operator.register_autograd(lambda ctx, *gradients: None, setup_context=refuse_gradients)

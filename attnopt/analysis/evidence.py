@@ -4,6 +4,7 @@
     evidence.second_moment(node)   X'X / rows of what it reads
     evidence.concentrated_moments(layers)    the same, tokens counted by the attention that they receive
     evidence.attention(site)       where an attention looks
+    evidence.left_out(site, …)     what sparser forms of it would leave out
     evidence.hold(values)          what some values hold on one batch after another
 
 Without calibration data every answer is None, and a pass proposes what it can without. One question measures all layers (or sites)
@@ -12,13 +13,14 @@ of its kind in one sweep, as many at a time as memory holds; second moments, of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
 from attnopt.analysis.attention_mass import AttentionMeasure
 from attnopt.analysis.calibration import Batch, Calibration
 from attnopt.analysis.concentration import LEAST, ConcentrationMeasure, values_of
+from attnopt.analysis.left_out import LeftOut, LeftOutMeasure, forms_of
 from attnopt.analysis.linear_inputs import ChannelMeasure, MomentMeasure, input_width, linear_inputs
 from attnopt.analysis.operands import tapped
 from attnopt.analysis.padding import Padding
@@ -28,6 +30,7 @@ from attnopt.analysis.store import Store, fingerprint, key_of
 from attnopt.analysis.sweep import MEMORY, Sweep
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Host, NotIsolated, Site
+from attnopt.ir.spec import AttentionSpec
 
 
 class Evidence:
@@ -58,6 +61,7 @@ class Evidence:
         self._seen: frozenset[str] | None = None
         self._moments: dict[str, Tensor] = {}
         self._attention: dict[str, AttentionStatistics] | None = None
+        self._left_out: dict[str, dict[str, list[LeftOut]]] = {}
 
     @property
     def samples(self) -> int:
@@ -147,6 +151,26 @@ class Evidence:
     def attention_measure(self, site: Site) -> AttentionMeasure:
         reads = ", ".join(f"{o}" for o in (site.q, site.k, site.v, *site.operands.values()))
         return AttentionMeasure(self.key("attention", site.name, str(site.spec), reads), site, self.host.graph, self._padding)
+
+    def left_out(self, site: Site, name: str, forms: Callable[[Site], Sequence[AttentionSpec]]) -> Sequence[LeftOut] | None:
+        """What each of `forms(site)` would leave out, before any other rewrite; None as for `attention`, or where there are none.
+
+        name: of who asks. One question measures the forms of all sites.
+        """
+        if not self.samples:
+            return None
+        if name not in self._left_out:
+            asked = [(s, tuple(forms(s))) for s in self.sites if self.can_tap(tapped(s))]
+            measures = [
+                LeftOutMeasure(
+                    self.key("left out", s.name, str(s.spec), *map(str, found)), s, self.host.graph, self._padding, found
+                )
+                for s, found in asked
+                if found
+            ]
+            swept = self.sweep().measured(measures, f"forms of attentions: {name}") if measures else iter(())
+            self._left_out[name] = {m.site.name: forms_of(result) for m, result in swept if isinstance(m, LeftOutMeasure)}
+        return self._left_out[name].get(site.name)
 
     def hold(self, values: Sequence[Value]) -> Iterator[tuple[Batch, list[Tensor]]]:
         """Each batch of inputs with what these values of the host hold on it. Raises NotIsolated for what cannot be tapped."""

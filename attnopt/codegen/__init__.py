@@ -15,8 +15,10 @@ from attnopt.codegen.library.wide_values import WideValues
 from attnopt.codegen.lowering import Lowering
 from attnopt.codegen.triton.lowerings.triton_decode import TritonDecode
 from attnopt.codegen.triton.lowerings.triton_prefill import TritonPrefill
+from attnopt.codegen.triton.lowerings.triton_sparse import TritonSparse
 from attnopt.codegen.tvm.lowerings.tvm_decode import TvmDecode
 from attnopt.codegen.tvm.lowerings.tvm_prefill import TvmPrefill
+from attnopt.codegen.tvm.lowerings.tvm_sparse import TvmSparse
 
 SINGLE: tuple[Lowering, ...] = (
     Sdpa(),
@@ -30,9 +32,9 @@ SINGLE: tuple[Lowering, ...] = (
     OnnxAttention(),
 )
 # These are tried for targets with a GPU only: on a CPU they compute no more than what they mean.
-ON_GPU: tuple[Lowering, ...] = (TritonDecode(), TritonPrefill(), Summed(TritonPrefill()))
+ON_GPU: tuple[Lowering, ...] = (TritonDecode(), TritonPrefill(), Summed(TritonPrefill()), TritonSparse())
 # And these for the CPU at hand only, where TVM compiles them.
-ON_CPU: tuple[Lowering, ...] = (TvmDecode(), TvmPrefill(), Summed(TvmPrefill()))
+ON_CPU: tuple[Lowering, ...] = (TvmDecode(), TvmPrefill(), Summed(TvmPrefill()), TvmSparse())
 # Of these the ones that read a cache in codes.
 ON_CODES: tuple[Lowering, ...] = (TvmDecode(), TritonDecode())
 LOWERINGS: tuple[Lowering, ...] = (

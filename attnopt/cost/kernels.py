@@ -124,6 +124,37 @@ def coding(problem: Problem) -> list[Phase]:
     return [Phase("codes", PASSES["torch"], operations=4.0 * (q + k + v), bytes=moved, working_set=moved, launches=9)]
 
 
+def sparse(problem: Problem, target: Target, family: str, tile: Tile) -> list[Phase]:
+    """Tiles are chosen from pooled rows, then computed; a correction computes some rows with all their keys besides."""
+    found = [*choosing(problem), fused(problem, target, family, tile, skips=True)]
+    clause = problem.spec.correction
+    if clause is not None:
+        mask = clause.expr_or_none("dense") or problem.spec.mask
+        whole = replace(problem, spec=problem.spec.with_(mask=mask, selection=None, correction=None))
+        gamma, q = max(1, clause.count(0)), max(1, problem["q"])
+        some = min(1.0, 1 / gamma + max(clause.count("tail"), gamma) / q)
+        found.append(part(fused(whole, target, family, tile, skips=True), some))
+    return found
+
+
+def choosing(problem: Problem) -> list[Phase]:
+    """Queries and keys are read to be pooled, and each pooled query meets each pooled key: 64 rows stand for one, about."""
+    if problem.spec.selection is None:
+        return []
+    rows = problem.heads * problem["q"] * problem["d"] * problem.width + problem.keys_bytes / 2
+    tiles = problem.heads * problem.all_pairs / 64**2
+    return [Phase("choice", PASSES["torch"], operations=2.0 * rows / problem.width + 20.0 * tiles, bytes=2.0 * rows,
+                  working_set=rows, launches=30)]  # fmt: skip
+
+
+def part(phase: Phase, share: float) -> Phase:
+    """Some rows of a phase."""
+    return replace(
+        phase, flops=share * phase.flops, more=share * phase.more, operations=share * phase.operations,
+        rereads=share * phase.rereads, tasks=max(1.0, share * phase.tasks),
+    )  # fmt: skip
+
+
 def tvm_decode(problem: Problem, target: Target) -> list[Phase]:
     """Few queries on many keys: threads share the keys, whose stored form is widened in registers."""
     return [fused(problem, target, "tvm-decode", (16, 128), skips=True, packs=True)]
@@ -241,6 +272,8 @@ KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
     "wide-values-sdpa": wide_values,
     "flex": blocks("flex", (128, 128)),
     "tvm-prefill": blocks("tvm", (64, 64)),
+    "tvm-sparse": partial(sparse, family="tvm", tile=(64, 64)),
+    "triton-sparse": partial(sparse, family="triton", tile=(128, 64)),
     "tvm-decode": tvm_decode,
     "triton-prefill": triton_prefill,
     "triton-decode": blocks("triton", (16, 64)),

@@ -21,7 +21,18 @@ from attnopt.ir.packing import row_bytes
 from attnopt.ir.site import Site
 from attnopt.ir.spec import as_spec
 
-FUSED = ("sdpa", "sdpa-repeated", "flex", "triton-prefill", "triton-decode", "tvm-prefill", "tvm-decode", "local-sdpa")
+FUSED = (
+    "sdpa",
+    "sdpa-repeated",
+    "flex",
+    "triton-prefill",
+    "triton-decode",
+    "tvm-prefill",
+    "tvm-sparse",
+    "triton-sparse",
+    "tvm-decode",
+    "local-sdpa",
+)
 
 
 def cache_bytes_per_token(sites: Sequence[tuple[Site, Block]], clauses: Mapping[str, str] | None = None) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from attnopt.ir.cost import WIDTHS, offset_of, per_score, selected_keys, stored
+from attnopt.ir.cost import WIDTHS, offset_of, per_score, selected_keys, selected_share, stored
 from attnopt.ir.expr import Expr
 from attnopt.ir.spec import AttentionSpec
 from attnopt.ir.visits import visited_pairs
@@ -58,6 +58,7 @@ class Problem:
         """Pairs of one head that are computed in blocks of rows x keys under the mask (the spec's own), at most those selected."""
         q, k = self["q"], self["k"]
         seen = visited_pairs(self.spec.mask if mask is None else mask, q, k, self.offset, min(rows, q or 1), min(keys, k or 1))
+        seen *= selected_share(self.spec)
         kept = selected_keys(self.spec, k)
         return seen if kept is None else min(seen, float(q * kept))
 

@@ -101,7 +101,7 @@ def per_score(spec: AttentionSpec) -> float:
 def visible_pairs(spec: AttentionSpec, q: int, k: int) -> float:
     """How many (query, key) pairs of a head are computed: those that the mask shows, less what is not selected."""
     kept = selected_keys(spec, k)
-    return q * keys_per_query(spec.mask, q, k, offset_of(spec, q, k), k if kept is None else kept)
+    return selected_share(spec) * q * keys_per_query(spec.mask, q, k, offset_of(spec, q, k), k if kept is None else kept)
 
 
 def selected_keys(spec: AttentionSpec, k: int) -> int | None:
@@ -113,6 +113,13 @@ def selected_keys(spec: AttentionSpec, k: int) -> int | None:
         extra = clause.count("recent") if "recent" in clause.signature.options else 0
         return min(k, clause.count(0) + extra)
     return min(k, clause.count(0) * clause.count(1))  # so many blocks or pages of so many keys
+
+
+def selected_share(spec: AttentionSpec) -> float:
+    """Share of the visible tiles that a selection keeps, 1 where there is none or data alone decides."""
+    clause = spec.selection
+    shared = clause is not None and clause.name == "pooled_blocks" and clause.number("share") > 0
+    return min(1.0, clause.number("share")) if clause is not None and shared else 1.0
 
 
 def offset_of(spec: AttentionSpec, q: int, k: int) -> int:

@@ -89,9 +89,10 @@ def union(arms: Sequence[Range], part: Expr) -> Range:
     if any(arm.leading is not None for arm in arms):
         return Range(undecided=part, never_empty=False)
     whole = next((arm for arm in arms if arm.undecided is None), None)
+    led = [] if lead is None else [lead]  # leading keys may reach beyond the end of the others
     hull = Range(
         (extreme("min", [extreme("max", arm.first) for arm in arms]),) if all(arm.first for arm in arms) else (),
-        (extreme("max", [extreme("min", arm.end) for arm in arms]),) if all(arm.end for arm in arms) else (),
+        (extreme("max", [*(extreme("min", arm.end) for arm in arms), *led]),) if all(arm.end for arm in arms) else (),
         leading=lead,
         undecided=part,
         never_empty=any(arm.never_empty for arm in [*arms, *leads]),

@@ -147,11 +147,26 @@ def compressed_topk(rows: Rows, clause: Clause) -> Selected:
 
 
 def pages(rows: Rows, clause: Clause) -> Selected:
-    """`pages(size, n)`: the n pages of highest sum_c max(q_c min_c, q_c max_c), an upper bound on their scores."""
+    """`pages(size, n)`: the n pages of highest sum_c max(q_c min_c, q_c max_c), an upper bound on their scores.
+
+    low, high [B, G, P, D]: the smallest and largest channels, where a cache keeps them. The `recent` pages up to the query's own are
+    among the n. group: heads that share keys go by the mean, or by the largest, of their bounds.
+    """
     size, count = clause.count(0), clause.count(1)
-    low, high = block_reduce(rows.k, size, "amin"), block_reduce(rows.k, size, "amax")
+    low, high = (
+        block_reduce(rows.k, size, how) if rows.call.operand_or_none(clause, name) is None
+        else rows.per_head(rows.call.operand(clause, name), 1)
+        for name, how in (("low", "amin"), ("high", "amax"))
+    )  # fmt: skip
     q = rows.q[:, :, :, None]
     bound = torch.maximum(q * low[:, :, None], q * high[:, :, None]).sum(-1)
+    if clause.word("group") == "max":
+        shared = {int(g): bound[:, rows.key_heads == g].amax(1) for g in rows.key_heads.unique()}
+        bound = torch.stack([shared[int(g)] for g in rows.key_heads], 1)
+    else:
+        bound = rows.by_group(bound, clause.word("group"))
+    own, members = rows.q_position // size, torch.arange(bound.shape[-1], device=bound.device)
+    bound = bound.masked_fill((members <= own) & (members > own - clause.count("recent")), torch.inf)
     bound = bound.masked_fill(~any_in_block(rows.visible, size), -torch.inf)
     return Selected(spread_blocks(top(bound, count), size, rows.k.shape[2]))
 
@@ -159,7 +174,8 @@ def pages(rows: Rows, clause: Clause) -> Selected:
 def pooled_blocks(rows: Rows, clause: Clause) -> Selected:
     """`pooled_blocks(m, n)`: tiles that hold `mass` of a softmax over pooled scores, or (share > 0) that share of the tiles.
 
-    Blocks whose rows are unlike one another (mean cosine at most `similarity`) are kept whole. skip=s drops the values of a tile
+    Blocks whose rows are unlike one another (mean cosine at most `similarity`) are kept whole, and so are the `first` blocks of keys:
+    with one of them no causal query is left without a key. skip=s drops the values of a tile
     whose scores all lie s or more below the running maximum.
     """
     height, width = clause.count(0), clause.count(1)
@@ -176,7 +192,8 @@ def pooled_blocks(rows: Rows, clause: Clause) -> Selected:
     else:
         keep = ordered.cumsum(-1) - ordered < clause.number("mass")
     chosen = torch.zeros_like(usable).scatter(-1, order, keep.expand_as(usable)) & usable
-    tiles = (chosen | ~q_alike[..., None] | ~k_alike[:, :, None]) & shown
+    first = torch.arange(shown.shape[-1], device=shown.device) < clause.count("first")
+    tiles = (chosen | ~q_alike[..., None] | ~k_alike[:, :, None] | first) & shown
     visible = spread_blocks(tiles, width, rows.k.shape[2]).repeat_interleave(height, -2)[:, :, : rows.q.shape[2]]
     return Selected(visible, late_tiles(rows, visible, height, width, clause.number("skip")))
 

@@ -145,7 +145,11 @@ SIGNATURES: dict[str, Signature] = {
         },
     ),
     "compressed_topk": Signature("selection", ("count", "count")),
-    "pages": Signature("selection", ("count", "count")),
+    "pages": Signature(
+        "selection",
+        ("count", "count"),
+        {"low": ("operand", None), "high": ("operand", None), "recent": ("count", 0), "group": (("none", "mean", "max"), "none")},
+    ),
     "pooled_blocks": Signature(
         "selection",
         ("count", "count"),
@@ -153,6 +157,7 @@ SIGNATURES: dict[str, Signature] = {
             "mass": ("number", 0.98),
             "share": ("number", 0.0),
             "similarity": ("number", 0.6),
+            "first": ("count", 0),
             "skip": ("number", float("inf")),
         },
     ),

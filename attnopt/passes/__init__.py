@@ -18,7 +18,14 @@ from attnopt.passes.quantize.round_tables import RoundTables
 from attnopt.passes.quantize.round_weights import RoundWeights
 from attnopt.passes.quantize.rsq import Rsq
 from attnopt.passes.quantize.sage_attention import SageAttention
+from attnopt.passes.sparsify.delta_attention import DeltaAttention
+from attnopt.passes.sparsify.dilated_window import DilatedWindow
+from attnopt.passes.sparsify.head_windows import HeadWindows
+from attnopt.passes.sparsify.moba import Moba
+from attnopt.passes.sparsify.neighborhood import Neighborhood
+from attnopt.passes.sparsify.power_attention import PowerAttention
 from attnopt.passes.sparsify.sinks_window import SinksWindow
+from attnopt.passes.sparsify.sparge_attn import SpargeAttn
 
 ALL: tuple[Pass, ...] = (
     FuseAttention(),
@@ -32,6 +39,13 @@ ALL: tuple[Pass, ...] = (
     DropAttention(),
     GateNorm(),
     SinksWindow(),
+    HeadWindows(),
+    DeltaAttention(),
+    SpargeAttn(),
+    Moba(),
+    PowerAttention(),
+    DilatedWindow(),
+    Neighborhood(),
     Int8Cache(),
     Int4Cache(),
     Int2Cache(),
@@ -43,6 +57,8 @@ __all__ = [
     "ALL",
     "AkvqVl",
     "Candidate",
+    "DeltaAttention",
+    "DilatedWindow",
     "DropAttention",
     "DynamicInt8",
     "Evidence",
@@ -50,15 +66,20 @@ __all__ = [
     "GateNorm",
     "Gptq",
     "Group",
+    "HeadWindows",
     "Int2Cache",
     "Int4Cache",
     "Int8Cache",
+    "Moba",
+    "Neighborhood",
     "Pass",
+    "PowerAttention",
     "QuestRounding",
     "RoundTables",
     "RoundWeights",
     "Rsq",
     "SageAttention",
     "SinksWindow",
+    "SpargeAttn",
     "ZipCache",
 ]

@@ -26,9 +26,10 @@ from attnopt.ir.block import Block, Norm
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.residual_stream import ResidualStream
 from attnopt.ir.site import Host, Refusal, Site
+from attnopt.ir.spec import AttentionSpec
 
 Per = Literal["site", "linear", "block", "table", "model"]
-Change = Literal["kernel", "mask", "selection", "precision", "cache", "score", "weights", "structure"]
+Change = Literal["kernel", "mask", "selection", "correction", "precision", "cache", "score", "weights", "structure"]
 Needs = Literal["nothing", "calibration", "tuning"]
 
 
@@ -120,6 +121,10 @@ class Evidence(Protocol):
 
     def on(self, host: Host) -> Evidence:
         """The same data on a copy of the host whose weights were changed since."""
+        ...
+
+    def left_out(self, site: Site, name: str, forms: Callable[[Site], Sequence[AttentionSpec]]) -> Sequence[Any] | None:
+        """What each sparser form of an attention would leave out; None where it was not tapped, or has no forms."""
         ...
 
     def hold(self, values: Sequence[Value]) -> Iterator[tuple[Mapping[str, Tensor], list[Tensor]]]:

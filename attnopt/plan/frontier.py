@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from attnopt.analysis.progress import progress
 from attnopt.cost.nodes import estimate_nodes
 from attnopt.plan.budgeted import UNSEEN, Setting, halves, prepared
+from attnopt.plan.judge.quality import Loss
+from attnopt.plan.options.proposals import Move, moves_of
 from attnopt.plan.pipeline import SLOWER
 from attnopt.plan.replay import step_of
 from attnopt.plan.search.search import Planned, Search

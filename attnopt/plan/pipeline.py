@@ -23,9 +23,12 @@ from attnopt.passes import ALL, Group, Pass
 from attnopt.patterns import Recognition, recognise
 from attnopt.plan.budgeted import UNTIMED, Outcome, Setting, under_budget
 from attnopt.plan.choose import Chosen, apply_choices, choose
+from attnopt.plan.judge.budget import QUALITY, Budget
 from attnopt.plan.judge.quality import Score
+from attnopt.plan.judge.verify import difference, require_equal, seeded
 from attnopt.plan.memory.fitting import left, within_memory
 from attnopt.plan.options.proposals import Move
+from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.replay import arrays_for, kernels_from, moves_from, step_of
 from attnopt.plan.search.effort import EFFORTS, Effort
 from attnopt.plan.site_reports import site_report

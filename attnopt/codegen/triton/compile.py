@@ -189,7 +189,7 @@ def type_of(parameter: str, form: Form, blocks: dict[str, tuple[int, int]], stor
         return TYPES[form.dtype]
     if parameter in FACTORS:
         return TYPES["float32"]
-    if parameter in ("p_q_starts", "p_k_starts", "p_work", "p_items"):
+    if parameter in ("p_q_starts", "p_k_starts", "p_work", "p_items", "p_list"):
         return TYPES["int32"]
     operands = {pointer(name): TYPES[dtype] for name, dtype in form.operands}
     return operands.get(parameter, "i32")

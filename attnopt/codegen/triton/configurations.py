@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from attnopt.codegen.triton import listed
 from attnopt.codegen.triton.low_precision import AS_IT_IS, fitted, scores, values
 from attnopt.codegen.triton.prefill import Form, from_rows, pieces
 from attnopt.codegen.triton.ranking import Question, ranked
@@ -28,7 +29,8 @@ def configurations(spec: AttentionSpec, form: Form, architecture: str) -> tuple[
     """The tiles to try, best first."""
     asked = Question("prefill", from_rows(spec), form.width, form.value_width, form.dtype, architecture)
     held = kind(spec, form)
-    table = ranked(fitted(tiles(architecture, form.width, form.value_width, held), spec), asked)
+    fits = listed.fitted(fitted(tiles(architecture, form.width, form.value_width, held), spec), spec.selection)
+    table = ranked(fits, asked)
     if architecture not in COPY_ENGINE or held == "float32":
         return table
     # Programs that take items in turns even out rows that see more keys than others.
@@ -46,7 +48,7 @@ def kind(spec: AttentionSpec, form: Form) -> str:
 def specialised(spec: AttentionSpec, form: Form, architecture: str) -> tuple[Tile, ...]:
     """Specialised warps take one loop over all keys, so a mask is asked in every block: worth it only where there is none."""
     plain = (
-        spec.mask is spec.qk_norm is spec.precision is None
+        spec.mask is spec.qk_norm is spec.precision is spec.selection is None
         and not form.packed
         and not pieces(form.width)[1] + pieces(form.value_width)[1]
     )

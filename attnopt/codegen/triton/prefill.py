@@ -13,7 +13,7 @@ from attnopt.codegen.expressions import loads_of, strides
 from attnopt.codegen.prefill_form import DTYPES, WIDEST, Form, expressions, from_rows, positive_scale
 from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.template import joined
-from attnopt.codegen.triton import low_precision
+from attnopt.codegen.triton import listed, low_precision
 from attnopt.codegen.triton.expressions import FUNCTIONS, Printer, called, pointer
 from attnopt.codegen.triton.row_norms import NORMS, factor_line, gain_arguments, is_static, normed
 from attnopt.codegen.triton.row_norms import refusal as norm_refusal
@@ -29,7 +29,14 @@ PARTS = (
     "prefill_holes", "prefill_blocks", "prefill_norms", "prefill_codes", "prefill", "prefill_attend", "prefill_coding", "prefill_launch",
 )  # fmt: skip
 IMPORTS = ("import torch", "import triton", "import triton.language as tl")
-SPECIAL = ("offset", "sink", "shared", "qk_norm", "precision")  # slots beyond the plain ones that the template has a place for
+SPECIAL = (
+    "offset",
+    "sink",
+    "shared",
+    "qk_norm",
+    "precision",
+    "selection",
+)  # slots beyond the plain ones that the template has a place for
 MODS = {
     "relu": "tl.maximum({}, 0.0)", "tanh": "tanh({})", "square": "{0} * {0}", "silu": "{0} * tl.sigmoid({0})", "exp": "tl.exp({})",
     "log1p": "tl.log(1.0 + {})",
@@ -52,7 +59,9 @@ def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
         return Refusal(f"rows of {form.width} and {form.value_width} channels; up to {WIDEST} fit", spec.width)
     if (term := next((c for c in spec.score if c.name not in SCORE_TERMS), None)) is not None:
         return Refusal(f"score term '{term}' is not printed for Triton", term)
-    if (refused := norm_refusal(spec) or low_precision.refusal(spec, form.packed)) is not None:
+    if (
+        refused := listed.refusal(spec.selection, form.packed) or norm_refusal(spec) or low_precision.refusal(spec, form.packed)
+    ) is not None:
         return refused
     printer = printer_for(spec, form)
     return next((r for e in expressions(spec) if (r := printer.refusal(e)) is not None), None)
@@ -76,7 +85,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
     pointers, tensors, arguments = operand_names(spec)
     decided = constants(plain, form, tile, backend, scope)
     holes |= {name: hole(name, *said[:2], [said[2]])[name] for name, said in low_precision.groups(plain, printer).items()}
-    decided |= low_precision.constants(plain, scale, terms, form.lse, backend)
+    decided |= low_precision.constants(plain, scale, terms, form.lse, backend) | listed.constants(spec.selection, tile)
     if decided["INT8_SCORES"]:  # the scales of the queries hold it
         scale = 1.0
     if spec.qk_norm is not None:  # the scale is one more factor on the channels of a query, before it is rounded
@@ -90,7 +99,12 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
         joined("attnopt.codegen.triton", PARTS, IMPORTS),
         {**decided, "SCALE": scale, "SCORES": bool(terms)},
         with_functions(holes),
-        [Slot("operands", pointers, pointers), Slot("given", tensors, tensors), Slot("tensors", tensors, arguments)],
+        [
+            Slot("operands", pointers, pointers),
+            Slot("given", tensors, tensors),
+            Slot("tensors", tensors, arguments),
+            Slot("tiles_map", (), listed.operand(spec.selection)),
+        ],
         keep="attention_packed" if form.packed else "attention",
     )
     return f'"""Attention: {spec}\n\n{legend(form)}\n"""\n\n{text}'
@@ -102,7 +116,7 @@ def constants(spec: AttentionSpec, form: Form, tile: Tile, backend: str, scope: 
     e_main, e_rest = pieces(form.value_width)
     codes = low_precision.scores(spec)  # rows of codes are as wide as their product
     d_main, d_rest = low_precision.pieces_of(form.width) if codes else (d_main, d_rest)
-    may_be_empty = spec.mask is not None and not (scope.never_empty and spec.offset is None)
+    may_be_empty = spec.selection is not None or (spec.mask is not None and not (scope.never_empty and spec.offset is None))
     static = spec.precision is None and is_static(spec, form.width, form.dtype, dict(form.limits))
     scale, terms = positive_scale(spec)
     # A term that reads data may be minus infinity everywhere.

@@ -8,6 +8,8 @@
               weights (b_sum) and the weighted sum of values (b_o); each grows by exp2(old top - new top) when the top moves
     ranges    key_range says which keys the block of rows can see at all, inner_range which of them every row sees: blocks inside
               need no mask (phase 0), blocks at the edges do (phase 1); what lies outside is not read
+    list      of blocks of keys that data chose: p_list [batch * heads, rows of the list, 1 + blocks] holds how many, then which; every
+              one of them is masked, and no other is read
     packed    sequences of any lengths stand one after the other, those of q from q_starts[b] to q_starts[b + 1]; positions count
               from 0 in each, and p_work lists the blocks of queries: sequence, and block within it
     prefixes  p_ pointer   d_ descriptor   s_ stride   i_ index of a program or block   o_ offsets   m_ mask   b_ block of data
@@ -30,7 +32,7 @@ def prefill(
     p_q, p_k, p_v, p_o, p_lse, d_q, d_q_rest, d_k, d_k_rest, d_v, d_v_rest, p_norms,
     p_q_scales, p_k_scales, p_v_scales, p_v_means, p_shifts, p_deltas,
     operands,
-    p_q_starts, p_k_starts, p_work, p_items,
+    p_q_starts, p_k_starts, p_work, p_items, p_list,
     q_len, kv_len, rows, batch, heads, key_heads, value_heads, section,
     s_qb, s_qh, s_qm, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn,
 ):  # fmt: skip
@@ -48,7 +50,7 @@ def prefill(
                 p_q, p_k, p_v, p_o, p_lse, d_q, d_q_rest, d_k, d_k_rest, d_v, d_v_rest, p_norms,
                 p_q_scales, p_k_scales, p_v_scales, p_v_means, p_shifts, p_deltas,
                 operands,
-                p_q_starts, p_k_starts, p_work,
+                p_q_starts, p_k_starts, p_work, p_list,
                 q_len, kv_len, rows, batch, heads, key_heads, value_heads, section,
                 s_qb, s_qh, s_qm, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn,
             )  # fmt: skip
@@ -58,7 +60,7 @@ def prefill(
             p_q, p_k, p_v, p_o, p_lse, d_q, d_q_rest, d_k, d_k_rest, d_v, d_v_rest, p_norms,
             p_q_scales, p_k_scales, p_v_scales, p_v_means, p_shifts, p_deltas,
             operands,
-            p_q_starts, p_k_starts, p_work,
+            p_q_starts, p_k_starts, p_work, p_list,
             q_len, kv_len, rows, batch, heads, key_heads, value_heads, section,
             s_qb, s_qh, s_qm, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn,
         )  # fmt: skip

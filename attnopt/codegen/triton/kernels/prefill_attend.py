@@ -6,11 +6,11 @@ import triton.language as tl
 from attnopt.codegen.triton.kernels.prefill_blocks import load_block, load_d, load_d_rest, load_e, load_e_rest
 from attnopt.codegen.triton.kernels.prefill_codes import fp8, load_channels, padded, restored, sum_of_codes
 from attnopt.codegen.triton.kernels.prefill_holes import (
-    BLOCK_K, BLOCK_Q, CENTERED, CODED_ROWS, DESCRIPTORS, D_MAIN, D_REST, E, EMPTY_ROWS, E_MAIN, E_PADDED, E_REST, FACTORS, FP8_VALUES,
-    INNER_MASK, INT8_SCORES, K_NORM, LEADING, LEFT_EDGE, LIFT, LOG2E, LONGEST_FIRST, LSE, MASK, MEAN_OF_EMPTY, OFFSET, PACKED,
-    PERSISTENT, PHASES, PRECISION, QUERY_MEANS, Q_NORM, RANGE, ROW_FACTORS, SCALE, SCORES, SHIFTED_SCORES, SHIFTED_TOP, SINK,
-    SPECIALISED, STATIC, STATIC_SCALE, VALUE_MEAN, channel_factor, inner_mask_mod, inner_range, key_range, leading_keys,
-    mask_mod, query_offset, score_mod, sink_logit,
+    BLOCK_K, BLOCK_Q, CENTERED, CODED_ROWS, DESCRIPTORS, D_MAIN, D_REST, E, EMPTY_ROWS, E_MAIN, E_PADDED, E_REST, FACTORS,
+    FP8_VALUES, INNER_MASK, INT8_SCORES, K_NORM, LEADING, LEFT_EDGE, LIFT, LISTED, LIST_KEYS, LIST_ROWS, LOG2E, LONGEST_FIRST,
+    LSE, MASK, MEAN_OF_EMPTY, OFFSET, PACKED, PERSISTENT, PHASES, PRECISION, QUERY_MEANS, Q_NORM, RANGE, ROW_FACTORS, SCALE,
+    SCORES, SHIFTED_SCORES, SHIFTED_TOP, SINK, SPECIALISED, STATIC, STATIC_SCALE, VALUE_MEAN, channel_factor, inner_mask_mod,
+    inner_range, key_range, leading_keys, mask_mod, query_offset, score_mod, sink_logit,
 )  # fmt: skip
 from attnopt.codegen.triton.kernels.prefill_norms import centred, inverse_norm
 
@@ -21,7 +21,7 @@ def attend(
     p_q, p_k, p_v, p_o, p_lse, d_q, d_q_rest, d_k, d_k_rest, d_v, d_v_rest, p_norms,
     p_q_scales, p_k_scales, p_v_scales, p_v_means, p_shifts, p_deltas,
     operands,
-    p_q_starts, p_k_starts, p_work,
+    p_q_starts, p_k_starts, p_work, p_list,
     q_len, kv_len, rows, batch, heads, key_heads, value_heads, section,
     s_qb, s_qh, s_qm, s_kb, s_kh, s_kn, s_vb, s_vh, s_vn,
 ):  # fmt: skip
@@ -148,6 +148,10 @@ def attend(
         edges = end - first
     if LEADING:
         edges += leading
+    if LISTED:
+        i_list = tl.cast(i_bh, tl.int64) * tl.cdiv(q_blocks, LIST_ROWS) + i_m // LIST_ROWS
+        p_list += i_list * (1 + tl.cdiv(kv_len, BLOCK_K * LIST_KEYS))
+        edges = tl.load(p_list) * LIST_KEYS
 
     for EDGE in tl.static_range(PHASES, 2):
         if EDGE:
@@ -156,11 +160,15 @@ def attend(
             blocks = inner_end - inner_first
         for i in tl.range(0, blocks, warp_specialize=SPECIALISED):
             if EDGE:
-                i_n = inner_end + i
-                if LEFT_EDGE:
-                    i_n = tl.where(i_n < end, i_n, i_n - end + first)
-                if LEADING:
-                    i_n = tl.where(i < edges - leading, i_n, i - edges + leading)
+                if LISTED:
+                    i_step = tl.cast(i, tl.int32)
+                    i_n = tl.load(p_list + 1 + i_step // LIST_KEYS) * LIST_KEYS + i_step % LIST_KEYS
+                else:
+                    i_n = inner_end + i
+                    if LEFT_EDGE:
+                        i_n = tl.where(i_n < end, i_n, i_n - end + first)
+                    if LEADING:
+                        i_n = tl.where(i < edges - leading, i_n, i - edges + leading)
             else:
                 i_n = inner_first + i
             o_n = i_n * BLOCK_K + tl.arange(0, BLOCK_K)  # [BLOCK_K]

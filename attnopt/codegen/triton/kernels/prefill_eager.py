@@ -64,10 +64,15 @@ def attention(
 
         for i, edge in visited(scope, offset + int(rows[0]), offset + int(rows[-1]), q_len, kv_len, block_k):
             columns = torch.arange(i * block_k, min((i + 1) * block_k, kv_len))
+            chosen = on_list(parsed, rows, columns, operands)
+            if chosen is not None and not chosen.any():
+                continue
             b_s = scored(parsed, held.products(rows, columns) * k_norm[..., columns], grid(columns), operands)
             mask = parsed.mask if edge else scope.undecided
             if mask is not None:
                 b_s = torch.where(evaluate(mask, grid(columns), operands).bool(), b_s, -torch.inf)
+            if chosen is not None:
+                b_s = torch.where(chosen, b_s, -torch.inf)
             b_new = torch.zeros_like(b_top) if static else torch.maximum(b_top, b_s.amax(-1, keepdim=True))
             b_safe = torch.where(b_new == -torch.inf, 0.0, b_new)
             b_p, b_decay = (b_s - b_safe).exp(), (b_top - b_safe).exp()
@@ -79,7 +84,7 @@ def attention(
             b_new = torch.maximum(b_top, b_sink)
             b_own, b_o = b_sum * (b_top - b_new).exp(), b_o * (b_top - b_new).exp()
             b_sum = b_own + (b_sink - b_new).exp()
-        averaged = parsed.empty_row == "mean" and parsed.sink is None and parsed.mask is not None
+        averaged = parsed.empty_row == "mean" and parsed.sink is None and not parsed.mask is parsed.selection is None
         empty = held.v.mean(2, keepdim=True) + held.v_mean if averaged else torch.zeros_like(b_o)
         total = torch.where(b_sum == 0, 1.0, b_sum)
         blocks.append(torch.where(b_sum == 0, empty, b_o / total + held.v_mean * (b_own / total)))
@@ -123,6 +128,14 @@ def normalised(spec: AttentionSpec, q: Tensor, k: Tensor, operands: Mapping[str,
     if not normed(norm, "k"):
         return q, ones
     return centred(q), inverse_norm(centred(k)).mT.repeat_interleave(heads // k.shape[1], 1)
+
+
+def on_list(spec: AttentionSpec, rows: Tensor, columns: Tensor, operands: Mapping[str, Tensor]) -> Tensor | None:
+    """Which pairs stand in tiles that are visited, [B | 1, H | 1, rows, columns]; None where there is no list."""
+    clause = spec.selection
+    if clause is None:
+        return None
+    return operands[clause.word("operand")].bool()[:, :, rows // clause.count(0)][..., columns // clause.count(1)]
 
 
 def visited(scope: Range, q_first: int, q_last: int, q_len: int, kv_len: int, block_k: int) -> Iterator[tuple[int, bool]]:

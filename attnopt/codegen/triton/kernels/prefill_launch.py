@@ -11,8 +11,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from attnopt.codegen.triton.kernels.prefill import prefill
 from attnopt.codegen.triton.kernels.prefill_coding import coded_keys, coded_queries, coded_values, scored_means, smooth
 from attnopt.codegen.triton.kernels.prefill_holes import (
-    BLOCK_K, BLOCK_Q, DESCRIPTORS, D_MAIN, D_REST, E_MAIN, E_REST, FP8_VALUES, HALF_VALUES, INT8_SCORES, K_NORM, LONGEST_FIRST, LSE,
-    NUM_STAGES, NUM_WARPS, OFFSET, PACKED, PERSISTENT, PROGRAMS,
+    BLOCK_K, BLOCK_Q, DESCRIPTORS, D_MAIN, D_REST, E_MAIN, E_REST, FP8_VALUES, HALF_VALUES, INT8_SCORES, K_NORM, LISTED, LONGEST_FIRST, LSE,
+    NUM_STAGES, NUM_WARPS, OFFSET, PACKED, PERSISTENT, PROGRAMS, tiles_map,
 )  # fmt: skip
 from attnopt.codegen.triton.kernels.prefill_norms import NORM_ROWS, key_norms
 
@@ -50,6 +50,13 @@ def schedule(q_starts, k_starts, rows):
         keys = torch.minimum(keys, reach)
     order = torch.where(item < ends[-1], keys, -1).argsort(descending=True)  # those that are none come last
     return torch.stack([sequence, block], 1).to(torch.int32)[order].contiguous(), ends[-1:]
+
+
+def listed(x, batch, heads):
+    """x bool [batch | 1, heads | 1, M, N]: which tiles are visited -> int32 [batch * heads, M, 1 + N]: how many, then which in order."""
+    x = x.bool().expand(batch, heads, -1, -1).flatten(0, 1)
+    order = torch.argsort((~x).to(torch.uint8), dim=-1, stable=True)
+    return torch.cat([x.sum(-1, keepdim=True), order], -1).to(torch.int32)
 
 
 def machine(device):
@@ -92,6 +99,10 @@ def launch(q, k, v, q_starts, k_starts, tensors, work, o):
             section = min(max(1, group) * (heads // key_heads), batch * heads)
         else:
             section = None
+        if LISTED:
+            visits = listed(tiles_map, batch, heads)
+        else:
+            visits = None
         if INT8_SCORES:
             k_means = smooth(k)
             q, q_scales, shifts, q_means = coded_queries(q, k_means, key_heads)
@@ -130,7 +141,7 @@ def launch(q, k, v, q_starts, k_starts, tensors, work, o):
             q, k, v, o, lse, d_q, d_q_rest, d_k, d_k_rest, d_v, d_v_rest, norms,
             q_scales, k_scales, v_scales, v_means, shifts, deltas,
             tensors,
-            q_starts, k_starts, work, items,
+            q_starts, k_starts, work, items, visits,
             q_len, kv_len, q_len, batch, heads, key_heads, v.shape[1], section,
             q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
             num_warps=NUM_WARPS, num_stages=NUM_STAGES,

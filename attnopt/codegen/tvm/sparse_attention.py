@@ -1,0 +1,26 @@
+"""A kernel of sparse attention on a CPU: the spec as the text that attnopt::tvm_attention takes (see codegen/sparse_call).
+
+run(parse("softmax causal blocks(64, 64, operand=selected_tiles)"), q, k, v, {"selected_tiles": tiles})   ->   o
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from attnopt.codegen.tvm.tvm_attention import run_tvm
+from attnopt.ir.spec import AttentionSpec
+
+
+def run(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, operands: Mapping[str, Tensor]) -> Tensor:
+    """One kernel."""
+    line, names = spelled(spec)
+    made: Tensor = run_tvm(q, k, v, [operands[name] for name in names], line)
+    return made
+
+
+@functools.lru_cache(maxsize=256)
+def spelled(spec: AttentionSpec) -> tuple[str, tuple[str, ...]]:
+    return str(spec), spec.operands

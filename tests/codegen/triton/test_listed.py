@@ -1,0 +1,55 @@
+"""A list of tiles in the prefill family: what fits it, the eager twin, and the compiler for a machine that is not here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnopt.codegen.triton.compile import Compiled, compile_for
+from attnopt.codegen.triton.configurations import configurations
+from attnopt.codegen.triton.kernels.prefill_eager import attention
+from attnopt.codegen.triton.listed import fits
+from attnopt.codegen.triton.prefill import Form, supports
+from attnopt.codegen.triton.tiles import ARCHITECTURES
+from attnopt.ir.reference import reference
+from attnopt.ir.spec import parse
+
+FORM = Form(64, 64, "float16", (("t", "bool"),))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_every_architecture_has_tiles_for_a_list(architecture, width):
+    spec = parse("softmax scale(0.125) causal blocks(64, 64, operand=t)")
+    found = configurations(spec, Form(width, width, "float16", FORM.operands), architecture)
+    assert found
+    assert all(fits(tile, spec.selection) and not tile.specialised for tile in found)
+
+
+def test_compiles_for_hopper():
+    spec = parse("softmax scale(0.125) causal & load(each, b, h, row, k // 64) blocks(128, 64, operand=t)")
+    form = Form(64, 64, "float16", tuple((name, "bool") for name in spec.operands))
+    assert supports(spec, form) is None
+    made = compile_for(spec, form, "sm_90", configurations(spec, form, "sm_90")[0])
+    assert isinstance(made, Compiled)
+    assert made.tensor_cores == ("wgmma.mma_async",) and made.spills == 0
+
+
+@pytest.mark.parametrize("mask", ["", " causal", " causal & window(20)"])
+def test_the_eager_twin(mask):
+    q, k, v = torch.randn(1, 2, 40, 8).double(), torch.randn(1, 1, 40, 8).double(), torch.randn(1, 1, 40, 8).double()
+    tiles = torch.rand(1, 2, 5, 5) < 0.4
+    line = f"softmax scale(0.25){mask} blocks(8, 8, operand=t)"
+    found = attention(q, k, v, line, block_q=8, block_k=4, t=tiles)
+    torch.testing.assert_close(found, reference(line, q, k, v, t=tiles), atol=1e-9, rtol=1e-9)
+
+
+def test_refusals():
+    for line, form, why in (
+        ("softmax blocks(64, 32, operand=t)", FORM, "no multiples of 64 x 64"),
+        ("softmax blocks(0, 64, operand=t)", FORM, "no multiples of 64 x 64"),
+        ("softmax top_keys(4)", Form(64, 64), "chooses keys from the scores"),
+        ("softmax blocks(64, 64, operand=t)", Form(64, 64, "float16", FORM.operands, packed=True), "no list of tiles"),
+    ):
+        found = supports(parse(line), form)
+        assert found is not None and why in found.reason
