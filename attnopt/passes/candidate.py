@@ -25,11 +25,23 @@ from torch import Tensor
 from attnopt.ir.block import Block, Norm
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.residual_stream import ResidualStream
-from attnopt.ir.site import Host, Refusal, Site
+from attnopt.ir.site import Builder, Host, Refusal, Site
 
 Per = Literal["site", "linear", "block", "table", "model"]
 Change = Literal["kernel", "mask", "selection", "precision", "cache", "score", "weights", "structure"]
 Needs = Literal["nothing", "calibration", "tuning"]
+
+
+class Attends(Protocol):
+    """Writes an attention as nodes that are recognised again. Given by the planner, because passes know no kernels."""
+
+    def refuses(self, site: Site) -> Refusal | None:
+        """Why it cannot write this one; None where it can."""
+        ...
+
+    def __call__(self, site: Site, builder: Builder) -> Value:
+        """The nodes that compute a site; the result has the layout of `site.output`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class Group:
 
     blocks: what stands around each of `sites`, in their order; empty where nobody read them. linears: canonical nodes with a
     constant weight. norm: the norm whose result all of `linears` read, where there is one. stream: of a whole model, its residual
-    stream, or why that is not known whole.
+    stream, or why that is not known whole. attend: writes the attention of a site that a pass changes in form.
     """
 
     host: Host
@@ -48,6 +60,7 @@ class Group:
     linears: tuple[Node, ...] = ()
     norm: Norm | None = None
     stream: ResidualStream | Refusal | None = None
+    attend: Attends | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,8 @@ class Candidate:
     nodes: the canonical nodes whose weights it changes. removes: those that are not computed any more. storage: how a linear layer
     holds its weight afterwards, by node name ("int8"). cached: what the cache of a site holds afterwards, by its name, in the words of
     a spec: "cache(k=int8, v=int8)", "" where it is gone. What a mask only hides stays in the cache, and saves no byte of it.
+    layers: (in, out) of a linear layer afterwards, by node name. shapes: sizes of the axes h, g, d, e of a site afterwards, by its name.
+    rows: (heads, channels) of a position in the cache of a site afterwards, by its name and side ("k", "v").
     needs: "nothing", "calibration", or "tuning": a few steps of training, for which its pass has `tune`.
     tie: candidates of different groups with the same tie (not "") are taken all or none.
     options: what `apply` needs, as plain data (numbers, strings, lists): a plan file holds it.
@@ -77,6 +92,9 @@ class Candidate:
     removes: tuple[Node, ...] = ()
     storage: Mapping[str, str] = field(default_factory=dict)
     cached: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    shapes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
     needs: Needs = "nothing"
     tie: str = ""
     arrays: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, compare=False, repr=False)
