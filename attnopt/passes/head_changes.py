@@ -136,7 +136,9 @@ def refuses_late_turn(group: Group) -> Refusal | None:
         if isinstance(held, Refusal):
             return held
         if turn is not None and held is not None and not counts_from(turn, (held.past.shape or ())[2]):
-            return Refusal("the positions of past keys are not counted from zero, so that they cannot be turned when read", site.name)
+            return Refusal(
+                "the positions of past keys are not counted from zero, so that they cannot be turned when read", site.name
+            )
     return None
 
 
@@ -152,5 +154,3 @@ def past_of(change: HeadMap, turn: Rotary | None, late: bool) -> Any:
         return [change.past(rows)]
 
     return made
-
-

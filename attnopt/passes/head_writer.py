@@ -116,7 +116,9 @@ class Writer:
         for name in "qkv":
             value = parts.get(name)
             held = getattr(site, name)
-            operand = Operand(value, layout_of(made, name)) if value is not None else regrouped(held, old_heads(site), old_heads(made))
+            operand = (
+                Operand(value, layout_of(made, name)) if value is not None else regrouped(held, old_heads(site), old_heads(made))
+            )
             made = replace(made, **{name: operand})
         heads = (*made.axes["g"], *made.axes["r"])
         lead = (block.o.input.shape or ())[:-1]
@@ -221,9 +223,11 @@ class Writer:
             raise RuntimeError(f"the cache of '{site.name}' cannot change: {slot}")
         n, shape = Nodes(builder), slot.past.shape or ()
         change = self.changes.side(side) or HeadMap.identity(slot.heads, slot.width)
-        word = f"heads{change.heads}x{change.width}"
+        word = f"{change.heads}_{change.width}"
         made = past_of(change, block.part(side, Rotary), late)
-        (past,) = self.group.host.split_input(slot.past, [(word, (shape[0], change.heads, shape[2], change.width), slot.past.dtype)], made)
+        (past,) = self.group.host.split_input(
+            slot.past, [(word, (shape[0], change.heads, shape[2], change.width), slot.past.dtype)], made
+        )
         present = n.joined([past, n.cast(new, slot.past.dtype)], 2, (slot.present.shape or ())[2])
         self.presents[slot.present] = (word, present)
         return present

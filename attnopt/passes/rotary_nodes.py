@@ -29,13 +29,22 @@ def refuses_rotary(rotary: Rotary) -> Refusal | None:
 
 def counts_from(rotary: Rotary, past: Dim) -> bool:
     """Whether the new rows stand right behind `past` rows that are counted from zero."""
-    made = None if rotary.positions is None else rotary.positions.value.producer
+    if rotary.positions is None:
+        return False
+    held, made = rotary.positions.value, rotary.positions.value.producer
+    if held.sizes is not None:
+        return held.sizes == (past,)
     if made is not None and made.op == "add":
-        counted = next((v.producer for v in made.inputs if v is not None and v.producer is not None and v.producer.op == "iota"), None)
-        start = next((v for v in made.inputs if v is not None and (v.producer is None or v.producer is not counted)), None)
-        held = None if start is None else start.sizes
-        return counted is not None and (counted.attrs["start"], counted.attrs["step"]) == (0, 1) and held == (past,)
+        return any(v is not None and v.sizes == (past,) for v in made.inputs) and any(counts(v) for v in made.inputs)
     return made is not None and made.op == "iota" and (made.attrs["start"], made.attrs["step"]) == (past, 1)
+
+
+def counts(value: Value | None) -> bool:
+    """Whether a value is 0, 1, 2, …"""
+    if value is None:
+        return False
+    made = value.producer
+    return value.sizes == (0,) or (made is not None and made.op == "iota" and (made.attrs["start"], made.attrs["step"]) == (0, 1))
 
 
 def waves(builder: Builder, graph: Graph, rotary: Rotary, before: Node, length: Dim | None = None) -> tuple[Value, Value]:
@@ -77,9 +86,7 @@ def read_from(angle: Node) -> Value | None:
 
 def counts_to(angle: Node, length: Dim | None) -> bool:
     value = read_from(angle)
-    made = None if value is None else value.producer
-    counted = made is not None and made.op == "iota" and (made.attrs["start"], made.attrs["step"]) == (0, 1)
-    return counted and value is not None and value.shape == (length,)
+    return length is not None and value is not None and counts(value) and value.shape == (length,)
 
 
 def turned(builder: Builder, rotary: Rotary, x: Value, cos: Value, sin: Value) -> Value:

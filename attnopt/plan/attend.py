@@ -1,7 +1,7 @@
 """An attention as plain nodes, for passes that write a whole block anew: whatever kernel suits it then is chosen afterwards.
 
-    torch   aten.scaled_dot_product_attention where it computes the spec, else products and a softmax
-    onnx    MatMul, Add, Softmax, MatMul at any opset
+torch   aten.scaled_dot_product_attention where it computes the spec, else products and a softmax
+onnx    MatMul, Add, Softmax, MatMul at any opset
 """
 
 from __future__ import annotations

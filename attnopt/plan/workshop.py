@@ -50,20 +50,25 @@ class Workshop:
                     there = Grouping(result)
             result.finish()
         rewritten = [m for m in moves if not m.edits]
-        if not rewritten and not self.kernels:
+        if not rewritten and not self.kernels and not any(m.candidate.shapes for m in edits):
             return result
         changed: dict[str, Site] = {}
         there = Grouping(result)
+        reshaped = {name for m in edits for name in m.candidate.shapes}
         for move in rewritten:
             group = twin(there, move)
             group = replace(group, sites=tuple(changed.get(s.name, s) for s in group.sites))
             changed |= {s.name: s for s in move.rewrite.apply(move.candidate, group).sites}
         replaced: dict[Value, Value] = {}
         for site in there.sites:
-            lowering = self.kernel_for(changed[site.name]) if site.name in changed else self.kernels.get(site.name)
-            if isinstance(lowering, Refusal):
+            lowering = self.kernels.get(site.name)
+            if site.name in changed:
+                lowering = self.kernel_for(changed[site.name])
+            elif site.name in reshaped:  # written as plain nodes; what suited the old heads may not suit the new ones
+                lowering = self.faster(site)
+            if isinstance(lowering, Refusal) and site.name in changed:
                 raise RuntimeError(f"no kernel computes '{changed[site.name].spec}': {lowering.reason}")
-            if lowering is not None:
+            if lowering is not None and not isinstance(lowering, Refusal):
                 current = reread(changed.get(site.name, site), replaced)
                 replaced[site.output.value] = emit(result, current, lowering)
         result.finish()
@@ -80,15 +85,35 @@ class Workshop:
             self.known[key] = min(fits, key=lambda x: self.seconds(site, x.name), default=None) or why
         return self.known[key]
 
-    def seconds(self, site: Site, kernel: str, sizes: Mapping[str, int] | None = None) -> float:
-        """Predicted seconds of one call, on the example's sizes where no others are given."""
+    def faster(self, site: Site) -> Lowering | None:
+        """The kernel for a site whose nodes were written anew; None where its nodes are predicted to be as fast."""
+        found = self.kernel_for(site)
+        if isinstance(found, Refusal):
+            return None
+        fused = any(node.op == "attention" for node in site.nodes)
+        plain = {
+            ("torch", True): "sdpa",
+            ("torch", False): "eager",
+            ("onnx", True): "onnx-attention",
+            ("onnx", False): "ort-eager",
+        }
+        return found if self.seconds(site, found.name) < self.seconds(site, plain[self.host.kind, fused]) else None
+
+    def seconds(
+        self, site: Site, kernel: str, sizes: Mapping[str, int] | None = None, shape_after: Mapping[str, int] | None = None
+    ) -> float:
+        """Predicted seconds of one call, on the example's sizes where no others are given. shape_after: axes of other sizes."""
         try:
             shape = {axis: evaluate(dim, self.sizes if sizes is None else sizes) for axis, dim in site.shape.items()}
+            shape |= shape_after or {}
         except KeyError:  # a length that only running the model would tell: the first kernel that fits
             return 0.0
         return estimate(site.spec, shape, site.q.value.dtype or "float32", kernel, target=self.target).seconds
 
 
 def twin(there: Grouping, move: Move) -> Group:
-    """The group of a move in an equal host."""
-    return next(g for g in there.of(move.rewrite.per) if g.name == move.group.name)
+    """The group of a move in an equal host. Raises RuntimeError where an earlier move left none of that name."""
+    found = next((g for g in there.of(move.rewrite.per) if g.name == move.group.name), None)
+    if found is None:
+        raise RuntimeError(f"'{move.group.name}' is not there any more")
+    return found
