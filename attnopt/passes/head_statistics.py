@@ -61,7 +61,7 @@ def crossed(x: Tensor) -> Tensor:
 
 
 def of_weights(group: Group) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (layer.rows().double() for layer in map(group.blocks[0].projections, "qkv") for layer in layer[:1])
+    q, k, v = (group.blocks[0].projections(s)[0].rows().double() for s in "qkv")
     return torch.einsum("hai,hbi->hab", q, q), *(torch.einsum("iax,jbx->ijab", w, w) for w in (k, v))  # type: ignore[return-value]
 
 
@@ -75,7 +75,7 @@ def head_rows(group: Group, evidence: Evidence | None) -> Iterator[tuple[Tensor,
 
 
 def rows_of(group: Group, at: int, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    site, block = group.sites[at], group.blocks[at]
+    _site, block = group.sites[at], group.blocks[at]
     if block.cache_k is not None or block.cache_v is not None:
         yield from cached_rows(group, at, evidence)
         return

@@ -19,7 +19,8 @@ from attnopt.ir.block import Block, CacheUpdate, Projection, Rotary, Scale
 from attnopt.ir.clause import Clause
 from attnopt.ir.dims import product
 from attnopt.ir.graph import Node, Value
-from attnopt.ir.layout import Axis, Group as Axes, Layout, Operand, size_of
+from attnopt.ir.layout import Axis, Layout, Operand, size_of
+from attnopt.ir.layout import Group as Axes
 from attnopt.ir.site import Builder, Refusal, Site
 from attnopt.passes.cache_nodes import Nodes
 from attnopt.passes.candidate import Group
@@ -65,7 +66,8 @@ def changed(site: Site, changes: HeadChanges) -> Site:
         form = replace(form, operands={name: regrouped(o, old, new) for name, o in form.operands.items()})
     operands = {name: regrouped(o, old, new) for name, o in site.operands.items()}
     made = replace(site, spec=spec, axes=axes, tensor_form=form, operands=operands)
-    return replace(made, **{name: Operand(getattr(site, name).value, layout_of(made, name)) for name in "qkv"})
+    q, k, v = (Operand(getattr(site, name).value, layout_of(made, name)) for name in "qkv")
+    return replace(made, q=q, k=k, v=v)
 
 
 def counts(site: Site, changes: HeadChanges) -> tuple[int, int]:
@@ -113,13 +115,13 @@ class Writer:
         rows = self.rows(builder, block, sides)
         made = changed(site, changes)
         parts = {s: self.stream(builder, site, block, s, rows[s], node) for s in sides}
-        for name in "qkv":
+        old, new = old_heads(site), old_heads(made)
+
+        def read(name: str) -> Operand:
             value = parts.get(name)
-            held = getattr(site, name)
-            operand = (
-                Operand(value, layout_of(made, name)) if value is not None else regrouped(held, old_heads(site), old_heads(made))
-            )
-            made = replace(made, **{name: operand})
+            return regrouped(getattr(site, name), old, new) if value is None else Operand(value, layout_of(made, name))
+
+        made = replace(made, q=read("q"), k=read("k"), v=read("v"))
         heads = (*made.axes["g"], *made.axes["r"])
         lead = (block.o.input.shape or ())[:-1]
         rows_of = (made.axes["b"], made.axes["q"]) if len(lead) == 2 else ((*made.axes["b"], *made.axes["q"]),)

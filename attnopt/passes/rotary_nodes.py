@@ -51,7 +51,7 @@ def waves(builder: Builder, graph: Graph, rotary: Rotary, before: Node, length: 
     """Cosines and sines [B | 1, 1, L, dims / 2]. length: of rows counted from zero, in place of the block's own positions."""
     positions = None if rotary.positions is None or length is not None else rotary.positions.value
     for angle in made_already(graph, rotary.inv_freq, before):
-        if read_from(angle) is positions and positions is not None or counts_to(angle, length):
+        if (read_from(angle) is positions and positions is not None) or counts_to(angle, length):
             found = {op: next((n.output for n in angle.output.users if n.op == op), None) for op in ("cos", "sin")}
             if found["cos"] is not None and found["sin"] is not None:
                 return found["cos"], found["sin"]

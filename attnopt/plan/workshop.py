@@ -61,7 +61,7 @@ class Workshop:
             changed |= {s.name: s for s in move.rewrite.apply(move.candidate, group).sites}
         replaced: dict[Value, Value] = {}
         for site in there.sites:
-            lowering = self.kernels.get(site.name)
+            lowering: Lowering | Refusal | None = self.kernels.get(site.name)
             if site.name in changed:
                 lowering = self.kernel_for(changed[site.name])
             elif site.name in reshaped:  # written as plain nodes; what suited the old heads may not suit the new ones

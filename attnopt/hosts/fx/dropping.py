@@ -69,8 +69,10 @@ def sizes_of(placeholders: Sequence[fx.Node], without: Collection[fx.Node]) -> d
 
 
 def split_placeholder(module: fx.GraphModule, node: fx.Node, parts: Sequence[tuple[str, Shape, str]]) -> list[fx.Node]:
-    """Placeholders behind one: `int8_past`, … of (word, shape, dtype); a word of digits goes behind the name. Sizes of the shape are those of the old one, numbers, or
-    computed from both: blocks of 32 tokens are past // 32."""
+    """Placeholders behind one: `int8_past`, … of (word, shape, dtype); a word of digits goes behind the name.
+
+    Sizes of the shape are those of the old one, numbers, or computed from both: blocks of 32 tokens are past // 32.
+    """
     held, made, before = node.meta["val"], [], node
     symbols = name_symbols([n for n in module.graph.nodes if n.op == "placeholder"])
     sizes = dict(zip(symbols.shape(held), held.shape, strict=True))

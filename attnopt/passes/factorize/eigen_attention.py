@@ -7,10 +7,11 @@
 U are the first right singular vectors of a head's keys and queries stacked (of keys alone before a rotation), V those of its values.
 A rank per layer, shared by its heads:  r = max over heads of #{j: (s_1 + … + s_j) / sum s < threshold} + 1, s the singular values, not
 squared. The authors' code leaves out the + 1 and so keeps less than the threshold asks for. Caches hold r numbers for each key and each
-value; rank = width is the identity. Where turned keys are cached, their rank pays in memory alone: they are lifted and turned at each call.
+value; rank = width is the identity. Where turned keys are cached, their rank pays in memory alone: they are lifted and turned at each
+call, and without a cache they are left as they are.
 
-The authors lower the threshold layer by layer until the layer's error passes a bound. Here every threshold is an offer, its loss is measured,
-and the planner takes one for each layer. Ranks are rounded up to `multiple`, in which kernels compute.
+The authors lower the threshold layer by layer until the layer's error passes a bound. Here every threshold is an offer, its loss is
+measured, and the planner takes one for each layer. Ranks are rounded up to `multiple`, in which kernels compute.
 
 Source: "Eigen Attention: Attention in Low-Rank Space for KV Cache Compression".
 """

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.head_candidates import candidate_of, shared_by
@@ -66,7 +68,7 @@ class KeyNormGroups:
         return write(group, HeadChanges.of(candidate.arrays, group.blocks[0], candidate.options["reads"]))
 
 
-def pooled_norm(keys, group: Sequence[int]) -> float:  # type: ignore[no-untyped-def]
+def pooled_norm(keys: Tensor, group: Sequence[int]) -> float:
     """|mean of K_h|_F from the moments [H, H, D, D]."""
     at = list(group)
     return float(keys[at][:, at].diagonal(dim1=-2, dim2=-1).sum().clamp(min=0).sqrt()) / len(at)

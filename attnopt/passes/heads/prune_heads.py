@@ -1,6 +1,6 @@
 """Leave out the heads of a layer that contribute least to its output.
 
-    o = sum over heads of a_h W_O,h    ->    the same without some heads        their rows of q, k, v and their columns of o go, and their cache
+    o = sum over heads of a_h W_O,h    ->    the same without some heads        with them go rows of q, k, v, columns of o, and cache
 
 Importance is measured: E |a_h W_O,h|², a_h what the head attends to on calibration tokens. Query heads that share a key head go together.
 With `tuning` the rows of W_O that stay are fitted anew, so that they give what all gave as nearly as possible:
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from attnopt.errors import OutOfRange
 from attnopt.ir.block import Block
-from attnopt.ir.site import Refusal
+from attnopt.ir.site import Refusal, Site
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.head_candidates import candidate_of, shared_by
 from attnopt.passes.head_changes import HeadChanges, refuses_change
@@ -88,7 +88,7 @@ class PruneHeads:
         return write(group, HeadChanges.of(candidate.arrays, group.blocks[0]))
 
 
-def has_heads(site) -> bool:  # type: ignore[no-untyped-def]
+def has_heads(site: Site) -> bool:
     heads = {*site.axes["g"], *site.axes["r"]}
     held = () if site.tensor_form is None else site.tensor_form.operands.values()
     return any(o.axes & heads for o in (*site.operands.values(), *held))
