@@ -53,8 +53,8 @@ def main() -> None:
     rows += random_models(given.quick)
     notes = [
         f"one thread, in turn, medians of paired ratios; other processes used {busy:.2f} cores at the start",
-        f"gate-norm, per head: {seconds:.3g} s on {os.cpu_count()} cores to score {4 if given.quick else 40} layers of the shape of a model "
-        "of 13 billion parameters (hidden 5120, 40 heads of 128), weights at hand",
+        f"gate-norm, per head: {seconds:.3g} s on {os.cpu_count()} cores to score {4 if given.quick else 40} layers shaped "
+        "like a model of 13 billion parameters (hidden 5120, 40 heads of 128), weights at hand",
         *(
             f"Spearman's rho of gate-norm ({flags}) with the measured loss of each layer of code-lm: {x:.2f}"
             for flags, x in rho.items()

@@ -9,18 +9,18 @@ Written by `passes/head_writer.py`. As data of a candidate: arrays by the name o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnopt.errors import PlanError
 from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Projection, Rotary, Scale, caches
 from attnopt.ir.graph import LAYOUT
 from attnopt.ir.site import Refusal, Site
 from attnopt.passes.cache_slots import Slot, slot
-from attnopt.passes.candidate import Group
+from attnopt.passes.candidate import Candidate, Group
 from attnopt.passes.head_map import HeadMap
 from attnopt.passes.rotary_nodes import counts_from, refuses_rotary
 
@@ -53,10 +53,17 @@ class HeadChanges:
         return found
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Mapping[str, Tensor]], block: Block, reads: Any = ()) -> HeadChanges:
+    def of(cls, candidate: Candidate, block: Block) -> HeadChanges:
+        """What a candidate holds. Raises PlanError where it came from a file, which has no arrays."""
+        arrays = candidate.arrays
+        if not arrays:
+            raise PlanError(
+                f"the plan does not hold the numbers that '{candidate.pass_name}' found",
+                next_move="They stand in the model that was written with the plan: use that, or search again.",
+            )
         held = {name: arrays.get(layer.node.name, {}) for name in SIDES if (layer := layer_of(block, name)) is not None}
         maps = {name: HeadMap.of(kept, name) for name, kept in held.items()}
-        return cls(**maps, up=held.get("k", {}).get("k up"), reads=tuple(reads))
+        return cls(**maps, up=held.get("k", {}).get("k up"), reads=tuple(candidate.options["reads"]))
 
 
 def layer_of(block: Block, side: str) -> Projection | None:

@@ -71,7 +71,8 @@ class EigenAttention:
         for threshold in self.thresholds:
             k, v = (self.rank(s, threshold) for s, _ in (keys, values))
             width, wide = len(keys[0][0]), len(values[0][0])
-            for rank in {(k if not turns or (late is None and block.cache_k is not None) else width, v), (width, v)}:
+            of_keys = k if not turns or (late is None and block.cache_k is not None) else width
+            for rank in dict.fromkeys(((of_keys, v), (width, v))):
                 if rank not in made and rank != (width, wide):
                     changes = eigen(block, keys[1], values[1], *rank)
                     what = f"keys in {rank[0]} of {width} directions, values in {rank[1]} of {wide}"
@@ -88,7 +89,7 @@ class EigenAttention:
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Edits the host of the group in place; give it a copy, and finish it."""
-        return write(group, HeadChanges.of(candidate.arrays, group.blocks[0]))
+        return write(group, HeadChanges.of(candidate, group.blocks[0]))
 
 
 def spectra(seen: HeadMoments, turns: bool, queries: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -65,7 +65,7 @@ class KeyNormGroups:
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Edits the host of the group in place; give it a copy, and finish it."""
-        return write(group, HeadChanges.of(candidate.arrays, group.blocks[0], candidate.options["reads"]))
+        return write(group, HeadChanges.of(candidate, group.blocks[0]))
 
 
 def pooled_norm(keys: Tensor, group: Sequence[int]) -> float:

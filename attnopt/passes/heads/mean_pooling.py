@@ -50,4 +50,4 @@ class MeanPooling:
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Edits the host of the group in place; give it a copy, and finish it."""
-        return write(group, HeadChanges.of(candidate.arrays, group.blocks[0]))
+        return write(group, HeadChanges.of(candidate, group.blocks[0]))

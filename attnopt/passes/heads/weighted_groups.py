@@ -63,7 +63,7 @@ class WeightedGroups:
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Edits the host of the group in place; give it a copy, and finish it."""
-        return write(group, HeadChanges.of(candidate.arrays, group.blocks[0]))
+        return write(group, HeadChanges.of(candidate, group.blocks[0]))
 
 
 def weighted(block: Block, groups: Groups, seen: HeadMoments, *, align: bool) -> HeadChanges:
