@@ -94,3 +94,10 @@ class SpecSyntaxError(AttnoptError):
     def __init__(self, text: str, at: int, expected: str) -> None:
         self.text, self.at, self.expected = text, at, expected
         super().__init__(f"expected {expected} at column {at + 1}\n  {text}\n  {' ' * at}^")
+
+
+class OutOfRange(AttnoptError):
+    """A number of a method's that it does not allow: a rank, a number of groups."""
+
+    def __init__(self, allowed: str, given: str) -> None:
+        super().__init__(f"{given} is out of range", next_move=f"Allowed: {allowed}.")

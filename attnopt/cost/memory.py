@@ -44,10 +44,24 @@ def cache_bytes_per_token(sites: Sequence[tuple[Site, Block]], clauses: Mapping[
     return sum(position_bytes(*held) for held in caches_held(sites, clauses or {}))
 
 
-def cache_bytes(sites: Sequence[tuple[Site, Block]], sizes: Mapping[str, int], clauses: Mapping[str, str] | None = None) -> float:
-    """Bytes of all caches after one call at these sizes of the model's symbols: of every sequence and every position kept."""
+Rows = Mapping[str, Mapping[str, tuple[int, int]]]
+
+
+def cache_bytes(
+    sites: Sequence[tuple[Site, Block]],
+    sizes: Mapping[str, int],
+    clauses: Mapping[str, str] | None = None,
+    rows: Rows | None = None,
+) -> float:
+    """Bytes of all caches after one call at these sizes of the model's symbols: of every sequence and every position kept.
+
+    rows: by site and side the (heads, channels) of a position, where a plan changes them.
+    """
     held = caches_held(sites, clauses or {})
-    return sum(position_bytes(site, side, update, clause) * positions(site, update, sizes) for site, side, update, clause in held)
+    return sum(
+        position_bytes(site, side, update, clause, (rows or {}).get(site.name, {}).get(side)) * positions(site, update, sizes)
+        for site, side, update, clause in held
+    )
 
 
 def caches_held(
@@ -67,8 +81,15 @@ def caches_held(
                     yield site, side, update, clause
 
 
-def position_bytes(site: Site, side: str, update: CacheUpdate, clause: Clause | None) -> float:
-    """Bytes of one position of one sequence: of each head a row, or one row where it is not cut into heads (a latent)."""
+def position_bytes(
+    site: Site, side: str, update: CacheUpdate, clause: Clause | None, row: tuple[int, int] | None = None
+) -> float:
+    """Bytes of one position of one sequence: of each head a row, or one row where it is not cut into heads (a latent).
+
+    row: heads and channels, where they are not those of the model.
+    """
+    if row is not None:
+        return row[0] * row_bytes(clause, side, row[1], width_of(update.new))
     numbers, width = row_numbers(update), site.size("d" if side == "k" else "e")
     channels = width if isinstance(width, int) and width and numbers % width == 0 else numbers
     return numbers // max(1, channels) * row_bytes(clause, side, channels, width_of(update.new))

@@ -53,13 +53,16 @@ def estimate_nodes(
     *,
     runtime: str = "torch",
     weights: Mapping[str, str] | None = None,
+    widths: Mapping[str, tuple[int, int]] | None = None,
 ) -> Estimate:
-    """The sum over nodes. sizes: of the symbols. weights: how a plan stores those of a linear node, by its name ("int8").
+    """The sum over nodes. sizes: of the symbols. weights: how a plan stores those of a linear node, by its name ("int8"); widths: its
+    (in, out) under a plan.
 
     A node whose size is not known costs its launch alone.
     """
     kept = weights or {}
-    found = [(n, estimate_node(n, sizes, target, runtime, kept.get(n.name, ""))) for n in nodes]
+    others = widths or {}
+    found = [(n, estimate_node(n, sizes, target, runtime, kept.get(n.name, ""), others.get(n.name))) for n in nodes]
     whole = sum((e for _, e in found), NOTHING)
     spent: dict[str, float] = {}
     for _, each in found:
@@ -72,13 +75,22 @@ def estimate_nodes(
     return replace(whole, bound=bound, why=why)
 
 
-def estimate_node(node: Node, sizes: Mapping[str, int], target: Target, runtime: str = "torch", weights: str = "") -> Estimate:
+def estimate_node(
+    node: Node,
+    sizes: Mapping[str, int],
+    target: Target,
+    runtime: str = "torch",
+    weights: str = "",
+    width: tuple[int, int] | None = None,
+) -> Estimate:
     if node.op in FREE or (node.op in VIEWS and runtime == "torch") or all(v.handle is None for v in node.outputs):
         return NOTHING
     dtype = node.output.dtype or "float32"
     known = dtype if dtype in WIDTHS else "float32"
     out = shape_of(node.output, sizes)
     if node.op in ("linear", "matmul") and out is not None and len(node.inputs) > 1:
+        if width is not None:
+            return estimate_linear(math.prod(out[:-1]), *width, known, weights, target=target, runtime=runtime)
         return product(node, out, known, sizes, target, runtime, weights)
     if node.op == "attention" and (shape := attention_shape(node, sizes)) is not None:
         spec = parse("softmax causal" if node.attrs.get("causal") else "softmax")

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from attnopt.passes.candidate import Candidate, Evidence, Group, Pass
+from attnopt.passes.factorize.eigen_attention import EigenAttention
 from attnopt.passes.fuse.fuse_attention import FuseAttention
+from attnopt.passes.heads.key_norm_groups import KeyNormGroups
+from attnopt.passes.heads.mean_pooling import MeanPooling
+from attnopt.passes.heads.prune_heads import PruneHeads
+from attnopt.passes.heads.weighted_groups import WeightedGroups
 from attnopt.passes.kvcache.akvq_vl import AkvqVl
 from attnopt.passes.kvcache.int2_cache import Int2Cache
 from attnopt.passes.kvcache.int4_cache import Int4Cache
@@ -38,6 +43,11 @@ ALL: tuple[Pass, ...] = (
     SageAttention(),
     DropAttention(),
     GateNorm(),
+    EigenAttention(),
+    MeanPooling(),
+    KeyNormGroups(),
+    WeightedGroups(),
+    PruneHeads(),
     SinksWindow(),
     HeadWindows(),
     DeltaAttention(),
@@ -61,6 +71,7 @@ __all__ = [
     "DilatedWindow",
     "DropAttention",
     "DynamicInt8",
+    "EigenAttention",
     "Evidence",
     "FuseAttention",
     "GateNorm",
@@ -70,10 +81,13 @@ __all__ = [
     "Int2Cache",
     "Int4Cache",
     "Int8Cache",
+    "KeyNormGroups",
+    "MeanPooling",
     "Moba",
     "Neighborhood",
     "Pass",
     "PowerAttention",
+    "PruneHeads",
     "QuestRounding",
     "RoundTables",
     "RoundWeights",
@@ -81,5 +95,6 @@ __all__ = [
     "SageAttention",
     "SinksWindow",
     "SpargeAttn",
+    "WeightedGroups",
     "ZipCache",
 ]

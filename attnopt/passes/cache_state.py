@@ -128,7 +128,9 @@ def in_codes(site: Site, block: Block, forms: Mapping[Value, Kept], held: Mappin
     found = {side: u.past.value for side, u in updates.items() if u is not None and u.past.value in forms}
     if not found:
         return site
-    a, changed, codes = site.axes, {}, {}
+    a = site.axes
+    changed: dict[str, Any] = {}
+    codes: dict[str, Value] = {}
     for side, past in found.items():
         values, scales, zeros = held[past][:3]
         changed[side] = Operand(values, (a["b"], a["g"], a["k"], a["d" if side == "k" else "e"]))

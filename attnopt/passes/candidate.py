@@ -25,12 +25,24 @@ from torch import Tensor
 from attnopt.ir.block import Block, Norm
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.residual_stream import ResidualStream
-from attnopt.ir.site import Host, Refusal, Site
+from attnopt.ir.site import Builder, Host, Refusal, Site
 from attnopt.ir.spec import AttentionSpec
 
 Per = Literal["site", "linear", "block", "table", "model"]
 Change = Literal["kernel", "mask", "selection", "correction", "precision", "cache", "score", "weights", "structure"]
 Needs = Literal["nothing", "calibration", "tuning"]
+
+
+class Attends(Protocol):
+    """Writes an attention as nodes that are recognised again. Given by the planner, because passes know no kernels."""
+
+    def refuses(self, site: Site) -> Refusal | None:
+        """Why it cannot write this one; None where it can."""
+        ...
+
+    def __call__(self, site: Site, builder: Builder) -> Value:
+        """The nodes that compute a site; the result has the layout of `site.output`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,8 @@ class Group:
 
     blocks: what stands around each of `sites`, in their order; empty where nobody read them. linears: canonical nodes with a
     constant weight. norm: the norm whose result all of `linears` read, where there is one. behind: finds the attention whose output
-    the one of `linears` projects, where it does. stream: of a whole model, its residual stream, or why that is not known whole.
+    the one of `linears` projects, where it does. stream: of a whole model, its residual stream, or why that is not known whole. attend:
+    writes the attention of a site that a pass changes in form.
     """
 
     host: Host
@@ -50,6 +63,7 @@ class Group:
     norm: Norm | None = None
     behind: Callable[[], tuple[Site, Block] | None] = field(default=lambda: None, compare=False, repr=False)
     stream: ResidualStream | Refusal | None = None
+    attend: Attends | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,8 @@ class Candidate:
     a spec: "cache(k=int8, v=int8)", "" where it is gone. What a mask only hides stays in the cache, and saves no byte of it.
     scales: layers of other groups whose output channels it multiplies by powers of two. That comes first, so that what its own pass
     does to them reads the new weights; what another pass does to them, it is not taken together with.
+    layers: (in, out) of a linear layer afterwards, by node name. shapes: sizes of the axes h, g, d, e of a site afterwards, by its name.
+    rows: (heads, channels) of a position in the cache of a site afterwards, by its name and side ("k", "v").
     needs: "nothing", "calibration", or "tuning": a few steps of training, for which its pass has `tune`.
     tie: candidates of different groups with the same tie (not "") are taken all or none.
     options: what `apply` needs, as plain data (numbers, strings, lists): a plan file holds it.
@@ -82,6 +98,9 @@ class Candidate:
     storage: Mapping[str, str] = field(default_factory=dict)
     cached: Mapping[str, str] = field(default_factory=dict)
     scales: tuple[Node, ...] = ()
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    shapes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
     needs: Needs = "nothing"
     tie: str = ""
     arrays: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, compare=False, repr=False)

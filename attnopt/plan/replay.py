@@ -44,6 +44,9 @@ def step_of(move: Move) -> PlanStep:
         storage=dict(candidate.storage),
         cached=dict(candidate.cached),
         options=dict(candidate.options),
+        layers=dict(candidate.layers),
+        shapes=dict(candidate.shapes),
+        rows=dict(candidate.rows),
         arrays=dict(candidate.arrays),
     )
 
@@ -81,6 +84,9 @@ def candidate_of(step: PlanStep, nodes: Mapping[str, Node]) -> Candidate:
         step.storage,
         step.cached,
         tuple(nodes[n] for n in step.scales),
+        step.layers,
+        step.shapes,
+        step.rows,
         arrays=step.arrays,
     )
 
@@ -152,6 +158,9 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
                 options=in_names(step.options, sites, {**layers, **names}),
                 cached=in_names(step.cached, sites),
                 storage={names[n]: kept for n, kept in step.storage.items()},
+                layers={names[n]: size for n, size in step.layers.items()},
+                shapes=in_names(step.shapes, sites),
+                rows=in_names(step.rows, sites),
                 arrays={names[n]: held for n, held in step.arrays.items()},
             )
         )

@@ -25,7 +25,7 @@ from attnopt.codegen.sparse import refuses
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
-from attnopt.plan.timing import in_turn
+from attnopt.plan.timing.timing import in_turn
 from attnopt.selectors.pages import choose, state_of
 from attnopt.selectors.select import select, tiling
 from attnopt.selectors.shown import shown_tiles

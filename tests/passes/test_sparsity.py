@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from attnopt.plan.groups import Grouping
 from self_attention import SelfAttention
 
 from attnopt.analysis.calibration import Calibration
@@ -17,6 +16,7 @@ from attnopt.ir.reference import attend
 from attnopt.ir.site import Refusal
 from attnopt.passes import DeltaAttention, DilatedWindow, HeadWindows, Moba, Neighborhood, PowerAttention, SpargeAttn
 from attnopt.patterns import recognise
+from attnopt.plan.options.groups import Grouping
 
 
 def grouping(model, length):

@@ -69,15 +69,17 @@ def sizes_of(placeholders: Sequence[fx.Node], without: Collection[fx.Node]) -> d
 
 
 def split_placeholder(module: fx.GraphModule, node: fx.Node, parts: Sequence[tuple[str, Shape, str]]) -> list[fx.Node]:
-    """Placeholders behind one: `int8_past`, … of (word, shape, dtype). Sizes of the shape are those of the old one, numbers, or
-    computed from both: blocks of 32 tokens are past // 32."""
+    """Placeholders behind one: `int8_past`, … of (word, shape, dtype); a word of digits goes behind the name.
+
+    Sizes of the shape are those of the old one, numbers, or computed from both: blocks of 32 tokens are past // 32.
+    """
     held, made, before = node.meta["val"], [], node
     symbols = name_symbols([n for n in module.graph.nodes if n.op == "placeholder"])
     sizes = dict(zip(symbols.shape(held), held.shape, strict=True))
     named = {str(dim): size for dim, size in sizes.items()}
     for word, shape, dtype in parts:
         with module.graph.inserting_after(before):
-            before = module.graph.placeholder(f"{word}_{node.name}")
+            before = module.graph.placeholder(f"{node.name}_{word}" if word[0].isdigit() else f"{word}_{node.name}")
         before.meta["val"] = held.new_empty(
             [sizes[d] if d in sizes else evaluate(d, named) for d in shape], dtype=getattr(torch, dtype)
         )

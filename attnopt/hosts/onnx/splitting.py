@@ -2,7 +2,8 @@
 
     past.0.key [float]   ->   past.0.key [int8], past.0.key_scales [float], past.0.key_zeros [float]      likewise present.0.key
 
-The first part keeps name and place, so that whoever asks its shape is answered as before.
+The first part keeps name and place, so that whoever asks its shape is answered as before. An input that only becomes another one takes
+the word into its name: by that the old form is told from the new.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def split_input(model: ir.Model, held: ir.Value, parts: Sequence[tuple[str, Shap
     at, made = model.graph.inputs.index(held), []
     for i, (word, shape, dtype) in enumerate(parts):
         value = held if i == 0 else ir.Value(name=names.unique(f"{held.name}_{word}"))
+        if len(parts) == 1:
+            value.name = names.unique(f"{held.name}_{word}")
         value.type = ir.TensorType(TYPES[dtype])
         value.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in shape])
         if i > 0:

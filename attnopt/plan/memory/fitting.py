@@ -17,7 +17,7 @@ from attnopt.cost.memory import peak_memory, scratch
 from attnopt.cost.problem import Problem
 from attnopt.cost.target import Target
 from attnopt.ir.site import Host, Site
-from attnopt.plan.memory.memory import resident
+from attnopt.plan.memory import resident
 from attnopt.plan.timing.predict import Shapes, predicted
 from attnopt.plan.timing.shaped import resized
 from attnopt.report.data import ORIGINAL, Choice

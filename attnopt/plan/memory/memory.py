@@ -58,7 +58,8 @@ class Memory:
             clauses: dict[str, str] = {}
             for move in moves:
                 clauses = {**clauses, **move.candidate.cached, **{name: "" for name, text in clauses.items() if text == ""}}
-            cache = max((cache_bytes(self.sites, sizes, clauses) for sizes in self.loads), default=0.0)
+            rows = {name: kept for move in moves for name, kept in move.candidate.rows.items()}
+            cache = max((cache_bytes(self.sites, sizes, clauses, rows) for sizes in self.loads), default=0.0)
             self.known[key] = Held(self.weights - freed(moves), cache)
         return self.known[key]
 
@@ -80,13 +81,23 @@ def freed(moves: Sequence[Move]) -> float:
     readers: dict[Value, list[Node]] = {}
     for node in left:
         readers.setdefault(weight_of(node), []).append(node)  # type: ignore[arg-type]
-    total = 0.0
+    total = sum(narrowed(move) for move in moves)
     for weight, nodes in readers.items():
         width = WIDTHS.get(weight.dtype, 32)
         stays = width if any(user not in nodes for user in weight.users) else 0
         narrow = max(min(left[n], width) for n in nodes)
         total += numbers(nodes[0]) * (width - stays - narrow) / 8
     return total
+
+
+def narrowed(move: Move) -> float:
+    """Bytes of weights that a move leaves out by making layers smaller."""
+    weights = {weight_of(n): n for n in move.group.linears if n.name in move.candidate.layers}
+    return sum(
+        (numbers(n) - math.prod(move.candidate.layers[n.name])) * WIDTHS.get(w.dtype, 32) / 8
+        for w, n in weights.items()
+        if w is not None
+    )
 
 
 def stored_bits(node: Node, storage: str) -> float:

@@ -15,7 +15,7 @@ from attnopt.analysis.calibration import Calibration
 from attnopt.cost.memory import peak_memory
 from attnopt.ir.graph import Graph
 from attnopt.plan.choose import Chosen
-from attnopt.plan.memory.memory import resident
+from attnopt.plan.memory import resident
 from attnopt.plan.search.effort import Spent
 
 TRIALS = 2  # models that are there at a time: the one that is measured, and one beside it

@@ -25,6 +25,7 @@ from attnopt.patterns.block import find_blocks
 from attnopt.patterns.block.norms import norm_at
 from attnopt.patterns.block.projection import root
 from attnopt.patterns.block.residual_stream import residual_stream
+from attnopt.plan.attend import PlainAttention
 
 T = TypeVar("T")
 
@@ -102,7 +103,8 @@ class Grouping:
         sites, blocks = tuple(self.sites[i] for i in indices), tuple(self.blocks[i] for i in indices)
         more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
         wanted = {p.node for b in blocks for p in around(b)}
-        return Group(self.host, sites, sites[0].name + more, blocks, tuple(n for n in self.linears if n in wanted))
+        linears = tuple(n for n in self.linears if n in wanted)
+        return Group(self.host, sites, sites[0].name + more, blocks, linears, attend=PlainAttention(self.host.kind))
 
 
 def around(block: Block) -> list[Projection]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from attnopt.codegen import ON_CODES, ON_CPU, ON_GPU
 from attnopt.codegen.lowering import Lowering
@@ -87,7 +88,8 @@ class Workshop:
         coded: dict[str, Site] = {}
         result = self.edited(self.host.copy(), [m for m in moves if m.edits], coded)
         others = [m for m in moves if not m.edits]
-        if not others and not self.kernels and not coded:
+        reshaped = {name for m in moves if m.edits for name in m.candidate.shapes}
+        if not others and not self.kernels and not coded and not reshaped:
             return result
         changed: dict[str, Site] = {}
         there = Grouping(result)
@@ -97,13 +99,17 @@ class Workshop:
             changed |= {s.name: s for s in move.rewrite.apply(move.candidate, group).sites}
         replaced: dict[Value, Value] = {}
         for site in there.sites:
-            lowering = self.kernel_for(changed[site.name]) if site.name in changed else self.kernels.get(site.name)
+            lowering: Lowering | Refusal | None = self.kernels.get(site.name)
+            if site.name in changed:
+                lowering = self.kernel_for(changed[site.name])
+            elif site.name in reshaped:  # written as plain nodes; what suited the old heads may not suit the new ones
+                lowering = self.faster(site)
             held = on_codes(changed.get(site.name, site), coded[site.name], result.graph) if site.name in coded else None
             if held is not None and (reader := self.reads_codes(held)) is not None:
                 changed[site.name], lowering = held, reader
-            if isinstance(lowering, Refusal):
+            if isinstance(lowering, Refusal) and site.name in changed:
                 raise RuntimeError(f"no kernel computes '{changed[site.name].spec}': {lowering.reason}")
-            if lowering is not None:
+            if lowering is not None and not isinstance(lowering, Refusal):
                 current = changed.get(site.name, site).reading(replaced)
                 replaced[site.output.value] = emit(result, current, lowering)
         result.finish()
@@ -126,10 +132,27 @@ class Workshop:
         fits = (x for x in ON_CODES if x in here and x.host == self.host.kind)
         return next((x for x in fits if x.supports(site, self.runtime) is None), None)
 
-    def seconds(self, site: Site, kernel: str, sizes: Mapping[str, int] | None = None) -> float:
-        """Predicted seconds of one call, on the example's sizes where no others are given."""
+    def faster(self, site: Site) -> Lowering | None:
+        """The kernel for a site whose nodes were written anew; None where its nodes are predicted to be as fast."""
+        found = self.kernel_for(site)
+        if isinstance(found, Refusal):
+            return None
+        fused = any(node.op == "attention" for node in site.nodes)
+        plain = {
+            ("torch", True): "sdpa",
+            ("torch", False): "eager",
+            ("onnx", True): "onnx-attention",
+            ("onnx", False): "ort-eager",
+        }
+        return found if self.seconds(site, found.name) < self.seconds(site, plain[self.host.kind, fused]) else None
+
+    def seconds(
+        self, site: Site, kernel: str, sizes: Mapping[str, int] | None = None, shape_after: Mapping[str, int] | None = None
+    ) -> float:
+        """Predicted seconds of one call, on the example's sizes where no others are given. shape_after: axes of other sizes."""
         try:
             shape = {axis: evaluate(dim, self.sizes if sizes is None else sizes) for axis, dim in site.shape.items()}
+            shape |= shape_after or {}
         except KeyError:  # a length that only running the model would tell: the first kernel that fits
             return 0.0
         return estimate(site.spec, shape, site.q.value.dtype or "float32", kernel, target=self.target).seconds
@@ -144,7 +167,7 @@ def on_codes(site: Site, coded: Site, graph: Graph) -> Site | None:
         return None
     widths = {"k": site.axes["d"], "v": site.axes["e"]}
     rows = (site.axes["b"], site.axes["g"], site.axes["k"])
-    operands = {side: Operand(there[id(x.value.handle)], (*rows, widths[side])) for side, x in sides.items()}
+    operands: dict[str, Any] = {side: Operand(there[id(x.value.handle)], (*rows, widths[side])) for side, x in sides.items()}
     codes = {name: there[id(value.handle)] for name, value in coded.codes.items()}
     return replace(site, spec=site.spec.with_(cache=coded.spec.cache), codes=codes, **operands)
 
@@ -159,5 +182,8 @@ def leaves_sites(move: Move) -> bool:
 
 
 def twin(there: Grouping, move: Move) -> Group:
-    """The group of a move in an equal host."""
-    return next(g for g in there.of(move.rewrite.per) if g.name == move.group.name)
+    """The group of a move in an equal host. Raises RuntimeError where an earlier move left none of that name."""
+    found = next((g for g in there.of(move.rewrite.per) if g.name == move.group.name), None)
+    if found is None:
+        raise RuntimeError(f"'{move.group.name}' is not there any more")
+    return found

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from attnopt.errors import BudgetError
-from attnopt.plan.memory.memory import resident
+from attnopt.plan.memory import resident
 from attnopt.plan.timing.timing import counted
 
 

@@ -74,11 +74,19 @@ class Prices:
         before = after = 0.0
         shop = self.workshop
         for move in proposal.moves:
-            nodes, storage = touched(move.candidate.removes, move.candidate.storage, move.group.linears), move.candidate.storage
-            gone = {n.name for n in move.candidate.removes}
+            candidate, storage = move.candidate, move.candidate.storage
+            nodes = touched(candidate.removes, {**storage, **dict.fromkeys(candidate.layers, "")}, move.group.linears)
+            gone = {n.name for n in candidate.removes}
             before += estimate_nodes(nodes, sizes, shop.target, runtime=shop.runtime).seconds
             kept = [n for n in nodes if n.name not in gone]
-            after += estimate_nodes(kept, sizes, shop.target, runtime=shop.runtime, weights=storage).seconds
+            after += estimate_nodes(
+                kept, sizes, shop.target, runtime=shop.runtime, weights=storage, widths=candidate.layers
+            ).seconds
+            for site in (s for s in move.group.sites if s.name in candidate.shapes):
+                kernel = shop.kernels.get(site.name)
+                name = kernel.name if kernel else ORIGINAL
+                before += shop.seconds(site, name, sizes)
+                after += shop.seconds(site, name, sizes, candidate.shapes[site.name])
         for site, changed in proposal.specs():
             lowering, held = shop.kernel_for(changed), shop.kernels.get(site.name)
             if not isinstance(lowering, Refusal):

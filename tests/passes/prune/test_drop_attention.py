@@ -8,6 +8,7 @@ import hf_models
 import pytest
 import torch
 from block_models import build, inputs
+from decoding_models import named, past_of, step_of
 
 import attnopt
 from attnopt.hosts.fx import FxHost, capture
@@ -83,3 +84,26 @@ def test_the_last_cache_stays_where_it_alone_tells_how_long_the_past_is():
     assert isinstance(refused, Refusal) and "tells the size" in refused.reason
     with pytest.raises(RuntimeError, match="cannot go: no other input tells the size"):
         DropAttention().apply(candidate.__class__(**{**vars(candidate), "options": {"sites": [group.sites[0].name]}}), group)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_a_pruned_decoder_goes_on_with_its_cache_token_for_token(kind):
+    start = 4
+    host = step_of(decoder(), IDS[:, : start + 1], kind)
+    made = host.copy()
+    group = Grouping(made).of("block")[1]
+    (candidate,) = DropAttention().propose(group, None)
+    DropAttention().apply(candidate, group)
+    made.finish()
+    names = [s.name for s in made.input_specs]
+    assert len(names) == len(host.input_specs) - 2 and len(made.output_names) == len(host.output_names) - 2
+    with torch.no_grad():
+        wanted = decoder()(IDS, use_cache=False).logits  # layer 1 adds nothing: so it computes what the pruned model does
+    state = made.adapt(named(host, IDS[:, start : start + 1], past_of(decoder(), IDS[:, :start])))
+    assert list(state) == names
+    run = made.runner()
+    for at in range(start, IDS.shape[1]):
+        logits, *past = run(state)
+        torch.testing.assert_close(logits[:, 0], wanted[:, at], atol=2e-5, rtol=2e-5)
+        assert all(x.shape[2] == at + 1 for x in past) and len(past) == 4
+        state = dict(zip(names, (IDS[:, at + 1 : at + 2], *past), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnopt.plan.memory.memory import resident
+from attnopt.plan.memory import resident
 
 
 @pytest.mark.skipif(not resident.peak(), reason="the system does not tell")

@@ -16,7 +16,7 @@ from attnopt.cost.target import load_target
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.plan.budgeted import Setting, under_budget
 from attnopt.plan.judge.budget import Budget
-from attnopt.plan.memory.memory import resident
+from attnopt.plan.memory import resident
 from attnopt.plan.memory.room import Room
 from attnopt.plan.search.effort import EFFORTS, Spent
 

@@ -1,0 +1,1 @@
+"""Rewrites that compute in fewer dimensions."""

@@ -1,0 +1,118 @@
+"""Compute attention in the few directions that keys, queries and values use.
+
+    q = x Wq, k = x Wk    ->   q = x (Wq U), k = x (Wk U)          U [D, r] of each head, no rotation between; the scale stays d^-1/2
+    q = x Wq, k = x Wk    ->   k = (x (Wk U)) U', then turned      with rotation: one U for all key heads of a layer, queries as they are
+    v = x Wv, o           ->   v = x (Wv V), (V' o)                V [E, r] of each value head, folded into its rows of o
+
+U are the first right singular vectors of a head's keys and queries stacked (of keys alone before a rotation), V those of its values.
+A rank per layer, shared by its heads:  r = max over heads of #{j: (s_1 + … + s_j) / sum s < threshold} + 1, s the singular values, not
+squared. The authors' code leaves out the + 1 and so keeps less than the threshold asks for. Caches hold r numbers for each key and each
+value; rank = width is the identity. Where turned keys are cached, their rank pays in memory alone: they are lifted and turned at each
+call, and without a cache they are left as they are.
+
+The authors lower the threshold layer by layer until the layer's error passes a bound. Here every threshold is an offer, its loss is
+measured, and the planner takes one for each layer. Ranks are rounded up to `multiple`, in which kernels compute.
+
+Source: "Eigen Attention: Attention in Low-Rank Space for KV Cache Compression".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnopt.errors import OutOfRange
+from attnopt.ir.block import Block, Rotary
+from attnopt.ir.site import Refusal
+from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.head_candidates import candidate_of, shared_by
+from attnopt.passes.head_changes import HeadChanges, refuses_change, refuses_late_turn
+from attnopt.passes.head_map import HeadMap
+from attnopt.passes.head_statistics import HeadMoments, moments
+from attnopt.passes.head_writer import write
+
+SOURCE = "Eigen Attention: Attention in Low-Rank Space for KV Cache Compression"
+
+
+@dataclass(frozen=True)
+class EigenAttention:
+    """Compute attention in the few directions that keys, queries and values use.
+
+    thresholds: of the singular values' sum, in (0, 1]. multiple: ranks are rounded up to one.
+    """
+
+    thresholds: tuple[float, ...] = (0.98, 0.95, 0.9, 0.8, 0.7)
+    multiple: int = 8
+    name: str = "eigen-attention"
+    exact: bool = False
+    per: Per = "block"
+
+    def __post_init__(self) -> None:
+        if any(not 0 < t <= 1 for t in self.thresholds) or self.multiple < 1:
+            raise OutOfRange(
+                "thresholds of eigen-attention are in (0, 1], its multiple at least 1", f"{self.thresholds}, {self.multiple}"
+            )
+
+    def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
+        if evidence is None:
+            return Refusal("its bases are found on calibration data", group.name)
+        refusal = refuses_change(group)
+        if refusal is not None:
+            return refusal
+        seen = moments(group, evidence)
+        if not seen.tokens:
+            return Refusal("what its projections read cannot be tapped", group.name)
+        block, late = group.blocks[0], refuses_late_turn(group)
+        turns = block.part("k", Rotary) is not None
+        keys, values = spectra(seen, turns, shared_by(block))
+        made: dict[tuple[int, int], Candidate] = {}
+        for threshold in self.thresholds:
+            k, v = (self.rank(s, threshold) for s, _ in (keys, values))
+            width, wide = len(keys[0][0]), len(values[0][0])
+            of_keys = k if not turns or (late is None and block.cache_k is not None) else width
+            for rank in dict.fromkeys(((of_keys, v), (width, v))):
+                if rank not in made and rank != (width, wide):
+                    changes = eigen(block, keys[1], values[1], *rank)
+                    what = f"keys in {rank[0]} of {width} directions, values in {rank[1]} of {wide}"
+                    kind = f"threshold {threshold:g}" + " values" * (rank[0] == width and k < width)
+                    made[rank] = candidate_of(self.name, group, changes, what, kind, SOURCE)
+        return list(made.values()) or Refusal(f"heads use all of their directions at {max(self.thresholds):g}", group.name)
+
+    def rank(self, singular: Tensor, threshold: float) -> int:
+        """singular [H, D], each row descending."""
+        shares = singular.cumsum(-1) / singular.sum(-1, keepdim=True).clamp(min=1e-30)
+        needed = int((shares < threshold - 1e-12).sum(-1).max()) + 1
+        width = singular.shape[-1]
+        return min(width, -(-min(needed, width) // self.multiple) * self.multiple)
+
+    def apply(self, candidate: Candidate, group: Group) -> Group:
+        """Edits the host of the group in place; give it a copy, and finish it."""
+        return write(group, HeadChanges.of(candidate, group.blocks[0]))
+
+
+def spectra(seen: HeadMoments, turns: bool, queries: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(singular values [G, D], bases [G, D, D]) of keys, with their queries where nothing turns between, and of values."""
+    keys = seen.of_keys
+    keys = keys.sum(0, keepdim=True).expand_as(keys) if turns else keys + seen.queries.unflatten(0, (-1, queries)).sum(1)
+    return decomposed(keys), decomposed(seen.of_values)
+
+
+def decomposed(gram: Tensor) -> tuple[Tensor, Tensor]:
+    energy, basis = torch.linalg.eigh(gram)
+    return energy.flip(-1).clamp(min=0).sqrt(), basis.flip(-1)
+
+
+def eigen(block: Block, keys: Tensor, values: Tensor, k: int, v: int) -> HeadChanges:
+    """keys, values: bases [G, D, D], of which the first k and v columns are kept; all of them change nothing but the basis."""
+    width, wide = keys.shape[-1], values.shape[-1]
+    if not (1 <= k <= width and 1 <= v <= wide):
+        raise OutOfRange(f"ranks are from 1 to {width} for keys and to {wide} for values", f"{k}, {v}")
+    repeats = shared_by(block)
+    turns = block.part("k", Rotary) is not None
+    of_keys = None if turns and k == width else HeadMap.of_bases(keys[..., :k])
+    of_queries = None if turns else HeadMap.of_bases(keys[..., :k].repeat_interleave(repeats, 0))
+    of_values = HeadMap.of_bases(values[..., :v])
+    of_output = HeadMap.of_bases(values[..., :v].repeat_interleave(repeats, 0))
+    return HeadChanges(of_queries, of_keys, of_values, of_output, up=keys[..., :k].contiguous() if turns and k < width else None)

@@ -1,0 +1,1 @@
+"""Rewrites that share heads between queries, or leave heads out."""

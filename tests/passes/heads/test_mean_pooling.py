@@ -1,0 +1,56 @@
+"""Mean pooling: groups = heads is the identity, identical heads lose nothing, group counts out of range name the allowed ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from shrunk_models import applied, host, output, rewritten
+
+from attnopt.errors import OutOfRange
+from attnopt.ir.site import Refusal
+from attnopt.passes import MeanPooling
+from attnopt.plan.options.groups import Grouping
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_as_many_groups_as_heads_is_the_identity(kind):
+    given = host("gpt2", kind)
+    made = applied(MeanPooling(groups=(4,)), None, given, "4 of 4 heads")
+    torch.testing.assert_close(output(made), output(given), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize(("family", "heads"), [("gpt2", 4), ("llama", 2)])
+def test_pooled_heads_are_the_mean_and_the_spec_says_groups(family, heads, kind):
+    given = host(family, kind)
+    made = applied(MeanPooling(), None, given, f"1 of {heads} heads")
+    before, after = Grouping(given), Grouping(made)
+    assert [str(s.spec.heads) for s in after.sites] == ["heads(4, 1)"] * 2
+    for old, new in zip(before.blocks, after.blocks, strict=True):
+        for side in "kv":
+            wanted = old.projections(side)[0].rows().mean(0, keepdim=True)
+            torch.testing.assert_close(new.projections(side)[0].rows(), wanted)
+    assert float((output(made) - output(given)).norm()) > 1e-2
+
+
+def test_identical_heads_lose_nothing():
+    given = host("llama", "torch").copy()
+    for block in Grouping(given).blocks:
+        for layer in (block.k, block.v):
+            given.set_constant(layer.weight, layer.rows()[:1].expand(2, -1, -1).reshape(layer.weight.shape).contiguous())
+    given.finish()
+    made = applied(MeanPooling(), None, given, "1 of 2 heads")
+    torch.testing.assert_close(output(made), output(given), atol=2e-5, rtol=2e-5)
+
+
+def test_numbers_of_groups_that_do_not_divide_the_heads_name_those_that_do():
+    group = Grouping(host("gpt2", "torch")).of("block")[0]
+    with pytest.raises(OutOfRange, match="divide 4: 1, 2, 4"):
+        MeanPooling(groups=(3,)).propose(group, None)
+
+
+def test_one_key_head_is_left():
+    given = host("llama", "torch")
+    made = rewritten(given, lambda g: MeanPooling().apply(MeanPooling().propose(g, None)[0], g), [0])
+    refused = MeanPooling().propose(Grouping(made).of("block")[0], None)
+    assert isinstance(refused, Refusal) and "one key head already" in refused.reason
