@@ -19,7 +19,7 @@ from torch import Tensor
 from attnopt.ir.block import Block, Projection
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Host, Refusal, Site
-from attnopt.passes.rotation import bias_reader, head_refusal
+from attnopt.passes.rotation import head_refusal
 
 FAR = 32  # nodes between the layer and the attention, beyond which nothing is known of what stands there
 
@@ -111,11 +111,9 @@ def bias_of(layer: Node) -> tuple[Node, Value] | None:
 
 
 def bias_is_known(v: Projection) -> bool:
-    """Whether the bias that the block has is the one that is found again by name, and nobody else reads it."""
+    """Whether the bias that the block has is the one that is found behind the layer. Others may hold it too: they keep theirs."""
     found = bias_of(v.node)
-    if v.bias is None:
-        return found is None
-    return found is not None and found[1] is v.bias and found[0] is bias_reader(v) and len(v.bias.users) == 1
+    return found is None if v.bias is None else found is not None and found[1] is v.bias
 
 
 def rows_of(exponents: Sequence[int], made: Tensor, rows: int) -> list[int]:

@@ -34,20 +34,23 @@ def left() -> float | None:
 
 
 def within_memory(host: Host, inputs: Mapping[str, Tensor], room: float | None) -> tuple[Mapping[str, Tensor], str]:
-    """The inputs, their longest open size halved until the original fits; and a line that says so, "" where they are as they were."""
+    """The inputs, their longest open size halved until the original fits; and a line that says so, "" where they are as they were.
+
+    So are those of a model that does not fit however short they are.
+    """
     sizes = dict(host.graph.sizes(inputs))
     try:
-        needed = first = peak_memory(host.graph, sizes)
+        needed = first = peak_memory(host.graph, sizes, weights=0.0)  # weights are held already
         whole = dict(sizes)
         while room is not None and needed > room:
             name = max(sizes, key=lambda n: sizes[n], default="")
             if not name or sizes[name] < 2 * SHORTEST:
                 break
             sizes[name] //= 2
-            needed = peak_memory(host.graph, sizes)
+            needed = peak_memory(host.graph, sizes, weights=0.0)
     except KeyError:  # a size that is only known when the model runs
         return inputs, ""
-    if sizes == whole or room is None:
+    if sizes == whole or room is None or needed > room:
         return inputs, ""
     cut = resized(host, inputs, sizes)
     try:

@@ -46,6 +46,10 @@ def test_nothing_is_cut_below_a_size_that_means_something(host):
     assert within_memory(host, short, 1.0) == (short, "")
 
 
+def test_what_fits_at_no_size_stays(host, inputs):
+    assert within_memory(host, inputs, 1e3) == (inputs, "")
+
+
 def test_kernels_that_hold_the_scores_are_left_out_where_others_are_predicted_faster(host, inputs):
     (site,) = recognise(host.graph).sites
     fits = [x for x in LOWERINGS if x.name in ("ort-mha", "ort-gqa", "tvm-prefill")]
