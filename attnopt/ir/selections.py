@@ -101,8 +101,8 @@ def sparsek(rows: Rows, clause: Clause) -> Selected:
 def block_topk(rows: Rows, clause: Clause) -> Selected:
     """`block_topk(block, n)`: the n key blocks of highest probe . mean(k) among those with a visible key.
 
-    The `first` blocks and the `recent` ones up to the query's own are among them. rows=m: m queries share a probe, their mean, or
-    their sum weighted by how far each channel of theirs is from that mean (probe=activation).
+    The `first` blocks and the `recent` ones up to the query's own are among them. rows=m: m queries choose together, of all blocks that
+    one of them sees, by their mean, or their sum weighted by how far each channel of theirs is from that mean (probe=activation).
     """
     block, count = clause.count(0), clause.count(1)
     length = rows.k.shape[2]
@@ -110,8 +110,15 @@ def block_topk(rows: Rows, clause: Clause) -> Selected:
     members = torch.arange(gate.shape[-1], device=gate.device)
     own = rows.q_position // block
     forced = (members < clause.count("first")) | ((members <= own) & (members > own - clause.count("recent")))
-    gate = gate.masked_fill(forced, torch.inf).masked_fill(~any_in_block(rows.visible, block), -torch.inf)
+    together = max(1, clause.count("rows"))
+    shown = any_of_rows(any_in_block(rows.visible, block), together)
+    gate = gate.masked_fill(any_of_rows(forced, together), torch.inf).masked_fill(~shown, -torch.inf)
     return Selected(spread_blocks(top(gate, count), block, length))
+
+
+def any_of_rows(x: Tensor, rows: int) -> Tensor:
+    """[…, Q, N] -> the same: is it true of some row of the group?"""
+    return x if rows == 1 else torch.cat([part.any(-2, keepdim=True).expand_as(part) for part in x.split(rows, -2)], -2)
 
 
 def probes(q: Tensor, clause: Clause) -> Tensor:

@@ -23,6 +23,7 @@ from attnopt.passes.quantize.round_tables import RoundTables
 from attnopt.passes.quantize.round_weights import RoundWeights
 from attnopt.passes.quantize.rsq import Rsq
 from attnopt.passes.quantize.sage_attention import SageAttention
+from attnopt.passes.sparsify.block_topk import BlockTopk
 from attnopt.passes.sparsify.delta_attention import DeltaAttention
 from attnopt.passes.sparsify.dilated_window import DilatedWindow
 from attnopt.passes.sparsify.head_windows import HeadWindows
@@ -53,6 +54,7 @@ ALL: tuple[Pass, ...] = (
     DeltaAttention(),
     SpargeAttn(),
     Moba(),
+    BlockTopk(),
     PowerAttention(),
     DilatedWindow(),
     Neighborhood(),
@@ -66,6 +68,7 @@ ALL: tuple[Pass, ...] = (
 __all__ = [
     "ALL",
     "AkvqVl",
+    "BlockTopk",
     "Candidate",
     "DeltaAttention",
     "DilatedWindow",

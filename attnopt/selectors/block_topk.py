@@ -3,7 +3,8 @@
     q [B, H, Q, D], k [B, G, K, D]   ->   gate [B, H, ceil(Q / rows), ceil(K / block)]   ->   its n highest in each row
 
 With rows=1, as in the source, each query chooses for itself: a tile is visited where one of its queries chose it, and the queries
-see their own choice. With rows=m they share a probe, which holds queries up to m - 1 later than a row's own.
+see their own choice. With rows=m they choose together, which costs a kernel less, and depends on queries up to m - 1 later than a
+row's own.
 
 Source: "MoBA: Mixture of Block Attention for Long-Context LLMs".
 """
@@ -14,8 +15,7 @@ import torch
 from torch import Tensor
 
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Term
-from attnopt.ir.selections import probes, top
+from attnopt.ir.selections import any_of_rows, probes, top
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.selectors.pooling import for_heads, means
@@ -25,12 +25,6 @@ TILE = 64  # queries that visit blocks together, where each chooses for itself
 
 
 def refuses(spec: AttentionSpec, clause: Clause) -> Refusal | None:
-    """None where all queries of a tile see the same blocks of keys, or choose for themselves."""
-    block, rows = clause.count(0), max(1, clause.count("rows"))
-    if rows > 1 and spec.mask not in (None, Term("causal")):
-        return Refusal(f"queries that share a probe may see different blocks under '{spec.mask}'", clause)
-    if rows > 1 and (block % rows or spec.offset is not None):
-        return Refusal(f"{rows} queries that share a probe must lie in one block of {block} keys", clause)
     return None
 
 
@@ -41,8 +35,9 @@ def choose(spec: AttentionSpec, clause: Clause, q: Tensor, k: Tensor, shown: Ten
     probe = q if rows == 1 else probes(q, clause)[:, :, ::rows]
     gate = probe @ for_heads(means(k, block), heads).transpose(-1, -2)
     members = torch.arange(gate.shape[-1], device=q.device)
-    own = (torch.arange(0, q.shape[2], rows, device=q.device)[:, None] + offset) // block
+    own = (torch.arange(q.shape[2], device=q.device)[:, None] + offset) // block
     forced = (members < clause.count("first")) | ((members <= own) & (members > own - clause.count("recent")))
+    forced = any_of_rows(forced, rows)[::rows]
     chosen = top(gate.masked_fill(forced, torch.inf).masked_fill(~shown, -torch.inf), count) & shown
     if rows > 1:
         return Choice(Tiles(rows, block, chosen))

@@ -22,6 +22,7 @@ FORMS = {
     "MoBA, 6 blocks of 64": "block_topk(64, 6)",
     "MoBA, 3 blocks of 64": "block_topk(64, 3)",
     "MoBA, 8 blocks of 32": "block_topk(32, 8)",
+    "64 queries choose 6 blocks of 64": "block_topk(64, 6, rows=64, first=1)",
     "Quest, 16 pages of 16": "pages(16, 16, recent=1)",
     "Quest, 8 pages of 16": "pages(16, 8, recent=1)",
     "PowerAttention, blocks of 32": "(near_blocks(32, 4) | power_blocks(32) | global(32))",
@@ -62,7 +63,9 @@ def chance(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, seed: int = 0) 
     rows = rows_of(dense, q, k, v, {})
     chosen = SELECTIONS[clause.name](rows, clause).visible & rows.visible
     at_rows, at_keys = GRAINS[clause.name]
-    height, width = 1 if at_rows is None else clause.count(at_rows), clause.count(at_keys)
+    height, width = clause.count(at_rows) if at_rows is not None else 1, clause.count(at_keys)
+    if clause.name == "block_topk":
+        height = max(1, clause.count("rows"))
     tiles, shown = (in_tiles(x, height, width) for x in (chosen, rows.visible))
     rank = torch.rand(tiles.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(~shown, -1.0)
     rank[..., 0] = 2.0

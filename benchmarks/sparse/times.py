@@ -37,7 +37,7 @@ FORMS = {
     "SpargeAttn, 30 % of the tiles": "causal pooled_blocks(128, 64, share=0.3, similarity=-1.0, first=1)",
     "SpargeAttn, mass 0.9": "causal pooled_blocks(128, 64, mass=0.9, similarity=0.3, first=1)",
     "MoBA, 30 % of the blocks": "causal block_topk({block}, {top})",
-    "MoBA, 64 queries choose together": "causal block_topk({block}, {top}, rows=64)",
+    "MoBA, 64 queries choose together": "causal block_topk({block}, {top}, rows=64, first=1)",
     "PowerAttention": "causal & (near_blocks(256, 4) | power_blocks(256) | global(256))",
     "16 sinks and window 1024": "causal & (window(1024) | global(16))",
     "16 sinks and window 1024, delta 64": "causal & (window(1024) | global(16)) delta(64, dense=causal)",

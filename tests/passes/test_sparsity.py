@@ -14,7 +14,7 @@ from attnopt.codegen.sparse import run_sparse
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.reference import attend
 from attnopt.ir.site import Refusal
-from attnopt.passes import DeltaAttention, DilatedWindow, HeadWindows, Moba, Neighborhood, PowerAttention, SpargeAttn
+from attnopt.passes import BlockTopk, DeltaAttention, DilatedWindow, HeadWindows, Moba, Neighborhood, PowerAttention, SpargeAttn
 from attnopt.patterns import recognise
 from attnopt.plan.options.groups import Grouping
 
@@ -51,6 +51,7 @@ def causal():
 
 FORMS = {
     Moba(blocks=((64, 2), (8, 4))): ["causal block_topk(64, 2)", "causal block_topk(8, 4)"],
+    BlockTopk(blocks=((64, 2),)): ["causal block_topk(64, 2, rows=64, first=1)"],
     SpargeAttn(tile=(64, 64), settings=("share=0.5",)): ["causal pooled_blocks(64, 64, share=0.5, first=1)"],
     DeltaAttention(gamma=8, bases=((2, 16),)): ["causal & (window(16) | global(2)) delta(8, dense=causal)"],
     PowerAttention(blocks=(16,)): ["causal & (near_blocks(16, 4) | power_blocks(16) | global(16))"],
