@@ -49,7 +49,7 @@ def host(family: str, kind: str):
 @functools.cache
 def evidence(family: str, kind: str) -> Evidence:
     found = host(family, kind)
-    return Evidence(found, Calibration.of(found.graph, [{"input_ids": IDS}]), Grouping(found).sites)
+    return Evidence(found, Calibration.of(found.graph, [{"input_ids": IDS}]), sites=Grouping(found).sites)
 
 
 def output(of) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from attnopt.ir.block import Block, CacheUpdate, Projection, Rotary, Scale
 from attnopt.ir.clause import Clause
 from attnopt.ir.dims import product
+from attnopt.ir.expr import Const
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.layout import Axis, Layout, Operand, size_of
 from attnopt.ir.layout import Group as Axes
@@ -57,17 +58,31 @@ def changed(site: Site, changes: HeadChanges) -> Site:
         axes["e"] = (Axis("e'", changes.v.width),)
     new = (*axes["g"], *axes["r"])
     d, e = size_of(axes["d"]), size_of(axes["e"])
+    score = exact_scale(site)
     spec = site.spec.with_(
+        score=score,
         heads=Clause("heads", (heads, keys) if keys != heads else (heads,)),  # type: ignore[arg-type]
         width=Clause("width", (d, e) if d != e else (d,)),  # type: ignore[arg-type]
     )
     form = site.tensor_form
     if form is not None:
-        form = replace(form, operands={name: regrouped(o, old, new) for name, o in form.operands.items()})
+        stands_for = (score, *form.stands_for[1:]) if form.says(site.spec) else form.stands_for
+        form = replace(form, operands={n: regrouped(o, old, new) for n, o in form.operands.items()}, stands_for=stands_for)
     operands = {name: regrouped(o, old, new) for name, o in site.operands.items()}
     made = replace(site, spec=spec, axes=axes, tensor_form=form, operands=operands)
     q, k, v = (Operand(getattr(site, name).value, layout_of(made, name)) for name in "qkv")
     return replace(made, q=q, k=k, v=v)
+
+
+def exact_scale(site: Site) -> tuple[Clause, ...]:
+    """The score terms. A spec's scale has the digits of float32: in float64 the usual one is meant to all of its own."""
+    score, width = site.spec.score, site.size("d")
+    if site.q.value.dtype != "float64" or [c.name for c in score].count("scale") != 1 or not isinstance(width, int):
+        return score
+    usual = width**-0.5
+    if site.spec.scale is None or abs(site.spec.scale / usual - 1) > 1e-6:
+        return score
+    return tuple(Clause("scale", (Const(usual),)) if c.name == "scale" else c for c in score)
 
 
 def counts(site: Site, changes: HeadChanges) -> tuple[int, int]:

@@ -71,7 +71,7 @@ def test_keys_and_values_of_few_directions_lose_nothing():
                 bias[start : start + 8] = bias[start : start + 8] @ u @ u.T
             weight[:, 32:64], bias[32:64] = weight[:, :32].clone(), bias[:32].clone()
     given = FxHost.from_captured(capture(Logits(low).eval(), {"input_ids": IDS}))
-    found = Evidence(given, Calibration.of(given.graph, [{"input_ids": IDS}]), Grouping(given).sites)
+    found = Evidence(given, Calibration.of(given.graph, [{"input_ids": IDS}]), sites=Grouping(given).sites)
     rewrite = EigenAttention(thresholds=(0.9999,), multiple=1)
     (candidate,) = rewrite.propose(Grouping(given).of("block")[0], found)
     assert candidate.shapes["transformer.h.0.attn"] == {"h": 4, "g": 4, "d": 3, "e": 3}
@@ -96,7 +96,7 @@ def test_a_decoding_model_keeps_fewer_numbers_and_goes_on(kind):
     given = step_of(language, IDS[:, :9], kind)
     past = past_of(language, IDS[:, :8])
     inputs = named(given, IDS[:, 8:9], past)
-    found = Evidence(given, Calibration.of(given.graph, [inputs]), Grouping(given).sites)
+    found = Evidence(given, Calibration.of(given.graph, [inputs]), sites=Grouping(given).sites)
     wanted = given.runner()(inputs)[0]
     rewrite = EigenAttention(thresholds=(0.7,), multiple=4)
     group = Grouping(given).of("block")[0]

@@ -28,7 +28,7 @@ def test_a_head_without_effect_goes_first_and_changes_nothing(family, kind):
     weight[:, block.o.channels[repeats : 2 * repeats].flatten()] = 0  # key head 1 with its queries
     given.set_constant(block.o.weight, weight.mT.contiguous() if block.o.transposed else weight)
     given.finish()
-    found = Evidence(given, Calibration.of(given.graph, [{"input_ids": IDS}]), Grouping(given).sites)
+    found = Evidence(given, Calibration.of(given.graph, [{"input_ids": IDS}]), sites=Grouping(given).sites)
     heads = len(block.k.channels)
     offers = PruneHeads(shares=(1 / heads,)).propose(Grouping(given).of("block")[0], found)
     assert [c.kind for c in offers] == [f"without 1 of {heads}", f"without 1 of {heads}, fitted"]

@@ -44,7 +44,7 @@ def test_heads_that_differ_by_a_rotation_and_a_factor_are_pooled_without_loss(fa
             turned = next(layer.transposed for layer in (block.k, block.v) if layer.weight is value)
             given.set_constant(value, held.mT.contiguous() if turned else held)
     given.finish()
-    found = Evidence(given, Calibration.of(given.graph, [{"input_ids": IDS}]), Grouping(given).sites)
+    found = Evidence(given, Calibration.of(given.graph, [{"input_ids": IDS}]), sites=Grouping(given).sites)
     kind = f"1 of {heads} heads"
     lost = [
         float((output(applied(rewrite, found, given, kind)) - output(given)).norm() / output(given).norm())

@@ -1,0 +1,55 @@
+"""Smaller heads through the planner: priced, measured, chosen under a budget, applied again from the plan in the ONNX export."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from shrunk_models import IDS, Logits, host, model
+
+import attnopt
+from attnopt.passes import MeanPooling
+from attnopt.plan.groups import Grouping
+from attnopt.plan.memory import Memory
+from attnopt.plan.proposals import Move
+
+
+@functools.cache
+def identical():
+    """A language model whose key heads are alike: sharing them loses nothing."""
+    import copy
+
+    made = copy.deepcopy(model("llama"))
+    with torch.no_grad():
+        for layer in made.model.layers:
+            for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+                projection.weight[8:] = projection.weight[:8]
+    return Logits(made).eval()
+
+
+@functools.cache
+def optimized():
+    batches = [{"input_ids": torch.randint(0, 99, (4, 12), generator=torch.Generator().manual_seed(i))} for i in range(6)]
+    return attnopt.optimize(
+        identical(), {"input_ids": IDS}, budget=1e-6, calibration=batches, passes=["mean-pooling"], select="model", minimise="memory"
+    )  # fmt: skip
+
+
+def test_heads_that_are_alike_are_shared_under_a_tiny_budget():
+    fast = optimized()
+    assert [s.kind for s in fast.plan.steps] == ["1 of 2 heads"] * 2
+    assert fast.report.bytes_after < fast.report.bytes_before
+    torch.testing.assert_close(fast(input_ids=IDS), identical()(IDS), atol=1e-5, rtol=1e-5)
+
+
+def test_the_weights_that_go_are_counted():
+    given = host("llama", "torch")
+    grouping = Grouping(given)
+    group = grouping.of("block")[0]
+    rewrite = MeanPooling()
+    move = Move(rewrite, group, rewrite.propose(group, None)[0])
+    memory = Memory(given.graph, list(zip(grouping.sites, grouping.blocks, strict=True)), [{}])
+    made = given.copy()
+    rewrite.apply(move.candidate, Grouping(made).of("block")[0])
+    made.finish()
+    assert memory.saved([move]) == memory.weights - Memory(made.graph, (), ()).weights == 2 * 8 * 32 * 4
