@@ -9,9 +9,9 @@ from shrunk_models import IDS, Logits, host, model
 
 import attnopt
 from attnopt.passes import MeanPooling
-from attnopt.plan.groups import Grouping
-from attnopt.plan.memory import Memory
-from attnopt.plan.proposals import Move
+from attnopt.plan.memory.memory import Memory
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
 
 
 @functools.cache
