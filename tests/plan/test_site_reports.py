@@ -9,6 +9,7 @@ from cached_step import Step, example
 from plan_fakes import Kernel
 
 from attnopt.codegen.library.sdpa import Sdpa
+from attnopt.codegen.tvm.availability import missing
 from attnopt.cost.target import load_target
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.expr import Term, conjunction, conjuncts
@@ -80,7 +81,8 @@ def test_a_cache_in_other_bits(host, chosen, shop):
     candidate = next(c for c in Int8Cache().propose(group, None) if c.kind == "int8")
     report = site_report(chosen, (Move(Int8Cache(), group, candidate),), shop)
     assert report.after == f"{report.before} cache(k=int8, v=int8)"
-    assert (report.kernel, report.steps, report.seconds_after) == ("sdpa", ("int8-cache",), 1e-3)
+    kernel = ("tvm-decode", None) if missing() is None else ("sdpa", 1e-3)  # the one that reads codes was not timed
+    assert (report.kernel, report.seconds_after, report.steps) == (*kernel, ("int8-cache",))
 
 
 def test_what_is_removed_has_no_kernel(host, chosen, shop):

@@ -8,8 +8,8 @@ import pytest
 
 from attnopt.cost.target import load_target
 from attnopt.cost.target_file import measured_path
+from attnopt.plan.calibrate import calibrate as module
 from attnopt.plan.calibrate.calibrate import calibrate
-from attnopt.plan.calibrate.calibrate import calibrate as module
 from attnopt.plan.calibrate.linear_points import LinearPoint
 from attnopt.plan.calibrate.point_grid import groups
 
