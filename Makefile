@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install demo test check bench bench-gpu clean
+.PHONY: install demo test test-all check bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
+
+# Every case of the tests that are sampled otherwise, and the slow ones: some forty minutes.
+test-all: install
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile --every-case
 
 check: install
 	$(BIN)/ruff check .
