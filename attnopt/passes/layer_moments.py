@@ -41,7 +41,7 @@ class LayerAfterLayer:
     def moments(self, layers: Sequence[Layer], made: Mapping[Node, RoundedWeight]) -> Iterator[dict[str, Tensor]]:
         """As `moments_at_once`; made: the layers that are rounded by now, which the caller adds to before it asks for the next."""
         trial, done = self.group.host.copy(), 0
-        self.turned.write(trial)
+        self.turned.in_copy(self.group.host, trial).write(trial)
         trial.finish()
         for site, nodes in layers:
             if rounded := list(made.items())[done:]:

@@ -74,6 +74,19 @@ class Rotated:
                 held = data if node.op == "linear" else data.T
                 host.set_input(node, weight, held.to(dtype_of(weight)).contiguous())
 
+    def in_copy(self, host: Host, copy: Host) -> Rotated:
+        """The same of the nodes of a copy, which stand in its graph where those of the host stand."""
+        twins = dict(zip(host.graph.nodes, copy.graph.nodes, strict=True))
+
+        def twin(node: Node, value: Value) -> tuple[Node, Value]:
+            at = next(i for i, read in enumerate(node.inputs) if read is value)
+            held = twins[node].inputs[at]
+            assert held is not None
+            return twins[node], held
+
+        rows = {twin(node, value): data for (node, value), data in self.rows.items()}
+        return Rotated({twins[n]: data for n, data in self.matrices.items()}, rows, stream=self.stream)
+
 
 def dtype_of(value: Value) -> torch.dtype:
     return getattr(torch, value.dtype)  # type: ignore[no-any-return]

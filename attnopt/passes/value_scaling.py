@@ -1,6 +1,8 @@
-"""Scale the channels of an attention's output exactly, in the layer that makes its values.
+"""Scale the channels of what a layer reads exactly, in a linear layer that they come from.
 
     o = W_o concat_h(P_h V_g(h))      V_g -> V_g diag(1 / s_g),  W_o -> W_o diag(s)      s [key heads, width], shared by a group's queries
+
+    y = W_down (act(g) * u)           u -> u / s,  W_down -> W_down diag(s)                  s [channels], u of a linear layer
 
 Weights sum values channel by channel, so a factor of a channel passes through any mask, normaliser and padding. Query heads that share a
 value head share its factors. s is powers of two: not a bit of the product changes, and rows of a layer that is rounded later have the same
@@ -19,6 +21,7 @@ from torch import Tensor
 from attnopt.ir.block import Block, Projection
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Host, Refusal, Site
+from attnopt.passes.linear_layers import keeps_channels, source
 from attnopt.passes.rotation import head_refusal
 
 FAR = 32  # nodes between the layer and the attention, beyond which nothing is known of what stands there
@@ -39,6 +42,38 @@ def scaled_by_values(site: Site, block: Block, graph: Graph) -> Tensor | Refusal
     made = torch.empty(o.channels.numel(), dtype=torch.int64)
     made[o.channels.flatten()] = v.channels.repeat_interleave(repeats, 0).flatten()
     return made
+
+
+def scaled_by_factor(layer: Node, graph: Graph) -> Node | Refusal:
+    """The linear layer that makes one factor of the product that a layer reads, and makes it for that alone; channels are the same."""
+    product = None if (read := source(layer)) is None else read.producer
+    if product is None or product.op != "mul":
+        return Refusal("what the layer reads is no product", layer)
+    way = chain(layer.inputs[0], product)
+    for factor in product.inputs:
+        found = made_by_linear(factor)
+        if found and way and all(n.output not in graph.outputs and len(n.output.users) == 1 for n in (*way, *found)):
+            return found[0]
+    return Refusal("no factor of the product is made by a linear layer for it alone", layer)
+
+
+def made_by_linear(value: Value | None) -> list[Node]:
+    """The linear layer behind a value, its bias, and what keeps its channels; nothing where something else stands there."""
+    found: list[Node] = []
+    while value is not None and value.producer is not None:
+        node = value.producer
+        found.append(node)
+        if node.op in ("linear", "matmul"):
+            weight = node.inputs[1]
+            biased = [n for n in found if n.op == "add"]
+            known = bias_of(node)
+            fits = weight is not None and weight.is_constant and len(weight.shape or ()) == 2
+            return found[::-1] if fits and biased == [n for n in (known or ())[:1] if n is not node] else []
+        made = [i for i in node.inputs if i is not None and not i.is_constant]
+        if (len(made) != 1 and not keeps_channels(node)) or (node.op != "add" and not keeps_channels(node)):
+            return []
+        value = made[0]
+    return []
 
 
 def read_elsewhere(site: Site, block: Block, v: Projection, o: Projection, graph: Graph) -> Refusal | None:

@@ -26,7 +26,7 @@ from attnopt.ir.expr import Term
 from attnopt.ir.reference import attend
 from attnopt.ir.site import Host
 from attnopt.patterns import recognise
-from attnopt.plan.choose import emit, reread
+from attnopt.plan.choose import emit
 from sparse.forms import FORMS, chance, spec_of, visible, window
 
 COLUMNS = ["model", "form", "kept", "recall", "error", "recall by chance", "error by chance", "window", "error of the window", "KL",
@@ -131,7 +131,7 @@ def everywhere(host: Host, line: str) -> Host:
     made, replaced = host.copy(), {}
     for site in recognise(made.graph).sites:
         sparse = site.with_step("sparsify", spec_of(site.spec, line))
-        replaced[site.output.value] = emit(made, reread(sparse, replaced), Reference())
+        replaced[site.output.value] = emit(made, sparse.reading(replaced), Reference())
     made.finish()
     return made
 

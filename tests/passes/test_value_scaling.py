@@ -14,7 +14,7 @@ from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import DynamicInt8
-from attnopt.passes.value_scaling import bias_of, rows_of, scale_values, scaled_by_values
+from attnopt.passes.value_scaling import bias_of, rows_of, scale_values, scaled_by_factor, scaled_by_values
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
 from attnopt.plan.options.workshop import Workshop
@@ -90,6 +90,37 @@ def test_refusals(options, reason):
     assert reason is None or refused.reason == reason
 
 
+class Gated(nn.Module):
+    """A gated layer; `leaks`: its second factor is returned too."""
+
+    def __init__(self, bias, leaks):
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.up, self.down = (nn.Linear(a, b, bias=bias) for a, b in ((WIDTH, 96), (WIDTH, 96), (96, WIDTH)))
+        self.leaks = leaks
+
+    def forward(self, x):
+        up = self.up(x)
+        y = x + self.down(nn.functional.silu(self.gate(x)) * up)
+        return (y, up) if self.leaks else y
+
+
+@pytest.mark.parametrize(("bias", "leaks"), [(False, False), (True, False), (True, True)])
+def test_a_factor_of_a_product_takes_the_factors(bias, leaks):
+    for host in (found := FxHost.from_captured(capture(Gated(bias, leaks).eval(), (X,))), OnnxHost.from_model(found.to_onnx())):
+        copy, inputs = host.copy(), {next(iter(host.example_inputs())): X}
+        (down,) = next(g.linears for g in Grouping(copy).of("linear") if len(g.linears) == 1)
+        layer = scaled_by_factor(down, copy.graph)
+        assert isinstance(layer, Refusal) == leaks
+        if not leaks:
+            exponents = torch.randint(-6, 7, (96,), generator=torch.Generator().manual_seed(1)).tolist()
+            scale_values(copy, layer, exponents, bias_of(layer))
+            back = torch.ldexp(torch.ones(96), torch.tensor(exponents))
+            copy.set_input(down, down.inputs[1], down.inputs[1].load() * (back if down.op == "linear" else back[:, None]))
+            copy.finish()
+            assert torch.equal(copy.runner()(inputs)[0], host.runner()(inputs)[0])
+
+
 @dataclass(frozen=True)
 class Seen:
     """Evidence of what the layers of a host read on X."""
@@ -122,7 +153,7 @@ def test_the_projection_is_smoothed_and_its_values_may_be_int8_too(kind):
         host, {}, load_target("cpu")[0], "torch" if kind == "torch" else "onnxruntime", host.opset if kind == "onnx" else 0, {}
     )
     rest, plain, smooth = moves_of(host)
-    assert smooth.candidate.description.endswith("folded into the values)")
+    assert f"folded into {smooth.candidate.scales[0].name}" in smooth.candidate.description
     (layer,) = smooth.candidate.scales
     assert smooth.candidate.options["values"].keys() == {layer.name}
     wanted = host.runner()(inputs)[0]

@@ -41,7 +41,7 @@ LINES = [
 
 @pytest.mark.parametrize(
     ("mask", "line"),
-    [(mask, line) for line in LINES for mask in ("", " causal")] + [(" causal & window(30)", line) for line in LINES],
+    [(mask, line) for line in LINES for mask in ("", " causal")] + [(" causal & window(45)", line) for line in LINES],
 )
 def test_the_choice_is_that_of_the_reference(line, mask):
     q, k, v = qkv()

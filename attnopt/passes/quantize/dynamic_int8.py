@@ -4,8 +4,8 @@
 
 The runtime's own dynamic quantiser does it. A group is the layers that read one value (q, k and v; gate and up), or hold one weight.
 With evidence a second candidate divides the input by powers of two first (`attnopt.passes.smoothing`). Where that input is a norm
-that nobody else reads, 1 / s is folded into the norm; where it is the output of an attention, into the layer that makes its values
-(`attnopt.passes.value_scaling`); elsewhere it is one multiplication in front of the layers.
+that nobody else reads, 1 / s is folded into the norm; where it is the output of an attention, into the layer that makes its values; where
+it is a product, into the layer that makes a factor (`attnopt.passes.value_scaling`); elsewhere it is one multiplication in front.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnopt.ir.block import Norm
@@ -22,7 +23,7 @@ from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.linear_layers import keeps_channels, matrix, outputs, source, suits
 from attnopt.passes.smoothing import best_smoothing, factors
-from attnopt.passes.value_scaling import bias_is_known, bias_of, rows_of, scale_values, scaled_by_values
+from attnopt.passes.value_scaling import bias_is_known, bias_of, rows_of, scale_values, scaled_by_factor, scaled_by_values
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class DynamicInt8:
         names = "the linear layer" if len(layers) == 1 else f"the {len(layers)} linear layers"
         plain = self.candidate(layers, f"{names} in int8", "int8", {})
         fold = group.norm is not None and folds(group.norm, layers, group.host.graph)
-        made, values = (None, ()) if fold or evidence is None or len(group.linears) > 1 else value_layer(group)
+        made, values = (None, ()) if fold or evidence is None or len(group.linears) > 1 else layer_before(group)
         smooth = None if evidence is None else smoothing(layers, evidence, made)
         if smooth is None:
             return [plain]
-        where = "folded into the norm" if fold else "folded into the values" if values else "one multiplication in front"
+        where = "folded into the norm" if fold else f"folded into {values[0].name}" if values else "one multiplication in front"
         said = f"{names} in int8, inputs smoothed (alpha {smooth.alpha:g}, {where})"
         options: dict[str, Any] = {"exponents": list(smooth.exponents), "fold": fold}
         if values and made is not None:
@@ -98,11 +99,15 @@ class DynamicInt8:
         return group
 
 
-def value_layer(group: Group) -> tuple[Tensor | None, tuple[Node, ...]]:
-    """The layer that makes the values of the attention in front, and which of its channels becomes which; nothing where it cannot be."""
-    found = group.behind()
+def layer_before(group: Group) -> tuple[Tensor | None, tuple[Node, ...]]:
+    """The layer that takes the factors, and which of its channels becomes which input of the group's; nothing where there is none.
+
+    Of an attention in front the layer of its values, of a product in front that of a factor.
+    """
+    (layer,), found = group.linears, group.behind()
     if found is None:
-        return None, ()
+        factor = scaled_by_factor(layer, group.host.graph)
+        return (None, ()) if isinstance(factor, Refusal) else (torch.arange(outputs(factor)), (factor,))
     site, block = found
     made = scaled_by_values(site, block, group.host.graph)
     if isinstance(made, Refusal) or block.v is None or not bias_is_known(block.v):

@@ -15,10 +15,14 @@ from attnopt.analysis.evidence import Evidence
 from attnopt.ir.site import Refusal
 from attnopt.opening import open_model
 from attnopt.passes import Gptq, Rsq
+from attnopt.passes.attention_layers import layers_of
+from attnopt.passes.layer_moments import LayerAfterLayer, moments_at_once
 from attnopt.passes.linear_layers import matrix
+from attnopt.passes.rotation import rotated
 from attnopt.passes.weight_rounding import Wish
 from attnopt.plan.options.groups import Grouping
 from attnopt.rounding.gptq import reconstruction_error
+from attnopt.rounding.grids import Gridding
 from attnopt.rounding.rounded_weight import RoundedWeight
 from attnopt.rounding.weight_format import WeightFormat
 
@@ -112,3 +116,24 @@ def test_without_data_or_attention_it_refuses():
     bare = replace(group, sites=(), blocks=())
     assert Rsq(**SMALL).propose(bare, evidence).reason == "no attention with known projections"
     assert isinstance(Rsq().propose(group, evidence), Refusal)  # 64 is the smallest layer by default
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_layer_after_layer_sees_the_rotated_model_and_what_was_rounded_before(kind):
+    """The moments of the first layer are those of the original, rotated; of the next they hold its error, and that of no error is none."""
+    grouping, evidence, _ = seen("llama", kind)
+    (group,) = grouping.of("model")
+    layers = layers_of(group)
+    turned = rotated(group)
+    at_once = list(moments_at_once(layers, turned, evidence, 0.005))
+    for bits, least, most in ((8, 1e-7, 1e-2), (2, 1e-2, 1.0)):
+        made = {}
+        swept = LayerAfterLayer(group, turned, {}, evidence, 0.005).moments(layers, made)
+        found = [next(swept)]
+        for node in layers[0][1]:
+            made[node] = Gridding().rounded(turned.matrix(node), WeightFormat(bits, 16))
+        found.append(next(swept))
+        for name, moment in found[0].items():
+            torch.testing.assert_close(moment, at_once[0][name], atol=1e-4 * float(moment.abs().max()), rtol=1e-3)
+        away = [float((moment - at_once[1][name]).norm() / at_once[1][name].norm()) for name, moment in found[1].items()]
+        assert all(least < x < most for x in away), away

@@ -8,6 +8,10 @@ import pytest
 import torch
 from self_attention import SelfAttention
 
+from attnopt.codegen import LOWERINGS
+from attnopt.codegen.library.flex import Flex
+from attnopt.codegen.library.sdpa import Sdpa
+from attnopt.codegen.triton.lowerings.triton_prefill import TritonPrefill
 from attnopt.codegen.triton.lowerings.triton_sparse import TritonSparse
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.spec import parse
@@ -30,3 +34,15 @@ def test_what_is_taken(line, runtime, why):
     (site,) = recognise(FxHost.from_captured(capture(SelfAttention().eval(), (torch.randn(1, 70, 64),))).graph).sites
     found = TritonSparse().supports(replace(site, spec=parse(line)), runtime)
     assert found is None if why is None else found is not None and why in found.reason
+
+
+def test_other_kernels_say_why_not():
+    (site,) = recognise(FxHost.from_captured(capture(SelfAttention().eval(), (torch.randn(1, 70, 64),))).graph).sites
+    for line, slot in (("block_topk(64, 8)", "selection"), ("window(8) delta(4)", "correction")):
+        sparse = replace(site, spec=parse(f"softmax causal & {line}" if "window" in line else f"softmax causal {line}"))
+        for kernel in LOWERINGS:
+            if "sparse" not in kernel.name and kernel.host == "torch":
+                found = kernel.supports(sparse, "torch")
+                assert found is not None, kernel.name
+        said = [kernel.supports(sparse, "torch").reason for kernel in (Sdpa(), Flex(), TritonPrefill())]
+        assert any(slot in reason for reason in said), said
