@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnopt.codegen.triton.decode import DecodeForm
+from attnopt.codegen.triton.decode import DecodeForm, span
 from attnopt.codegen.triton.decode_cache import cache_problem
 from attnopt.codegen.tvm.availability import missing, say_once
 from attnopt.codegen.tvm.cpu import host
@@ -26,6 +26,7 @@ from attnopt.codegen.tvm.kernel_cache import compiled
 from attnopt.codegen.tvm.tvm_attention import ELSEWHERE, Ready, call, read, rows, runnable, typed
 from attnopt.errors import InputMismatch
 from attnopt.ir.kv_cache import Cache, attend_cache
+from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
@@ -91,7 +92,7 @@ def kernel(spec: AttentionSpec, form: DecodeForm, count: int) -> Any:
     if (reason := missing()) is not None:
         say_once(reason)
         return Refusal(reason)
-    tile = decode_tile(host(), count)
+    tile = decode_tile(host(), count, span(key_range(spec.mask)))
     return runnable(compiled("decode", spec, form, tile, host(), lambda: emit(spec, form, tile, host())))
 
 
