@@ -98,8 +98,10 @@ def main() -> None:
                     measured(f"{mask or 'full'} {length} d{width} x {heads}", kernels, q, k, v, 0.02 if given.quick else 1.0)
                 )
     table = harness.markdown(["setting", *(f"{name}, ms" for name in PRECISIONS)], [cells(row) for row in rows])
-    notes = [f"{harness.machine()['processor']}, {given.threads} threads, compiled for {cpu.name}; other processes used {busy:.2f} cores",
-             "medians of calls in turn; in brackets how many times as fast as float32, and the relative difference of the output"]  # fmt: skip
+    notes = [
+        f"{harness.machine()['processor']}, {given.threads} threads, compiled for {cpu.name}; other processes used {busy:.2f} cores",
+        "medians of calls in turn; in brackets how many times as fast as float32, and the relative difference of the output",
+    ]
     print(table, *notes, sep="\n")
     if not given.quick:
         path = harness.save("cpu_rounded", rows, notes, {"threads": given.threads, "cpu": cpu.name})
