@@ -190,12 +190,17 @@ def tvm_sparse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: st
 
 def tvm_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any, lse: bool = False) -> Any:
     """As triton_decode, on a CPU."""
-    from attnopt.codegen.tvm.decode_attention import run_tvm_decode
-    from attnopt.ir.kv_cache import Cache
-
     *parts, operands, spec = rest
     no_gradients("TVM", spec, q, k, v, *operands)
-    return run_tvm_decode(q, Cache(k, v, *parts), operands, spec, lse)
+    return tvm_decode_runner()(q, (k, v, *parts), operands, spec, lse)
+
+
+@functools.cache
+def tvm_decode_runner() -> Callable[..., Any]:
+    """Imported once: an import at each call costs a tenth of one on a small cache."""
+    from attnopt.codegen.tvm.decode_attention import run_parts
+
+    return run_parts
 
 
 def no_gradients(kernels: str, spec: str, *tensors: Tensor) -> None:

@@ -79,3 +79,11 @@ def test_what_is_hidden_is_not_normalised():
 def test_linear_attention_has_no_scores():
     (state,) = passes("sdpa", "linear(elu1)")
     assert state.flops == 2 * 512 * (2 * 64 * 64 + 64)
+
+
+def test_keys_are_rounded_before_a_cpu_multiplies_them():
+    line = "softmax scale(0.1) precision(q=int8, k=int8, k_smooth=0)"
+    codes, attended = passes("tvm-prefill", line, CPU)
+    (plain,) = passes("tvm-prefill", target=CPU)
+    assert codes.launches == 0 and codes.bytes > 0
+    assert (attended.flops, attended.more, attended.more_dtype) == (plain.flops / 2, plain.flops / 2, "float32")

@@ -43,6 +43,7 @@ PARTS = (
 )  # fmt: skip
 OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
 LOG2E = math.log2(math.e)
+LINE = 64  # bytes of a line of a cache
 
 READ = ("int8", "int4")  # codes that are multiplied as whole numbers
 
@@ -147,6 +148,7 @@ def constants(
     return {
         "D": form.width, "E": form.value_width, "ROWS": tile.rows, "KEYS": tile.keys, "BLOCK": tile.block, "LANES": tile.lanes,
         "D_LANES": d_lanes, "E_LANES": e_lanes, "PIECE": min(tile.keys, d_lanes), "FOLDED": d_lanes > 1,
+        "AHEAD": tile.rows > 1 and page == 0 and {side.storage for side in sides.values()} == {"plain"},
         "E_PARTS": parts(form.value_width // e_lanes, tile.sums // tile.rows),
         **key_constants(sides["k"], form, words_of(sides["k"], cpu)), **side_constants("V", "E", sides["v"]),
         "DTYPE": form.dtype, "PAGED": page > 0, "PAGE": page, "LENGTHS": lengths, "SPAN": span(scope),
@@ -174,7 +176,8 @@ def side_constants(narrow: str, wide: str, side: Side) -> dict[str, Value]:
         f"{narrow}_SCALED": steps != "none", f"{narrow}_SCALE_DTYPE": side.scale_dtype, f"{narrow}_GROUP": side.group,
         f"{narrow}_COLUMNS": width if steps in ("channel", "block") else -(-width // side.group),
         f"{narrow}_ZEROS": side.zeros, f"{narrow}_LEVEL": level,
-        f"{narrow}_SHIFTS": steps in ("token", "channel") and (side.zeros or level != 0),
+        f"{narrow}_BYTES": side.row_bytes // side.stored, f"{narrow}_LINE": LINE * side.stored // side.row_bytes,
+        f"{narrow}_LINES": -(-side.row_bytes // LINE), f"{narrow}_SHIFTS": steps in ("token", "channel") and (side.zeros or level != 0),
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnopt.codegen.triton.decode import DecodeForm
+from attnopt.codegen.triton.decode import DecodeForm, span
 from attnopt.codegen.triton.decode_cache import cache_problem
 from attnopt.codegen.tvm.availability import missing, say_once
 from attnopt.codegen.tvm.cpu import host
@@ -26,6 +26,7 @@ from attnopt.codegen.tvm.kernel_cache import compiled
 from attnopt.codegen.tvm.tvm_attention import ELSEWHERE, Ready, call, read, rows, runnable, typed
 from attnopt.errors import InputMismatch
 from attnopt.ir.kv_cache import Cache, attend_cache
+from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
@@ -39,16 +40,22 @@ def run_tvm_decode(q: Tensor, cache: Cache, tensors: Sequence[Tensor], spec: str
     tensors in the order of the spec's operands. Raises InputMismatch where shapes do not fit, numbers of tokens or pages lie beyond
     the cache, tensors are not on a CPU, or the family refuses. Inference only.
     """
-    parts = [getattr(cache, name) for name in PARTS]
+    return run_parts(q, tuple(getattr(cache, name) for name in PARTS), tensors, spec, lse)
+
+
+def run_parts(q: Tensor, parts: tuple[Tensor | None, ...], tensors: Sequence[Tensor], spec: str, lse: bool = False) -> Any:
+    """The same with the parts of a cache in order, as the operator has them: on a small cache each microsecond here counts."""
+    shape = q.shape
     described = tuple(None if x is None else (x.shape, x.dtype) for x in parts)
-    found = ready(spec, (q.shape, q.dtype), described, tuple(x.dtype for x in tensors), q.device.type, lse)
-    within(cache, spec)
+    found = ready(spec, (shape, q.dtype), described, tuple(x.dtype for x in tensors), q.device.type, lse)
+    if parts[-1] is not None or parts[-2] is not None:
+        within(Cache(*parts), spec)  # type: ignore[arg-type]
     if isinstance(found.kernel, Refusal):
-        return by_reference(q, cache, tensors, found.spec, lse)
-    o = torch.empty((*q.shape[:3], value_width(cache.v.shape[3], found.spec)), dtype=q.dtype)
-    outputs = (o, torch.empty(q.shape[:3], dtype=torch.float32)) if lse else (o,)
+        return by_reference(q, Cache(*parts), tensors, found.spec, lse)  # type: ignore[arg-type]
+    o = q.new_empty((*shape[:3], value_width(parts[1].shape[3], found.spec)))  # type: ignore[union-attr]
+    outputs = (o, torch.empty(shape[:3], dtype=torch.float32)) if lse else (o,)
     if o.numel():
-        call(found.kernel, (rows(q), *(rows(x) for x in parts if x is not None), *tensors, *outputs), spec)
+        call(found.kernel, (*[rows(x) for x in (q, *parts) if x is not None], *tensors, *outputs), spec)
     return outputs if lse else o
 
 
@@ -91,7 +98,7 @@ def kernel(spec: AttentionSpec, form: DecodeForm, count: int) -> Any:
     if (reason := missing()) is not None:
         say_once(reason)
         return Refusal(reason)
-    tile = decode_tile(host(), count)
+    tile = decode_tile(host(), count, span(key_range(spec.mask)))
     return runnable(compiled("decode", spec, form, tile, host(), lambda: emit(spec, form, tile, host())))
 
 

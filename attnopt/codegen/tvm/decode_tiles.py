@@ -1,6 +1,6 @@
 """How the decode family cuts its work: rows and keys whose sums stand in registers, and keys of a block.
 
-    tile_for(named("sapphirerapids"), form, rows=4)   ->   DecodeTile(rows=4, keys=4, block=128, lanes=16)
+    tile_for(named("sapphirerapids"), form, rows=4)   ->   DecodeTile(rows=4, keys=4, block=256, lanes=16)
 
 Sums of rows x keys fill half of the registers (half of 32 with AVX-512, of 16 without); the other half holds what is multiplied.
 """
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from attnopt.codegen.tvm.cpu import Cpu
 
-BLOCK = 128
+BLOCK = 256  # each block is one more rescaling of sums, and a quarter to a half of the time where caches are near
+WINDOWED = 128  # where a mask cuts the keys on both sides, and of the blocks at its ends much is hidden
+WIDE = 2048
 MOST_ROWS = 8
 
 
@@ -33,9 +35,9 @@ class DecodeTile:
         return self.rows * self.keys
 
 
-def decode_tile(cpu: Cpu, rows: int) -> DecodeTile:
-    """The tile for so many rows that share their keys."""
+def decode_tile(cpu: Cpu, rows: int, span: int = 0) -> DecodeTile:
+    """The tile for so many rows that share their keys; span: how many keys a row sees at most, where a mask says so."""
     lanes = cpu.vector_bytes // 4
     sums = 16 if cpu.vector_bytes == 64 or cpu.architecture == "aarch64" else 8
     held = min(1 << (rows - 1).bit_length(), MOST_ROWS, sums)
-    return DecodeTile(held, sums // held, lanes=lanes)
+    return DecodeTile(held, sums // held, WINDOWED if 0 < span < WIDE else BLOCK, lanes)

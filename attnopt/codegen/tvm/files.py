@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attnopt.codegen.prefill_form import Form
-from attnopt.codegen.triton.decode import DecodeForm
+from attnopt.codegen.triton.decode import DecodeForm, span
 from attnopt.codegen.triton.decode_files import cache_lines
 from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.files import LENGTH, operand_lines
@@ -30,6 +30,7 @@ from attnopt.codegen.tvm.decode_tiles import decode_tile
 from attnopt.codegen.tvm.kernel_cache import compiled
 from attnopt.codegen.tvm.launcher import example, launcher
 from attnopt.codegen.tvm.tuning import chosen_tile
+from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
@@ -88,7 +89,7 @@ def write_decode(spec: AttentionSpec, form: DecodeForm, cpu: Cpu, folder: Path, 
     """The same of the kernel for few queries on a cache, whose parts the launcher takes after q, k and v."""
     if (refused := decode.supports(spec, form)) is not None:
         return refused
-    tile = decode_tile(cpu, ROWS)
+    tile = decode_tile(cpu, ROWS, span(key_range(spec.mask)))
     made = compiled("decode", spec, form, tile, cpu, lambda: decode.emit(spec, form, tile, cpu))
     if isinstance(made, Refusal):
         return made

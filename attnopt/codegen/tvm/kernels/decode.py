@@ -10,6 +10,8 @@ a split   walks over its blocks of BLOCK keys, of those that any of its rows see
           vectors of channels for KEYS keys at once, each sum in a register; largest score, weights; weighted sums of values, again
           in registers. What it leaves stands in TOPS, SUMS and PARTS, in the order of its rows
 S         [ROWS, BLOCK] scores, then weights           QUERIES  the rows as float32, with the scale
+ahead     values are asked for while scores are made, and the next keys while values are summed, where several rows share them and the
+          cache is much larger than what is near: one row alone waits for memory anyhow
 names     tensors are in capitals; i row of a block, j key of a block, at token, lane of a vector
 
 Tokens past the end read the last one again; they get no weight, and their values are not read.
@@ -18,7 +20,7 @@ Sources: "Flash-Decoding for long-context inference"; "FlashAttention-2" (the wa
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.decode_cached import BLOCK, E_LANES, PAGE, PAGED, of_tokens, real
+from attnopt.codegen.tvm.kernels.decode_cached import BLOCK, E_LANES, PAGE, PAGED, fetch, of_tokens, real
 from attnopt.codegen.tvm.kernels.decode_side import (
     SIDE_STORED as D_STORED, SIDE_STORED as E_STORED, SIDE_LEVEL as K_LEVEL, SIDE_STEPS as K_STEPS, SIDE_ZEROS as K_ZEROS,
     SIDE_LEVEL as V_LEVEL, SIDE_STEPS as V_STEPS, SIDE_ZEROS as V_ZEROS,
@@ -51,10 +53,13 @@ from attnopt.codegen.tvm.kernels.sight import (
     query_offset,
     sink_logit,
 )
-from attnopt.codegen.tvm.kernels.decode_values import E_PARTS, mean_of_values, value_tile
+from attnopt.codegen.tvm.kernels.decode_values import AHEAD, E_PARTS, V_LINE, V_LINES, mean_of_values, value_tile
 from attnopt.codegen.tvm.kernels.vectors import exp2_below
 
 INTEGER = False
+FAR = 50331648  # bytes of keys and values: with fewer, asking ahead takes more time than it saves
+K_BYTES = 4
+V_BYTES = 4
 TASKS = 64
 SPAN = 0
 DTYPE = "float32"
@@ -176,6 +181,8 @@ def attention(
         row_count: T.int64 = rows
         tiles: T.int64 = whole(padded, ROWS)
         S = T.alloc_buffer((ROWS, BLOCK), "float32")
+        if AHEAD:
+            far: T.bool = batch * (key_heads * D_STORED * K_BYTES + value_heads * E_STORED * V_BYTES) * longest > FAR
         if K_STEPS == "token":
             K_STEP = T.alloc_buffer((BLOCK,), "float32")
             if K_ZEROS:
@@ -221,6 +228,29 @@ def attention(
         else:
             inner_first: T.int64 = T.int64(0)
             inner_end: T.int64 = kv_len
+
+        @T.inline
+        def attend(token, tile, inner, ahead):
+            """ROWS rows on a block of keys; ahead: what is read next is asked for meanwhile."""
+            if INTEGER:
+                for j in range(whole(T.min(kv_len - token, BLOCK) + WORDS - 1, WORDS)):
+                    digit_tile(S, DIGITS, UNITS, K, PAGES, group, b, k_head, tile * ROWS, token, j * WORDS, kv_len)
+            else:
+                for j in range(whole(T.min(kv_len - token, BLOCK) + KEYS - 1, KEYS)):
+                    if AHEAD:
+                        if ahead:
+                            fetch(V, KEYS, V_LINES, V_LINE, b, v_head, token + j * KEYS, kv_len)
+                    score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, group, b, k_head, tile * ROWS, token, j * KEYS, kv_len)
+            if K_SHIFTS or K_STEPS == "token":
+                adjusted(S, SHIFTS, K_STEP, K_ZERO, group, tile * ROWS)
+            visible_scores(S, b, g, shared, row_count, tile * ROWS, token, inner, offset, q_len, kv_len, operands)
+            weights(S, TOPS, SUMS, V_SHIFTED, PARTS, V_STEP, V_ZERO, task, tile * ROWS)
+            for part in T.unroll(E // (E_PARTS * E_LANES)):
+                value_tile(
+                    S, PARTS, V, V_SCALES, V_POINTS, K, PAGES, task, b, v_head, k_head, tile * ROWS, token,
+                    T.min(kv_len - token, BLOCK), kv_len, part, ahead,
+                )  # fmt: skip
+
         for step in range(T.min(share, steps - start)):
             if LEADING:
                 block: T.int64 = T.if_then_else(start + step < leading, start + step, start + step - leading + first)
@@ -240,23 +270,13 @@ def attention(
                 if V_ZEROS:
                     of_tokens(V_ZERO, V_POINTS, PAGES, b, v_head, token, kv_len, V_LEVEL)
             for tile in range(tiles):
-                if INTEGER:
-                    for j in range(BLOCK // WORDS):
-                        digit_tile(S, DIGITS, UNITS, K, PAGES, group, b, k_head, tile * ROWS, token, j * WORDS, kv_len)
+                if AHEAD:
+                    if far and tile == 0:
+                        attend(token, tile, inner, True)
+                    else:
+                        attend(token, tile, inner, False)
                 else:
-                    for j in range(BLOCK // KEYS):
-                        score_tile(
-                            S, QUERIES, K, K_SCALES, K_POINTS, PAGES, group, b, k_head, tile * ROWS, token, j * KEYS, kv_len
-                        )
-                if K_SHIFTS or K_STEPS == "token":
-                    adjusted(S, SHIFTS, K_STEP, K_ZERO, group, tile * ROWS)
-                visible_scores(S, b, g, shared, row_count, tile * ROWS, token, inner, offset, q_len, kv_len, operands)
-                weights(S, TOPS, SUMS, V_SHIFTED, PARTS, V_STEP, V_ZERO, task, tile * ROWS)
-                for part in T.unroll(E // (E_PARTS * E_LANES)):
-                    value_tile(
-                        S, PARTS, V, V_SCALES, V_POINTS, PAGES, task, b, v_head, tile * ROWS, token,
-                        T.min(kv_len - token, BLOCK), part,
-                    )  # fmt: skip
+                    attend(token, tile, inner, False)
 
     for at in T.parallel(batch * heads * q_len):
         b: T.int64 = whole(at, q_len * heads)

@@ -46,6 +46,19 @@ def from_fp8(x):
 
 
 @T.inline
+def fetch(X, count, lines, step, b, head, first, kv_len):
+    """Ask for `count` rows, of lines of `step` elements each, to be in the second-level cache when they are read."""
+    for at in T.unroll(count):
+        for line in T.unroll(lines):
+            T.evaluate(
+                T.call_llvm_intrin(
+                    "void", "llvm.prefetch.p0", T.address_of(X[b, head, T.min(first + at, kv_len - 1), line * step]),
+                    T.int32(0), T.int32(2), T.int32(1),
+                )
+            )  # fmt: skip
+
+
+@T.inline
 def of_tokens(X, SCALES, PAGES, b, head, first, kv_len, more):
     """X[j]: the step or zero point of token first + j, plus `more`; past the end that of the last."""
     if first + BLOCK <= kv_len:

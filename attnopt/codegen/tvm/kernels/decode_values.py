@@ -2,17 +2,22 @@
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.decode_cached import E_LANES, place_of, real, row_of
+from attnopt.codegen.tvm.kernels.decode_cached import BLOCK, E_LANES, fetch, place_of, real, row_of
 from attnopt.codegen.tvm.kernels.decode_side import (
     SIDE_LEVEL as V_LEVEL, SIDE_STEPS as V_STEPS, SIDE_ZEROS as V_ZEROS, side_number as value_number,
 )  # fmt: skip
 from attnopt.codegen.tvm.kernels.decode_scores import ROWS, E
 
 E_PARTS = 1
+AHEAD = False
+K_LINES = 1
+K_LINE = 16
+V_LINES = 1
+V_LINE = 16
 
 
 @T.inline
-def value_tile(S, PARTS, V, V_SCALES, V_POINTS, PAGES, task, b, head, r, first, count, part):
+def value_tile(S, PARTS, V, V_SCALES, V_POINTS, K, PAGES, task, b, head, k_head, r, first, count, kv_len, part, ahead):
     """PARTS of rows r + i, channels of part `part`: plus weights times values of `count` tokens."""
     sums = T.alloc_buffer((ROWS * E_PARTS, E_LANES), "float32", scope="local")
     for i in T.unroll(ROWS):
@@ -21,6 +26,10 @@ def value_tile(S, PARTS, V, V_SCALES, V_POINTS, PAGES, task, b, head, r, first, 
                 sums[i * E_PARTS + e, lane] = PARTS[task, r + i, (part * E_PARTS + e) * E_LANES + lane]
     for j in range(count):
         place: T.let = place_of(PAGES, b, first + j)
+        if AHEAD:
+            if ahead:
+                if part == 0:
+                    fetch(K, 1, K_LINES, K_LINE, b, k_head, first + BLOCK + j, kv_len)
         for e in T.unroll(E_PARTS):
             x = T.alloc_buffer((E_LANES,), "float32", scope="local")
             for lane in T.vectorized(E_LANES):
