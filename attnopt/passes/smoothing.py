@@ -50,16 +50,17 @@ def best_smoothing(
     weights: [out, in] each. max_abs, mean_square: largest magnitude and mean square of each input channel [in].
     tied: a number for each channel, int64 [in]; those of one number get one factor.
     """
-    weight = torch.cat([w.double() for w in weights])
+    magnitude = torch.cat([w.abs() for w in weights])  # times powers of two, which rounds nothing
+    columns, most = torch.stack([w.double().square().sum(0) for w in weights]).sum(0), magnitude.amax(0).double()
     largest, squares = max_abs.double().cpu(), mean_square.double().cpu()
-    plain = rounding_error(weight, largest, squares)
+    plain = expected_error(magnitude, columns, largest, squares)
     if not plain > 0:
         return None
     best: Smoothing | None = None
     for alpha in ALPHAS:
-        powers = exponents(joined(largest, tied), joined(weight.abs().amax(0), tied), alpha)
+        powers = exponents(joined(largest, tied), joined(most, tied), alpha)
         s = torch.ldexp(torch.ones_like(largest), powers)
-        share = rounding_error(weight * s, largest / s, squares / s.square()) / plain
+        share = expected_error(magnitude * s.float(), columns * s.square(), largest / s, squares / s.square()) / plain
         if share < GAIN and (best is None or share < best.error):
             best = Smoothing(alpha, tuple(int(p) for p in powers), share)
     return best
@@ -84,6 +85,11 @@ def exponents(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
 
 def rounding_error(weight: Tensor, largest: Tensor, squares: Tensor) -> float:
     """The expected squared error of a row of the output, where inputs [in] and weights [out, in] are rounded to 8 bits."""
+    return expected_error(weight.abs(), weight.square().sum(0), largest, squares)
+
+
+def expected_error(magnitude: Tensor, columns: Tensor, largest: Tensor, squares: Tensor) -> float:
+    """The same from magnitudes of the weights [out, in] and their sums of squares by input [in]."""
     step_x = 2.0 * largest.max() / CODES
-    steps_w = weight.abs().amax(1) / HALF_CODES
-    return float((step_x.square() * weight.square().sum() + steps_w.square().sum() * squares.sum()) / 12.0)
+    steps_w = magnitude.amax(1).double() / HALF_CODES
+    return float((step_x.square() * columns.sum() + steps_w.square().sum() * squares.sum()) / 12.0)

@@ -7,6 +7,7 @@ A zero point need not be whole: levels in the middle of their bins (QuEST) have 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,8 @@ def unfit(weight: Tensor, format: WeightFormat, name: str = "") -> Refusal | Non
     refusal = format.refusal(weight.shape[1])
     if refusal is not None:
         return Refusal(refusal.reason, name or None, remedy=refusal.remedy)
+    if math.isfinite(float(weight.sum())):  # a NaN or infinity anywhere would be in it; a sum of finite numbers may overflow
+        return None
     wrong = ~torch.isfinite(weight)
     if count := int(wrong.sum()):
         first = [int(i) for i in wrong.nonzero()[0]]

@@ -40,11 +40,7 @@ def methods(wish: Wish) -> list[Method]:
         Method("QuEST", QuestRounding(wishes=wishes), "Hadamard, Gaussian grid, no data"),
         Method("rotated GPTQ", Rsq(wishes=wishes, least=1.0, protect=0.0), "RSQ with all tokens alike"),
         Method("RSQ", Rsq(wishes=wishes, protect=0.0), "r_min 0.005"),
-        Method(
-            "RSQ, MLP inputs mixed",
-            Rsq(wishes=wishes, protect=0.0, mix=True),
-            "Hadamard blocks at run time before down_proj",
-        ),
+        Method("RSQ, nothing at run time", Rsq(wishes=wishes, protect=0.0, mix=False), "no Hadamard blocks before down_proj"),
         Method("RSQ, layer after layer", Rsq(wishes=wishes, protect=0.0), "moments of the model rounded so far"),
     ]
 

@@ -45,7 +45,7 @@ class Rsq:
     """Rotate the model, count tokens by the attention that they receive, and round all linear layers by GPTQ (RSQ).
 
     least: what the token that receives least counts; 1 counts all alike. seed: of the rotations. heads: whether values are rotated.
-    rotate: whether anything is folded. mix: whether what the last layers of MLPs read is mixed at run time. rest: how layers outside of
+    rotate: whether anything is rotated. mix: whether what the last layers of MLPs read is, at run time. rest: how layers outside of
     the blocks are kept. protect: how many times larger than the mean of its head a channel of q or k is for its layer to be kept so too.
     in_turn: whether a candidate with moments of the model rounded so far is offered, which needs effort "high".
     """
@@ -59,7 +59,7 @@ class Rsq:
     least: float = 0.005
     seed: int = 0
     rotate: bool = True
-    mix: bool = False
+    mix: bool = True
     protect: float = FACTOR
     heads: bool = True
     in_turn: bool = True
@@ -108,7 +108,7 @@ class Rsq:
 
     def mixed(self, group: Group, plan: Mapping[Node, WeightFormat]) -> dict[str, int]:
         """Blocks of the layers whose inputs are mixed, by name."""
-        found = {n.name: block_width(shape(n)[1]) for n in narrowing(group) if n in plan} if self.mix else {}
+        found = {n.name: block_width(shape(n)[1]) for n in narrowing(group) if n in plan} if self.rotate and self.mix else {}
         return {name: block for name, block in found.items() if block is not None}
 
     def tune(self, candidate: Candidate, group: Group, evidence: Evidence) -> Candidate | Refusal:
