@@ -22,7 +22,7 @@ from attnopt.analysis.calibration import Batch, Calibration
 from attnopt.analysis.concentration import LEAST, ConcentrationMeasure, values_of
 from attnopt.analysis.left_out import LeftOut, LeftOutMeasure, forms_of
 from attnopt.analysis.linear_inputs import ChannelMeasure, MomentMeasure, input_width, linear_inputs
-from attnopt.analysis.operands import tapped
+from attnopt.analysis.operands import number, tapped
 from attnopt.analysis.padding import Padding
 from attnopt.analysis.running import RunningChannels
 from attnopt.analysis.statistics import AttentionStatistics, ChannelStatistics, LinearStatistics, joined
@@ -151,6 +151,11 @@ class Evidence:
     def attention_measure(self, site: Site) -> AttentionMeasure:
         reads = ", ".join(f"{o}" for o in (site.q, site.k, site.v, *site.operands.values()))
         return AttentionMeasure(self.key("attention", site.name, str(site.spec), reads), site, self.host.graph, self._padding)
+
+    def longest(self, site: Site) -> int:
+        """The most keys that the attention has in any batch, 0 without data or where no input says how many."""
+        found = [number(site.size("k"), self.host.graph.sizes(batch)) or 0 for batch in self.calibration.batches]
+        return max(found, default=0)
 
     def left_out(self, site: Site, name: str, forms: Callable[[Site], Sequence[AttentionSpec]]) -> Sequence[LeftOut] | None:
         """What each of `forms(site)` would leave out, before any other rewrite; None as for `attention`, or where there are none.

@@ -142,6 +142,10 @@ class Evidence(Protocol):
         """The same data on a copy of the host whose weights were changed since."""
         ...
 
+    def longest(self, site: Site) -> int:
+        """The most keys that an attention has on any calibration sequence."""
+        ...
+
     def left_out(self, site: Site, name: str, forms: Callable[[Site], Sequence[AttentionSpec]]) -> Sequence[Any] | None:
         """What each sparser form of an attention would leave out; None where it was not tapped, or has no forms."""
         ...

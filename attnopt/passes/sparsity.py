@@ -17,6 +17,7 @@ from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec, parse
 from attnopt.passes.candidate import Candidate, Change, Evidence, Group
 
+TILE = 64  # keys: a kernel computes as many at a time
 UNSEEN = 1e-9  # less weight than this was on no key at all: a softmax leaves none out
 SLOTS: tuple[Change, ...] = ("mask", "selection", "correction")
 Lines = Callable[[Site], "Mapping[str, str] | Refusal"]  # what each form is called -> what it adds
@@ -29,6 +30,11 @@ def proposed(name: str, source: str, lines: Lines, group: Group, evidence: Evide
     own = lines(site) if refused is None else refused
     if isinstance(own, Refusal):
         return own
+
+    if evidence is not None and evidence.longest(site) <= TILE:
+        return Refusal(
+            f"no calibration sequence is longer than the {TILE} keys of a tile: nothing says what it would lose", site.name
+        )
 
     def forms(each: Site) -> list[AttentionSpec]:
         found = lines(each) if refuse(each, group.host.kind) is None else {}

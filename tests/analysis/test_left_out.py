@@ -44,4 +44,5 @@ def test_what_a_form_leaves_out():
     assert window.bound == 2 * float(window.dropped.max()) * window.largest
     assert 0 < blocks.mean < blocks.worst < 1
     assert evidence.left_out(sites[0], "test", forms)[0] is window  # measured once
+    assert evidence.longest(sites[0]) == 20
     assert Evidence(host, sites=sites).left_out(sites[0], "test", forms) is None

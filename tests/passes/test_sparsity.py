@@ -27,7 +27,7 @@ def grouping(model, length):
 def evidence(*dropped):
     """As calibration would say of forms in their order."""
     seen = [SimpleNamespace(mean=d, worst=2 * d, kept=1 - d, bound=8 * d) for d in dropped]
-    return SimpleNamespace(left_out=lambda site, name, forms: seen[: len(forms(site))])
+    return SimpleNamespace(longest=lambda site: 200, left_out=lambda site, name, forms: seen[: len(forms(site))])
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_heads_that_look_far_keep_all_keys(causal):
     (group,) = groups.of("site")
     seen = evidence(0.2, 0.1)
     seen.attention = lambda site: SimpleNamespace(kept=lambda s, w, ahead: torch.tensor([0.999, 0.5, 0.95, 0.7]))
-    rewrite = HeadWindows(windows=((2, 16),))
+    rewrite = HeadWindows(windows=((2, 16),), shares=(0.01, 0.1))
     found = rewrite.propose(group, seen)
     assert [c.kind for c in found] == ["2 sinks and window 16 in 2 of 4 heads", "2 sinks and window 16 in 1 of 4 heads"]
     spec = rewrite.apply(found[0], group).sites[0].spec
@@ -138,7 +138,7 @@ def test_refusals(plain, causal):
         (Neighborhood(), back, evidence(0.1), "under a causal mask it is a window"),
         (Moba(blocks=((512, 3),)), back, evidence(0.1), "the smallest choice covers all 200 keys"),
         (SpargeAttn(), back, None, "weighed on calibration data, and there are none"),
-        (SpargeAttn(), back, evidence(0.0, 0.0, 0.0, 0.0), "on no calibration sequence does it leave anything out"),
+        (SpargeAttn(), back, evidence(0.0, 0.0, 0.0), "on no calibration sequence does it leave anything out"),
     ):
         found = rewrite.propose(group, given)
         assert isinstance(found, Refusal) and why in found.reason, rewrite.name

@@ -25,7 +25,7 @@ class BlockTopk:
     blocks: (keys of a block, how many are seen). rows: queries that choose together.
     """
 
-    blocks: tuple[tuple[int, int], ...] = ((64, 16), (64, 8), (64, 4))
+    blocks: tuple[tuple[int, int], ...] = ((64, 8), (64, 4))
     rows: int = 64
     name: str = "block-topk"
     exact: bool = False

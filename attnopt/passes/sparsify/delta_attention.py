@@ -27,7 +27,7 @@ class DeltaAttention:
     """
 
     gamma: int = 64
-    bases: tuple[tuple[int, int], ...] = ((1024, 2048), (16, 512), (16, 256), (16, 128))
+    bases: tuple[tuple[int, int], ...] = ((1024, 2048), (16, 256))
     name: str = "delta-attention"
     exact: bool = False
     per: Per = "site"

@@ -24,7 +24,7 @@ class DilatedWindow:
     windows: (keys that are all seen, how far it reaches, every which key of those is seen).
     """
 
-    windows: tuple[tuple[int, int, int], ...] = ((128, 1024, 4), (64, 512, 4))
+    windows: tuple[tuple[int, int, int], ...] = ((64, 512, 4),)
     name: str = "dilated-window"
     exact: bool = False
     per: Per = "site"

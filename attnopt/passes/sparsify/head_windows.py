@@ -26,7 +26,7 @@ class HeadWindows:
     """
 
     windows: tuple[tuple[int, int], ...] = ((16, 256), (4, 64))
-    shares: tuple[float, ...] = (0.01, 0.1)
+    shares: tuple[float, ...] = (0.05,)
     name: str = "head-windows"
     exact: bool = False
     per: Per = "site"

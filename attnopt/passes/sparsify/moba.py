@@ -25,7 +25,7 @@ class Moba:
     blocks: (keys of a block, how many are seen).
     """
 
-    blocks: tuple[tuple[int, int], ...] = ((64, 16), (64, 8), (64, 4), (512, 3))
+    blocks: tuple[tuple[int, int], ...] = ((64, 8), (512, 3))
     name: str = "moba"
     exact: bool = False
     per: Per = "site"

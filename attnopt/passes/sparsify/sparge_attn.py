@@ -29,9 +29,7 @@ class SpargeAttn:
     """
 
     tile: tuple[int, int] = (128, 64)
-    settings: tuple[str, ...] = (
-        "share=0.5, similarity=-0.1", "share=0.25, similarity=-0.1", "mass=0.98, similarity=0.6", "mass=0.9, similarity=0.3",
-    )  # fmt: skip
+    settings: tuple[str, ...] = ("share=0.5, similarity=-0.1", "share=0.25, similarity=-0.1", "mass=0.98, similarity=0.6")
     name: str = "sparge-attn"
     exact: bool = False
     per: Per = "site"

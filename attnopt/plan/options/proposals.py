@@ -138,8 +138,11 @@ def classes_of(
 
 
 def combined(by_pass: Sequence[Sequence[Move]]) -> list[Proposal]:
-    """Each candidate alone, then those of different passes together where they change different things; at most MOST."""
+    """Each candidate alone, then those of different passes together where they change different things; of those at most so
+    many that the class has MOST options.
+    """
     made = [Proposal((m,)) for moves in by_pass for m in moves]
+    single = len(made)
     grown = list(made)
     while grown:
         grown = [
@@ -150,7 +153,7 @@ def combined(by_pass: Sequence[Sequence[Move]]) -> list[Proposal]:
             if after(p, by_pass, at) and all(together(m, other) for other in p.moves)
         ]
         made += grown
-    return made[: MOST - 1]
+    return made[: max(MOST - 1, single)]
 
 
 def after(proposal: Proposal, by_pass: Sequence[Sequence[Move]], at: int) -> bool:

@@ -23,7 +23,6 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason="TVM is not instal
 LINES = [
     "causal pooled_blocks(64, 64, share=0.4, similarity=-1.0, first=1)",
     "causal block_topk(64, 2)",
-    "causal & (near_blocks(64, 0) | global(64))",
     "causal & (window(32) | global(4)) delta(16, dense=causal, tail=20)",
 ]
 
