@@ -46,8 +46,8 @@ class KeyNormGroups:
         if (refusal := refuses_change(group, "kv")) is not None:
             return refusal
         block, seen = group.blocks[0], moments(group, evidence)
-        if not seen.tokens:
-            return Refusal("what its projections read cannot be tapped", group.name)
+        if isinstance(seen, Refusal):
+            return seen
         assert block.k is not None
         heads, queries = len(block.k.channels), len(block.k.channels) * shared_by(block)
         made = []

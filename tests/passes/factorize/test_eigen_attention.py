@@ -18,7 +18,7 @@ from attnopt.ir.site import Refusal
 from attnopt.passes import EigenAttention
 from attnopt.passes.factorize.eigen_attention import eigen, spectra
 from attnopt.passes.head_candidates import shared_by
-from attnopt.passes.head_statistics import moments
+from attnopt.passes.head_statistics import moments, of_weights
 from attnopt.passes.head_writer import write
 from attnopt.plan.groups import Grouping
 
@@ -83,7 +83,7 @@ def test_without_data_or_in_no_range_it_says_so():
     group = Grouping(host("gpt2", "torch")).of("block")[0]
     assert isinstance(EigenAttention().propose(group, None), Refusal)
     with pytest.raises(OutOfRange, match="from 1 to 8"):
-        of_rank(group, moments(group, None), 9, 2)
+        of_rank(group, of_weights(group), 9, 2)
     with pytest.raises(OutOfRange):
         EigenAttention(thresholds=(1.5,))
 
