@@ -22,7 +22,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import harness
 import torch
 from shrinking.gate_norm_scores import ranking, scoring_seconds
-from shrinking.methods import applied_everywhere, kinds_of
 from shrinking.planned import plans
 from shrinking.rows import Shrunk, table
 from shrinking.timing import compared, random_models
@@ -43,11 +42,10 @@ def main() -> None:
 
         for make in (code_lm, sentence_encoder):
             subject = make(Path(folder), given.quick)
-            for kind in kinds_of(subject, given.quick):
-                print(f"{subject.name}: {kind.method}, {kind.strength}", flush=True)
-                rows.append(compared(subject, kind, applied_everywhere(subject, kind), given.quick))
+            rows += compared(subject, given.quick)
             if subject.name == "code-lm":
-                rows += plans(subject, given.quick)
+                planned, _said = plans(subject, given.quick)
+                rows += planned
         rho = ranking(Path(folder), given.quick)
     seconds = scoring_seconds(layers=4 if given.quick else 40)
     rows += random_models(given.quick)

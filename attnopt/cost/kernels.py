@@ -285,6 +285,7 @@ KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
     "flex": blocks("flex", (128, 128)),
     "tvm-prefill": tvm_prefill,
     "tvm-sparse": partial(sparse, family="tvm", tile=(64, 64)),
+    "triton-sparse": partial(sparse, family="triton", tile=(128, 64)),
     "tvm-decode": tvm_decode,
     "triton-prefill": triton_prefill,
     "triton-decode": blocks("triton", (16, 64)),

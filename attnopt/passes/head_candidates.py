@@ -6,7 +6,7 @@ from attnopt.ir.block import Block, CacheUpdate
 from attnopt.passes.candidate import Candidate, Group
 from attnopt.passes.head_changes import SIDES, HeadChanges, layer_of
 from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_writer import sizes_after
+from attnopt.passes.head_site import sizes_after
 
 
 def candidate_of(

@@ -18,6 +18,8 @@ from torch import Tensor
 from attnopt.errors import PlanError
 from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Projection, Rotary, Scale, caches
 from attnopt.ir.graph import LAYOUT
+from attnopt.ir.layout import Group as Axes
+from attnopt.ir.layout import Operand
 from attnopt.ir.site import Refusal, Site
 from attnopt.passes.cache_slots import Slot, slot
 from attnopt.passes.candidate import Candidate, Group
@@ -73,13 +75,15 @@ def layer_of(block: Block, side: str) -> Projection | None:
 def refuses_change(group: Group, sides: str = "qkvo") -> Refusal | None:
     """Why the heads of a group of blocks cannot be changed on these sides; None where they can."""
     own = {layer.node for b in group.blocks for s in SIDES if (layer := layer_of(b, s)) is not None}
+    if group.attend is None:
+        return Refusal("nothing here writes an attention", group.name)
     for site, block in zip(group.sites, group.blocks, strict=True):
-        found = unfit_site(site, block)
+        found = unfit_site(site, block) or group.attend.refuses(site)
         for side in sides:
             found = found or unfit_side(group, site, block, side, own)
         if found is not None:
             return found
-    return None if group.attend is not None else Refusal("nothing here writes an attention", group.name)
+    return None
 
 
 def unfit_site(site: Site, block: Block) -> Refusal | None:
@@ -92,12 +96,21 @@ def unfit_site(site: Site, block: Block) -> Refusal | None:
         return Refusal("its numbers of heads and channels are not known, or heads are mapped by a table", site.name)
     if block.o is None or any(block.part(s, Projection) is None for s in "qkv"):
         return next(iter(block.missing), Refusal("its projections are not all known", site.name))
+    heads = (*site.axes["g"], *site.axes["r"])
+    held = () if site.tensor_form is None else site.tensor_form.operands.values()
+    if any(o.axes & set(heads) and not holds(o, heads) for o in (*site.operands.values(), *held)):
+        return Refusal("a bias or mask has some of the axes of its heads only", site.name)
     below = block.o.input
     while below is not site.output.value and below.producer is not None and below.producer.op in LAYOUT:
         below = below.producer.inputs[0]  # type: ignore[assignment]
     if below is not site.output.value:
         return Refusal("something stands between the attention and its output projection", below.producer)
     return None
+
+
+def holds(operand: Operand, heads: Axes) -> bool:
+    """Whether one dimension of an operand has these axes, next to each other."""
+    return any(group[i : i + len(heads)] == heads for group in operand.layout for i in range(len(group)))
 
 
 def unfit_side(group: Group, site: Site, block: Block, side: str, own: set[Any]) -> Refusal | None:

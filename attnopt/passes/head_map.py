@@ -57,13 +57,6 @@ class HeadMap:
     def width(self) -> int:
         return self.matrices.shape[2]
 
-    @property
-    def by_head(self) -> bool:
-        """Whether it multiplies each head by numbers only: such a map can be moved through a rotation of channels."""
-        eye = torch.eye(self.width, dtype=self.matrices.dtype)
-        scalars = self.matrices.diagonal(dim1=-2, dim2=-1)[..., :1, None] if self.width == self.matrices.shape[3] else None
-        return scalars is not None and torch.equal(self.matrices, scalars * eye)
-
     def rows(self, rows: Tensor) -> Tensor:
         """Rows [H, D, X] of a projection -> [G, new width, X], float64."""
         return torch.einsum("gnab,gnbx->gax", self.matrices, rows.double()[self.sources])

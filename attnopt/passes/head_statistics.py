@@ -1,9 +1,9 @@
 """Second moments of the heads of a block on calibration data: what bases, groups and weights of heads are found from.
 
-    keys [H, H, D, D]      sum over tokens of  k_i' k_j       likewise values; queries [Hq, D, D] of each with itself
+    keys [H, H, D, D] = E k_i' k_j,  k = x W' + b    ->    W_i M W_j' + W_i m b_j' + b_i m' W_j' + b_i b_j'      M = E x' x, m = E x
 
-From what the projections read where there is no cache; from what the attention reads where there is one, past rows included, those of
-keys turned back. Rows of padding do not count. Without data the inputs count as white: moments of the weights alone.
+Likewise values; queries [Hq, D, D] of each head with itself. All before rotation. Where there is a cache, the rows that the attention
+reads are counted instead, past ones included, those of keys turned back. Without data inputs count as white: moments of the weights alone.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ import torch
 from torch import Tensor
 
 from attnopt.analysis.operands import held, tapped
-from attnopt.analysis.padding import Padding
-from attnopt.ir.block import Projection, Rotary
-from attnopt.ir.block_reference import projected, turned
-from attnopt.ir.site import NotIsolated
+from attnopt.ir.block import Block, Projection, Rotary
+from attnopt.ir.block_reference import turned
+from attnopt.ir.site import NotIsolated, Refusal
 from attnopt.passes.candidate import Evidence, Group
 
 
 @dataclass(frozen=True, eq=False)
 class HeadMoments:
-    """Sums over tokens, float64. tokens: how many; 0 where these are moments of the weights alone."""
+    """Means over tokens, float64; of the group's blocks together."""
 
     queries: Tensor
     keys: Tensor
     values: Tensor
-    tokens: int
 
     @property
     def of_keys(self) -> Tensor:
@@ -41,62 +39,74 @@ class HeadMoments:
         return self.values.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
 
 
-def moments(group: Group, evidence: Evidence | None) -> HeadMoments:
-    """Of the queries, keys and values before rotation, all blocks of the group together."""
+def moments(group: Group, evidence: Evidence) -> HeadMoments | Refusal:
+    """What calibration saw of the heads; a refusal where what they are made from cannot be tapped."""
+    found = []
+    for at, block in enumerate(group.blocks):
+        cached = block.cache_k is not None or block.cache_v is not None
+        one = of_rows(group, at, evidence) if cached else of_inputs(block, evidence)
+        if one is None:
+            return Refusal("what its projections read cannot be tapped", group.sites[at].name)
+        found.append(one)
+    q, k, v = (torch.stack([one[i] for one in found]).mean(0) for i in range(3))
+    return HeadMoments(q, k, v)
+
+
+def of_weights(group: Group) -> HeadMoments:
+    """As if inputs were white."""
+    layers = [layer_of(group.blocks[0], s) for s in "qkv"]
+    q, k, v = (crossed(layer, torch.eye(layer.rows().shape[-1], dtype=torch.float64), None) for layer in layers)
+    return HeadMoments(own(q), k, v)
+
+
+def layer_of(block: Block, side: str) -> Projection:
+    layer = block.part(side, Projection)
+    assert layer is not None
+    return layer
+
+
+def own(cross: Tensor) -> Tensor:
+    return cross.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
+
+
+def of_inputs(block: Block, evidence: Evidence) -> list[Tensor] | None:
+    made = []
+    for side in "qkv":
+        layer = layer_of(block, side)
+        moment, channels = evidence.second_moment(layer.node), evidence.linear(layer.node)
+        if moment is None or channels is None:
+            return None
+        made.append(crossed(layer, moment.double(), channels.input.mean.double()))
+    return [own(made[0]), *made[1:]]
+
+
+def crossed(layer: Projection, moment: Tensor, mean: Tensor | None) -> Tensor:
+    """[H, H, D, D] of what a layer makes."""
+    rows, bias = layer.rows().double(), layer.bias_rows()
+    heads, width = rows.shape[:2]
+    flat = rows.flatten(0, 1)
+    whole = flat @ moment @ flat.mT
+    if bias is not None and mean is not None:
+        b, linear = bias.double().flatten(), flat @ mean
+        whole = whole + torch.outer(linear, b) + torch.outer(b, linear) + torch.outer(b, b)
+    return whole.reshape(heads, width, heads, width).permute(0, 2, 1, 3)
+
+
+def of_rows(group: Group, at: int, evidence: Evidence) -> list[Tensor] | None:
     total: list[Tensor] | None = None
-    tokens = 0
-    for rows in head_rows(group, evidence):
-        q, k, v = rows
-        made = [torch.einsum("hla,hlb->hab", q, q), crossed(k), crossed(v)]
-        total = made if total is None else [a + b for a, b in zip(total, made, strict=True)]
-        tokens += k.shape[1]
-    if total is None:
-        total = list(of_weights(group))
-    return HeadMoments(total[0], total[1], total[2], tokens)
-
-
-def crossed(x: Tensor) -> Tensor:
-    """x [H, L, D] -> [H, H, D, D]."""
-    return torch.einsum("ila,jlb->ijab", x, x)
-
-
-def of_weights(group: Group) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (group.blocks[0].projections(s)[0].rows().double() for s in "qkv")
-    return torch.einsum("hai,hbi->hab", q, q), *(torch.einsum("iax,jbx->ijab", w, w) for w in (k, v))  # type: ignore[return-value]
-
-
-def head_rows(group: Group, evidence: Evidence | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(q, k, v) [H, tokens, D] of each sequence before rotation, float64; nothing where nothing can be tapped."""
-    for at in range(len(group.sites)) if evidence is not None else ():
-        try:
-            yield from rows_of(group, at, evidence)  # type: ignore[arg-type]
-        except NotIsolated:
-            return
-
-
-def rows_of(group: Group, at: int, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    _site, block = group.sites[at], group.blocks[at]
-    if block.cache_k is not None or block.cache_v is not None:
-        yield from cached_rows(group, at, evidence)
-        return
-    layers = [block.part(s, Projection) for s in "qkv"]
-    reads = list(dict.fromkeys(layer.input for layer in layers if layer is not None))
-    padding = Padding.of(group.host.graph)
-    for inputs, data in evidence.hold(reads):
-        seen = dict(zip(reads, data, strict=True))
-        made = [projected(layer, seen[layer.input].float()) for layer in layers if layer is not None]
-        real = padding.leading(layers[1].input.shape, seen[layers[1].input], inputs)  # type: ignore[union-attr]
-        made = [x if x.ndim == 4 else x[None] for x in made]  # [B, L, H, D]
-        for i in range(len(made[1])):
-            keep = None if real is None else real.reshape(*made[1].shape[:2])[i]
-            yield tuple(kept(x[i], keep).transpose(0, 1).double() for x in made)  # type: ignore[misc]
-
-
-def kept(x: Tensor, real: Tensor | None) -> Tensor:
-    return x if real is None or len(real) != len(x) else x[real]
+    count = 0
+    try:
+        for rows in cached_rows(group, at, evidence):
+            made = [torch.einsum("hla,hlb->hab", rows[0], rows[0]), *(torch.einsum("ila,jlb->ijab", x, x) for x in rows[1:])]
+            total = made if total is None else [a + b for a, b in zip(total, made, strict=True)]
+            count += rows[1].shape[1]
+    except NotIsolated:
+        return None
+    return None if total is None else [x / count for x in total]
 
 
 def cached_rows(group: Group, at: int, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(q, k, v) [H, tokens, D] of each sequence before rotation."""
     site, block = group.sites[at], group.blocks[at]
     reads, turn = tapped(site), block.part("k", Rotary)
     for inputs, data in evidence.hold(reads):
@@ -104,12 +114,12 @@ def cached_rows(group: Group, at: int, evidence: Evidence) -> Iterator[tuple[Ten
         q, k, v = (x.float() for x in (on.q, on.k, on.v))
         if turn is not None:
             past = k.shape[2] - q.shape[2]
-            q, k = (back(turn, x, start) for x, start in ((q, past), (k, 0)))
+            q, k = (turned_back(turn, x, start) for x, start in ((q, past), (k, 0)))
         for i in range(len(k)):
             yield q[i].double(), k[i].double(), v[i].double()
 
 
-def back(turn: Rotary, x: Tensor, start: int) -> Tensor:
+def turned_back(turn: Rotary, x: Tensor, start: int) -> Tensor:
     """Rows [B, H, L, D] as they were before they were turned by their place."""
     positions = -torch.arange(start, start + x.shape[2])[None]
     return (turned(turn, x.transpose(1, 2), positions) / turn.scaling**2).transpose(1, 2)

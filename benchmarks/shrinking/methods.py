@@ -1,6 +1,6 @@
 """Every method of attnopt's that makes attention smaller, at every strength that it offers, in all layers that it is offered to.
 
-kinds_of(subject)  ->  Kind("eigen-attention", "threshold 0.9"), …          applied_everywhere(subject, kind)  ->  rewritten hosts, shares
+kinds_of(subject, host)  ->  Kind("eigen-attention", "threshold 0.9"), …          applied(host, kind)  ->  the rewritten host, shares
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SHRINKING = (
 
 @dataclass(frozen=True)
 class Kind:
-    """One strength of one method, and its candidate for each group that it is offered to, in the torch host."""
+    """One strength of one method, and its candidate for each group that it is offered to in one host."""
 
     method: str
     strength: str
@@ -67,13 +67,10 @@ class Applied:
     cache: float
 
 
-def kinds_of(subject: Any, quick: bool) -> Iterator[Kind]:
+def kinds_of(subject: Any, host: Host, quick: bool) -> Iterator[Kind]:
+    seen = Evidence(host, subject.data(host), sites=Grouping(host).sites)
     for name, rewrite in METHODS[:2] if quick else METHODS:
-        yield from offered(name, rewrite, subject.torch, evidence_of(subject))
-
-
-def evidence_of(subject: Any) -> Evidence:
-    return Evidence(subject.torch, subject.data(subject.torch), sites=Grouping(subject.torch).sites)
+        yield from offered(name, rewrite, host, seen)
 
 
 def offered(name: str, rewrite: Pass, host: Host, evidence: Evidence | None) -> list[Kind]:
@@ -85,10 +82,6 @@ def offered(name: str, rewrite: Pass, host: Host, evidence: Evidence | None) -> 
                 candidate = rewrite.tune(candidate, group, evidence)  # type: ignore[attr-defined]
             found.setdefault(candidate.kind, []).append((group.name, candidate))
     return [Kind(name, strength, rewrite, tuple(all_of)) for strength, all_of in found.items()]
-
-
-def applied_everywhere(subject: Any, kind: Kind) -> Applied:
-    return applied(subject.torch, kind)
 
 
 def applied(host: Host, kind: Kind) -> Applied:
@@ -128,4 +121,4 @@ def cache_after(host: Host, kind: Kind) -> int:
     return total
 
 
-__all__ = ["METHODS", "SHRINKING", "Applied", "DropAttention", "Kind", "applied", "applied_everywhere", "kinds_of", "offered"]
+__all__ = ["METHODS", "SHRINKING", "Applied", "DropAttention", "Kind", "applied", "kinds_of", "offered"]

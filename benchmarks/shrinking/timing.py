@@ -15,7 +15,7 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Host
 from attnopt.passes import GateNorm, MeanPooling
 from attnopt.plan.timing.timing import in_turn
-from shrinking.methods import Applied, Kind, applied, offered
+from shrinking.methods import applied, kinds_of, offered
 from shrinking.rows import Shrunk
 
 
@@ -30,24 +30,27 @@ def onnx_of(host: Any) -> OnnxHost:
     return OnnxHost.from_model(host.to_onnx())
 
 
-def compared(subject: Any, kind: Kind, made: Applied, quick: bool) -> Shrunk:
-    loss, _ = subject.loss(made.host.runner())
-    inputs = dict(subject.judged[0])
-    seconds = 0.2 if quick else 1.0
-    if not hasattr(subject, "as_onnx"):
-        subject.as_onnx = onnx_of(subject.torch)
-    return Shrunk(
-        subject.name,
-        kind.method,
-        kind.strength,
-        loss.mean,
-        loss.half,
-        made.weights,
-        made.cache,
-        ratio(subject.torch, made.host, inputs, seconds),
-        ratio(subject.as_onnx, onnx_of(made.host), inputs, seconds),
-        f"{len(kind.candidates)} layers" if kind.rewrite.per == "block" else "",
-    )
+def compared(subject: Any, quick: bool) -> Iterator[Shrunk]:
+    """Every method at every strength, in all layers: loss in torch, time in torch and in onnxruntime."""
+    inputs, seconds = dict(subject.judged[0]), 0.2 if quick else 1.0
+    exported = onnx_of(subject.torch)
+    there = {(k.method, k.strength): k for k in kinds_of(subject, exported, quick)}
+    for kind in kinds_of(subject, subject.torch, quick):
+        print(f"{subject.name}: {kind.method}, {kind.strength}", flush=True)
+        made, twin = applied(subject.torch, kind), there.get((kind.method, kind.strength))
+        loss, _ = subject.loss(made.host.runner())
+        yield Shrunk(
+            subject.name,
+            kind.method,
+            kind.strength,
+            loss.mean,
+            loss.half,
+            made.weights,
+            made.cache,
+            ratio(subject.torch, made.host, inputs, seconds),
+            None if twin is None else ratio(exported, applied(exported, twin).host, inputs, seconds),
+            f"{len(kind.candidates)} layers" if kind.rewrite.per == "block" else "",
+        )
 
 
 class Hidden(nn.Module):
@@ -91,6 +94,7 @@ def random_models(quick: bool) -> list[Shrunk]:
             print(f"{name}: {kind.method}, {kind.strength}", flush=True)
             made = applied(host, kind)
             seconds = 0.5 if quick else 6.0
-            times = ratio(host, made.host, inputs, seconds), ratio(exported, onnx_of(made.host), inputs, seconds)
+            twin = next(k for k in offered(rewrite.name, rewrite, exported, None) if k.strength == wanted)
+            times = ratio(host, made.host, inputs, seconds), ratio(exported, applied(exported, twin).host, inputs, seconds)
             rows.append(Shrunk(name, kind.method, kind.strength, None, None, made.weights, made.cache, *times))
     return rows

@@ -24,8 +24,3 @@ def test_the_identity_and_kept_heads_copy():
     rows = torch.randn(4, 8, 3, dtype=torch.float64)
     assert torch.equal(HeadMap.identity(4, 8).rows(rows), rows)
     assert torch.equal(HeadMap.kept([3, 1], 8).rows(rows), rows[[3, 1]])
-
-
-def test_only_numbers_by_head_pass_through_a_rotation():
-    assert HeadMap.kept([0, 2], 8).by_head
-    assert not HeadMap.of_bases(torch.linalg.qr(torch.randn(2, 8, 8))[0]).by_head

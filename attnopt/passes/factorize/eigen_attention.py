@@ -62,8 +62,8 @@ class EigenAttention:
         if refusal is not None:
             return refusal
         seen = moments(group, evidence)
-        if not seen.tokens:
-            return Refusal("what its projections read cannot be tapped", group.name)
+        if isinstance(seen, Refusal):
+            return seen
         block, late = group.blocks[0], refuses_late_turn(group)
         turns = block.part("k", Rotary) is not None
         keys, values = spectra(seen, turns, shared_by(block))

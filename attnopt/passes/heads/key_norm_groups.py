@@ -43,11 +43,11 @@ class KeyNormGroups:
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         if evidence is None:
             return Refusal("norms of keys are measured on calibration data", group.name)
-        if (refusal := refuses_change(group, "kv")) is not None:
+        if (refusal := refuses_change(group, "kvo")) is not None:
             return refusal
         block, seen = group.blocks[0], moments(group, evidence)
-        if not seen.tokens:
-            return Refusal("what its projections read cannot be tapped", group.name)
+        if isinstance(seen, Refusal):
+            return seen
         assert block.k is not None
         heads, queries = len(block.k.channels), len(block.k.channels) * shared_by(block)
         made = []

@@ -36,7 +36,7 @@ class MeanPooling:
     per: Per = "block"
 
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
-        if (refusal := refuses_change(group, "kv")) is not None:
+        if (refusal := refuses_change(group, "kvo")) is not None:
             return refusal
         block = group.blocks[0]
         assert block.k is not None

@@ -50,8 +50,8 @@ class WeightedGroups:
         if (refusal := refuses_change(group)) is not None:
             return refusal
         block, seen = group.blocks[0], moments(group, evidence)
-        if not seen.tokens:
-            return Refusal("what its projections read cannot be tapped", group.name)
+        if isinstance(seen, Refusal):
+            return seen
         assert block.k is not None
         heads = len(block.k.channels)
         made = []
