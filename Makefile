@@ -23,11 +23,11 @@ demo: install
 	$(BIN)/python examples/window.py
 
 test: install
-	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Every case of the tests that are sampled otherwise, and the slow ones: some forty minutes.
 test-all: install
-	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile --every-case
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile --no-loadscope-reorder --every-case
 
 check: install
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ Where each of many cases takes seconds, a few of them run (`sampled`), and all w
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+gc.set_threshold(20_000, 20, 20)  # traced graphs are many small objects: the collector took a tenth of the time
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
