@@ -20,7 +20,7 @@ TYPES = {"ids": "int64", "document": "int64", "padding": "bool", "seen": "float3
 TILE = Tile(64, 128, 4, 4)
 LISTED = "softmax scale(0.25) blocks(64, 32, operand=list)"
 BANDED = "softmax scale(0.25) causal & (window(60) | global(9)) blocks(24, 7, operand=list) empty(zero)"
-DOCUMENTS = "softmax scale(0.25) document & causal & load(seen, b, k)"
+DOCUMENTS = "softmax scale(0.25) document & causal & load(seen, b, h, k)"
 OWN = "softmax scale(0.25) document"
 
 
@@ -115,8 +115,8 @@ def test_documents(kind):
     q, k, v = rows()
     ids = {"sorted": torch.arange(200) // 45, "mixed": torch.randint(-3, 3, (200,)), "one": torch.full((200,), 2**31 - 1)}[kind]
     document = torch.stack([ids, ids.flip(0)])
-    seen = (torch.rand(2, 200) < 0.8).float()
-    seen[1, 100:] = 0
+    seen = (torch.rand(2, 2, 200) < 0.8).float()
+    seen[1, :, 100:] = 0
     right = attend(DOCUMENTS, *(x.double() for x in (q, k, v)), document=document, seen=seen)
     o, log_sum = attention(DOCUMENTS, q, k, v, lse=True, document=document, seen=seen)
     torch.testing.assert_close(o.double(), right.output, atol=2e-5, rtol=2e-5)
