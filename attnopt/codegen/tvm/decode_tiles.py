@@ -16,7 +16,6 @@ from attnopt.codegen.tvm.cpu import Cpu
 
 BLOCK = 256  # each block is one more rescaling of sums
 WINDOWED = 128  # where a mask cuts the keys on both sides, and of the blocks at its ends much is hidden
-WIDE = 2048
 MOST_ROWS = 8
 
 
@@ -38,9 +37,9 @@ class DecodeTile:
         return self.rows * self.keys
 
 
-def decode_tile(cpu: Cpu, rows: int, span: int = 0) -> DecodeTile:
-    """The tile for so many rows that share their keys; span: how many keys a row sees at most, where a mask says so."""
+def decode_tile(cpu: Cpu, rows: int, windowed: bool = False) -> DecodeTile:
+    """The tile for so many rows that share their keys; windowed: a mask says which key is the first that they see."""
     lanes = cpu.vector_bytes // 4
     sums = 16 if cpu.vector_bytes == 64 or cpu.architecture == "aarch64" else 8
     held = min(1 << (rows - 1).bit_length(), MOST_ROWS, sums)
-    return DecodeTile(held, sums // held, WINDOWED if 0 < span < WIDE else BLOCK, lanes)
+    return DecodeTile(held, sums // held, WINDOWED if windowed else BLOCK, lanes)

@@ -111,6 +111,7 @@ def test_widths():
 )
 def test_tiles_fill_half_of_the_registers(cpu, rows, tile):
     assert decode_tile(cpu, rows) == tile
+    assert decode_tile(cpu, rows, windowed=True).block < tile.block
 
 
 def test_operands_that_are_called_as_something_in_the_kernel():
