@@ -18,6 +18,7 @@ from attnopt.codegen.tvm.cpu import Cpu, host
 from attnopt.codegen.tvm.decode import emit, supports
 from attnopt.codegen.tvm.decode_tiles import DecodeTile, decode_tile
 from attnopt.ir.kv_cache import Cache
+from attnopt.ir.ranges import key_range
 from attnopt.ir.spec import parse
 
 PARTS = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
@@ -50,7 +51,7 @@ def call(line: str, q: Tensor, cache: Cache, operands: dict[str, Tensor], tile: 
     """o and lse of the kernel on these tensors as they are."""
     spec, cpu = parse(line), cpu or host()
     form = form_of(q, cache, operands, q.dtype, True, spec)
-    run = kernel(line, form, tile or decode_tile(cpu, rows_of(q, cache)), cpu)
+    run = kernel(line, form, tile or decode_tile(cpu, rows_of(q, cache), windowed=bool(key_range(spec.mask).first)), cpu)
     o = torch.full((*q.shape[:3], form.value_width), torch.nan, dtype=q.dtype)
     lse = torch.full(q.shape[:3], torch.nan)
     run(q, cache.k, cache.v, *(x for name in PARTS if (x := getattr(cache, name)) is not None), *operands.values(), o, lse)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnopt.codegen.triton.decode import DecodeForm, span
+from attnopt.codegen.triton.decode import DecodeForm
 from attnopt.codegen.triton.decode_cache import cache_problem
 from attnopt.codegen.tvm.availability import missing, say_once
 from attnopt.codegen.tvm.cpu import host
@@ -98,7 +98,7 @@ def kernel(spec: AttentionSpec, form: DecodeForm, count: int) -> Any:
     if (reason := missing()) is not None:
         say_once(reason)
         return Refusal(reason)
-    tile = decode_tile(host(), count, span(key_range(spec.mask)))
+    tile = decode_tile(host(), count, windowed=bool(key_range(spec.mask).first))
     return runnable(compiled("decode", spec, form, tile, host(), lambda: emit(spec, form, tile, host())))
 
 

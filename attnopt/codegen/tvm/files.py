@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attnopt.codegen.prefill_form import Form
-from attnopt.codegen.triton.decode import DecodeForm, span
+from attnopt.codegen.triton.decode import DecodeForm
 from attnopt.codegen.triton.decode_files import cache_lines
 from attnopt.codegen.triton.expressions import pointer
 from attnopt.codegen.triton.files import LENGTH, operand_lines
@@ -89,7 +89,7 @@ def write_decode(spec: AttentionSpec, form: DecodeForm, cpu: Cpu, folder: Path, 
     """The same of the kernel for few queries on a cache, whose parts the launcher takes after q, k and v."""
     if (refused := decode.supports(spec, form)) is not None:
         return refused
-    tile = decode_tile(cpu, ROWS, span(key_range(spec.mask)))
+    tile = decode_tile(cpu, ROWS, windowed=bool(key_range(spec.mask).first))
     made = compiled("decode", spec, form, tile, cpu, lambda: decode.emit(spec, form, tile, cpu))
     if isinstance(made, Refusal):
         return made

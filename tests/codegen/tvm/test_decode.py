@@ -39,7 +39,7 @@ def test_a_plain_spec_leaves_a_plain_kernel():
     assert [word for word in gone if word in made] == []
     assert "\n    q: T.handle, k: T.handle, v: T.handle,\n    o: T.handle,\n" in made
     assert "x[lane] = key_number(K, place, head, row_of(at), d * D_LANES, lane)" in made
-    assert len(made.splitlines()) < 360
+    assert len(made.splitlines()) < 380
 
 
 def test_arguments_follow_the_cache_and_the_spec():
@@ -111,6 +111,7 @@ def test_widths():
 )
 def test_tiles_fill_half_of_the_registers(cpu, rows, tile):
     assert decode_tile(cpu, rows) == tile
+    assert decode_tile(cpu, rows, windowed=True).block < tile.block
 
 
 def test_operands_that_are_called_as_something_in_the_kernel():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from decode_cases import LAST, TABLE, DecodeCase, cached, exact, tolerance
+from decode_cases import LAST, TABLE, DecodeCase, cached, exact, tensors, tolerance
 
 from attnopt.ir.kv_cache import Cache, attend_cache, pack_cache
 
@@ -17,7 +17,7 @@ pytest.importorskip("tvm", reason="TVM is not installed")
 from decode_kernels import call, run
 
 from attnopt.codegen.triton.decode import DecodeForm
-from attnopt.codegen.tvm.compile import assembly
+from attnopt.codegen.tvm.compile import assembly, compile_source, loaded
 from attnopt.codegen.tvm.cpu import host, named
 from attnopt.codegen.tvm.decode import emit
 from attnopt.codegen.tvm.decode_tiles import DecodeTile, decode_tile
@@ -153,3 +153,16 @@ def test_arm():
     cpu = named("apple-m1")
     made = assembly(emit(parse("softmax scale(0.125)"), DecodeForm(64, 64, "float16"), decode_tile(cpu, 4), cpu), cpu)
     assert "fmla" in made
+
+
+def test_a_large_cache_is_asked_for_ahead():
+    """A kernel that takes every cache for a large one: the last block is no whole one, and after it there is nothing."""
+    case = DecodeCase("softmax scale(0.125)", heads=(4, 2), width=(64, 32), lengths=(1, 600))
+    form, tile = DecodeForm(64, 32, "float32", lse=True), decode_tile(host(), 2)
+    text = emit(parse(case.spec), form, tile, host())
+    assert "llvm.prefetch" in text and "FAR = 50331648" in text
+    q, cache, _ = tensors(case)
+    o, lse = torch.full((*q.shape[:3], 32), torch.nan), torch.full(q.shape[:3], torch.nan)
+    loaded(compile_source(text.replace("FAR = 50331648", "FAR = 0"), host()))(q, cache.k, cache.v, o, lse)
+    check(case, (o, lse))
+    assert "llvm.prefetch" not in emit(parse(case.spec), form, decode_tile(host(), 1), host())  # one row waits for memory anyhow

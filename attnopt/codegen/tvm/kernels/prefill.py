@@ -19,9 +19,7 @@ Partitioning".
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.prefill_codes import (
-    CODED, KEY_MEAN, KEY_ROWS, SHIFTED, WORDS, code_keys, code_queries, coded_scores, mean_of_keys,
-)  # fmt: skip
+from attnopt.codegen.tvm.kernels.prefill_codes import CODED, KEY_MEAN, SHIFTED, WORDS, code_all_keys, code_queries, coded_scores
 from attnopt.codegen.tvm.kernels.prefill_holes import (
     BLOCK_K, BLOCK_Q, CHANNELS, CHANNELS_REST, CHUNK, D, DTYPE, E, EDGES, EMPTY_ROWS, GROWS, HELD, HELD_ANY, HELD_WHOLE,
     INNER_MASK, KEYS, K_NORM, LANES, LEADING, LISTED, LSE, MASK, MATCH_HEADS, MATCHES, MEAN_OF_EMPTY, NORMS, OFFSET, PHASES,
@@ -77,16 +75,7 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
         key_sums = T.alloc_buffer((n_b * n_g, T.max(n_k, 1)), "int32")
         if KEY_MEAN:
             key_means = T.alloc_buffer((n_b * n_g, D), "float32")
-            for i_row in T.parallel(batch * key_heads):
-                mean_of_keys(key_means, k, T.truncdiv(i_row, key_heads), T.truncmod(i_row, key_heads), i_row, kv_len)
-        coded_blocks: T.let = T.ceildiv(kv_len, KEY_ROWS)
-        for i_item in T.parallel(batch * key_heads * coded_blocks):
-            i_row: T.let = T.truncdiv(i_item, coded_blocks)
-            start: T.let = T.truncmod(i_item, coded_blocks) * KEY_ROWS
-            code_keys(
-                key_codes, key_steps, key_sums, key_means, k, T.truncdiv(i_row, key_heads), T.truncmod(i_row, key_heads), i_row, start,
-                T.min(kv_len - start, KEY_ROWS),
-            )  # fmt: skip
+        code_all_keys(key_codes, key_steps, key_sums, key_means, k, batch, key_heads, kv_len)
     if MATCHES:
         chunks: T.let = T.ceildiv(kv_len, CHUNK)
         if MATCH_HEADS:

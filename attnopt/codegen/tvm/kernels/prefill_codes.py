@@ -114,6 +114,21 @@ def code_keys(key_codes, key_steps, key_sums, key_means, k, b, g, row, start, co
 
 
 @T.inline
+def code_all_keys(key_codes, key_steps, key_sums, key_means, k, batch, key_heads, kv_len):
+    """Means of heads, then blocks of KEY_ROWS keys, in parallel."""
+    if KEY_MEAN:
+        for i_row in T.parallel(batch * key_heads):
+            mean_of_keys(key_means, k, T.truncdiv(i_row, key_heads), T.truncmod(i_row, key_heads), i_row, kv_len)
+    for i_item in T.parallel(batch * key_heads * T.ceildiv(kv_len, KEY_ROWS)):
+        row: T.let = T.truncdiv(i_item, T.ceildiv(kv_len, KEY_ROWS))
+        start: T.let = T.truncmod(i_item, T.ceildiv(kv_len, KEY_ROWS)) * KEY_ROWS
+        code_keys(
+            key_codes, key_steps, key_sums, key_means, k, T.truncdiv(row, key_heads), T.truncmod(row, key_heads), row, start,
+            T.min(kv_len - start, KEY_ROWS),
+        )  # fmt: skip
+
+
+@T.inline
 def code_queries(codes_t, steps, shifts, q_t, key_means, row, row_first, q_len):
     """Codes and steps of a block of queries."""
     peaks = T.alloc_buffer((BLOCK_Q,), "float32")
