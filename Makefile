@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install demo test check bench bench-gpu clean
+.PHONY: install demo test test-all check bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -23,7 +23,11 @@ demo: install
 	$(BIN)/python examples/window.py
 
 test: install
-	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Every case of the tests that are sampled otherwise, and the slow ones: some forty minutes.
+test-all: install
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile --no-loadscope-reorder --every-case
 
 check: install
 	$(BIN)/ruff check .

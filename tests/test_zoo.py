@@ -189,6 +189,7 @@ def test_a_table_is_an_expression_and_a_flattened_tensor_is_not():
     assert counts(spec, {"bias0": (Symbol(1, ("n", "n")), 2)}, Symbol(1, ("n", "n"))) == (0, 1)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("model_type", SMALL_TYPES)
 def test_every_attention_of_a_type_is_found_and_nothing_else(model_type):
     record = measured(model_type, "eager")

@@ -80,6 +80,7 @@ def turned(host, seed=0, heads=True):
     return copy, made
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", [{}, {"shift": 1.0}, {"biased": True}])
 @pytest.mark.parametrize("heads", [True, False])
 def test_outputs_are_equal_in_float64(options, heads):
@@ -127,6 +128,7 @@ def test_outliers_are_spread():
     assert after.abs().max() / after.square().mean().sqrt() < 0.6 * weight.abs().max() / weight.square().mean().sqrt()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 @pytest.mark.parametrize(("family", "count"), [("llama", 15), ("gpt2", 4), ("bert", 4)])
 def test_real_model_types_in_both_hosts(family, kind, count):

@@ -115,6 +115,7 @@ def test_the_spec_says_what_the_model_computes(scores, values):
     torch.testing.assert_close(model(**given), wanted)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 def test_the_exact_rewrite_computes_the_same(masked, bias):
@@ -140,6 +141,7 @@ def test_a_bias_of_one_part_is_zero_on_the_others():
     assert str(site.spec) == SPEC.replace("add(load(bias0, b // 3, 0, b % 3, 0, k))", added)
 
 
+@pytest.mark.exhaustive
 def test_the_blocks_of_big_bird():
     """Queries of a block see the first block, their neighbours, random blocks and the last, each a product with a mask of its own."""
     config = transformers.BigBirdConfig(

@@ -44,6 +44,7 @@ def require_said(family: str, sites) -> None:
     assert all(any(wanted in text for text in said) for wanted in SPECS[family]), said
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("family", "attention"), hf_models.CASES)
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_torch_models(family, attention, padding):

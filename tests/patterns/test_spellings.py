@@ -139,6 +139,7 @@ def test_traced(seed):
     assert said(found.sites) == SPEC, how
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(20, 28))
 def test_through_onnx(seed):
     how = drawn(seed)

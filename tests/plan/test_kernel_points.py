@@ -17,6 +17,7 @@ BAND = "softmax scale(0.25) causal & window(16)"
 ELSEWHERE = {"flex"} | ({"tvm-decode", "tvm-prefill"} if missing() else set())
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("kernel", sorted(set(KERNELS) - ELSEWHERE))  # which compiles for seconds, and has tests of its own
 def test_what_is_timed_is_right(kernel):
     shape = SHAPE | ({"e": 32} if kernel.startswith("wide-values") else {"q": 4} if kernel == "tvm-decode" else {})

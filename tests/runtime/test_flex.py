@@ -35,6 +35,7 @@ torch.testing.assert_close(program.module()(*given), wanted, atol=1e-5, rtol=1e-
 """
 
 
+@pytest.mark.exhaustive
 def test_saved_and_loaded_where_attnopt_is_imported(tmp_path):
     """In another process, at another length."""
     length = torch.export.Dim("length")

@@ -14,6 +14,7 @@ INSTRUCTIONS = {"sm_80": "mma.sync", "sm_86": "mma.sync", "sm_89": "mma.sync", "
                 "gfx942": "v_mfma", "gfx950": "v_mfma"}  # fmt: skip
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_first_tile_fits(architecture, width):
@@ -39,6 +40,7 @@ def test_the_first_tile_fits(architecture, width):
         ("sm_80", "softmax scale(0.125) causal", Form(64, 64, "float32")),
     ],
 )  # fmt: skip
+@pytest.mark.sampled(2)
 def test_everything_that_can_be_said_compiles(architecture, line, form):
     made = compile_for(parse(line), form, architecture, Tile(64, 32, 4, 2))
     assert isinstance(made, Compiled)

@@ -16,6 +16,7 @@ PLAIN = parse("softmax scale(0.125)")
 SMALL = {name: "mma.sync" if about.backend == "cuda" else "v_mfma" for name, about in ARCHITECTURES.items()}
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_first_tile_fits(architecture, width):

@@ -30,6 +30,7 @@ TRIED = (
 )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 @pytest.mark.parametrize("name", TRIED)
 def test_numbers(name, tmp_path):

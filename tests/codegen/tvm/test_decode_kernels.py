@@ -33,11 +33,13 @@ def check(case, found):
     torch.testing.assert_close(lse.double(), exact(case).lse, atol=tolerance(case), rtol=tolerance(case))
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", [name for name in TABLE if not name.startswith("int2")])
 def test_computes_what_the_reference_does(name):
     check(TABLE[name], run(TABLE[name]))
 
 
+@pytest.mark.sampled(2)
 @WITH_AVX2
 @pytest.mark.parametrize("name", ["plain", "bfloat16", "softcap_sink", "int8", "int4_symmetric", "kivi", "fp8"])
 def test_with_vectors_of_eight(name):
@@ -53,6 +55,7 @@ WIDER = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", WIDER)
 def test_wide_rows_of_codes(name):
     """Whole vectors of codes, several blocks and several splits."""

@@ -46,6 +46,7 @@ def run(case):
     return torch.ops.attnopt.tvm_attention(q, k, v, [rest[name] for name in parse(case.spec).operands], case.spec)
 
 
+@pytest.mark.sampled(4)
 @NEEDS_TVM
 @pytest.mark.parametrize("name", TRIED)
 def test_the_table(name):

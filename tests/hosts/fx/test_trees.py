@@ -104,6 +104,7 @@ def test_scopes_of_two_threads_do_not_mix():
         assert everything() == found
 
 
+@pytest.mark.sampled(1)
 def test_the_product_leaves_the_process_as_it_was(before, tmp_path):
     """Optimised, called, saved, exported and read back, whatever others have told torch about the same classes."""
     model, found = build("llama", "sdpa"), everything()
@@ -133,6 +134,7 @@ def test_a_model_that_cannot_be_traced_leaves_the_process_as_it_was(before):
     assert everything() == found
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("length", [9, 20])
 def test_a_program_in_the_form_of_transformers_keeps_it(length):
     """Its leaves come layer by layer, ours keys before values: read in our order they would be mixed up."""

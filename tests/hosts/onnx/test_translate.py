@@ -17,6 +17,7 @@ from attnopt.hosts.onnx import OnnxHost
 UNREAD = {"Div", "NonZero", "ScatterND", "ReduceProd", "If", "Size"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("family", "attention", "exporter"), CASES)
 def test_exports_mean_the_same_node_by_node(family, attention, exporter):
     host = OnnxHost.from_model(export(family, attention, exporter))

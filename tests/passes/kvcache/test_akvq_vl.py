@@ -17,6 +17,7 @@ from attnopt.passes.cache_plan import forms_of
 SMALL = AkvqVl(recent=3, pivots=2, group=4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 @pytest.mark.parametrize("folded", ["", ", folded"])
 @pytest.mark.parametrize("rewrite", [SMALL, AkvqVl(recent=6, pivots=0), AkvqVl(recent=1, pivots=5)], ids=lambda r: f"{r.recent}")

@@ -8,6 +8,7 @@ from rounded_steps import SEEN, check_step, opened, rewritten, whole
 from attnopt.passes import Int4Cache
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 @pytest.mark.parametrize("variant", ["int4", "int4 values", "int4 keys by channel"])
 @pytest.mark.parametrize("group", [4, 32])

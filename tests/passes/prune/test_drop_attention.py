@@ -32,6 +32,7 @@ def offers(host):
     return [(group, DropAttention().propose(group, None)) for group in Grouping(host).of("block")]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_each_block_is_an_offer_and_one_without_effect_changes_nothing(kind):
     host = FxHost.from_captured(capture(decoder(), {"input_ids": IDS}))

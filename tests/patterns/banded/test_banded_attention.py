@@ -137,6 +137,7 @@ def rows(tensor: Tensor, operand: Operand, site: Site, wanted: str, sizes: dict[
 CASES = {"strided": {}, "unfolded": {"chunked": unfolded}, "wider": {"w": 3}, "static": {"static": True}}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", CASES)
 def test_diagonals_are_windowed_attention(case):
     """The spec's reference gives what the model gives, padded rows included, at lengths that were not traced."""
@@ -166,6 +167,7 @@ def test_diagonals_are_windowed_attention(case):
         torch.testing.assert_close(got, model(x, padding), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["sdpa", "local-sdpa"])
 def test_the_kernels_that_take_its_place(name):
     """The whole model after the rewrite, also at another length."""
@@ -192,6 +194,7 @@ NEAR_MISSES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("wrong", NEAR_MISSES)
 def test_near_misses_are_refused(wrong):
     _, host = traced(w=3, wrong=wrong)

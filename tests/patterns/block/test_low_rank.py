@@ -51,6 +51,7 @@ def found_in(host):
     return site, find_block(host.graph, site)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("q_rank", [12, None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_keys_of_two_parts(kind, q_rank):
@@ -85,6 +86,7 @@ def test_keys_of_two_parts(kind, q_rank):
     assert "joined from several layers" in lifted(site, block).reason
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_keys_are_computed_again_from_the_hidden_states(kind):
     host = FxHost.from_captured(capture(build(kind), block_models.inputs("llama")))
@@ -97,6 +99,7 @@ def test_keys_are_computed_again_from_the_hidden_states(kind):
     torch.testing.assert_close(again, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents_are_what_is_cached(kind):
     """Past latents are joined between the two layers of the pair, past rotary rows behind their rotation."""
