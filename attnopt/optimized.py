@@ -96,7 +96,8 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> tuple[OnnxHost, Pla
     none was to be chosen for torch.
 
     What the file computes is what the optimised torch model computes: within the tolerance of its dtype, or, where the plan rounds to
-    codes, within a small share of what that rounding changes. The budget has held for the torch model already.
+    codes, within a small share of what that rounding changes. The budget has held for the torch model already; where the two runtimes
+    round further apart, as through many layers, it has to hold for the file on the example inputs too.
 
     Raises AccuracyError where that is not so, UnsupportedFormat and PlanError where the file cannot be made.
     """
@@ -123,8 +124,6 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> tuple[OnnxHost, Pla
         try:
             require_rounded_alike(wanted, got, made([step for step in steps if not step.rounds]).runner()(named))
         except AccuracyError:
-            if not any(step.narrow for step in steps):
-                raise
             require_within(report, opened.output_name, original.runner()(inputs), got)
     else:
         require_equal(wanted, got)
@@ -133,9 +132,10 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> tuple[OnnxHost, Pla
 
 
 def require_within(report: Report, name: str, wanted: Sequence[Tensor], got: Sequence[Tensor]) -> None:
-    """AccuracyError where a file with layers in few bits loses more than the budget on the example inputs; a line where it does not.
+    """AccuracyError where a file with layers in codes loses more than the budget on the example inputs; a line where it does not.
 
-    onnxruntime's kernel for such layers rounds their inputs to 8 bits as well: what it computes is not what the torch model does.
+    onnxruntime's kernel for layers in few bits rounds their inputs to 8 bits as well. Where both runtimes do, numbers beside the border
+    of two codes fall to either side, and through many layers nearly all of them differ somewhere.
     """
     real, other = (next(t for t in some if t.is_floating_point()) for some in (wanted, got))
     metric = natural_metric(name, real)
@@ -143,9 +143,7 @@ def require_within(report: Report, name: str, wanted: Sequence[Tensor], got: Seq
     if report.search is None or metric.name != report.search.metric or not loss <= report.budget:
         found = difference(wanted, got, exact=False)
         raise AccuracyError(found.max_abs, found.max_rel, report.budget)
-    line = (
-        "onnxruntime rounds the inputs of layers in few bits to 8 bits: on the example inputs the file loses %s %.2g, budget %g"
-    )
+    line = "onnxruntime rounds otherwise than torch: on the example inputs the file loses %s %.2g, budget %g"
     logging.getLogger("attnopt").warning(line, metric.name, loss, report.budget)
 
 

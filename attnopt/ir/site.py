@@ -103,6 +103,13 @@ class Site:
     def with_step(self, step: str, spec: AttentionSpec | None = None) -> Site:
         return replace(self, spec=spec or self.spec, steps=(*self.steps, step))
 
+    def on_codes(self, cache: Clause, sides: Mapping[str, Value], codes: Mapping[str, Value]) -> Site:
+        """The same attention on a cache as its clause stores it. sides: k, v or both as [B, G, K, bytes of a row]; codes: the field."""
+        a = self.axes
+        layouts = {"k": (a["b"], a["g"], a["k"], a["d"]), "v": (a["b"], a["g"], a["k"], a["e"])}
+        k, v = (Operand(sides[n], layouts[n]) if n in sides else held for n, held in (("k", self.k), ("v", self.v)))
+        return replace(self, spec=self.spec.with_(cache=cache), k=k, v=v, codes=codes)
+
     def reading(self, instead: Mapping[Value, Value]) -> Site:
         """The same attention of other values, where some stand in place of those that it reads."""
 

@@ -24,7 +24,6 @@ from attnopt.ir.clause import Clause
 from attnopt.ir.dims import Dim, Shape, symbol
 from attnopt.ir.expr import Index, apply
 from attnopt.ir.graph import Value
-from attnopt.ir.layout import Operand
 from attnopt.ir.site import Builder, Site
 from attnopt.passes.cache_nodes import Nodes
 from attnopt.passes.cache_rows import Rows
@@ -128,15 +127,12 @@ def in_codes(site: Site, block: Block, forms: Mapping[Value, Kept], held: Mappin
     found = {side: u.past.value for side, u in updates.items() if u is not None and u.past.value in forms}
     if not found:
         return site
-    a = site.axes
-    changed: dict[str, Any] = {}
+    changed: dict[str, Value] = {}
     codes: dict[str, Value] = {}
     for side, past in found.items():
-        values, scales, zeros = held[past][:3]
-        changed[side] = Operand(values, (a["b"], a["g"], a["k"], a["d" if side == "k" else "e"]))
+        changed[side], scales, zeros = held[past][:3]
         codes |= {f"{side}_scales": scales, f"{side}_zeros": zeros}
-    spec = site.spec.with_(cache=clause({side: forms[past] for side, past in found.items()}))
-    return replace(site, spec=spec, codes=codes, **changed)
+    return site.on_codes(clause({side: forms[past] for side, past in found.items()}), changed, codes)
 
 
 def state(builder: Builder, slot: Slot, kept: Kept, past: Sequence[Value]) -> list[Value]:

@@ -47,11 +47,6 @@ class PlanStep:
         """Whether it stores weights, caches or operands in codes."""
         return bool(self.storage) or any(self.cached.values()) or "precision" in self.changes
 
-    @property
-    def narrow(self) -> bool:
-        """Whether it stores layers in few bits with real inputs, unlike "int8", which says how both are rounded."""
-        return any(kept != "int8" for kept in self.storage.values())
-
 
 @dataclass(frozen=True)
 class Plan:

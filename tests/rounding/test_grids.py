@@ -26,17 +26,17 @@ def squares(weight, made):
     return float((weight - made.matrix()).square().sum())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(seeds, formats)
 def test_without_clips_no_error_exceeds_the_step(seed, format):
-    """Half a step between levels; a symmetric grid may cut half a step off the largest."""
+    """Half a step between levels; a symmetric grid may cut half a step off the largest, one of two levels the whole side of a sign."""
     weight = weights(seed)
     made = Gridding("extremes").rounded(weight, format)
     away = grouped((weight - made.matrix()).abs(), format)
-    assert bool((away <= made.steps.abs()[..., None] * (1.0 if format.zeros else 0.5) * 1.001 + 1e-6).all())
+    assert bool((away <= made.steps.abs()[..., None] * (1.0 if format.zeros or format.bits == 1 else 0.5) * 1.001 + 1e-6).all())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(seeds, formats)
 def test_clips_lose_no_more_than_extremes(seed, format):
     weight = weights(seed)
@@ -54,7 +54,7 @@ def test_loss_falls_with_bits(seed, group, zeros, kind):
     assert losses == sorted(losses, reverse=True)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(seeds, formats)
 def test_arrays_hold_all_of_it(seed, format):
     made = Gridding("squares").rounded(weights(seed), format)

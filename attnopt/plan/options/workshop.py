@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from attnopt.codegen import ON_CODES, ON_CPU, ON_GPU
 from attnopt.codegen.lowering import Lowering
@@ -20,7 +19,6 @@ from attnopt.cost.estimate import estimate
 from attnopt.cost.target import Target
 from attnopt.ir.dims import evaluate
 from attnopt.ir.graph import Graph, Value
-from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import Group
 from attnopt.plan.arrays import Arrays
@@ -161,15 +159,14 @@ class Workshop:
 def on_codes(site: Site, coded: Site, graph: Graph) -> Site | None:
     """A site on the cache in codes that a pass made of it, in the graph as it is now; None where that has lost something of it."""
     there = {id(v.handle): v for v in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs)) if v.handle is not None}
-    sides = {side: getattr(coded, side) for side in "kv" if f"{side}_scales" in coded.codes}
-    wanted = (*(operand.value for operand in sides.values()), *coded.codes.values())
-    if any(id(v.handle) not in there for v in wanted):
+    sides = {side: getattr(coded, side).value for side in "kv" if f"{side}_scales" in coded.codes}
+    if coded.spec.cache is None or any(id(v.handle) not in there for v in (*sides.values(), *coded.codes.values())):
         return None
-    widths = {"k": site.axes["d"], "v": site.axes["e"]}
-    rows = (site.axes["b"], site.axes["g"], site.axes["k"])
-    operands: dict[str, Any] = {side: Operand(there[id(x.value.handle)], (*rows, widths[side])) for side, x in sides.items()}
-    codes = {name: there[id(value.handle)] for name, value in coded.codes.items()}
-    return replace(site, spec=site.spec.with_(cache=coded.spec.cache), codes=codes, **operands)
+
+    def now(held: Mapping[str, Value]) -> dict[str, Value]:
+        return {name: there[id(value.handle)] for name, value in held.items()}
+
+    return site.on_codes(coded.spec.cache, now(sides), now(coded.codes))
 
 
 def names(group: Group) -> tuple[str, ...]:
