@@ -26,7 +26,7 @@ from attnopt.plan.timing.predict import ONE_NODE, SPELLED_OUT
 from attnopt.report.frontier import Frontier, Point
 from attnopt.report.plan import Plan
 
-SWEEP = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the largest budget
+SWEEP = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the largest budget
 NATURAL = 4  # budgets besides, at which one kind of rewrite everywhere just holds: what is chosen by hand has its rival there
 FASTEST = 4  # plans for each budget that are timed at most, until the best of all is one that was
 LONGER = 2.5  # times as long as kinds are timed
