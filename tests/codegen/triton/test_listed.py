@@ -30,9 +30,11 @@ def test_compiles_for_hopper():
     spec = parse("softmax scale(0.125) causal & load(each, b, h, row, k // 64) blocks(128, 64, operand=t)")
     form = Form(64, 64, "float16", tuple((name, "bool") for name in spec.operands))
     assert supports(spec, form) is None
-    made = compile_for(spec, form, "sm_90", configurations(spec, form, "sm_90")[0])
+    tile = next(tile for tile in configurations(spec, form, "sm_90") if tile.block_q == 64)
+    made = compile_for(spec, form, "sm_90", tile)
     assert isinstance(made, Compiled)
-    assert made.tensor_cores == ("wgmma.mma_async",) and made.spills == 0
+    assert made.tensor_cores == ("wgmma.mma_async",)
+    assert made.refusal() is None
 
 
 @pytest.mark.parametrize("mask", ["", " causal", " causal & window(20)"])
