@@ -25,7 +25,7 @@ def test_as_many_groups_as_heads_is_the_identity():
 
 
 @pytest.mark.parametrize("family", ["packed", "turned"])
-def test_heads_that_differ_by_a_rotation_and_a_factor_are_pooled_without_loss(family):
+def test_heads_that_differ_by_a_rotation_are_pooled_without_loss(family):
     given = host(family, "torch").copy()
     for block in Grouping(given).blocks:
         heads = len(block.k.channels)
@@ -34,7 +34,7 @@ def test_heads_that_differ_by_a_rotation_and_a_factor_are_pooled_without_loss(fa
             first = layer.rows()[0]
             for h in range(heads):
                 basis = torch.linalg.qr(torch.randn(8, 8))[0] if block.rotary is None or side == "v" else in_pairs()
-                weight[layer.weight][layer.channels[h]] = (1 + h) * basis @ first
+                weight[layer.weight][layer.channels[h]] = basis @ first
             if layer.bias is not None:
                 given.set_constant(layer.bias, torch.zeros_like(layer.bias.load()))
         for value, held in weight.items():
@@ -47,8 +47,7 @@ def test_heads_that_differ_by_a_rotation_and_a_factor_are_pooled_without_loss(fa
         float((output(applied(rewrite, found, given, kind)) - output(given)).norm() / output(given).norm())
         for rewrite in (WeightedGroups(), WeightedGroups(align=False), MeanPooling())
     ]
-    assert lost[1] <= lost[2] or lost[1] > 1e-3
-    assert lost[0] < 0.7 * min(lost[1:])
+    assert lost[0] < 1e-3 < 1e-2 < min(lost[1:])
 
 
 def in_pairs() -> torch.Tensor:
@@ -75,11 +74,8 @@ def test_the_angle_of_each_pair_is_found():
     from types import SimpleNamespace
 
     wanted = in_pairs().double()
-    x = torch.randn(50, 8, dtype=torch.float64)
     rotary = SimpleNamespace(dims=8, first=0, interleaved=False)
-    torch.testing.assert_close(
-        nearest_in_pairs(x.mT @ (x @ wanted), rotary) @ wanted.mT, torch.eye(8, dtype=torch.float64), atol=0.2, rtol=0
-    )
+    torch.testing.assert_close(nearest_in_pairs(wanted, rotary) @ wanted.mT, torch.eye(8, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 def test_weights_are_the_least_squares():
