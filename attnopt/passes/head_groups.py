@@ -41,13 +41,16 @@ def divisors(heads: int) -> list[int]:
 def aligned(cross: Tensor, groups: Groups, turn: Rotary | None = None) -> Tensor:
     """Rotations R [H, D, D], float64, that bring the heads of each group together: sum |K_h R_h - mean|² is least (Procrustes, in turns).
 
-    cross [H, H, D, D]: K_i' K_j. Each head is turned towards the mean of all, which is made anew, ROUNDS times. turn: of keys that
+    cross [H, H, D, D]: K_i' K_j. Each head is turned towards the first, then, ROUNDS times, towards the mean of the
+    others. turn: of keys that
     positions turn afterwards: then each pair of channels is turned by an angle, other channels stay.
     """
     heads, width = len(cross), cross.shape[-1]
     turns = torch.eye(width, dtype=torch.float64).repeat(heads, 1, 1)
     for group in groups:
-        for _ in range(ROUNDS if len(group) > 1 else 0):
+        for h in group[1:]:
+            turns[h] = nearest(cross[h, group[0]]) if turn is None else nearest_in_pairs(cross[h, group[0]], turn)
+        for _ in range(ROUNDS if len(group) > 2 else 0):
             for h in group:
                 towards = torch.stack([cross[h, j] @ turns[j] for j in group if j != h]).mean(0)
                 turns[h] = nearest(towards) if turn is None else nearest_in_pairs(towards, turn)

@@ -11,9 +11,9 @@ from attnopt.plan.options.groups import Grouping
 
 
 def test_moments_are_those_of_the_rows():
-    given = host("gpt2", "torch")
+    given = host("packed", "torch")
     group = Grouping(given).of("block")[1]
-    seen, block = moments(group, evidence("gpt2", "torch")), group.blocks[0]
+    seen, block = moments(group, evidence("packed", "torch")), group.blocks[0]
     (x,) = given.tap([block.k.input], {"input_ids": IDS})
     q, k, v = (projected(layer, x).flatten(0, -3).double() for layer in (block.q, block.k, block.v))  # [tokens, H, D]
     torch.testing.assert_close(seen.keys, torch.einsum("tia,tjb->ijab", k, k) / len(k), atol=1e-4, rtol=1e-4)

@@ -76,7 +76,7 @@ class EigenAttention:
                 if rank not in made and rank != (width, wide):
                     changes = eigen(block, keys[1], values[1], *rank)
                     what = f"keys in {rank[0]} of {width} directions, values in {rank[1]} of {wide}"
-                    kind = f"threshold {threshold:g}" + " values" * (rank[0] == width and k < width)
+                    kind = f"threshold {threshold:g}" + " values" * (rank[0] == width and of_keys < width)
                     made[rank] = candidate_of(self.name, group, changes, what, kind, SOURCE)
         return list(made.values()) or Refusal(f"heads use all of their directions at {max(self.thresholds):g}", group.name)
 

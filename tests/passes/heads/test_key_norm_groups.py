@@ -26,7 +26,7 @@ def test_shares_follow_the_norms():
 
 
 def test_an_uneven_model_reads_each_key_head_as_often_as_its_share_says():
-    model, found = host("gpt2", "torch"), evidence("gpt2", "torch")
+    model, found = host("packed", "torch"), evidence("packed", "torch")
     offers = KeyNormGroups(groups=(2,)).propose(Grouping(model).of("block")[0], found)
     assert offers[0].options["reads"] in ([0, 1, 1, 1], [0, 0, 0, 1])
     made = applied(KeyNormGroups(groups=(2,)), found, model, "2 of 4 heads", [0])

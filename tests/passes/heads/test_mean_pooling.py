@@ -13,12 +13,12 @@ from attnopt.plan.options.groups import Grouping
 
 
 def test_as_many_groups_as_heads_is_the_identity():
-    given = host("gpt2", "torch")
+    given = host("packed", "torch")
     made = applied(MeanPooling(groups=(4,)), None, given, "4 of 4 heads")
     torch.testing.assert_close(output(made), output(given), atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize(("family", "heads", "kind"), [("gpt2", 4, "torch"), ("llama", 2, "torch"), ("gpt2", 4, "onnx")])
+@pytest.mark.parametrize(("family", "heads", "kind"), [("packed", 4, "torch"), ("turned", 2, "torch"), ("packed", 4, "onnx")])
 def test_pooled_heads_are_the_mean_and_the_spec_says_groups(family, heads, kind):
     given = host(family, kind)
     made = applied(MeanPooling(), None, given, f"1 of {heads} heads")
@@ -32,7 +32,7 @@ def test_pooled_heads_are_the_mean_and_the_spec_says_groups(family, heads, kind)
 
 
 def test_identical_heads_lose_nothing():
-    given = host("llama", "torch").copy()
+    given = host("turned", "torch").copy()
     for block in Grouping(given).blocks:
         for layer in (block.k, block.v):
             given.set_constant(layer.weight, layer.rows()[:1].expand(2, -1, -1).reshape(layer.weight.shape).contiguous())
@@ -42,13 +42,13 @@ def test_identical_heads_lose_nothing():
 
 
 def test_numbers_of_groups_that_do_not_divide_the_heads_name_those_that_do():
-    group = Grouping(host("gpt2", "torch")).of("block")[0]
+    group = Grouping(host("packed", "torch")).of("block")[0]
     with pytest.raises(OutOfRange, match="divide 4: 1, 2, 4"):
         MeanPooling(groups=(3,)).propose(group, None)
 
 
 def test_one_key_head_is_left():
-    given = host("llama", "torch")
+    given = host("turned", "torch")
     made = rewritten(given, lambda g: MeanPooling().apply(MeanPooling().propose(g, None)[0], g), [0])
     refused = MeanPooling().propose(Grouping(made).of("block")[0], None)
     assert isinstance(refused, Refusal) and "one key head already" in refused.reason

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from shrunk_models import evidence, host, output, rewritten
+from shrunk_models import IDS, evidence, host, output, rewritten
 
-from attnopt.analysis.calibration import Calibration
-from attnopt.analysis.evidence import Evidence
 from attnopt.errors import OutOfRange
 from attnopt.ir.site import Refusal
 from attnopt.passes import PruneHeads
@@ -15,10 +13,10 @@ from attnopt.passes.head_writer import write
 from attnopt.passes.heads.prune_heads import output_moment, pruned
 from attnopt.plan.options.groups import Grouping
 
-from shrunk_models import IDS  # isort: skip
+from shrunk_models import seen as seen_by  # isort: skip
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["packed", "turned"])
 def test_a_head_without_effect_goes_first_and_changes_nothing(family):
     given = host(family, "torch").copy()
     block = Grouping(given).blocks[0]
@@ -27,7 +25,7 @@ def test_a_head_without_effect_goes_first_and_changes_nothing(family):
     weight[:, block.o.channels[repeats : 2 * repeats].flatten()] = 0  # key head 1 with its queries
     given.set_constant(block.o.weight, weight.mT.contiguous() if block.o.transposed else weight)
     given.finish()
-    found = Evidence(given, Calibration.of(given.graph, [{"input_ids": IDS}]), sites=Grouping(given).sites)
+    found = seen_by(given)
     heads = len(block.k.channels)
     offers = PruneHeads(shares=(1 / heads,)).propose(Grouping(given).of("block")[0], found)
     assert [c.kind for c in offers] == [f"without 1 of {heads}", f"without 1 of {heads}, fitted"]
@@ -38,7 +36,7 @@ def test_a_head_without_effect_goes_first_and_changes_nothing(family):
 
 
 def test_the_fitted_output_is_nearer_to_what_all_heads_gave():
-    given, found = host("gpt2", "torch"), evidence("gpt2", "torch")
+    given, found = host("packed", "torch"), evidence("packed", "torch")
     group = Grouping(given).of("block")[0]
     rewrite = PruneHeads(shares=(0.5,))
     plain, fitted = rewrite.propose(group, found)
@@ -54,13 +52,13 @@ def test_the_fitted_output_is_nearer_to_what_all_heads_gave():
 
 
 def test_all_heads_kept_and_fitted_is_the_identity():
-    given, found = host("gpt2", "torch"), evidence("gpt2", "torch")
+    given, found = host("packed", "torch"), evidence("packed", "torch")
     seen = output_moment(Grouping(given).of("block")[0], found)
     made = rewritten(given, lambda g: write(g, pruned(g.blocks[0], range(4), seen)), [0])
     assert float((output(made) - output(given)).norm() / output(given).norm()) < 1e-2
 
 
 def test_what_cannot_be_is_refused():
-    assert isinstance(PruneHeads().propose(Grouping(host("gpt2", "torch")).of("block")[0], None), Refusal)
+    assert isinstance(PruneHeads().propose(Grouping(host("packed", "torch")).of("block")[0], None), Refusal)
     with pytest.raises(OutOfRange, match="in \\[0, 1\\)"):
         PruneHeads(shares=(1.0,))

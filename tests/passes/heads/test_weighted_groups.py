@@ -6,8 +6,6 @@ import pytest
 import torch
 from shrunk_models import applied, evidence, host, output, rewritten
 
-from attnopt.analysis.calibration import Calibration
-from attnopt.analysis.evidence import Evidence
 from attnopt.passes import MeanPooling, WeightedGroups
 from attnopt.passes.head_changes import HeadChanges
 from attnopt.passes.head_groups import aligned, contiguous, nearest_in_pairs
@@ -17,17 +15,17 @@ from attnopt.passes.head_writer import write
 from attnopt.passes.heads.weighted_groups import by_channel, by_head
 from attnopt.plan.options.groups import Grouping
 
-from shrunk_models import IDS  # isort: skip
+from shrunk_models import seen as seen_by  # isort: skip
 
 
 def test_as_many_groups_as_heads_is_the_identity():
-    given = host("gpt2", "torch")
-    made = applied(WeightedGroups(groups=(4,)), evidence("gpt2", "torch"), given, "4 of 4 heads")
+    given = host("packed", "torch")
+    made = applied(WeightedGroups(groups=(4,)), evidence("packed", "torch"), given, "4 of 4 heads")
     torch.testing.assert_close(output(made), output(given), atol=5e-5, rtol=5e-5)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_heads_that_differ_by_a_rotation_and_a_factor_are_pooled_without_loss(family):
+@pytest.mark.parametrize("family", ["packed", "turned"])
+def test_heads_that_differ_by_a_rotation_are_pooled_without_loss(family):
     given = host(family, "torch").copy()
     for block in Grouping(given).blocks:
         heads = len(block.k.channels)
@@ -36,21 +34,20 @@ def test_heads_that_differ_by_a_rotation_and_a_factor_are_pooled_without_loss(fa
             first = layer.rows()[0]
             for h in range(heads):
                 basis = torch.linalg.qr(torch.randn(8, 8))[0] if block.rotary is None or side == "v" else in_pairs()
-                weight[layer.weight][layer.channels[h]] = (1 + h) * basis @ first
+                weight[layer.weight][layer.channels[h]] = basis @ first
             if layer.bias is not None:
                 given.set_constant(layer.bias, torch.zeros_like(layer.bias.load()))
         for value, held in weight.items():
             turned = next(layer.transposed for layer in (block.k, block.v) if layer.weight is value)
             given.set_constant(value, held.mT.contiguous() if turned else held)
     given.finish()
-    found = Evidence(given, Calibration.of(given.graph, [{"input_ids": IDS}]), sites=Grouping(given).sites)
+    found = seen_by(given)
     kind = f"1 of {heads} heads"
     lost = [
         float((output(applied(rewrite, found, given, kind)) - output(given)).norm() / output(given).norm())
         for rewrite in (WeightedGroups(), WeightedGroups(align=False), MeanPooling())
     ]
-    assert lost[1] <= lost[2] or lost[1] > 1e-3
-    assert lost[0] < 0.7 * min(lost[1:])
+    assert lost[0] < 1e-3 < 1e-2 < min(lost[1:])
 
 
 def in_pairs() -> torch.Tensor:
@@ -62,8 +59,8 @@ def in_pairs() -> torch.Tensor:
 
 
 def test_aligning_heads_by_itself_changes_nothing():
-    given = host("llama", "torch")
-    seen = moments(Grouping(given).of("block")[0], evidence("llama", "torch"))
+    given = host("turned", "torch")
+    seen = moments(Grouping(given).of("block")[0], evidence("turned", "torch"))
 
     def turn(group):
         block = group.blocks[0]
@@ -77,11 +74,8 @@ def test_the_angle_of_each_pair_is_found():
     from types import SimpleNamespace
 
     wanted = in_pairs().double()
-    x = torch.randn(50, 8, dtype=torch.float64)
     rotary = SimpleNamespace(dims=8, first=0, interleaved=False)
-    torch.testing.assert_close(
-        nearest_in_pairs(x.mT @ (x @ wanted), rotary) @ wanted.mT, torch.eye(8, dtype=torch.float64), atol=0.2, rtol=0
-    )
+    torch.testing.assert_close(nearest_in_pairs(wanted, rotary) @ wanted.mT, torch.eye(8, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 def test_weights_are_the_least_squares():
