@@ -58,6 +58,7 @@ def kernel(line: str, width: int, cpu: Cpu) -> Kernel:
 
 
 def measured(setting: str, kernels: dict[str, Kernel], q: Tensor, k: Tensor, v: Tensor, seconds: float) -> Row:
+    follow_torch()
     outputs = {name: torch.full_like(q, torch.nan) for name in kernels}
     calls = {name: (lambda run=run, o=outputs[name]: run(q, k, v, o)) for name, run in kernels.items()}
     times = in_turn(calls, seconds=seconds, clock=clock())
@@ -85,7 +86,6 @@ def main() -> None:
     cpu = host() if given.cpu is None else named(given.cpu)
     busy = harness.busy_share() if given.anyway or given.quick else harness.require_quiet()
     torch.manual_seed(0)
-    follow_torch()
     rows = []
     for width in (64, 128):
         for mask in ("", "causal"):
