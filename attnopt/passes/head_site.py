@@ -26,9 +26,9 @@ def changed(site: Site, changes: HeadChanges) -> Site:
             keys = heads
         axes["g"] = (Axis("g'", keys),)
         axes["r"] = (Axis("r'", heads // keys),) if heads != keys else ()
-    if changes.k is not None and changes.up is None:
+    if changes.k is not None and changes.up is None and changes.k.width != site.size("d"):
         axes["d"] = (Axis("d'", changes.k.width),)
-    if changes.v is not None:
+    if changes.v is not None and changes.v.width != site.size("e"):
         axes["e"] = (Axis("e'", changes.v.width),)
     new = (*axes["g"], *axes["r"])
     d, e = size_of(axes["d"]), size_of(axes["e"])
