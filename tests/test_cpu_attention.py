@@ -20,6 +20,7 @@ from attnopt.codegen.tvm.availability import missing
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(missing() is not None, reason="TVM is not installed")
 def test_every_code_path_on_small_shapes(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "cpu_attention.py", "--quick", "--out", tmp_path]

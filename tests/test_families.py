@@ -31,7 +31,7 @@ def require_equal_outputs(family, model, first_output):
         torch.testing.assert_close(first_output(named)[rows], wanted[rows], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("family", "attention"), hf_models.CASES)
 def test_through_torch(family, attention):
     model = build(family, attention)

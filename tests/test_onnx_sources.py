@@ -39,7 +39,7 @@ def equal(wanted, got):
         np.testing.assert_allclose(b, a, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("family", "attention", "exporter"), CASES)
 def test_all_found_and_equal(family, attention, exporter):
     if (family, exporter) in NOT_EXPORTED:
@@ -73,7 +73,7 @@ def test_steps_on_a_cache(family, exporter):
         equal(wanted, got)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_first_and_later_steps_merged_in_one_file(family, exporter, tmp_path):

@@ -32,7 +32,7 @@ def traced():
     return model, tokens, step(model, tokens[:, :20])[0]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", CASES)
 def test_steps_of_a_trained_model(name):
     """From one token on, so that all the cache but one row was made by the steps themselves."""

@@ -224,6 +224,7 @@ def doubled(batch: int = 2, length: int = 6) -> Tensor:
     return torch.randn(batch, length, 2 * HEADS * WIDTH)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("read", "groups"), [("pairs", 4), ("pairs", 2), ("halves", 2)])
 def test_one_softmax_over_both(read, groups):
     model = Paper(groups=groups, read=read).eval()

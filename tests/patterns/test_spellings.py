@@ -131,6 +131,7 @@ def said(sites) -> str:
     return line.removesuffix(" empty(zero)")
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("seed", range(20))
 def test_traced(seed):
     how = drawn(seed)
@@ -139,7 +140,7 @@ def test_traced(seed):
     assert said(found.sites) == SPEC, how
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(20, 28))
 def test_through_onnx(seed):
     how = drawn(seed)
@@ -186,6 +187,7 @@ class Wrong(Spelled):
         ("exponent", "'exp' stands between"),
     ],
 )
+@pytest.mark.sampled(6)
 def test_wrong_in_one_place(what, reason, seed):
     found = recognise(FxHost.from_captured(capture(Wrong(what, seed).eval(), (torch.randn(2, 12, HEADS * WIDTH),))).graph)
     assert found.sites == ()

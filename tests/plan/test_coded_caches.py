@@ -40,6 +40,7 @@ def calls(host):
     return [str(n.target) for n in host.module.graph.nodes if n.op == "call_function" and "attnopt" in str(n.target)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.skipif(missing() is not None, reason="TVM is not here")
 @pytest.mark.parametrize(("rewrite", "wish", "read"), METHODS, ids=[f"{r.name} {w}" for r, w, _ in METHODS])
 def test_the_kernel_reads_the_codes(rewrite, wish, read):

@@ -28,6 +28,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_the_reference_does_or_refuses(name):
     with torch.compiler.set_stance("force_eager"):

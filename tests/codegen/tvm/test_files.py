@@ -65,6 +65,7 @@ def test_files_of_a_kernel_run_without_attnopt(tmp_path):
     torch.testing.assert_close(torch.from_numpy(numpy.load(tmp_path / "numpy.npy")), right, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_decoding(tmp_path):
     made = write_decode(parse(CACHED), DecodeForm(16, 16, "float32"), host(), tmp_path, "cached")
     assert isinstance(made, Emitted)

@@ -18,7 +18,7 @@ from attnopt.ir.reference import reference
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
-@pytest.mark.sampled(24)
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("name", TABLE)
 def test_table(name):
     case = TABLE[name]

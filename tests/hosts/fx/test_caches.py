@@ -32,6 +32,7 @@ def same_layers(wanted, got):
         assert getattr(a, "cumulative_length", 0) == getattr(b, "cumulative_length", 0)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("family", ["llama", "mistral"])  # mistral: a window of 6, shorter than the prompt
 def test_a_returned_cache_continues_the_text(family, tmp_path):
     model = build(family, "sdpa")

@@ -20,7 +20,7 @@ def checked(model: nn.Module, example, **options) -> tuple[FxHost, int]:
     return host, check(host.graph, dict(zip(values, host.tap(values, named), strict=True)))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("family", "attention"), CASES)
 def test_models_mean_the_same_node_by_node(family, attention):
     host, compared = checked(build(family, attention, layers=1), inputs(family))

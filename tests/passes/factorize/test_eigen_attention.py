@@ -87,6 +87,7 @@ def test_without_data_or_in_no_range_it_says_so():
         EigenAttention(thresholds=(1.5,))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_a_decoding_model_keeps_fewer_numbers_and_goes_on(kind):
     """Turned keys are kept as they are before the rotation: all 8 directions change nothing, 4 make the cache half."""

@@ -87,6 +87,7 @@ def test_steps_are_those_of_the_reference(kind, variant):
     assert followed.rank.shape[2] == 16
 
 
+@pytest.mark.exhaustive
 def test_what_is_saved_takes_and_returns_the_same_state(tmp_path: Path):
     made, candidate = rewritten(SMALL, opened("torch"), "50% salient")
     made.save_pt2(tmp_path / "step.pt2", {})

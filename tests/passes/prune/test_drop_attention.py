@@ -86,6 +86,7 @@ def test_the_last_cache_stays_where_it_alone_tells_how_long_the_past_is():
         DropAttention().apply(candidate.__class__(**{**vars(candidate), "options": {"sites": [group.sites[0].name]}}), group)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_a_pruned_decoder_goes_on_with_its_cache_token_for_token(kind):
     start = 4

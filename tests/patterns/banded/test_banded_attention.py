@@ -194,7 +194,7 @@ NEAR_MISSES = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("wrong", NEAR_MISSES)
 def test_near_misses_are_refused(wrong):
     _, host = traced(w=3, wrong=wrong)
@@ -205,6 +205,7 @@ def test_near_misses_are_refused(wrong):
     assert refusal.reached == "value product" and refusal.remedy
 
 
+@pytest.mark.exhaustive
 def test_corners_that_are_merely_low_are_no_mask():
     """-10000 in place of minus infinity leaves garbage a weight in rows without another key."""
     _, host = traced(lowest=-10000.0)
@@ -212,6 +213,7 @@ def test_corners_that_are_merely_low_are_no_mask():
     assert not found.sites and "scores without a key are not hidden" in found.refusals[0].reason
 
 
+@pytest.mark.exhaustive
 def test_weights_that_are_read_elsewhere_are_told():
     _, host = traced(wrong="weights are given")
     (site,) = recognise(host.graph).sites

@@ -127,7 +127,7 @@ def output_is_computed_again(found: Found) -> None:
     torch.testing.assert_close(again.reshape(wanted.shape), wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_of_traced_models(family):
     model = block_models.build(family)
@@ -140,7 +140,7 @@ def test_blocks_around_fused_attention(family):
     check(family, model, through_fx(family, model))
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("family", "attention"), ONNX_CASES)
 def test_blocks_of_onnx_models(family, attention):
     model = block_models.build(family, attention)

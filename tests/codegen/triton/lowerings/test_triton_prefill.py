@@ -64,6 +64,7 @@ def test_every_length(fast, length):
     torch.testing.assert_close(fast(x), Window().eval()(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_saved_and_loaded_elsewhere(fast, tmp_path):
     path, x = fast.export(tmp_path / "fast.pt2"), torch.randn(3, 21, 32)
     wanted = Window().eval()(x)

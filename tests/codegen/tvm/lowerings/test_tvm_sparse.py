@@ -31,6 +31,7 @@ def drifting(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).cumsum(2) / 8
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("line", LINES)
 def test_the_operator_computes_the_spec(line):
     q, k, v = drifting(1, 4, 200, 32), drifting(1, 2, 200, 32), torch.randn(1, 2, 200, 32)
