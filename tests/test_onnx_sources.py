@@ -39,7 +39,7 @@ def equal(wanted, got):
         np.testing.assert_allclose(b, a, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("family", "attention", "exporter"), CASES)
 def test_all_found_and_equal(family, attention, exporter):
     if (family, exporter) in NOT_EXPORTED:
@@ -57,7 +57,7 @@ def test_all_found_and_equal(family, attention, exporter):
     equal(run(proto, other), fast(other))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo", "transformers", "transformers-fused"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_steps_on_a_cache(family, exporter):

@@ -25,6 +25,7 @@ def minilm():
     return module
 
 
+@pytest.mark.exhaustive
 def test_the_demo(minilm, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(EFFORTS, "low", replace(EFFORTS["low"], seconds=5.0))  # what is not measured is predicted
     monkeypatch.setattr(sys, "argv", ["minilm.py", "--folder", str(tmp_path / "demo")])

@@ -29,6 +29,7 @@ def found_in(family, **changes):
     return host, site, find_block(host.graph, site)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", SPECS)
 def test_the_reference_at_the_projections(family):
     host, site, block = found_in(family)

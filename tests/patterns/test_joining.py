@@ -167,6 +167,7 @@ NEAR_MISSES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_misses(name):
     how, reason = NEAR_MISSES[name]

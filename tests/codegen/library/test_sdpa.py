@@ -8,6 +8,7 @@ from lowering_cases import BEYOND_SCALE_AND_BIAS, CASES, Case, check
 from attnopt.codegen.library.sdpa import Sdpa
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_the_reference_does_or_refuses(name):
     check(Sdpa(), CASES[name], BEYOND_SCALE_AND_BIAS.get(name, ""))

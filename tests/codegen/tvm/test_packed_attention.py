@@ -14,6 +14,7 @@ from attnopt.errors import InputMismatch
 NEEDS_TVM = pytest.mark.skipif(missing() is not None, reason="TVM is not installed")
 
 
+@pytest.mark.sampled(2)
 @NEEDS_TVM
 @pytest.mark.parametrize("name", ["causal", "last_queries", "no_keys", "by_sequence"])
 def test_table(name):

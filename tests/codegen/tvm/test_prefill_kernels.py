@@ -18,7 +18,7 @@ from attnopt.ir.reference import reference
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
-@pytest.mark.sampled(14)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("name", TABLE)
 def test_table(name):
     case = TABLE[name]
@@ -100,6 +100,7 @@ print(hashlib.sha256(o.numpy().tobytes()).hexdigest())
 """
 
 
+@pytest.mark.exhaustive
 def test_the_number_of_threads_changes_no_bit():
     said = set()
     for threads in ("1", "3"):

@@ -28,6 +28,7 @@ RMS = "softmax norm(rms, q_gain=g, k_gain=f) scale(0.25) causal"
         ("softmax norm(layer, on=k) scale(0.25) causal", 16),
     ],
 )
+@pytest.mark.sampled(2)
 def test_norms(line, width):
     q, k, v = 3 * torch.randn(2, 4, 70, width) + 1, torch.randn(2, 2, 90, width) + 1, torch.randn(2, 2, 90, 16)
     q[0, 0, 3] = k[1, 1, 5] = 0

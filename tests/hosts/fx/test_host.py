@@ -52,6 +52,7 @@ def test_every_way_to_call(bert):
         ({"no_such": 1}, "'no_such' was not among the example inputs"),
     ],
 )
+@pytest.mark.sampled(2)
 def test_calls_that_do_not_fit(bert, change, said):
     call = fused(opened(bert, inputs("bert"))).callable()
     with pytest.raises(InputMismatch) as raised:

@@ -92,6 +92,7 @@ def hosts():
     return prefill, step, OnnxHost.from_model(step.to_onnx())
 
 
+@pytest.mark.exhaustive
 def test_a_pruned_decoder_decodes_with_its_cache(tmp_path: Path):
     """Token for token what the model with output projections of zeros computes without one; the cache has fewer layers."""
     prefill, step, _ = hosts()

@@ -73,6 +73,7 @@ class Seen:
         return None
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("leaks", [False, True])
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_smoothing_takes_outliers_out_of_the_inputs(kind, leaks):

@@ -80,6 +80,7 @@ def test_what_receives_attention_loses_less():
     assert errors[0] < errors[1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 @pytest.mark.parametrize(("family", "mix", "in_turn"), [("llama", False, False), ("bert", True, False), ("llama", True, True)])
 def test_the_result_is_near_and_the_original_stays(family, kind, mix, in_turn):

@@ -167,7 +167,7 @@ def test_diagonals_are_windowed_attention(case):
         torch.testing.assert_close(got, model(x, padding), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["sdpa", "local-sdpa"])
 def test_the_kernels_that_take_its_place(name):
     """The whole model after the rewrite, also at another length."""

@@ -134,13 +134,14 @@ def test_blocks_of_traced_models(family):
     check(family, model, through_fx(family, model))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", SDPA)
 def test_blocks_around_fused_attention(family):
     model = block_models.build(family, "sdpa")
     check(family, model, through_fx(family, model))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("family", "attention"), ONNX_CASES)
 def test_blocks_of_onnx_models(family, attention):
     model = block_models.build(family, attention)

@@ -78,7 +78,7 @@ def test_gradients_are_refused(fast):
         fast.module.graph_module(torch.randn(2, 9, 32, requires_grad=True))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", TRIED)
 def test_the_table_of_all_lowerings(name):
     check(TvmPrefill(), CASES[name], REFUSED.get(name, ""))
