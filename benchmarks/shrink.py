@@ -37,19 +37,22 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     rows: list[Shrunk] = []
+    said: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         from quantize.subjects import code_lm, sentence_encoder
 
         for make in (code_lm, sentence_encoder):
             subject = make(Path(folder), given.quick)
             rows += compared(subject, given.quick)
-            if subject.name == "code-lm":
-                planned, _said = plans(subject, given.quick)
+            if subject.name == "code-lm" and not given.quick:  # a search needs more samples than a quick run has
+                planned, ahead = plans(subject)
                 rows += planned
+                said.append(ahead)
         rho = ranking(Path(folder), given.quick)
     seconds = scoring_seconds(layers=4 if given.quick else 40)
     rows += random_models(given.quick)
     notes = [
+        *said,
         f"one thread, in turn, medians of paired ratios; other processes used {busy:.2f} cores at the start",
         f"gate-norm, per head: {seconds:.3g} s on {os.cpu_count()} cores to score {4 if given.quick else 40} layers shaped "
         "like a model of 13 billion parameters (hidden 5120, 40 heads of 128), weights at hand",

@@ -16,11 +16,11 @@ LARGEST = 0.3  # KL
 NOISE = 0.05  # of the original's time
 
 
-def plans(subject: Any, quick: bool) -> tuple[list[Shrunk], str]:
+def plans(subject: Any) -> tuple[list[Shrunk], str]:
     """The planner's points, and a line on whether a single kind is anywhere ahead of them."""
     batches = [dict(b) for b in subject.calibration]
     print("planner: all methods together", flush=True)
-    passes = ["fuse-attention", *(SHRINKING[:1] if quick else SHRINKING)]
+    passes = ["fuse-attention", *SHRINKING]
     found = attnopt.explore(
         subject.model, dict(batches[0]), budget=attnopt.Budget(metric="kl", limit=LARGEST), calibration=batches, passes=passes
     )
