@@ -19,6 +19,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from attnopt.plan.judge.quality import Loss
@@ -96,6 +97,17 @@ def alone_already(search: Search) -> set[Place]:
     found = {place: kind for place, kind in single if search.everywhere[kind].samples}
     search.alone.update({place: search.everywhere[kind] for place, kind in found.items()})
     return set(found)
+
+
+def in_turns(search: Search, kinds: Iterable[str]) -> list[str]:
+    """Of each pass the kind that is predicted to save most, then the next of each.
+
+    A prediction may be wrong for all kinds of a pass alike: so one of each comes early, however little it promises.
+    """
+    by_pass: dict[tuple[str, ...], list[str]] = {}
+    for kind in sorted(kinds, key=lambda k: (-search.total_worth(search.whole(k)), k)):
+        by_pass.setdefault(search.passes_of(kind), []).append(kind)
+    return [kind for turn in zip_longest(*by_pass.values()) for kind in turn if kind is not None]
 
 
 def by_worth(search: Search, known: Iterable[Place]) -> list[tuple[Place, Proposal]]:
@@ -176,7 +188,7 @@ def time_kinds(search: Search) -> None:
     allowed = search.losses.additive(search.allowed)
     held = {kind: own for kind, own in options.items() if min(search.predicted(place) for place, _ in own) <= allowed}
     timed = list[str]()
-    for kind in sorted(held, key=lambda k: -search.total_worth(search.whole(k))):
+    for kind in in_turns(search, held):
         if len(timed) < LEAST or not search.spent.over:
             time_whole(search, kind, [o for _, o in held[kind]])
             timed.append(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 from plan_fakes import Off, clock
@@ -11,7 +12,7 @@ from small_searches import layers, setting
 from attnopt.passes import DynamicInt8
 from attnopt.plan.budgeted import prepared
 from attnopt.plan.search.effort import EFFORTS, Spent
-from attnopt.plan.search.survey import FEW, measure
+from attnopt.plan.search.survey import FEW, in_turns, measure
 
 
 @dataclass(frozen=True)
@@ -123,3 +124,10 @@ def test_kinds_are_bounded_by_time_too(measured):
         "1 of 9 kinds were not measured: time was up, a higher effort has more",
         "the times of 4 of 8 kinds are predicted: time was up",
     ]
+
+
+def test_one_kind_of_each_pass_comes_before_the_second_of_any():
+    """int8 is predicted to cost time, and may be wrong alike for all its kinds: still one of them is timed early."""
+    worth = {"window 64": 9.0, "window 128": 8.0, "window 256": 7.0, "int8": -2.0, "int8 smoothed": -3.0}
+    search = SimpleNamespace(whole=lambda kind: kind, total_worth=worth.get, passes_of=lambda kind: (kind.split()[0],))
+    assert in_turns(search, worth) == ["window 64", "int8", "window 128", "int8 smoothed", "window 256"]
