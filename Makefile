@@ -25,7 +25,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Every case of the tests that are sampled otherwise, and the slow ones: about an hour on two cores.
+# Every case of the tests that are sampled otherwise, and the slow ones.
 test-all: install
 	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile --no-loadscope-reorder --every-case
 

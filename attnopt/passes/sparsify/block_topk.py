@@ -13,35 +13,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnopt.ir.site import Refusal, Site
-from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.sparsity import applied, causal, proposed
+from attnopt.passes.sparsify.moba import Moba
 
 
 @dataclass(frozen=True)
-class BlockTopk:
+class BlockTopk(Moba):
     """Let 64 queries together see the few blocks of keys whose mean their own mean fits best, their own block among them.
 
     blocks: (keys of a block, how many are seen). rows: queries that choose together.
     """
 
     blocks: tuple[tuple[int, int], ...] = ((64, 8), (64, 4))
-    rows: int = 64
     name: str = "block-topk"
-    exact: bool = False
-    per: Per = "site"
+    title: str = "MoBA's gate for 64 queries together"
+    rows: int = 64
 
-    def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
-        return proposed(self.name, "MoBA", self.lines, group, evidence)
-
-    def lines(self, site: Site) -> dict[str, str] | Refusal:
-        if not causal(site):
-            return Refusal("its gate is over blocks up to the queries' own: it needs a causal mask", site.name)
-        length = site.size("k")
-        wide = [(block, n) for block, n in self.blocks if not (isinstance(length, int) and block * n >= length)]
-        found = {f"{n} blocks of {block}": f"block_topk({block}, {n}, rows={self.rows}, first=1)" for block, n in wide}
-        return found or Refusal(f"the smallest choice covers all {length} keys", site.name)
-
-    def apply(self, candidate: Candidate, group: Group) -> Group:
-        """The group with the selection in the spec of its site."""
-        return applied(candidate, group)
+    def choice(self, block: int, seen: int) -> str:
+        return f"block_topk({block}, {seen}, rows={self.rows}, first=1)"

@@ -27,19 +27,24 @@ class Moba:
 
     blocks: tuple[tuple[int, int], ...] = ((64, 8), (512, 3))
     name: str = "moba"
+    title: str = "MoBA"
     exact: bool = False
     per: Per = "site"
 
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
-        return proposed(self.name, "MoBA", self.lines, group, evidence)
+        return proposed(self.name, self.title, self.lines, group, evidence)
 
     def lines(self, site: Site) -> dict[str, str] | Refusal:
         if not causal(site):
-            return Refusal("its gate is over blocks before the query's own: it needs a causal mask", site.name)
+            return Refusal("its gate is over blocks up to the query's own: it needs a causal mask", site.name)
         length = site.size("k")
         wide = [(block, n) for block, n in self.blocks if not (isinstance(length, int) and block * n >= length)]
-        found = {f"{n} blocks of {block}": f"block_topk({block}, {n})" for block, n in wide}
+        found = {f"{n} blocks of {block}": self.choice(block, n) for block, n in wide}
         return found or Refusal(f"the smallest choice covers all {length} keys", site.name)
+
+    def choice(self, block: int, seen: int) -> str:
+        """The clause of the spec."""
+        return f"block_topk({block}, {seen})"
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """The group with the selection in the spec of its site."""
