@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from attnopt.passes.candidate import Candidate, Evidence, Group, Pass
 from attnopt.passes.factorize.eigen_attention import EigenAttention
+from attnopt.passes.fold.center_stream import CenterStream
+from attnopt.passes.fold.fold_biases import FoldBiases
+from attnopt.passes.fold.fold_norm_gain import FoldNormGain
+from attnopt.passes.fold.pack_projections import PackProjections
 from attnopt.passes.fuse.fuse_attention import FuseAttention
 from attnopt.passes.heads.key_norm_groups import KeyNormGroups
 from attnopt.passes.heads.mean_pooling import MeanPooling
@@ -35,6 +39,10 @@ from attnopt.passes.sparsify.sparge_attn import SpargeAttn
 
 ALL: tuple[Pass, ...] = (
     FuseAttention(),
+    CenterStream(),
+    FoldNormGain(),
+    FoldBiases(),
+    PackProjections(),
     DynamicInt8(),
     RoundWeights(),
     RoundTables(),
@@ -70,12 +78,15 @@ __all__ = [
     "AkvqVl",
     "BlockTopk",
     "Candidate",
+    "CenterStream",
     "DeltaAttention",
     "DilatedWindow",
     "DropAttention",
     "DynamicInt8",
     "EigenAttention",
     "Evidence",
+    "FoldBiases",
+    "FoldNormGain",
     "FuseAttention",
     "GateNorm",
     "Gptq",
@@ -88,6 +99,7 @@ __all__ = [
     "MeanPooling",
     "Moba",
     "Neighborhood",
+    "PackProjections",
     "Pass",
     "PowerAttention",
     "PruneHeads",

@@ -57,7 +57,9 @@ def written(host: Host, layer: LayerEnds, weight: Tensor | None, bias: Tensor | 
     builder, linear = host.builder(layer.node), layer.node.op == "linear" and len(layer.input.shape or ()) > 2
     held: list[Value] = []
     if weight is None:
-        held.append(own if linear == (layer.node.op == "linear") else builder.constant(matrix(layer.node).T.contiguous(), own.dtype))
+        held.append(
+            own if linear == (layer.node.op == "linear") else builder.constant(matrix(layer.node).T.contiguous(), own.dtype)
+        )
     else:
         held.append(builder.constant((weight if linear else weight.T).contiguous(), own.dtype))
     if bias is not None:

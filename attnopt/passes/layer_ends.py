@@ -1,7 +1,7 @@
 """Where a linear layer begins and ends in its model: what it reads, and the first value that holds all it gives, bias included.
 
-    x -> linear(W, b)            ->   (x, that value, b)
-    x -> matmul(W) -> + b        ->   (x, the sum, b)            matmul(W) that more than an addition reads: (x, the product, None)
+x -> linear(W, b)            ->   (x, that value, b)
+x -> matmul(W) -> + b        ->   (x, the sum, b)            matmul(W) that more than an addition reads: (x, the product, None)
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     x = table[i] + … + W' h + b       ->       x = (table P)[i] + … + (W P)' h + b P            P = 1 - 11'/D: mean(x) = 0 always
     layer_norm(x) * g + c -> V        ->       rms_norm(x) * g -> V, b + V c
 
-Every writer has to be centred: tables, output projections, the last layers of MLPs. A table that another layer reads too, as a tied head
-does, stays as it is, and its rows are centred when they are looked up. The bias c of a norm goes into the biases of the layers that read it;
-a norm before a layer without one keeps its form, which is exact as well. Where blocks share a weight it is centred once.
+Every writer has to be centred: tables, output projections, the last layers of MLPs. A table that another layer reads too, as a tied
+head does, stays as it is, and its rows are centred when they are looked up. The bias c of a norm goes into the biases of the layers that
+read it; a norm before a layer without one keeps its form, which is exact as well. Where blocks share a weight it is centred once.
 
 With layer norms gone the stream can be rotated (`passes.rotation`).
 Source: "On the Expressivity Role of LayerNorm in Transformers' Attention" (the decomposition; the fold is standard algebra).
@@ -76,9 +76,9 @@ class CenterStream:
             centred = center(as_wide(matrix(node)), 0)
             store(host, node, weight, centred if node.op == "linear" else centred.T, nodes)
         biases = [w.bias for w in stream.writers if w.bias is not None]
-        for reader, value in biases:
+        for adds, value in biases:
             assert value.load is not None
-            store(host, reader, value, center(as_wide(value.load()), -1), [n for n, _ in biases])
+            store(host, adds, value, center(as_wide(value.load()), -1), [n for n, _ in biases])
         for reader in stream.readers:
             if refuses(reader) is None:
                 without_mean(host, reader)
@@ -136,9 +136,9 @@ def without_mean(host: Host, reader: Reader) -> None:
         layer = ends_of(node)
         assert isinstance(layer, LayerEnds) and layer.bias is not None and layer.bias.load is not None and offset is not None
         set_bias(host, layer, as_wide(layer.bias.load().reshape(-1)) + as_wide(matrix(node)) @ as_wide(offset))
-    node = norm.output.producer
-    assert node is not None
-    builder, gain = host.builder(node), norm.gain()
+    made = norm.output.producer
+    assert made is not None
+    builder, gain = host.builder(made), norm.gain()
     held = () if gain is None else (norm.weight if not norm.shift else builder.constant(gain, norm.output.dtype),)
     shape = norm.output.shape or ()
     host.replace(norm.output, builder.emit("rms_norm", norm.input, *held, shape=shape, dtype=norm.output.dtype, eps=norm.eps))
