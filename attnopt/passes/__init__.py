@@ -7,6 +7,7 @@ from attnopt.passes.factorize.eigen_attention import EigenAttention
 from attnopt.passes.fold.center_stream import CenterStream
 from attnopt.passes.fold.fold_biases import FoldBiases
 from attnopt.passes.fold.fold_norm_gain import FoldNormGain
+from attnopt.passes.fold.merge_projections import MergeProjections
 from attnopt.passes.fold.pack_projections import PackProjections
 from attnopt.passes.fuse.fuse_attention import FuseAttention
 from attnopt.passes.heads.key_norm_groups import KeyNormGroups
@@ -42,6 +43,7 @@ ALL: tuple[Pass, ...] = (
     CenterStream(),
     FoldNormGain(),
     FoldBiases(),
+    MergeProjections(),
     PackProjections(),
     DynamicInt8(),
     RoundWeights(),
@@ -97,6 +99,7 @@ __all__ = [
     "Int8Cache",
     "KeyNormGroups",
     "MeanPooling",
+    "MergeProjections",
     "Moba",
     "Neighborhood",
     "PackProjections",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from attnopt.ir.block import Block, CacheUpdate, Projection
+from attnopt.ir.empty_rows import never_empty
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes.cache_basis import score_refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
@@ -106,7 +107,7 @@ def sums_to_one(site: Site) -> Refusal | None:
     others = (spec.sink, spec.value_scale, spec.selection, spec.correction, spec.precision, spec.cache, spec.gate, spec.through)
     if spec.normalizer.name != "softmax" or any(c is not None for c in others) or spec.weighting or spec.plus:
         return Refusal("the weights of a row are not those of a plain softmax", site.name)
-    if spec.mask is not None and spec.empty_row == "zero":
+    if spec.mask is not None and spec.empty_row == "zero" and not never_empty(site):
         return Refusal("a query that sees no key gets zero, with a bias behind it would not", site.name)
     return None
 
