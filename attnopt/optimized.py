@@ -18,6 +18,7 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.opening import Opened
 from attnopt.patterns import recognise
 from attnopt.plan.choose import apply_choices, choose
+from attnopt.plan.folding import Folded, carried, fold_steps
 from attnopt.plan.judge.quality import natural_metric
 from attnopt.plan.judge.verify import difference, require_equal, require_rounded_alike
 from attnopt.plan.options.workshop import Workshop
@@ -105,12 +106,18 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> tuple[OnnxHost, Pla
     assert isinstance(original, FxHost)
     exported = OnnxHost.from_model(original.to_onnx())
     inputs = original.example_inputs()
+    before = report.plan
+    folds, others = fold_steps(before.steps) if before is not None else ((), ())
+    folded = Folded(exported)
+    if others:  # they are of the folded model; folds alone are a matter of the runtime, and saved time in torch
+        one, folded = carried(folds, original, exported)
+        assert isinstance(one.host, FxHost) and isinstance(folded.host, OnnxHost)
+        original, exported = one.host, folded.host
     sites = recognise(exported.graph).sites
     timed = by_position(exported, inputs) if report.select == "measure" else None
     own = sites if report.fuses else ()  # else each attention keeps the nodes that torch's exporter writes
     chosen = choose(exported, own, timed, runtime="onnxruntime", opset=exported.opset, select=report.select)
-    before = report.plan
-    steps = transferred(before.steps, original, exported) if before is not None and before.steps else []
+    steps = transferred(others, original, exported) if others else []
     kernels = {c.site.name: c.lowering for c in chosen if c.lowering is not None}
     named = by_position(exported, inputs)
     shop = Workshop(exported, kernels, load_target(report.target)[0], "onnxruntime", exported.opset, exported.graph.sizes(named))
@@ -124,10 +131,11 @@ def as_onnx(opened: Opened, host: FxHost, report: Report) -> tuple[OnnxHost, Pla
         try:
             require_rounded_alike(wanted, got, made([step for step in steps if not step.rounds]).runner()(named))
         except AccuracyError:
-            require_within(report, opened.output_name, original.runner()(inputs), got)
+            require_within(report, opened.output_name, opened.host.runner()(inputs), got)
     else:
         require_equal(wanted, got)
-    plan = Plan("onnx", report.target, "onnxruntime", {name: x.name for name, x in kernels.items()}, tuple(steps), report.budget)
+    done = (*folded.steps, *steps)
+    plan = Plan("onnx", report.target, "onnxruntime", {name: x.name for name, x in kernels.items()}, done, report.budget)
     return result, plan
 
 

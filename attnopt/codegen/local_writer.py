@@ -16,11 +16,11 @@ import torch
 from attnopt.codegen.additive_mask import as_dtype
 from attnopt.codegen.chunk_writer import ChunkWriter
 from attnopt.codegen.chunks import ChunkGrid
-from attnopt.codegen.library.flex import never_empty
 from attnopt.codegen.lowering import first_refusal
 from attnopt.codegen.materialize import broadcast, shape_of
 from attnopt.ir.band import Band, band, chunking, follows_distance
 from attnopt.ir.dims import Shape, product
+from attnopt.ir.empty_rows import never_empty
 from attnopt.ir.expr import Expr, Term, conjuncts
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand

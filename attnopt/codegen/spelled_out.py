@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnopt.codegen.additive_mask import additive_mask, scaled_then_biased
-from attnopt.codegen.library.flex import never_empty
 from attnopt.codegen.lowering import first_refusal
 from attnopt.codegen.materialize import broadcast, shape_of
+from attnopt.ir.empty_rows import never_empty
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Operand
 from attnopt.ir.site import Builder, Refusal, Site, arrange

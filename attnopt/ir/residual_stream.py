@@ -3,7 +3,7 @@
     embedding -> + o_proj(attention(norm(x))) -> + down_proj(mlp(norm(x))) -> … -> norm -> head
 
 An orthogonal matrix can be moved through all of it where every reader is a norm by root mean square: its length is all that such a norm
-asks of a row, and length does not change.
+asks of a row, and length does not change. A norm that takes the mean off first asks for more: where one reads, nothing is rotated.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from attnopt.ir.block import Norm
 from attnopt.ir.graph import Node, Value
+from attnopt.ir.site import Refusal
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,3 +48,11 @@ class ResidualStream:
     tables: tuple[Table, ...]
     writers: tuple[Writer, ...]
     readers: tuple[Reader, ...]
+
+    def refuses_rotation(self) -> Refusal | None:
+        """Why no orthogonal matrix can be moved through; None where one can."""
+        found = next((r.norm for r in self.readers if r.norm.kind != "rms"), None)
+        if found is None:
+            return None
+        why = f"a {found.kind} norm reads the residual stream: a rotation passes through rms norms only"
+        return Refusal(why, found.output.producer)

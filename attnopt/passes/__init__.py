@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from attnopt.passes.candidate import Candidate, Evidence, Group, Pass
 from attnopt.passes.factorize.eigen_attention import EigenAttention
+from attnopt.passes.fold.center_stream import CenterStream
+from attnopt.passes.fold.fold_biases import FoldBiases
+from attnopt.passes.fold.fold_norm_gain import FoldNormGain
+from attnopt.passes.fold.merge_projections import MergeProjections
+from attnopt.passes.fold.pack_projections import PackProjections
 from attnopt.passes.fuse.fuse_attention import FuseAttention
 from attnopt.passes.heads.key_norm_groups import KeyNormGroups
 from attnopt.passes.heads.mean_pooling import MeanPooling
@@ -35,6 +40,11 @@ from attnopt.passes.sparsify.sparge_attn import SpargeAttn
 
 ALL: tuple[Pass, ...] = (
     FuseAttention(),
+    CenterStream(),
+    FoldNormGain(),
+    FoldBiases(),
+    MergeProjections(),
+    PackProjections(),
     DynamicInt8(),
     RoundWeights(),
     RoundTables(),
@@ -70,12 +80,15 @@ __all__ = [
     "AkvqVl",
     "BlockTopk",
     "Candidate",
+    "CenterStream",
     "DeltaAttention",
     "DilatedWindow",
     "DropAttention",
     "DynamicInt8",
     "EigenAttention",
     "Evidence",
+    "FoldBiases",
+    "FoldNormGain",
     "FuseAttention",
     "GateNorm",
     "Gptq",
@@ -86,8 +99,10 @@ __all__ = [
     "Int8Cache",
     "KeyNormGroups",
     "MeanPooling",
+    "MergeProjections",
     "Moba",
     "Neighborhood",
+    "PackProjections",
     "Pass",
     "PowerAttention",
     "PruneHeads",

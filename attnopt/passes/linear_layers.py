@@ -5,9 +5,11 @@ linear(x, W [out, in])  or  matmul(x, W [in, out])   ->   suits, matrix [out, in
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor
 
-from attnopt.ir.graph import Node, Value
+from attnopt.ir.graph import Graph, Node, Value
 
 
 def suits(node: Node, smallest: int) -> bool:
@@ -47,3 +49,19 @@ def keeps_channels(node: Node) -> bool:
     """Whether a node only lays rows out anew: each keeps its channels."""
     shapes = [v.shape for v in (*node.inputs[:1], node.output) if v is not None and v.shape]
     return node.op in ("reshape", "cast", "expand") and len(shapes) == 2 and shapes[0][-1] == shapes[1][-1]  # type: ignore[index]
+
+
+def read_by_all(value: Value, layers: Collection[Node], graph: Graph) -> bool:
+    """Whether these layers read a value, or a new layout of its rows, and nothing else does."""
+    queue, seen = [value], set[Node]()
+    while queue:
+        held = queue.pop()
+        if held in graph.outputs:
+            return False
+        for user in held.users:
+            if keeps_channels(user) and user.inputs[0] is held:
+                queue.append(user.output)
+            elif user not in layers or user.inputs[0] is not held:
+                return False
+            seen.add(user)
+    return all(n in seen for n in layers)

@@ -95,10 +95,11 @@ def dtype_of(value: Value) -> torch.dtype:
 def rotated(group: Group, seed: int = 0, heads: bool = True) -> Rotated:
     """The whole model, group.stream and all: what can be rotated is, the rest is in `refusals`."""
     made = Rotated()
-    if isinstance(group.stream, ResidualStream):
+    refused = group.stream.refuses_rotation() if isinstance(group.stream, ResidualStream) else group.stream
+    if isinstance(group.stream, ResidualStream) and refused is None:
         turn_stream(made, group.stream, rotation(group.stream.width, seed))
-    elif group.stream is not None:
-        made.refusals.append(group.stream)
+    elif refused is not None:
+        made.refusals.append(refused)
     for site, block in zip(group.sites, group.blocks, strict=True) if heads else ():
         refusal = head_refusal(site, block)
         if refusal is None:
@@ -112,7 +113,7 @@ def rotated(group: Group, seed: int = 0, heads: bool = True) -> Rotated:
 def turns(group: Group, heads: bool = True) -> tuple[bool, bool]:
     """Whether the residual stream of a model can be rotated, and whether values of any attention can; nothing is computed."""
     values = heads and any(head_refusal(s, b) is None for s, b in zip(group.sites, group.blocks, strict=True))
-    return isinstance(group.stream, ResidualStream), values
+    return isinstance(group.stream, ResidualStream) and group.stream.refuses_rotation() is None, values
 
 
 def turn_stream(made: Rotated, stream: ResidualStream, q: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The story of one optimisation, step by step.
 
-recognise -> propose -> choose kernels -> apply -> verify -> search under the budget -> time -> roll back if slower -> record the plan
+recognise -> fold weights -> propose -> choose kernels -> apply -> verify -> search under the budget -> time -> roll back if slower
+-> record the plan
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from attnopt.passes import ALL, Group, Pass
 from attnopt.patterns import Recognition, recognise
 from attnopt.plan.budgeted import UNTIMED, Outcome, Setting, under_budget
 from attnopt.plan.choose import Chosen, apply_choices, choose
+from attnopt.plan.folding import Folded, Folding, again, fold_steps, is_fold
 from attnopt.plan.judge.budget import QUALITY, Budget
 from attnopt.plan.judge.quality import Score
 from attnopt.plan.judge.verify import difference, require_equal, seeded
@@ -85,10 +87,15 @@ class Clock:
 
 @dataclass
 class State:
-    """Where the story stands: the result, what was chosen for sites, what was moved, and what is to be reported."""
+    """Where the story stands: the model as given, the result, what was chosen for sites, what was moved, and what is to be reported.
 
+    folded: the exact rewrites that came first; kernels and moves are of the model after them.
+    """
+
+    original: Host
     result: Host
     chosen: list[Chosen]
+    folded: Folded
     moves: tuple[Move, ...] = ()
     exact: Difference | None = None
     outcome: Outcome | None = None
@@ -109,15 +116,34 @@ def run(host: Host, request: Request) -> tuple[Host, Report]:
         if request.inputs is not None and request.workload is None:
             inputs, said = within_memory(host, request.inputs, left())
             request = replace(request, inputs=inputs)
+    with clock.step("fold"):
+        folded = fold(host, found.sites, request)
+    if folded.host is not host:
+        found = recognise(folded.host.graph)
+    given, host = host, folded.host
     with clock.step("choose"):
         chosen = select_kernels(host, found.sites, request)
     with clock.step("apply"):
-        state = State(apply_choices(host, chosen), chosen, notes=[said] if said else [])
+        state = State(given, apply_choices(host, chosen), chosen, folded, notes=[said] if said else [])
         if request.plan is not None and request.plan.steps:
             replay(host, request, state)
     if request.inputs is not None:
         verify(host, request, state, clock)
     return state.result, reported(host, request, state, found, clock)
+
+
+def fold(host: Host, sites: Sequence[Site], request: Request) -> Folded:
+    """The exact rewrites of weights that save time, or those of the plan that was given."""
+    if request.plan is not None:
+        return again(host, fold_steps(request.plan.steps)[0])
+    passes = [p for p in request.passes if is_fold(p)]
+    if not passes or request.inputs is None:
+        return Folded(host)
+    known = host.graph.sizes(request.inputs)
+    asked = () if request.workload is None else request.workload.bind(sites)
+    sizes = [(b.weight, {**known, **b.sizes}) for b in asked] or [(1.0, known)]
+    loads = ((1.0, request.inputs),) if request.workload is None else request.shaped.loads
+    return Folding(request.select, load_target(request.target)[0], request.runtime, loads, sizes).of(host, passes)
 
 
 def replay(host: Host, request: Request, state: State) -> None:
@@ -127,10 +153,10 @@ def replay(host: Host, request: Request, state: State) -> None:
     shop.arrays, said = arrays_for(request.plan, setting_for(host, request, state, ()))
     state.notes += said
     try:
-        state.moves = shop.arrays.ready(moves_from(request.plan.steps, host))
+        state.moves = shop.arrays.ready(moves_from(fold_steps(request.plan.steps)[1], host))
     except RuntimeError as failure:
         raise PlanError(str(failure), next_move="Give the calibration data that the plan was found with.") from None
-    state.result = shop.built(state.moves)
+    state.result = shop.built(state.moves) if state.moves else state.result
 
 
 def workshop(host: Host, request: Request, chosen: Sequence[Chosen]) -> Workshop:
@@ -144,11 +170,11 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
     assert request.inputs is not None
     inputs = request.inputs
     with clock.step("verify"):
-        original = seeded(host.runner(), inputs)
-        if state.result is host:
+        original = seeded(state.original.runner(), inputs)
+        if state.result is state.original:
             state.exact = difference(original, original)
         elif state.moves:
-            state.exact = approximate_difference(host, state.result, original, inputs)
+            state.exact = approximate_difference(state.original, state.result, original, inputs)
         else:
             state.exact = require_equal(original, seeded(state.result.runner(), inputs))
     approximate = tuple(p for p in request.passes if not p.exact)
@@ -160,13 +186,13 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
             with clock.step("search"):
                 search(host, request, state, approximate)
             if state.moves:
-                state.exact = approximate_difference(host, state.result, original, inputs)
+                state.exact = approximate_difference(state.original, state.result, original, inputs)
     loads = ((1.0, inputs),) if request.workload is None else request.shaped.loads
     if request.select == "measure" and not loads and (said := UNTIMED + request.shaped.why) not in state.notes:
         state.notes.append(said)
-    if request.select == "measure" and loads and state.result is not host:
+    if request.select == "measure" and loads and state.result is not state.original:
         with clock.step("time"):
-            runners = {"before": host.runner(), "after": state.result.runner()}
+            runners = {"before": state.original.runner(), "after": state.result.runner()}
             times = summed([(w, in_turn({n: partial(r, x) for n, r in runners.items()}, clock=counted())) for w, x in loads])
         state.seconds = (times["before"].median, times["after"].median)
         slower = times["after"].ratio(times["before"]) > SLOWER and request.plan is None
@@ -175,7 +201,7 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
                 f"slower, and kept: memory was to be least, {megabytes(state.bytes[0])} -> {megabytes(state.bytes[1])}"
             )
         elif slower:
-            roll_back(host, state)
+            roll_back(state)
             state.exact = difference(original, original)
 
 
@@ -223,7 +249,7 @@ def exact_setting(host: Host, request: Request) -> Setting:
     sites = recognise(host.graph).sites
     request = with_shapes(host, sites, request)
     chosen = select_kernels(host, sites, request)
-    state = State(apply_choices(host, chosen), chosen)
+    state = State(host, apply_choices(host, chosen), chosen, Folded(host))
     return setting_for(host, request, state, tuple(p for p in request.passes if not p.exact))
 
 
@@ -236,14 +262,16 @@ def with_shapes(host: Host, sites: Sequence[Site], request: Request) -> Request:
     return replace(request, shaped=made)
 
 
-def roll_back(host: Host, state: State) -> None:
+def roll_back(state: State) -> None:
     """The original again, because the whole model measured slower."""
     before, after = state.seconds
     assert before is not None and after is not None
     state.notes.append(f"rolled back: the whole model measured {after * 1e3:.3g} ms against {before * 1e3:.3g} ms before")
     undone = "rolled back with the whole model"
-    state.result, state.moves, state.seconds, state.bytes = host, (), (before, before), (state.bytes[0],) * 2
+    state.result, state.moves, state.seconds, state.bytes = state.original, (), (before, before), (state.bytes[0],) * 2
     state.chosen = [replace(c, lowering=None, why=undone) for c in state.chosen]
+    folds = tuple(replace(r, kept=False, why=f"{r.why}; {undone}") if r.kept else r for r in state.folded.reports)
+    state.folded = Folded(state.original, (), folds)
     state.rewrites = tuple(replace(r, kept=False, why=f"{r.why}; {undone}") if r.kept else r for r in state.rewrites)
 
 
@@ -255,7 +283,7 @@ def reported(host: Host, request: Request, state: State, found: Recognition, clo
         target=request.target,
         runtime=request.runtime,
         kernels={c.site.name: c.lowering.name for c in state.chosen if c.lowering is not None},
-        steps=tuple(step_of(m) for m in state.moves),
+        steps=(*state.folded.steps, *(step_of(m) for m in state.moves)),
         budget=request.budget.allowed,
         metric=held.metric if held and state.moves else "",
         loss=held.loss if held and state.moves else None,
@@ -270,7 +298,7 @@ def reported(host: Host, request: Request, state: State, found: Recognition, clo
         budget=request.budget.allowed,
         sites=tuple(site_report(c, state.moves, shop) for c in state.chosen),
         refusals=found.refusals,
-        rewrites=state.rewrites,
+        rewrites=(*state.folded.reports, *state.rewrites),
         difference=state.exact,
         seconds_before=state.seconds[0],
         seconds_after=state.seconds[1],
@@ -280,7 +308,7 @@ def reported(host: Host, request: Request, state: State, found: Recognition, clo
         seconds_spent=clock.spent,
         search=held,
         plan=plan if request.plan is None else replace(request.plan, steps=plan.steps),
-        fuses=any(p.exact for p in request.passes) if request.plan is None else bool(request.plan.kernels),
+        fuses=any(p.exact and not is_fold(p) for p in request.passes) if request.plan is None else bool(request.plan.kernels),
     )
 
 
@@ -292,7 +320,7 @@ def select_kernels(host: Host, sites: Sequence[Site], request: Request) -> list[
     refused: dict[str, str] = {}
     for site in sites:
         group = Group(host, (site,))
-        for rewrite in (p for p in request.passes if p.exact):
+        for rewrite in (p for p in request.passes if p.exact and not is_fold(p)):
             proposed = rewrite.propose(group, None)
             if isinstance(proposed, Refusal):
                 refused[site.name] = str(proposed)

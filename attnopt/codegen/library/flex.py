@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from attnopt.codegen.additive_mask import plain_softmax
 from attnopt.codegen.lowering import first_refusal
 from attnopt.codegen.operator_call import call_operator
-from attnopt.ir.expr import Const, Expr, Term, conjuncts, disjuncts, operands
+from attnopt.ir.empty_rows import never_empty
+from attnopt.ir.expr import Const, Expr, Term, conjuncts, operands
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site
 from attnopt.runtime.flex_source import NARROWEST, compiler_at_hand, sayable
@@ -63,16 +64,3 @@ def skips_blocks(mask: Expr | None) -> bool:
     """Whether some part of the mask is known without data (causal alone is left to kernels that have it built in)."""
     known = [p for p in conjuncts(mask) if not operands(p)]
     return bool(known) and known != [Term("causal")]
-
-
-def never_empty(site: Site) -> bool:
-    """Whether every query is proved to see a key: each part of the mask admits k == q, and q < number of keys."""
-    parts = conjuncts(site.spec.mask)
-    return all(map(admits_itself, parts)) and (not parts or site.size("q") == site.size("k"))
-
-
-def admits_itself(part: Expr) -> bool:
-    """Whether a part is, or has an alternative that is, of named terms that admit k == q."""
-    named = {"causal", "window", "lookahead", "chunk", "diagonal", "dilated"}
-    plain = isinstance(part, Term) and part.name in named and all(a >= 1 for a in part.args)
-    return plain or (len(disjuncts(part)) > 1 and any(all(map(admits_itself, conjuncts(e))) for e in disjuncts(part)))

@@ -271,7 +271,12 @@ def write_triangle(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: 
     return (aten.triu if attrs["upper"] else aten.tril).default, (x[0], attrs["diagonal"]), {}
 
 
+def write_rms_norm(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
+    return aten.rms_norm.default, (x[0], [shape[-1]], x[1] if len(x) > 1 else None, attrs["eps"]), {}
+
+
 WRITERS: dict[str, Callable[..., Written]] = {
+    "rms_norm": write_rms_norm,
     "reshape": write_reshape,
     "expand": write_expand,
     "permute": write_permute,

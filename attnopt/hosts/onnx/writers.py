@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from attnopt.hosts.onnx.element_types import TYPES
 from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Value
@@ -129,6 +131,19 @@ def attention(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[st
     )
 
 
+def rms_norm(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    """One node from opset 23 on; before, the nodes that runtimes know as one: x / sqrt(mean(x ** 2) + eps) * weight."""
+    if b.model.opset_imports.get("", 1) >= 23:
+        weight = x[1] if len(x) > 1 and x[1] is not None else b.constant(torch.ones(int(shape[-1])), dtype)  # type: ignore[arg-type]
+        return b.node("RMSNormalization", [x[0], weight], shape, dtype, axis=-1, epsilon=float(a["eps"]))
+    narrow, axis = (*shape[:-1], 1), len(shape) - 1
+    squares = b.node("Pow", [x[0], b.constant(2.0, dtype)], shape, dtype)
+    mean = b.emit("reduce_mean", squares, shape=narrow, dtype=dtype, axes=(axis,), keepdims=True)
+    root = b.node("Sqrt", [b.node("Add", [mean, b.constant(float(a["eps"]), dtype)], narrow, dtype)], narrow, dtype)
+    made = b.node("Div", [x[0], root], shape, dtype)
+    return b.node("Mul", [made, x[1]], shape, dtype) if len(x) > 1 and x[1] is not None else made
+
+
 def not_equal(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
     return b.node("Not", [b.node("Equal", x, shape, "bool")], shape, "bool")
 
@@ -180,6 +195,7 @@ WRITERS: dict[str, Writer] = {
     "full": full,
     "triangle": triangle,
     "attention": attention,
+    "rms_norm": rms_norm,
     "ne": not_equal,
     "floordiv": floor_division,
     "mod": modulus,

@@ -21,7 +21,7 @@ from attnopt.ir.block import Norm
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.linear_layers import keeps_channels, matrix, outputs, source, suits
+from attnopt.passes.linear_layers import matrix, outputs, read_by_all, source, suits
 from attnopt.passes.smoothing import best_smoothing, factors
 from attnopt.passes.value_scaling import bias_is_known, bias_of, rows_of, scale_values, scaled_by_factor, scaled_by_values
 
@@ -130,18 +130,7 @@ def folds(norm: Norm, layers: Sequence[Node], graph: Graph) -> bool:
     own = [v for v in (weight, norm.bias) if v is not None]
     if weight is None or any(v.handle is None or v.load is None or len(v.users) != 1 for v in own):
         return False
-    queue, seen = [norm.output], set()
-    while queue:
-        value = queue.pop()
-        if value in graph.outputs:
-            return False
-        for user in value.users:
-            if keeps_channels(user) and user.inputs[0] is value:
-                queue.append(user.output)
-            elif user not in layers or user.inputs[0] is not value:
-                return False
-            seen.add(user)
-    return all(n in seen for n in layers)
+    return read_by_all(norm.output, layers, graph)
 
 
 def fold(group: Group, s: Tensor) -> None:

@@ -2,8 +2,8 @@
 
     add(embedding, o_proj(…)) -> norm -> q, k, v        ->   ResidualStream(tables, writers, readers)
 
-Everything that touches a value of the stream has to be known: a table or linear layer that is added to it, a norm by root mean square that
-only linear layers read, or an operation that lays rows out anew. Anything else is a refusal that names it.
+Everything that touches a value of the stream has to be known: a table or linear layer that is added to it, a norm (of rows, or of rows
+less their mean) that only linear layers read, or an operation that lays rows out anew. Anything else is a refusal that names it.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class Walk:
             inside = () if norm is None else between(value, norm.output)
             if norm is None or node not in inside:
                 raise NotWhole(f"'{node.attrs.get('operator', node.op)}' reads the residual stream beside the norms", node)
-            if norm.kind != "rms":
-                raise NotWhole(f"a {norm.kind} norm reads the residual stream: a rotation passes through rms norms only", node)
+            if norm.kind not in ("rms", "layer"):
+                raise NotWhole(f"a {norm.kind} norm reads the residual stream", node)
             self.readers.append(Reader(norm, tuple(layers_below(norm, self.graph)), gain_reader(norm)))
             left = {n: None for n in left if n not in inside}
         return found

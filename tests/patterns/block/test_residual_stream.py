@@ -32,11 +32,16 @@ def test_everything_that_touches_it_is_listed(family, kind):
     assert {r.norm.kind for r in stream.readers} == {"rms"}
 
 
-@pytest.mark.parametrize(("family", "reason"), [("gpt2", "a layer norm reads the residual stream"), ("bert", "layer")])
-def test_norms_with_means_are_refused(family, reason):
-    refused = Grouping(opened(family, "torch")).stream
+def test_norms_with_means_are_listed_and_let_no_rotation_through():
+    stream = Grouping(opened("gpt2", "torch")).stream
+    assert {r.norm.kind for r in stream.readers} == {"layer"} and len(stream.writers) == 4
+    assert "a layer norm reads the residual stream" in stream.refuses_rotation().reason
+
+
+def test_a_norm_after_the_addition_makes_the_stream_anew():
+    refused = Grouping(opened("bert", "torch")).stream
     assert isinstance(refused, Refusal)
-    assert reason in refused.reason
+    assert "layer" in refused.reason
 
 
 class Returned(nn.Module):

@@ -1,0 +1,1 @@
+"""Exact algebra on weights: fewer nodes, fewer products, the same outputs."""

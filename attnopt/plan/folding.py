@@ -1,0 +1,160 @@
+"""Exact rewrites of weights, before kernels are chosen and anything is searched: each is taken where it saves time.
+
+    model -> fold-norm-gain? -> fold-biases? -> … -> the model that kernels are chosen for and budgets are searched on
+
+A rewrite is offered to all its groups at once, on a copy. What the cost model predicts no gain of is not built further. select="measure"
+times the copy in turn with what was there before, and takes it where that is faster beyond noise; "model" takes what is predicted to save
+a noticeable part of the whole; "always" what is predicted to save anything. Copies whose outputs are not equal are not taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+from torch import Tensor
+
+from attnopt.cost.nodes import estimate_nodes
+from attnopt.cost.target import Target
+from attnopt.errors import AccuracyError
+from attnopt.ir.site import Host, Refusal
+from attnopt.passes import ALL, Pass
+from attnopt.plan.choose import NOISE
+from attnopt.plan.judge.verify import require_equal, seeded
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
+from attnopt.plan.replay import moves_from, step_of, transferred
+from attnopt.plan.timing.stepwise import summed
+from attnopt.plan.timing.timing import counted, in_turn
+from attnopt.report.data import RewriteReport
+from attnopt.report.plan import PlanStep
+
+NOTICEABLE = 0.01  # of the whole model's predicted time: less is within what a prediction may be off
+SECONDS = 0.5  # for timing one rewrite
+FUSED = {("onnxruntime", "fold-norm-gain")}  # what a runtime computes with its neighbours in one kernel: prediction sees two
+
+Loads = Sequence[tuple[float, Mapping[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The model after the folds that were taken (the given one where none was), these, and a line for each that was offered."""
+
+    host: Host
+    moves: tuple[Move, ...] = ()
+    reports: tuple[RewriteReport, ...] = ()
+
+    @property
+    def steps(self) -> tuple[PlanStep, ...]:
+        return tuple(step_of(m) for m in self.moves)
+
+
+@dataclass(frozen=True)
+class Folding:
+    """What folds are decided by. loads: weighted inputs of the shapes that count. sizes: of the model's symbols, with weights."""
+
+    select: str
+    target: Target
+    runtime: str
+    loads: Loads
+    sizes: Sequence[tuple[float, Mapping[str, int]]]
+
+    def of(self, host: Host, passes: Sequence[Pass]) -> Folded:
+        """Never changes the given host."""
+        made = Folded(host)
+        for rewrite in passes:
+            made = self.after(made, rewrite)
+        return made
+
+    def after(self, before: Folded, rewrite: Pass) -> Folded:
+        moves = offered(before.host, rewrite)
+        if not moves:
+            return before
+        trial = edited(before.host, moves)
+        why, kept = self.judged(before.host, trial, rewrite)
+        kinds = ", ".join(dict.fromkeys(m.candidate.kind for m in moves))
+        said = RewriteReport(rewrite.name, f"{len(moves)} groups: {kinds}", kept, why)
+        reports = (*before.reports, said)
+        return Folded(trial, (*before.moves, *moves), reports) if kept else Folded(before.host, before.moves, reports)
+
+    def judged(self, before: Host, trial: Host, rewrite: Pass) -> tuple[str, bool]:
+        """Why a fold is taken or not, and whether it is."""
+        old, new = self.predicted(before), self.predicted(trial)
+        said = f"predicted {old * 1e3:.3g} ms -> {new * 1e3:.3g} ms"
+        if not new < old:
+            return f"{said}: nothing is saved", False
+        try:
+            for _, inputs in self.loads[:1]:
+                require_equal(seeded(before.runner(), inputs), seeded(trial.runner(), inputs))
+        except AccuracyError as failure:
+            return f"outputs are not equal: {failure}", False
+        if self.select == "always":
+            return said, True
+        if self.select == "measure" and self.loads:
+            ratio = self.measured(before, trial)
+            return f"measured {ratio:.3f} of the time before, {said}", ratio < 1.0 - NOISE
+        if (self.runtime, rewrite.name) in FUSED:
+            return f"{self.runtime} computes both in one kernel: only a measurement tells", False
+        return said, new < old * (1.0 - NOTICEABLE)
+
+    def predicted(self, host: Host) -> float:
+        times = [(w, estimate_nodes(host.graph.nodes, sizes, self.target, runtime=self.runtime)) for w, sizes in self.sizes]
+        return sum(w * each.seconds for w, each in times)
+
+    def measured(self, before: Host, trial: Host) -> float:
+        runners = {"before": before.runner(), "after": trial.runner()}
+        times = summed([(w, in_turn(calls(runners, x), seconds=SECONDS, clock=counted())) for w, x in self.loads])
+        return times["after"].ratio(times["before"])
+
+
+def calls(runners: Mapping[str, Callable[..., object]], inputs: Mapping[str, Tensor]) -> dict[str, Callable[[], object]]:
+    return {name: partial(run, inputs) for name, run in runners.items()}
+
+
+def is_fold(rewrite: Pass) -> bool:
+    """Whether a pass edits the model, and changes no output."""
+    return rewrite.exact and rewrite.per != "site"
+
+
+def fold_steps(steps: Sequence[PlanStep]) -> tuple[tuple[PlanStep, ...], tuple[PlanStep, ...]]:
+    """(the steps of folds, which come first; the others)."""
+    names = {p.name for p in ALL if is_fold(p)}
+    return tuple(s for s in steps if s.rewrite in names), tuple(s for s in steps if s.rewrite not in names)
+
+
+def offered(host: Host, rewrite: Pass) -> tuple[Move, ...]:
+    """The first candidate for each group."""
+    proposed = [(group, rewrite.propose(group, None)) for group in Grouping(host).of(rewrite.per)]
+    return tuple(Move(rewrite, group, found[0]) for group, found in proposed if not isinstance(found, Refusal))
+
+
+def edited(host: Host, moves: Sequence[Move]) -> Host:
+    """A copy after moves of one pass."""
+    made = host.copy()
+    groups = {g.name: g for g in Grouping(made).of(moves[0].rewrite.per)}
+    for move in moves:
+        move.rewrite.apply(move.candidate, groups[move.group.name])
+    made.finish()
+    return made
+
+
+def again(host: Host, steps: Sequence[PlanStep]) -> Folded:
+    """The folds of a plan, without asking whether they save anything. Raises PlanError for a model that they are not of."""
+    made = Folded(host)
+    for _, own in groupby(steps, key=lambda s: s.rewrite):
+        moves = moves_from(own, made.host)
+        made = Folded(edited(made.host, moves), (*made.moves, *moves))
+    return made
+
+
+def carried(steps: Sequence[PlanStep], before: Host, after: Host) -> tuple[Folded, Folded]:
+    """The folds of a plan in the model and in its export, whose names differ."""
+    one, other = Folded(before), Folded(after)
+    for _, own in groupby(steps, key=lambda s: s.rewrite):
+        run = list(own)
+        there = moves_from(transferred(run, one.host, other.host), other.host)
+        one = again(one.host, run)
+        other = Folded(edited(other.host, there), (*other.moves, *there))
+    return one, other

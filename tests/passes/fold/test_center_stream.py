@@ -1,0 +1,45 @@
+"""A centred stream needs no layer norms: outputs stay, the norms are by root mean square, and the stream can be rotated then."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from folded_models import folded, host, refusals, require_equal
+
+from attnopt.passes import CenterStream
+from attnopt.passes.rotation import rotated
+from attnopt.plan.options.groups import Grouping
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("torch", {}), ("torch", {"norm": "mean"}), ("torch", {"tied": True}), ("torch", {"shared": True}), ("onnx", {})],
+)
+def test_outputs_stay_and_no_norm_takes_the_mean_off(kind, options):
+    given = host(kind, **options)
+    made = folded(CenterStream(), given)
+    require_equal(made, given)
+    kinds = [g.norm.kind for g in Grouping(made).of("linear") if g.norm is not None]
+    assert set(kinds[:-1]) <= {"rms"} and kinds[-1] == ("layer" if options.get("tied") else "rms")
+
+
+def test_a_layer_that_stands_twice_is_centred_once():
+    made = folded(CenterStream(), host(shared=True))
+    one, two = Grouping(made).blocks
+    assert one.o.weight is two.o.weight
+    torch.testing.assert_close(one.o.matrix().mean(0), torch.zeros(24, dtype=torch.float64), atol=1e-12, rtol=0.0)
+
+
+def test_a_centred_stream_can_be_rotated():
+    given = host()
+    made = folded(CenterStream(), given)
+    (group,) = Grouping(made).of("model")
+    found = rotated(group)
+    assert found.stream and Grouping(given).stream.refuses_rotation() is not None
+    found.write(made)
+    made.finish()
+    require_equal(made, given)
+
+
+def test_norms_that_see_the_mean_are_refused():
+    assert refusals(CenterStream(), host(norm="rms")) == ["a rms norm reads the stream: it sees the mean"]
