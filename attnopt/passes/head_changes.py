@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnopt.errors import PlanError
 from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Projection, Rotary, Scale, caches
 from attnopt.ir.graph import LAYOUT
 from attnopt.ir.layout import Group as Axes
@@ -56,13 +55,8 @@ class HeadChanges:
 
     @classmethod
     def of(cls, candidate: Candidate, block: Block) -> HeadChanges:
-        """What a candidate holds. Raises PlanError where it came from a file, which has no arrays."""
+        """What a candidate holds; one that came from a file has no arrays (see `head_pass`)."""
         arrays = candidate.arrays
-        if not arrays:
-            raise PlanError(
-                f"the plan does not hold the numbers that '{candidate.pass_name}' found",
-                next_move="They stand in the model that was written with the plan: use that, or search again.",
-            )
         held = {name: arrays.get(layer.node.name, {}) for name in SIDES if (layer := layer_of(block, name)) is not None}
         maps = {name: HeadMap.of(kept, name) for name, kept in held.items()}
         return cls(**maps, up=held.get("k", {}).get("k up"), reads=tuple(candidate.options["reads"]))

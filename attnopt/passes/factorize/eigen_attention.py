@@ -18,7 +18,9 @@ Source: "Eigen Attention: Attention in Low-Rank Space for KV Cache Compression".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,14 +32,16 @@ from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.head_candidates import candidate_of, shared_by
 from attnopt.passes.head_changes import HeadChanges, refuses_change, refuses_late_turn
 from attnopt.passes.head_map import HeadMap
+from attnopt.passes.head_pass import HeadPass, with_fitted
 from attnopt.passes.head_statistics import HeadMoments, moments
-from attnopt.passes.head_writer import write
 
 SOURCE = "Eigen Attention: Attention in Low-Rank Space for KV Cache Compression"
 
+NO_DATA = Refusal("its bases are found on calibration data")
+
 
 @dataclass(frozen=True)
-class EigenAttention:
+class EigenAttention(HeadPass):
     """Compute attention in the few directions that keys, queries and values use.
 
     thresholds: of the singular values' sum, in (0, 1]. multiple: ranks are rounded up to one.
@@ -57,7 +61,7 @@ class EigenAttention:
 
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         if evidence is None:
-            return Refusal("its bases are found on calibration data", group.name)
+            return NO_DATA
         refusal = refuses_change(group)
         if refusal is not None:
             return refusal
@@ -77,8 +81,10 @@ class EigenAttention:
                     changes = eigen(block, keys[1], values[1], *rank)
                     what = f"keys in {rank[0]} of {width} directions, values in {rank[1]} of {wide}"
                     kind = f"threshold {threshold:g}" + " values" * (rank[0] == width and of_keys < width)
-                    made[rank] = candidate_of(self.name, group, changes, what, kind, SOURCE)
-        return list(made.values()) or Refusal(f"heads use all of their directions at {max(self.thresholds):g}", group.name)
+                    made[rank] = candidate_of(self.name, group, changes, what, kind, SOURCE, {"ranks": list(rank)})
+        return with_fitted(made.values(), group, evidence) or Refusal(
+            f"heads use all of their directions at {max(self.thresholds):g}", group.name
+        )
 
     def rank(self, singular: Tensor, threshold: float) -> int:
         """singular [H, D], each row descending."""
@@ -87,9 +93,14 @@ class EigenAttention:
         width = singular.shape[-1]
         return min(width, -(-min(needed, width) // self.multiple) * self.multiple)
 
-    def apply(self, candidate: Candidate, group: Group) -> Group:
-        """Edits the host of the group in place; give it a copy, and finish it."""
-        return write(group, HeadChanges.of(candidate, group.blocks[0]))
+    def changes(self, options: Mapping[str, Any], group: Group, evidence: Evidence | None) -> HeadChanges | Refusal:
+        if evidence is None:
+            return NO_DATA
+        block, seen = group.blocks[0], moments(group, evidence)
+        if isinstance(seen, Refusal):
+            return seen
+        keys, values = spectra(seen, block.part("k", Rotary) is not None, shared_by(block))
+        return eigen(block, keys[1], values[1], *options["ranks"])
 
 
 def spectra(seen: HeadMoments, turns: bool, queries: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -11,20 +11,22 @@ Models from Multi-Head Checkpoints".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.head_candidates import candidate_of
 from attnopt.passes.head_changes import HeadChanges, refuses_change
 from attnopt.passes.head_groups import contiguous, divisors, shared
-from attnopt.passes.head_writer import write
+from attnopt.passes.head_pass import HeadPass, with_fitted
 
 SOURCE = "Fast Transformer Decoding: One Write-Head is All You Need"
 
 
 @dataclass(frozen=True)
-class MeanPooling:
+class MeanPooling(HeadPass):
     """Let neighbouring query heads share one key head and one value head: the mean of theirs.
 
     groups: numbers of key heads to offer; empty for every divisor of a model's.
@@ -43,11 +45,12 @@ class MeanPooling:
         heads = len(block.k.channels)
         made = []
         for count in self.groups or divisors(heads)[-2::-1]:
-            changes = shared(block, contiguous(heads, count))
-            what = f"{heads} key and value heads pooled to {count}"
-            made.append(candidate_of(self.name, group, changes, what, f"{count} of {heads} heads", SOURCE, needs_data=False))
-        return made or Refusal("one key head already", group.name)
+            options, changes = {"groups": count}, shared(block, contiguous(heads, count))
+            what, kind = f"{heads} key and value heads pooled to {count}", f"{count} of {heads} heads"
+            made.append(candidate_of(self.name, group, changes, what, kind, SOURCE, options, needs_data=False))
+        return with_fitted(made, group, evidence) or Refusal("one key head already", group.name)
 
-    def apply(self, candidate: Candidate, group: Group) -> Group:
-        """Edits the host of the group in place; give it a copy, and finish it."""
-        return write(group, HeadChanges.of(candidate, group.blocks[0]))
+    def changes(self, options: Mapping[str, Any], group: Group, evidence: Evidence | None) -> HeadChanges | Refusal:
+        block = group.blocks[0]
+        assert block.k is not None
+        return shared(block, contiguous(len(block.k.channels), options["groups"]))

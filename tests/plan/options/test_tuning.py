@@ -1,4 +1,4 @@
-"""Tuning: asked for at effort high with data, seeded, and refused with a reason everywhere else."""
+"""Tuning: asked for by --tune or effort high with data, seeded, and refused with a reason everywhere else."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_equal_seeds_find_equal_numbers(host, evidence):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"effort": "low"}, "'rank 4' needs tuning: --effort high"),
-        ({"effort": "medium"}, "'rank 4' needs tuning: --effort high"),
+        ({"effort": "low"}, "'rank 4' needs tuning: --tune"),
+        ({"effort": "medium"}, "'rank 4' needs tuning: --tune"),
         ({"data": False}, "'rank 4' needs tuning, and there are no calibration data"),
         ({"broken": True}, "'rank 4' needs tuning, which failed: diverged"),
     ],
