@@ -62,7 +62,7 @@ class HeadPass:
 
 
 def with_fitted(candidates: Iterable[Candidate], group: Group, evidence: Evidence | None) -> list[Candidate]:
-    """Each candidate, then its twin whose output projection is fitted, where what that reads can be tapped."""
+    """Each candidate, then its twin whose output projection is fitted, where there is evidence of what that reads."""
     made = list(candidates)
     layers = [b.o.node for b in group.blocks if b.o is not None]
     if evidence is None or not all(evidence.sees(node) for node in layers):

@@ -172,8 +172,10 @@ def recovered(search: Search) -> list[str]:
     """What tuning gave: kinds that were measured everywhere both with and without it."""
     said = []
     for kind in search.kinds:
-        plain, tuned = search.everywhere.get(kind.removesuffix(FITTED)), search.everywhere[kind]
-        if kind.endswith(FITTED) and plain is not None and plain.samples and tuned.samples and plain.mean > 0:
+        plain, tuned = (search.everywhere.get(name) for name in (kind.removesuffix(FITTED), kind))
+        if plain is None or tuned is None or not kind.endswith(FITTED) or not plain.samples == tuned.samples > 0:
+            continue
+        if plain.mean > 0:
             share = 1 - tuned.mean / plain.mean
             what = f"{share:.0%} of it recovered" if share > 0 else "nothing recovered"
             said.append(f"tuned, {kind.removesuffix(FITTED)} everywhere loses {plain.mean:.3g} -> {tuned.mean:.3g}: {what}")

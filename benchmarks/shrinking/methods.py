@@ -31,6 +31,7 @@ from attnopt.plan.options.groups import Grouping
 METHODS: tuple[tuple[str, Pass], ...] = (
     ("eigen-attention", EigenAttention()),
     ("mean-pooling", MeanPooling()),
+    ("mean-pooling", MeanPooling(align=True)),
     ("weighted-groups, not aligned", WeightedGroups(align=False)),
     ("weighted-groups", WeightedGroups()),
     ("key-norm-groups", KeyNormGroups()),

@@ -8,7 +8,7 @@ U are the first right singular vectors of a head's keys and queries stacked (of 
 A rank per layer, shared by its heads:  r = max over heads of #{j: (s_1 + … + s_j) / sum s < threshold} + 1, s the singular values, not
 squared. The authors' code leaves out the + 1 and so keeps less than the threshold asks for. Caches hold r numbers for each key and each
 value; rank = width is the identity. Where turned keys are cached, their rank pays in memory alone: they are lifted and turned at each
-call, and without a cache they are left as they are.
+call, and without a cache they are left as they are; so are keys that are normalised by head, as no basis passes through a norm.
 
 The authors lower the threshold layer by layer until the layer's error passes a bound. Here every threshold is an offer, its loss is
 measured, and the planner takes one for each layer. Ranks are rounded up to `multiple`, in which kernels compute.
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from attnopt.errors import OutOfRange
-from attnopt.ir.block import Block, Rotary
+from attnopt.ir.block import Block, HeadNorm, Rotary
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.head_candidates import candidate_of, shared_by
@@ -62,7 +62,8 @@ class EigenAttention(HeadPass):
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         if evidence is None:
             return NO_DATA
-        refusal = refuses_change(group)
+        fixed = any(isinstance(step, HeadNorm) for b in group.blocks for side in "qk" for step in b.streams.get(side, ()))
+        refusal = refuses_change(group, "vo" if fixed else "qkvo", norms="a basis of fewer directions")
         if refusal is not None:
             return refusal
         seen = moments(group, evidence)
@@ -75,7 +76,7 @@ class EigenAttention(HeadPass):
         for threshold in self.thresholds:
             k, v = (self.rank(s, threshold) for s, _ in (keys, values))
             width, wide = len(keys[0][0]), len(values[0][0])
-            of_keys = k if not turns or (late is None and block.cache_k is not None) else width
+            of_keys = k if not fixed and (not turns or (late is None and block.cache_k is not None)) else width
             for rank in dict.fromkeys(((of_keys, v), (width, v))):
                 if rank not in made and rank != (width, wide):
                     changes = eigen(block, keys[1], values[1], *rank)
@@ -121,9 +122,9 @@ def eigen(block: Block, keys: Tensor, values: Tensor, k: int, v: int) -> HeadCha
     if not (1 <= k <= width and 1 <= v <= wide):
         raise OutOfRange(f"ranks are from 1 to {width} for keys and to {wide} for values", f"{k}, {v}")
     repeats = shared_by(block)
-    turns = block.part("k", Rotary) is not None
-    of_keys = None if turns and k == width else HeadMap.of_bases(keys[..., :k])
-    of_queries = None if turns else HeadMap.of_bases(keys[..., :k].repeat_interleave(repeats, 0))
+    turns, normed = block.part("k", Rotary) is not None, any(block.part(side, HeadNorm) is not None for side in "qk")
+    of_keys = None if (turns or normed) and k == width else HeadMap.of_bases(keys[..., :k])
+    of_queries = None if turns or normed else HeadMap.of_bases(keys[..., :k].repeat_interleave(repeats, 0))
     of_values = HeadMap.of_bases(values[..., :v])
     of_output = HeadMap.of_bases(values[..., :v].repeat_interleave(repeats, 0))
     return HeadChanges(of_queries, of_keys, of_values, of_output, up=keys[..., :k].contiguous() if turns and k < width else None)

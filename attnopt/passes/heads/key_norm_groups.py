@@ -44,7 +44,7 @@ class KeyNormGroups(HeadPass):
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         if evidence is None:
             return Refusal("norms of keys are measured on calibration data", group.name)
-        if (refusal := refuses_change(group, "kvo")) is not None:
+        if (refusal := refuses_change(group, "kvo", norms="the norm of keys by which groups differ")) is not None:
             return refusal
         block, seen = group.blocks[0], moments(group, evidence)
         if isinstance(seen, Refusal):

@@ -55,7 +55,7 @@ class PruneHeads(HeadPass):
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         if evidence is None:
             return Refusal("what heads contribute is measured on calibration data", group.name)
-        if (refusal := refuses_change(group)) is not None:
+        if (refusal := refuses_change(group, norms="")) is not None:
             return refusal
         if any(has_heads(site) for site in group.sites):
             return Refusal("a bias or mask differs between its heads", group.name)

@@ -50,7 +50,7 @@ class WeightedGroups(HeadPass):
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         if evidence is None:
             return NO_DATA
-        if (refusal := refuses_change(group)) is not None:
+        if (refusal := refuses_change(group, norms="a weighted sum of heads")) is not None:
             return refusal
         block, seen = group.blocks[0], moments(group, evidence)
         if isinstance(seen, Refusal):

@@ -1,0 +1,113 @@
+"""Changes of heads are found again from a plan's file, and fitted output projections lose less, in both hosts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from shrunk_models import IDS, evidence, host, model, rewritten
+
+import attnopt
+from attnopt.errors import PlanError
+from attnopt.ir.site import Refusal
+from attnopt.passes import EigenAttention, KeyNormGroups, MeanPooling, PruneHeads, WeightedGroups
+from attnopt.passes.head_changes import HeadChanges
+from attnopt.passes.head_map import HeadMap
+from attnopt.passes.output_fit import ROWS, OutputMoments, fitted, map_of, matrix_of, output_moments, scaled
+from attnopt.plan.options.groups import Grouping
+
+PASSES = [
+    (MeanPooling(), "packed"),
+    (WeightedGroups(), "packed"),
+    (KeyNormGroups(groups=(2,)), "packed"),
+    (PruneHeads(shares=(0.5,)), "packed"),
+    (EigenAttention(thresholds=(0.6,), multiple=1), "packed"),
+    (MeanPooling(), "turned"),
+    (EigenAttention(thresholds=(0.6,), multiple=1), "turned"),
+]
+
+
+def lost(given, rewrite, candidate) -> float:
+    """In the output of the first block."""
+    made = rewritten(given, lambda g: rewrite.apply(candidate, g), [0])
+    ends = [Grouping(x).blocks[0].residual.node.output for x in (given, made)]
+    (wanted,), (got,) = (x.tap([end], {"input_ids": IDS}) for x, end in zip((given, made), ends, strict=True))
+    return float((wanted - got).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize(("rewrite", "family"), PASSES, ids=[f"{r.name} {f}" for r, f in PASSES])
+def test_maps_are_found_again_and_the_fitted_twin_loses_less(rewrite, family):
+    from dataclasses import replace
+
+    given, found = host(family, "torch"), evidence(family, "torch")
+    group = Grouping(given).of("block")[0]
+    plain, twin = rewrite.propose(group, found)[:2]
+    assert twin.kind == f"{plain.kind}, fitted" and twin.needs == "tuning" and not twin.arrays
+    again = rewrite.arrays(replace(plain, arrays={}), group, found)
+    for node, held in plain.arrays.items():
+        for name, x in held.items():
+            torch.testing.assert_close(again[node][name], x)
+    fit = replace(twin, arrays=rewrite.arrays(rewrite.tune(twin, group, found), group, found))
+    assert lost(given, rewrite, fit) < 0.97 * lost(given, rewrite, plain)
+
+
+def test_both_hosts_fit_alike():
+    rewrite, made = MeanPooling(groups=(2,)), []
+    for kind in ("torch", "onnx"):
+        group, found = Grouping(host("packed", kind)).of("block")[0], evidence("packed", kind)
+        changes = rewrite.fit({"groups": 2}, group, found)
+        made.append(changes.o.rows(group.blocks[0].o.rows()))
+    torch.testing.assert_close(*made, atol=1e-3, rtol=1e-3)
+
+
+def test_a_fit_is_the_least_squares_and_of_nothing_changed_the_identity():
+    group, found = Grouping(host("packed", "torch")).of("block")[0], evidence("packed", "torch")
+    same = fitted(group, HeadChanges(), found)
+    torch.testing.assert_close(matrix_of(same.o, 4), torch.eye(32, dtype=torch.float64), atol=1e-9, rtol=0)
+    seen = output_moments(group, HeadChanges(), found)
+    assert seen.rows == IDS.numel() < ROWS
+    change = HeadMap(torch.tensor([[0, 2], [3, 1]]), torch.randn(2, 2, 3, 5, dtype=torch.float64))
+    torch.testing.assert_close(
+        map_of(matrix_of(change, 4), 2, 4).rows(torch.eye(20).double().view(4, 5, 20)),
+        change.rows(torch.eye(20).double().view(4, 5, 20)),
+    )
+
+
+def test_factors_of_heads_are_found_where_rows_are_few():
+    """a' has each head of a times a factor, which the fit undoes."""
+    torch.manual_seed(0)
+    a = torch.randn(50, 12, dtype=torch.float64)
+    factors = torch.tensor([2.0, -0.5, 4.0], dtype=torch.float64).repeat_interleave(4)
+    after = a / factors
+    seen = OutputMoments(after.mT @ after / 50, after.mT @ a / 50, 50)
+    made = scaled(torch.eye(12, dtype=torch.float64), seen, torch.randn(12, 6, dtype=torch.float64), 3)
+    torch.testing.assert_close(made.diagonal(), factors, atol=1e-2, rtol=1e-2)
+
+
+def test_a_plan_of_heads_goes_through_its_file(tmp_path):
+    batches = [{"input_ids": torch.randint(0, 50, (4, 12), generator=torch.Generator().manual_seed(i))} for i in range(6)]
+    asked = {"calibration": batches, "select": "model"}
+    first = attnopt.optimize(
+        model("packed"), {"input_ids": IDS}, budget=5.0, passes=["weighted-groups"], minimise="memory", tune=True, **asked
+    )
+    assert any(s.options.get("fitted") for s in first.plan.steps)
+    assert any("recovered" in note for note in first.report.notes)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(first.plan.to_json()))
+    again = attnopt.optimize(model("packed"), {"input_ids": IDS}, plan=path, **asked)
+    torch.testing.assert_close(again(input_ids=IDS), first(input_ids=IDS), atol=1e-5, rtol=1e-5)
+    with pytest.raises(PlanError, match="weighted-groups' found"):
+        attnopt.optimize(model("packed"), {"input_ids": IDS}, plan=path, select="model")
+
+
+def test_pooled_and_pruned_heads_need_no_data_to_be_found_again():
+    from dataclasses import replace
+
+    group, found = Grouping(host("packed", "torch")).of("block")[0], evidence("packed", "torch")
+    for rewrite in (MeanPooling(), PruneHeads(), KeyNormGroups(groups=(2,))):
+        candidate = rewrite.propose(group, found)[0]
+        assert lost(host("packed", "torch"), rewrite, replace(candidate, arrays={})) == pytest.approx(
+            lost(host("packed", "torch"), rewrite, candidate), rel=1e-5
+        )
+    assert isinstance(EigenAttention().changes({"ranks": [4, 4]}, group, None), Refusal)
