@@ -18,6 +18,7 @@ from attnopt.passes import (
     DropAttention,
     EigenAttention,
     GateNorm,
+    Group,
     KeyNormGroups,
     MeanPooling,
     Pass,
@@ -85,9 +86,18 @@ def offered(name: str, rewrite: Pass, host: Host, evidence: Evidence | None) -> 
         proposed = rewrite.propose(group, evidence)
         for candidate in () if isinstance(proposed, Refusal) else proposed:
             if candidate.needs == "tuning":
-                candidate = rewrite.tune(candidate, group, evidence)  # type: ignore[attr-defined]
+                candidate = tuned(rewrite, candidate, group, evidence)
             found.setdefault(candidate.kind, []).append((group.name, candidate))
     return [Kind(name, strength, rewrite, tuple(all_of)) for strength, all_of in found.items()]
+
+
+def tuned(rewrite: Any, candidate: Candidate, group: Group, evidence: Evidence | None) -> Candidate:
+    """The candidate with all that was fitted for it."""
+    found = rewrite.tune(candidate, group, evidence)
+    held = rewrite.arrays(found, group, evidence) if not isinstance(found, Refusal) else found
+    if isinstance(held, Refusal):
+        raise RuntimeError(f"{rewrite.name}, {candidate.kind}: {held}")
+    return replace(found, arrays=held)
 
 
 def at_cache(share: float, host: Host, evidence: Evidence) -> Kind:
