@@ -58,7 +58,9 @@ def trained(subject: Subject, kept: Kept, quick: bool) -> None:
     """Each method alone, then the planner with all of them; an interrupted search of the planner starts anew."""
     exported = onnx_of(subject.torch)
     kept.add(
-        compared(subject, kinds_of(subject, subject.torch, quick), kinds_of(subject, exported, quick), exported, kept, quick)
+        compared(
+            subject, kinds_of(subject, subject.torch, quick, fits=True), kinds_of(subject, exported, quick), exported, kept, quick
+        )
     )
     losses = layer_losses(subject)
     named = dict(zip(losses, (name for name, _ in droppable(exported).candidates), strict=True))

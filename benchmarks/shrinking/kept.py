@@ -1,6 +1,6 @@
 """What a run has measured so far, on disk after every row, so that one that was interrupted goes on.
 
-kept.has("code-lm", "mean-pooling", "1 of 8 heads")      kept.add(row)      kept.say("rho", lambda: …)      each writes shrink.json and .md
+kept.found("code-lm", "mean-pooling", "1 of 8 heads")    kept.add(rows)    kept.say("rho", lambda: …)    each writes shrink.json and .md
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Kept:
         record = json.loads(path.read_text(encoding="utf-8"))
         return cls(True, [Shrunk(**row) for row in record["rows"]], record["topics"])
 
-    def has(self, model: str, method: str, strength: str) -> bool:
-        return any((r.model, r.method, r.strength) == (model, method, strength) for r in self.rows)
+    def found(self, model: str, method: str, strength: str) -> Shrunk | None:
+        return next((r for r in self.rows if (r.model, r.method, r.strength) == (model, method, strength)), None)
 
     def add(self, rows: Iterable[Shrunk]) -> None:
         """Keep each row as it comes."""

@@ -72,19 +72,22 @@ class Applied:
     cache_bytes: int
 
 
-def kinds_of(subject: Any, host: Host, quick: bool) -> Iterator[Kind]:
+def kinds_of(subject: Any, host: Host, quick: bool, fits: bool = False) -> Iterator[Kind]:
+    """fits: also those whose output projection is fitted."""
     seen = Evidence(host, subject.data(host), sites=Grouping(host).sites)
     for name, rewrite in METHODS[:2] if quick else METHODS:
-        yield from offered(name, rewrite, host, seen)
+        yield from offered(name, rewrite, host, seen, fits)
     if not quick:
         yield at_cache(SMALLER, host, seen)
 
 
-def offered(name: str, rewrite: Pass, host: Host, evidence: Evidence | None) -> list[Kind]:
+def offered(name: str, rewrite: Pass, host: Host, evidence: Evidence | None, fits: bool = False) -> list[Kind]:
     found: dict[str, list[tuple[str, Candidate]]] = {}
     for group in Grouping(host).of(rewrite.per):
         proposed = rewrite.propose(group, evidence)
         for candidate in () if isinstance(proposed, Refusal) else proposed:
+            if candidate.needs == "tuning" and not fits:
+                continue
             if candidate.needs == "tuning":
                 candidate = tuned(rewrite, candidate, group, evidence)
             found.setdefault(candidate.kind, []).append((group.name, candidate))

@@ -87,7 +87,7 @@ def rows_of(given: Random, kept: Kept) -> Iterator[Shrunk]:
     for rewrite in REWRITES:
         ours, theirs = (offered(rewrite.name, rewrite, h, e) for h, e in ((host, seen), (exported, twin_seen)))
         for kind in [k for k in ours if k.strength == wanted or rewrite.per == "block"]:
-            if kept.has(given.name, kind.method, kind.strength):
+            if kept.found(given.name, kind.method, kind.strength):
                 continue
             print(f"{given.name}: {kind.method}, {kind.strength}", flush=True)
             made, seconds = applied(host, kind), 0.5 if given.quick else 4.0
