@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from shrunk_models import IDS, evidence, host, model, rewritten
 
 import attnopt
+from attnopt.analysis.calibration import Calibration
+from attnopt.analysis.evidence import Evidence
 from attnopt.errors import PlanError
 from attnopt.ir.site import Refusal
 from attnopt.passes import EigenAttention, KeyNormGroups, MeanPooling, PruneHeads, WeightedGroups
@@ -28,6 +31,14 @@ PASSES = [
 ]
 
 
+@functools.cache
+def much(family, kind) -> Evidence:
+    """Enough tokens for a whole matrix."""
+    given, random = host(family, kind), torch.Generator().manual_seed(8)
+    batches = [{"input_ids": torch.randint(0, 50, IDS.shape, generator=random)} for _ in range(16)]
+    return Evidence(given, Calibration.of(given.graph, batches), sites=Grouping(given).sites)
+
+
 def lost(given, rewrite, candidate) -> float:
     """In the output of the first block."""
     made = rewritten(given, lambda g: rewrite.apply(candidate, g), [0])
@@ -40,7 +51,7 @@ def lost(given, rewrite, candidate) -> float:
 def test_maps_are_found_again_and_the_fitted_twin_loses_less(rewrite, family):
     from dataclasses import replace
 
-    given, found = host(family, "torch"), evidence(family, "torch")
+    given, found = host(family, "torch"), much(family, "torch")
     group = Grouping(given).of("block")[0]
     plain, twin = rewrite.propose(group, found)[:2]
     assert twin.kind == f"{plain.kind}, fitted" and twin.needs == "tuning" and not twin.arrays
@@ -55,7 +66,7 @@ def test_maps_are_found_again_and_the_fitted_twin_loses_less(rewrite, family):
 def test_both_hosts_fit_alike():
     rewrite, made = MeanPooling(groups=(2,)), []
     for kind in ("torch", "onnx"):
-        group, found = Grouping(host("packed", kind)).of("block")[0], evidence("packed", kind)
+        group, found = Grouping(host("packed", kind)).of("block")[0], much("packed", kind)
         changes = rewrite.fit({"groups": 2}, group, found)
         made.append(changes.o.rows(group.blocks[0].o.rows()))
     torch.testing.assert_close(*made, atol=1e-3, rtol=1e-3)
@@ -64,7 +75,7 @@ def test_both_hosts_fit_alike():
 def test_a_fit_is_the_least_squares_and_of_nothing_changed_the_identity():
     group, found = Grouping(host("packed", "torch")).of("block")[0], evidence("packed", "torch")
     same = fitted(group, HeadChanges(), found)
-    torch.testing.assert_close(matrix_of(same.o, 4), torch.eye(32, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(matrix_of(same.o, 4), torch.eye(32, dtype=torch.float64), atol=1e-6, rtol=0)
     seen = output_moments(group, HeadChanges(), found)
     assert seen.rows == IDS.numel() < ROWS
     change = HeadMap(torch.tensor([[0, 2], [3, 1]]), torch.randn(2, 2, 3, 5, dtype=torch.float64))
@@ -86,7 +97,7 @@ def test_factors_of_heads_are_found_where_rows_are_few():
 
 
 def test_a_plan_of_heads_goes_through_its_file(tmp_path):
-    batches = [{"input_ids": torch.randint(0, 50, (4, 12), generator=torch.Generator().manual_seed(i))} for i in range(6)]
+    batches = [{"input_ids": torch.randint(0, 50, (4, 12), generator=torch.Generator().manual_seed(i))} for i in range(8)]
     asked = {"calibration": batches, "select": "model"}
     first = attnopt.optimize(
         model("packed"), {"input_ids": IDS}, budget=5.0, passes=["weighted-groups"], minimise="memory", tune=True, **asked

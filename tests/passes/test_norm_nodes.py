@@ -55,7 +55,6 @@ def test_what_does_not_pass_through_the_norm_is_refused_by_name():
         refused = rewrite.propose(group, found)
         assert isinstance(refused, Refusal) and f"{why} does not pass through the norm" in refused.reason
     assert "a change of basis" in str(refuses_change(group)) and refuses_change(group, norms="") is None
-    assert all(c.rows == {} and set(c.arrays) <= {n.name for n in c.nodes} for c in EigenAttention().propose(group, found))
     widths = [s for c in EigenAttention(thresholds=(0.5,), multiple=1).propose(group, found) for s in c.shapes.values()]
     assert widths and all(s["d"] == 8 and s["e"] < 8 for s in widths)
 
