@@ -90,14 +90,17 @@ def pairs(group: Group, changes: HeadChanges, evidence: Evidence) -> Iterator[tu
     """(a', a) of the rows that are no padding, batch by batch, of every block of the group."""
     padding = Padding.of(group.host.graph)
     for site, block in zip(group.sites, group.blocks, strict=True):
-        assert block.o is not None
+        assert block.o is not None and block.k is not None
         reads, left = (*tapped(site), block.o.input), ROWS
         channels, spec = block.o.channels.flatten(), changed(site, changes).spec
         for inputs, data in evidence.hold(reads):
             on = held(site, dict(zip(reads, data, strict=True)), group.host.graph.sizes(inputs))
             real = padding.rows(site.size("q"), len(on.q), on.q.shape[2], inputs)
-            q, k, v = (x.float() for x in (on.q, on.k, on.v))
-            made = reference(spec, *attended(block, changes, q, k, v), **on.operands)  # [B, H', Q, E']
+            keys = len(block.k.channels)
+            q, k, v = on.q.float(), *(x.float()[:, :: x.shape[1] // keys] for x in (on.k, on.v))  # each key head once
+            step = len(q) if on.operands else 1  # an operand may differ from sample to sample
+            rows = zip(*(x.split(step) for x in attended(block, changes, q, k, v)), strict=True)
+            made = torch.cat([reference(spec, *each, **on.operands) for each in rows])  # [B, H', Q, E']
             after = made.transpose(1, 2).flatten(2).flatten(0, 1)
             before = data[-1].reshape(-1, data[-1].shape[-1])[:, channels]
             kept = slice(None) if real is None else real.flatten()
