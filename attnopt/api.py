@@ -70,6 +70,7 @@ def optimize(
     plan: Plan | str | Path | None = None,
     cache: str | Path | None = None,
     minimise: str = "time",
+    tune: bool = False,
 ) -> Optimized:
     """Return the same model with its attentions computed by faster kernels; the given model is not touched.
 
@@ -88,12 +89,14 @@ def optimize(
     read from the .onnx file, or rounded again by `calibration`; other data than the plan's give a line in the report.
     cache: a folder for finished measurements, so that an interrupted search goes on; default: that of ATTNOPT_MEASUREMENTS, else none.
     minimise: what the plan makes least within the budget, "time" or "memory" (bytes of weights and key/value caches, at whatever speed).
+    tune: also offer rewrites that are fitted to the calibration data: output projections by least squares where heads changed, rounding
+    layer after layer; the report says what that recovered. It takes time of the search's; effort "high" does it anyway.
 
     The result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves.
     Raises AccuracyError rather than return a model that differs beyond the tolerance of its dtype, UnknownTarget,
     UnknownPass, UnreadableModel, UntraceableModel, InputMismatch, BudgetError, WorkloadError, PlanError.
     """
-    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, plan, cache, minimise)
+    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, plan, cache, minimise, tune)
     checked = asked.checked()
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=True)
     host, report = run(opened.host, asked.request(opened, checked))
@@ -115,6 +118,7 @@ def explore(
     effort: str = "low",
     seed: int = 0,
     cache: str | Path | None = None,
+    tune: bool = False,
 ) -> Frontier:
     """What a model costs in time and memory for what it may lose: the budget swept up to `budget`, each plan measured.
 
@@ -126,7 +130,7 @@ def explore(
     from attnopt.plan.frontier import explored
     from attnopt.plan.pipeline import exact_setting
 
-    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, None, cache)
+    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, None, cache, tune=tune)
     checked = asked.checked()
     if checked.budget.exact:
         raise BudgetError("a budget of 0 leaves nothing to explore", next_move="Leave it out to sweep up to 0.1.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Asked:
     plan: Plan | str | Path | None = None
     cache: str | Path | None = None
     minimise: str = "time"
+    tune: bool = False
 
     def checked(self) -> Checked:
         """Raises UnknownTarget, UnknownPass, BudgetError, WorkloadError, PlanError, OutputNotWritable."""
@@ -82,7 +83,9 @@ class Asked:
             )
         workload = None if self.shapes is None else parse_workload(self.shapes)
         plan = None if self.plan is None else plan_from(self.plan)
-        return Checked(machine, runtime, chosen, budget, effort_named(self.effort), workload, plan, Store.open(self.cache))
+        effort = effort_named(self.effort)
+        effort = replace(effort, tunes=effort.tunes or self.tune)
+        return Checked(machine, runtime, chosen, budget, effort, workload, plan, Store.open(self.cache))
 
     def request(self, opened: Opened, checked: Checked) -> Request:
         """Raises InputMismatch for calibration data that do not fit the model, or are too few to be cut in two."""

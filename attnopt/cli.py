@@ -35,6 +35,7 @@ PassNames = Annotated[
     list[str] | None, typer.Option("--passes", help="Names of passes to restrict to, separated by commas or repeated.")
 ]
 Shapes = Annotated[str | None, typer.Option("--shapes", help="What the plan is for: 'prefill:4096 decode:32768x8'.")]
+Tune = Annotated[bool, typer.Option("--tune", help="Also offer rewrites that are fitted to the calibration data.")]
 EffortName = Annotated[str, typer.Option("--effort", help="low (a minute of measuring), medium, or high (hours).")]
 CacheFolder = Annotated[
     Path | None, typer.Option("--cache", help="A folder for finished measurements, so that an interrupted search goes on.")
@@ -90,6 +91,7 @@ def optimize(
     minimise: Annotated[
         str, typer.Option(help="What is made least within the budget: time, or memory (weights and cache).")
     ] = "time",
+    tune: Tune = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say for each group what was considered, and why it lost.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -113,6 +115,7 @@ def optimize(
             plan=plan,
             cache=cache,
             minimise=minimise,
+            tune=tune,
         )
         result.export(output)
     if as_json:
@@ -135,6 +138,7 @@ def explore(
     shapes: Shapes = None,
     effort: EffortName = "low",
     cache: CacheFolder = None,
+    tune: Tune = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw what the model costs in time and memory for what it may lose."""
@@ -151,6 +155,7 @@ def explore(
             shapes=shapes,
             effort=effort,
             cache=cache,
+            tune=tune,
         )
         frontier.save(output)
     if as_json:

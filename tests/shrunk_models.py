@@ -37,15 +37,27 @@ class Turned(nn.Module):
         super().__init__()
         self.q, self.k, self.v = (nn.Linear(32, n * 8, bias=False) for n in (4, 2, 2))
         self.o = nn.Linear(32, 32, bias=False)
+        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
         self.register_buffer("inv_freq", 100.0 ** -(torch.arange(0, 8, 2) / 8))
 
     def forward(self, x):
         q, k, v = (p(x).unflatten(-1, (-1, 8)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        q, k = self.q_norm(q), self.k_norm(k)
         angle = torch.arange(x.shape[1])[:, None].float() * self.inv_freq.float()
         cos, sin = (torch.cat([wave, wave], -1).to(x.dtype) for wave in (angle.cos(), angle.sin()))
         q, k = (y * cos + torch.cat([-y[..., 4:], y[..., :4]], -1) * sin for y in (q, k))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o(out.transpose(1, 2).flatten(2))
+
+
+class Normed(Turned):
+    """The same with queries and keys normalised by head before they turn, as Qwen3 and Gemma 3 have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_norm, self.k_norm = nn.RMSNorm(8, eps=1e-6), nn.RMSNorm(8, eps=1e-6)
+        for norm in (self.q_norm, self.k_norm):
+            nn.init.uniform_(norm.weight, 0.2, 0.6)
 
 
 class Language(nn.Module):
@@ -64,9 +76,9 @@ class Language(nn.Module):
 
 @functools.cache
 def model(family: str) -> nn.Module:
-    """ "packed" or "turned". Heads and biases are large enough to matter."""
+    """ "packed", "turned" or "normed". Heads and biases are large enough to matter."""
     torch.manual_seed(0)
-    made = Language({"packed": Packed, "turned": Turned}[family]).eval()
+    made = Language({"packed": Packed, "turned": Turned, "normed": Normed}[family]).eval()
     with torch.no_grad():
         for attention in made.attentions:
             for parameter in attention.parameters():

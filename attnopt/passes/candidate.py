@@ -31,6 +31,7 @@ from attnopt.ir.spec import AttentionSpec
 Per = Literal["site", "linear", "block", "table", "model"]
 Change = Literal["kernel", "mask", "selection", "correction", "precision", "cache", "score", "weights", "structure"]
 Needs = Literal["nothing", "calibration", "tuning"]
+FITTED = ", fitted"  # at the end of the kind of a candidate whose twin of the kind before it is not tuned
 
 
 class Attends(Protocol):
@@ -181,7 +182,7 @@ class Pass(Protocol):
 
 @runtime_checkable
 class Tunes(Protocol):
-    """A pass of which some candidates need tuning. It is asked for at effort "high", where there are calibration data."""
+    """A pass of which some candidates need tuning. It is asked where the user wants that and there are calibration data."""
 
     def tune(self, candidate: Candidate, group: Group, evidence: Evidence) -> Candidate | Refusal:
         """The candidate with what a few steps found in its options, from which alone `apply` works; or why nothing was found.

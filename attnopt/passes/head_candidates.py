@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from attnopt.ir.block import Block, CacheUpdate
 from attnopt.passes.candidate import Candidate, Group
 from attnopt.passes.head_changes import SIDES, HeadChanges, layer_of
@@ -10,9 +13,17 @@ from attnopt.passes.head_site import sizes_after
 
 
 def candidate_of(
-    name: str, group: Group, changes: HeadChanges, what: str, kind: str, source: str, *, needs_data: bool = True
+    name: str,
+    group: Group,
+    changes: HeadChanges,
+    what: str,
+    kind: str,
+    source: str,
+    options: Mapping[str, Any],
+    *,
+    needs_data: bool = True,
 ) -> Candidate:
-    """The candidate whose `apply` is `head_writer.write` of these changes."""
+    """The candidate whose `apply` is `head_writer.write` of these changes. options: from which its pass finds them again."""
     block = group.blocks[0]
     layers = {s: layer for b in group.blocks for s in SIDES if (layer := layer_of(b, s)) is not None}
     cached = {
@@ -24,7 +35,7 @@ def candidate_of(
         what + ("" if len(group.sites) == 1 else f", in {len(group.sites)} blocks that share their weights"),
         source,
         nodes=tuple(dict.fromkeys(layer.node for b in group.blocks for s in SIDES if (layer := layer_of(b, s)) is not None)),
-        options={"reads": list(changes.reads)},
+        options={"reads": list(changes.reads), **options},
         kind=kind,
         changes=("structure",),
         layers=sizes_of(group, changes),

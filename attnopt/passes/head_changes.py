@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnopt.errors import PlanError
-from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Projection, Rotary, Scale, caches
+from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Projection, Rotary, Scale
 from attnopt.ir.graph import LAYOUT
 from attnopt.ir.layout import Group as Axes
 from attnopt.ir.layout import Operand
@@ -24,10 +23,12 @@ from attnopt.ir.site import Refusal, Site
 from attnopt.passes.cache_slots import Slot, slot
 from attnopt.passes.candidate import Candidate, Group
 from attnopt.passes.head_map import HeadMap
+from attnopt.passes.norm_nodes import refuses_norm
 from attnopt.passes.rotary_nodes import counts_from, refuses_rotary
 
 SIDES = ("q", "k", "v", "o")
 WHAT = {"q": "queries", "k": "keys", "v": "values", "o": "the output"}
+SPARSE, ROWS = 0.4, 64  # share of zeros from which on a layer counts as sparse (2 of 4 is the usual form), in so many of its rows
 PLAIN = ("offset",)  # slots of a spec beside those of a plain softmax that a change of heads leaves alone
 
 
@@ -56,13 +57,8 @@ class HeadChanges:
 
     @classmethod
     def of(cls, candidate: Candidate, block: Block) -> HeadChanges:
-        """What a candidate holds. Raises PlanError where it came from a file, which has no arrays."""
+        """What a candidate holds; one that came from a file has no arrays (see `head_pass`)."""
         arrays = candidate.arrays
-        if not arrays:
-            raise PlanError(
-                f"the plan does not hold the numbers that '{candidate.pass_name}' found",
-                next_move="They stand in the model that was written with the plan: use that, or search again.",
-            )
         held = {name: arrays.get(layer.node.name, {}) for name in SIDES if (layer := layer_of(block, name)) is not None}
         maps = {name: HeadMap.of(kept, name) for name, kept in held.items()}
         return cls(**maps, up=held.get("k", {}).get("k up"), reads=tuple(candidate.options["reads"]))
@@ -72,15 +68,18 @@ def layer_of(block: Block, side: str) -> Projection | None:
     return block.o if side == "o" else block.part(side, Projection)
 
 
-def refuses_change(group: Group, sides: str = "qkvo") -> Refusal | None:
-    """Why the heads of a group of blocks cannot be changed on these sides; None where they can."""
+def refuses_change(group: Group, sides: str = "qkvo", norms: str = "a change of basis") -> Refusal | None:
+    """Why the heads of a group of blocks cannot be changed on these sides; None where they can.
+
+    norms: what of the change does not pass through a norm of each head; "" where all does.
+    """
     own = {layer.node for b in group.blocks for s in SIDES if (layer := layer_of(b, s)) is not None}
     if group.attend is None:
         return Refusal("nothing here writes an attention", group.name)
     for site, block in zip(group.sites, group.blocks, strict=True):
         found = unfit_site(site, block) or group.attend.refuses(site)
         for side in sides:
-            found = found or unfit_side(group, site, block, side, own)
+            found = found or unfit_side(group, site, block, side, own, norms)
         if found is not None:
             return found
     return None
@@ -113,30 +112,46 @@ def holds(operand: Operand, heads: Axes) -> bool:
     return any(group[i : i + len(heads)] == heads for group in operand.layout for i in range(len(group)))
 
 
-def unfit_side(group: Group, site: Site, block: Block, side: str, own: set[Any]) -> Refusal | None:
+def unfit_side(group: Group, site: Site, block: Block, side: str, own: set[Any], norms: str) -> Refusal | None:
     layer = layer_of(block, side)
     assert layer is not None
     if layer.down is not None or layer.weight.load is None or not layer.weight.dtype.startswith(("float", "bfloat")):
         return Refusal(f"{WHAT[side]} are not made by one layer with real weights", layer.node)
     if any(node not in own for node in layer.shared):
         return Refusal(f"another layer reads the weights that make {WHAT[side]}", layer.node)
+    if (zeros := zero_share(layer)) > SPARSE:
+        return Refusal(
+            f"{zeros:.0%} of the weights that make {WHAT[side]} are zero, and sums of heads would fill them", layer.node
+        )
     if side == "o":
         return Refusal("the output projection reads some heads only", layer.node) if layer.packed or layer.for_all_heads else None
     for step in block.streams[side][1:]:
-        if isinstance(step, (HeadNorm, Joined, Projection)):
-            return Refusal(f"{WHAT[side]} are normalised by head, or joined from several layers", site.name)
+        if isinstance(step, (Joined, Projection)):
+            return Refusal(f"{WHAT[side]} are joined from several layers", site.name)
+        if isinstance(step, HeadNorm) and (found := refuses_norm(step, WHAT[side], norms)) is not None:
+            return found
         if isinstance(step, Rotary) and (found := refuses_rotary(step)) is not None:
             return found
-        if not isinstance(step, (Rotary, Scale, CacheUpdate)):
+        if not isinstance(step, (HeadNorm, Rotary, Scale, CacheUpdate)):
             return Refusal(f"{WHAT[side]} are changed by {step}", site.name)
     lead = (layer.input.shape or ())[:-1]
     rows = site.size("q") if side == "q" else None
-    if len(lead) == 1 and not caches(block.streams[side]):
-        return None
+    if len(lead) == 1:  # [batch * length]
+        held = slot_of(group, site, block, side)
+        return held if isinstance(held, Refusal) else None
     if len(lead) != 2 or lead[0] != site.size("b") or (rows is not None and lead[1] != rows):
         return Refusal(f"{layer.input!r} is not [batch, length, channels]", layer.node)
     held = slot_of(group, site, block, side)
     return held if isinstance(held, Refusal) else None
+
+
+def zero_share(layer: Projection) -> float:
+    """Zeros among the weights of some rows, those left out that are zero as a whole."""
+    held = layer.matrix().mT if layer.reads else layer.matrix()
+    channels = layer.channels.flatten()
+    rows = held[channels[:: max(1, len(channels) // ROWS)]]
+    rows = rows[rows.bool().any(-1)]
+    return float((rows == 0).double().mean()) if len(rows) else 0.0
 
 
 def slot_of(group: Group, site: Site, block: Block, side: str) -> Slot | Refusal | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from attnopt.ir.block import Block, CacheUpdate, Projection, Rotary, Scale
+from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Projection, Rotary, Scale
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.layout import Operand
 from attnopt.ir.site import Builder, Refusal, Site
@@ -24,6 +24,7 @@ from attnopt.passes.candidate import Group
 from attnopt.passes.head_changes import HeadChanges, layer_of, past_of, slot_of
 from attnopt.passes.head_map import HeadMap
 from attnopt.passes.head_site import changed, heads_of, layout_of, regrouped
+from attnopt.passes.norm_nodes import normalized
 from attnopt.passes.rotary_nodes import turned, waves
 
 
@@ -140,12 +141,16 @@ class Writer:
         assert layer is not None
         heads, width = (change.heads, change.width) if change is not None else tuple(layer.channels.shape)
         lead = (layer.input.shape or ())[:-1]
-        length = lead[1] if len(lead) == 2 else site.size("q" if side == "q" else "k")
+        update = block.part(side, CacheUpdate)
+        rows = site.size("q" if side == "q" else "k") if update is None else (update.new.shape or ())[update.axis]
+        length = lead[1] if len(lead) == 2 else rows
         x = n.permuted(n.reshaped(made, site.size("b"), length, heads, width), 0, 2, 1, 3)
         late = side == "k" and self.changes.up is not None
         for step in block.streams[side][1:]:
             if isinstance(step, Scale):
                 x = n.mul(x, step.factor)
+            elif isinstance(step, HeadNorm):
+                x = normalized(builder, step, x)
             elif isinstance(step, Rotary) and not late:
                 cos, sin = waves(builder, self.group.host.graph, step, before, length if step.positions is None else None)
                 x = turned(builder, step, x, cos, sin)

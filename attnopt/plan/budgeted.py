@@ -20,6 +20,7 @@ from attnopt.cost.target import Target
 from attnopt.cost.workload import Workload
 from attnopt.ir.site import Host, Site
 from attnopt.passes import Pass
+from attnopt.passes.candidate import FITTED
 from attnopt.plan.arrays import MEMORY as CODES
 from attnopt.plan.arrays import Arrays
 from attnopt.plan.choose import Chosen
@@ -156,6 +157,7 @@ def under_budget(setting: Setting) -> Outcome:
     notes = [*search.notes, *([] if setting.data is not None else [UNSEEN])]
     if setting.store.failure:
         notes.append(setting.store.failure)
+    notes += recovered(search)
     if not moves and search.kinds:
         least = "" if search.least is None else f"; the least that any plan lost is {search.least}"
         notes.append(f"no approximate plan that saves anything is within the budget {setting.budget}{least}: the plan is exact")
@@ -164,6 +166,20 @@ def under_budget(setting: Setting) -> Outcome:
     ready = search.losses.workshop.arrays.ready(moves)
     data, about = halves(setting)[0].fingerprint, rewrites(search, setting.passes, moves, loss)
     return Outcome(result, ready, about, record, held, tuple(notes), data)
+
+
+def recovered(search: Search) -> list[str]:
+    """What tuning gave: kinds that were measured everywhere both with and without it."""
+    said = []
+    for kind in search.kinds:
+        plain, tuned = (search.everywhere.get(name) for name in (kind.removesuffix(FITTED), kind))
+        if plain is None or tuned is None or not kind.endswith(FITTED) or not plain.samples == tuned.samples > 0:
+            continue
+        if plain.mean > 0:
+            share = 1 - tuned.mean / plain.mean
+            what = f"{share:.0%} of it recovered" if share > 0 else "nothing recovered"
+            said.append(f"tuned, {kind.removesuffix(FITTED)} everywhere loses {plain.mean:.3g} -> {tuned.mean:.3g}: {what}")
+    return said
 
 
 def verified(search: Search, plan: Planned, loss: Loss | None) -> tuple[Sequence[StepReport], tuple[Move, ...], Loss | None]:

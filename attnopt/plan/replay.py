@@ -24,7 +24,7 @@ from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
 from attnopt.report.plan import Plan, PlanStep
 
-OTHER_DATA = "weights were rounded by other data than those that the plan was found on: its loss is not known to hold"
+OTHER_DATA = "numbers were computed from other data than those that the plan was found on: its loss is not known to hold"
 OTHER = "The plan is of another model, or of another form of this one (torch, ONNX): search again."
 
 

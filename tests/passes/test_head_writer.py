@@ -105,6 +105,15 @@ def test_quantised_projections_are_refused():
     assert "values" in str(refuses_change(Grouping(made).of("block")[0]))
 
 
+def test_sparse_projections_are_refused_and_heads_of_zeros_are_none():
+    changed = copy.deepcopy(model("turned"))
+    with torch.no_grad():
+        changed.attentions[0].v.weight.view(16, 8, 4)[..., :2] = 0
+        changed.attentions[1].o.weight[:, :16] = 0
+    first, second = Grouping(FxHost.from_captured(capture(changed, {"input_ids": IDS}))).of("block")
+    assert "50% of the weights that make values are zero" in str(refuses_change(first)) and refuses_change(second) is None
+
+
 def test_blocks_that_share_their_weights_share_the_new_ones():
     import transformers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import torch
 from shrunk_models import IDS, host, model
@@ -10,6 +11,8 @@ from shrunk_models import IDS, host, model
 import attnopt
 from attnopt.ir.block import Rotary
 from attnopt.passes import MeanPooling
+from attnopt.plan.budgeted import recovered
+from attnopt.plan.judge.quality import Loss
 from attnopt.plan.memory.memory import Memory
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
@@ -55,3 +58,15 @@ def test_the_weights_that_go_are_counted():
     made.finish()
     frequencies = group.blocks[0].part("k", Rotary).inv_freq.nbytes  # written anew beside the turned keys
     assert memory.saved([move]) == 2 * 8 * 32 * 4 == memory.weights - Memory(made.graph, (), ()).weights + frequencies
+
+
+def test_the_report_says_what_tuning_recovered():
+    def lost(mean, samples=16):
+        return Loss("kl", mean, mean, samples)
+
+    found = {"a: 2 of 4": lost(0.4), "a: 2 of 4, fitted": lost(0.1), "b": lost(0.2), "b, fitted": lost(0.3), "c": lost(1.0, 4)}
+    search = SimpleNamespace(kinds=[*found, "c, fitted"], everywhere={**found, "c, fitted": lost(0.5)})
+    assert recovered(search) == [
+        "tuned, a: 2 of 4 everywhere loses 0.4 -> 0.1: 75% of it recovered",
+        "tuned, b everywhere loses 0.2 -> 0.3: nothing recovered",
+    ]

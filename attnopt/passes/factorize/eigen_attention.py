@@ -8,7 +8,7 @@ U are the first right singular vectors of a head's keys and queries stacked (of 
 A rank per layer, shared by its heads:  r = max over heads of #{j: (s_1 + … + s_j) / sum s < threshold} + 1, s the singular values, not
 squared. The authors' code leaves out the + 1 and so keeps less than the threshold asks for. Caches hold r numbers for each key and each
 value; rank = width is the identity. Where turned keys are cached, their rank pays in memory alone: they are lifted and turned at each
-call, and without a cache they are left as they are.
+call, and without a cache they are left as they are; so are keys that are normalised by head, as no basis passes through a norm.
 
 The authors lower the threshold layer by layer until the layer's error passes a bound. Here every threshold is an offer, its loss is
 measured, and the planner takes one for each layer. Ranks are rounded up to `multiple`, in which kernels compute.
@@ -18,26 +18,30 @@ Source: "Eigen Attention: Attention in Low-Rank Space for KV Cache Compression".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnopt.errors import OutOfRange
-from attnopt.ir.block import Block, Rotary
+from attnopt.ir.block import Block, HeadNorm, Rotary
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.head_candidates import candidate_of, shared_by
 from attnopt.passes.head_changes import HeadChanges, refuses_change, refuses_late_turn
 from attnopt.passes.head_map import HeadMap
+from attnopt.passes.head_pass import HeadPass, with_fitted
 from attnopt.passes.head_statistics import HeadMoments, moments
-from attnopt.passes.head_writer import write
 
 SOURCE = "Eigen Attention: Attention in Low-Rank Space for KV Cache Compression"
 
+NO_DATA = Refusal("its bases are found on calibration data")
+
 
 @dataclass(frozen=True)
-class EigenAttention:
+class EigenAttention(HeadPass):
     """Compute attention in the few directions that keys, queries and values use.
 
     thresholds: of the singular values' sum, in (0, 1]. multiple: ranks are rounded up to one.
@@ -57,8 +61,9 @@ class EigenAttention:
 
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         if evidence is None:
-            return Refusal("its bases are found on calibration data", group.name)
-        refusal = refuses_change(group)
+            return NO_DATA
+        fixed = any(isinstance(step, HeadNorm) for b in group.blocks for side in "qk" for step in b.streams.get(side, ()))
+        refusal = refuses_change(group, "vo" if fixed else "qkvo", norms="a basis of fewer directions")
         if refusal is not None:
             return refusal
         seen = moments(group, evidence)
@@ -71,14 +76,16 @@ class EigenAttention:
         for threshold in self.thresholds:
             k, v = (self.rank(s, threshold) for s, _ in (keys, values))
             width, wide = len(keys[0][0]), len(values[0][0])
-            of_keys = k if not turns or (late is None and block.cache_k is not None) else width
+            of_keys = k if not fixed and (not turns or (late is None and block.cache_k is not None)) else width
             for rank in dict.fromkeys(((of_keys, v), (width, v))):
                 if rank not in made and rank != (width, wide):
                     changes = eigen(block, keys[1], values[1], *rank)
                     what = f"keys in {rank[0]} of {width} directions, values in {rank[1]} of {wide}"
                     kind = f"threshold {threshold:g}" + " values" * (rank[0] == width and of_keys < width)
-                    made[rank] = candidate_of(self.name, group, changes, what, kind, SOURCE)
-        return list(made.values()) or Refusal(f"heads use all of their directions at {max(self.thresholds):g}", group.name)
+                    made[rank] = candidate_of(self.name, group, changes, what, kind, SOURCE, {"ranks": list(rank)})
+        return with_fitted(made.values(), group, evidence) or Refusal(
+            f"heads use all of their directions at {max(self.thresholds):g}", group.name
+        )
 
     def rank(self, singular: Tensor, threshold: float) -> int:
         """singular [H, D], each row descending."""
@@ -87,9 +94,14 @@ class EigenAttention:
         width = singular.shape[-1]
         return min(width, -(-min(needed, width) // self.multiple) * self.multiple)
 
-    def apply(self, candidate: Candidate, group: Group) -> Group:
-        """Edits the host of the group in place; give it a copy, and finish it."""
-        return write(group, HeadChanges.of(candidate, group.blocks[0]))
+    def changes(self, options: Mapping[str, Any], group: Group, evidence: Evidence | None) -> HeadChanges | Refusal:
+        if evidence is None:
+            return NO_DATA
+        block, seen = group.blocks[0], moments(group, evidence)
+        if isinstance(seen, Refusal):
+            return seen
+        keys, values = spectra(seen, block.part("k", Rotary) is not None, shared_by(block))
+        return eigen(block, keys[1], values[1], *options["ranks"])
 
 
 def spectra(seen: HeadMoments, turns: bool, queries: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -110,9 +122,9 @@ def eigen(block: Block, keys: Tensor, values: Tensor, k: int, v: int) -> HeadCha
     if not (1 <= k <= width and 1 <= v <= wide):
         raise OutOfRange(f"ranks are from 1 to {width} for keys and to {wide} for values", f"{k}, {v}")
     repeats = shared_by(block)
-    turns = block.part("k", Rotary) is not None
-    of_keys = None if turns and k == width else HeadMap.of_bases(keys[..., :k])
-    of_queries = None if turns else HeadMap.of_bases(keys[..., :k].repeat_interleave(repeats, 0))
+    turns, normed = block.part("k", Rotary) is not None, any(block.part(side, HeadNorm) is not None for side in "qk")
+    of_keys = None if (turns or normed) and k == width else HeadMap.of_bases(keys[..., :k])
+    of_queries = None if turns or normed else HeadMap.of_bases(keys[..., :k].repeat_interleave(repeats, 0))
     of_values = HeadMap.of_bases(values[..., :v])
     of_output = HeadMap.of_bases(values[..., :v].repeat_interleave(repeats, 0))
     return HeadChanges(of_queries, of_keys, of_values, of_output, up=keys[..., :k].contiguous() if turns and k < width else None)

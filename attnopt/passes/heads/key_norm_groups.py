@@ -12,8 +12,9 @@ Source: "Beyond Uniform Query Distribution: Key-Driven Grouped Query Attention" 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -22,14 +23,14 @@ from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.head_candidates import candidate_of, shared_by
 from attnopt.passes.head_changes import HeadChanges, refuses_change
 from attnopt.passes.head_groups import contiguous, divisors, shared
+from attnopt.passes.head_pass import HeadPass, with_fitted
 from attnopt.passes.head_statistics import moments
-from attnopt.passes.head_writer import write
 
 SOURCE = "Beyond Uniform Query Distribution: Key-Driven Grouped Query Attention"
 
 
 @dataclass(frozen=True)
-class KeyNormGroups:
+class KeyNormGroups(HeadPass):
     """Share pooled key heads unevenly: groups with large keys serve more queries.
 
     groups: numbers of key heads to offer; empty for every divisor of a model's but one and all.
@@ -43,7 +44,7 @@ class KeyNormGroups:
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         if evidence is None:
             return Refusal("norms of keys are measured on calibration data", group.name)
-        if (refusal := refuses_change(group, "kvo")) is not None:
+        if (refusal := refuses_change(group, "kvo", norms="the norm of keys by which groups differ")) is not None:
             return refusal
         block, seen = group.blocks[0], moments(group, evidence)
         if isinstance(seen, Refusal):
@@ -60,12 +61,16 @@ class KeyNormGroups:
             reads = [g for g, many in enumerate(given) for _ in range(many)]
             what = f"{heads} key and value heads pooled to {count}, which serve {', '.join(map(str, given))} query heads"
             changes = shared(block, groups, reads=reads)
-            made.append(candidate_of(self.name, group, changes, what, f"{count} of {heads} heads", SOURCE))
-        return made or Refusal("no uneven groups: norms of keys are equal, or there are too few heads", group.name)
+            options, kind = {"groups": count}, f"{count} of {heads} heads"
+            made.append(candidate_of(self.name, group, changes, what, kind, SOURCE, options))
+        return with_fitted(made, group, evidence) or Refusal(
+            "no uneven groups: norms of keys are equal, or there are too few heads", group.name
+        )
 
-    def apply(self, candidate: Candidate, group: Group) -> Group:
-        """Edits the host of the group in place; give it a copy, and finish it."""
-        return write(group, HeadChanges.of(candidate, group.blocks[0]))
+    def changes(self, options: Mapping[str, Any], group: Group, evidence: Evidence | None) -> HeadChanges | Refusal:
+        block = group.blocks[0]
+        assert block.k is not None
+        return shared(block, contiguous(len(block.k.channels), options["groups"]), reads=options["reads"])
 
 
 def pooled_norm(keys: Tensor, group: Sequence[int]) -> float:

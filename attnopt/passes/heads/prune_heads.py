@@ -14,8 +14,9 @@ Source: "Are Sixteen Heads Really Better than One?" (removal by importance; ther
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +28,16 @@ from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.head_candidates import candidate_of, shared_by
 from attnopt.passes.head_changes import HeadChanges, refuses_change
 from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_writer import write
+from attnopt.passes.head_pass import HeadPass, with_fitted
 
 SOURCE = "Are Sixteen Heads Really Better than One?"
 RIDGE = 1e-6  # of the mean of what is inverted
 
+NOT_TAPPED = Refusal("what its output projection reads cannot be tapped")
+
 
 @dataclass(frozen=True)
-class PruneHeads:
+class PruneHeads(HeadPass):
     """Leave out the heads of a layer that contribute least to its output.
 
     shares: of a layer's key heads that go, each with its queries, in [0, 1); one stays.
@@ -52,40 +55,33 @@ class PruneHeads:
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         if evidence is None:
             return Refusal("what heads contribute is measured on calibration data", group.name)
-        if (refusal := refuses_change(group)) is not None:
+        if (refusal := refuses_change(group, norms="")) is not None:
             return refusal
         if any(has_heads(site) for site in group.sites):
             return Refusal("a bias or mask differs between its heads", group.name)
         seen = output_moment(group, evidence)
         if seen is None:
-            return Refusal("what its output projection reads cannot be tapped", group.name)
+            return NOT_TAPPED
         block = group.blocks[0]
         assert block.k is not None
         keys, order = len(block.k.channels), ranked(block, seen)
-        made: dict[int, list[Candidate]] = {}
+        made: dict[int, Candidate] = {}
         for share in self.shares:
             count = min(round(share * keys), keys - 1)
             if count and count not in made:
                 kept = sorted(order[count:])
                 what = f"without {count} of {keys} key heads and their queries"
                 kind = f"without {count} of {keys}"
-                plain = candidate_of(self.name, group, pruned(block, kept), what, kind, SOURCE)
-                plain = replace(plain, options={**plain.options, "kept": kept})
-                tuned = replace(plain, kind=f"{kind}, fitted", description=f"{what}, the output fitted", needs="tuning")
-                made[count] = [plain, tuned]
-        return [c for pair in made.values() for c in pair] or Refusal(f"{keys} key heads: none may go", group.name)
+                made[count] = candidate_of(self.name, group, pruned(block, kept), what, kind, SOURCE, {"kept": kept})
+        return with_fitted(made.values(), group, evidence) or Refusal(f"{keys} key heads: none may go", group.name)
 
-    def tune(self, candidate: Candidate, group: Group, evidence: Evidence) -> Candidate | Refusal:
-        """The same with the output projection fitted."""
-        seen, block = output_moment(group, evidence), group.blocks[0]
-        if seen is None:
-            return Refusal("what its output projection reads cannot be tapped", group.name)
-        changes = pruned(block, candidate.options["kept"], seen)
-        return replace(candidate, arrays=changes.arrays(block), needs="calibration")
+    def changes(self, options: Mapping[str, Any], group: Group, evidence: Evidence | None) -> HeadChanges | Refusal:
+        return pruned(group.blocks[0], options["kept"])
 
-    def apply(self, candidate: Candidate, group: Group) -> Group:
-        """Edits the host of the group in place; give it a copy, and finish it."""
-        return write(group, HeadChanges.of(candidate, group.blocks[0]))
+    def fit(self, options: Mapping[str, Any], group: Group, evidence: Evidence) -> HeadChanges | Refusal:
+        """What stays is what was there before: its moments are those of the model as it was, so that nothing is attended to again."""
+        seen = output_moment(group, evidence)
+        return NOT_TAPPED if seen is None else pruned(group.blocks[0], options["kept"], seen)
 
 
 def has_heads(site: Site) -> bool:

@@ -13,7 +13,9 @@ Source: "Weighted Grouped Query Attention in Transformers" (WGQA).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +26,16 @@ from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.head_candidates import candidate_of, shared_by
 from attnopt.passes.head_changes import HeadChanges, refuses_change
 from attnopt.passes.head_groups import Groups, aligned, contiguous, divisors, shared, turned_moments
+from attnopt.passes.head_pass import HeadPass, with_fitted
 from attnopt.passes.head_statistics import HeadMoments, moments
-from attnopt.passes.head_writer import write
 
 SOURCE = "Weighted Grouped Query Attention in Transformers"
+NO_DATA = Refusal("its weights are found on calibration data")
 RIDGE = 1e-9  # of the mean of a system's diagonal: heads that are equal leave it without a single solution
 
 
 @dataclass(frozen=True)
-class WeightedGroups:
+class WeightedGroups(HeadPass):
     """Let query heads share a key head and a value head that are the weighted sum of theirs, weighted by least squares.
 
     groups: numbers of key heads to offer; empty for every divisor of a model's. align: turn heads towards each other first.
@@ -46,8 +49,8 @@ class WeightedGroups:
 
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         if evidence is None:
-            return Refusal("its weights are found on calibration data", group.name)
-        if (refusal := refuses_change(group)) is not None:
+            return NO_DATA
+        if (refusal := refuses_change(group, norms="a weighted sum of heads")) is not None:
             return refusal
         block, seen = group.blocks[0], moments(group, evidence)
         if isinstance(seen, Refusal):
@@ -57,13 +60,19 @@ class WeightedGroups:
         made = []
         for count in self.groups or divisors(heads)[-2::-1]:
             changes = weighted(block, contiguous(heads, count), seen, align=self.align)
-            what = f"{heads} key and value heads as {count} weighted sums"
-            made.append(candidate_of(self.name, group, changes, what, f"{count} of {heads} heads", SOURCE))
-        return made or Refusal("one key head already", group.name)
+            what, kind = f"{heads} key and value heads as {count} weighted sums", f"{count} of {heads} heads"
+            options = {"groups": count, "align": self.align}
+            made.append(candidate_of(self.name, group, changes, what, kind, SOURCE, options))
+        return with_fitted(made, group, evidence) or Refusal("one key head already", group.name)
 
-    def apply(self, candidate: Candidate, group: Group) -> Group:
-        """Edits the host of the group in place; give it a copy, and finish it."""
-        return write(group, HeadChanges.of(candidate, group.blocks[0]))
+    def changes(self, options: Mapping[str, Any], group: Group, evidence: Evidence | None) -> HeadChanges | Refusal:
+        if evidence is None:
+            return NO_DATA
+        block, seen = group.blocks[0], moments(group, evidence)
+        assert block.k is not None
+        if isinstance(seen, Refusal):
+            return seen
+        return weighted(block, contiguous(len(block.k.channels), options["groups"]), seen, align=options["align"])
 
 
 def weighted(block: Block, groups: Groups, seen: HeadMoments, *, align: bool) -> HeadChanges:

@@ -112,13 +112,18 @@ class Walk:
         return None
 
     def coordinate(self, term: Term, dim: int) -> Numbers | None:
-        """The coordinate of every channel along one dimension of the value; None where the dimension holds positions."""
+        """The coordinate of every channel along one dimension of the value; None where the dimension holds positions.
+
+        The only position of a step of decoding may stand in the dimension of channels: [B, 1, C] and [B, C] are reshaped alike.
+        """
         found = np.zeros(len(term.mask), dtype=np.int64)
-        for axis in self.space.resolve_group(term.layout[dim]):
-            numbers = self.numbers(term, axis)
-            if numbers is None or not isinstance(axis.size, int):
+        axes = [(axis, self.numbers(term, axis)) for axis in self.space.resolve_group(term.layout[dim])]
+        if axes and all(numbers is None for _, numbers in axes):
+            return None
+        for axis, numbers in axes:
+            if not isinstance(axis.size, int) or (numbers is None and axis.size != 1):
                 return None
-            found = found * axis.size + numbers
+            found = found * axis.size + (0 if numbers is None else numbers)
         return found
 
     def channel(self, term: Term) -> tuple[Numbers, tuple[int, ...]]:

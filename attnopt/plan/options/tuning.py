@@ -1,7 +1,7 @@
 """Tune the candidates that need it: their pass takes a few steps on calibration data and puts what it found into their options.
 
-    needs="tuning", effort high     ->   rewrite.tune(candidate, group, evidence)   ->   a candidate with numbers, priced and judged as any
-    needs="tuning", lower effort    ->   Refusal("'rank 32' needs tuning: --effort high")
+    needs="tuning", --tune    ->   rewrite.tune(candidate, group, evidence)   ->   a candidate with numbers, priced and judged as any
+    needs="tuning", else      ->   Refusal("'rank 32' needs tuning: --tune")            effort high tunes as well
 
 The same seed and data give the same numbers. They are found on the half of the data to choose by; the other half judges them.
 """
@@ -32,7 +32,7 @@ class Tuning:
             return candidate
         what = f"'{candidate.kind or candidate.description}' needs tuning"
         if not self.spent.effort.tunes:
-            return Refusal(f"{what}: --effort high", group.name)
+            return Refusal(f"{what}: --tune", group.name)
         if evidence is None or not self.data:
             return Refusal(f"{what}, and there are no calibration data", group.name)
         if self.spent.over:

@@ -22,7 +22,8 @@ from attnopt.plan.timing.timing import counted
 class Effort:
     """seconds: of measuring, after which no new measurement begins. rounds: of tightening. timing: seconds for each callable timed.
 
-    tunes: whether candidates that need steps of training are given them. memory: share of the machine's that the process may hold.
+    tunes: whether candidates that need tuning are given it; a user may ask for that at any effort.
+    memory: share of the machine's that the process may hold.
     alone: the share of the seconds that are left for options and kinds in which options are measured alone, before kinds are timed.
     """
 

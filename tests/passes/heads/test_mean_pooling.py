@@ -9,6 +9,7 @@ from shrunk_models import applied, host, output, rewritten
 from attnopt.errors import OutOfRange
 from attnopt.ir.site import Refusal
 from attnopt.passes import MeanPooling
+from attnopt.passes.heads.mean_pooling import spread
 from attnopt.plan.options.groups import Grouping
 
 
@@ -29,6 +30,24 @@ def test_pooled_heads_are_the_mean_and_the_spec_says_groups(family, heads, kind)
             wanted = old.projections(side)[0].rows().mean(0, keepdim=True)
             torch.testing.assert_close(new.projections(side)[0].rows(), wanted)
     assert float((output(made) - output(given)).norm()) > 1e-2
+
+
+def test_heads_that_are_turned_only_are_pooled_without_loss_when_aligned():
+    given = host("packed", "torch").copy()
+    for block in Grouping(given).blocks:
+        weight = block.k.matrix().clone()
+        for layer in (block.k, block.v):
+            for h in range(4):
+                weight[layer.channels[h]] = torch.linalg.qr(torch.randn(8, 8))[0] @ layer.rows()[0]
+        given.set_constant(block.k.weight, weight.mT.contiguous() if block.k.transposed else weight)
+        given.set_constant(block.k.bias, torch.zeros_like(block.k.bias.load()))
+    given.finish()
+    lost = [
+        float((output(applied(MeanPooling(align=align), None, given, kind)) - output(given)).norm() / output(given).norm())
+        for align, kind in ((True, "1 of 4 heads, aligned"), (False, "1 of 4 heads"))
+    ]
+    assert lost[0] < 1e-4 < 1e-2 < lost[1]
+    assert spread(Grouping(given).blocks[0].k.rows(), ((0, 1, 2, 3),)) > 0.5
 
 
 def test_identical_heads_lose_nothing():

@@ -1,4 +1,4 @@
-"""Tuning: asked for at effort high with data, seeded, and refused with a reason everywhere else."""
+"""Tuning: asked for by --tune or effort high with data, seeded, and refused with a reason everywhere else."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnx import helper
 
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
+from attnopt.asked import Asked
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import Candidate, DynamicInt8, Group
@@ -102,8 +103,8 @@ def test_equal_seeds_find_equal_numbers(host, evidence):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"effort": "low"}, "'rank 4' needs tuning: --effort high"),
-        ({"effort": "medium"}, "'rank 4' needs tuning: --effort high"),
+        ({"effort": "low"}, "'rank 4' needs tuning: --tune"),
+        ({"effort": "medium"}, "'rank 4' needs tuning: --tune"),
         ({"data": False}, "'rank 4' needs tuning, and there are no calibration data"),
         ({"broken": True}, "'rank 4' needs tuning, which failed: diverged"),
     ],
@@ -113,6 +114,10 @@ def test_without_tuning_it_is_not_offered_and_says_why(host, evidence, changes, 
     assert len(each.options) == 1
     ((name, refusal),) = each.refusals
     assert (name, refusal.reason) == ("thin", why)
+
+
+def test_a_user_may_ask_for_tuning_at_any_effort():
+    assert not Asked(target="cpu").checked().effort.tunes and Asked(target="cpu", tune=True).checked().effort.tunes
 
 
 def test_what_needs_no_tuning_is_as_it_was(host, evidence):
