@@ -227,7 +227,10 @@ def late_tiles(rows: Rows, visible: Tensor, clause: Clause) -> Tensor | None:
 
 
 def blocks(rows: Rows, clause: Clause) -> Selected:
-    """`blocks(m, n, operand=name)`: an explicit operand [B|1, H|1, ceil(Q / m), ceil(K / n)] says which tiles are visited; skip: `late_tiles`."""
+    """`blocks(m, n, operand=name)`: an explicit operand [B|1, H|1, ceil(Q / m), ceil(K / n)] says which tiles are visited.
+
+    skip: see `late_tiles`.
+    """
     tiles = rows.call.operand(clause, "operand").bool()
     tiles = tiles.repeat_interleave(clause.count(0), -2).repeat_interleave(clause.count(1), -1)
     visible = tiles[..., : rows.q.shape[2], : rows.k.shape[2]].expand_as(rows.visible)

@@ -320,39 +320,43 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                 spans = T.alloc_buffer((MATCHES, 2), "int32")
                 match_queries(spans, i_b, i_h, q_first, row_first, q_len, kv_len, operands)
                 first_piece: T.let = (i_b * match_heads + T.truncmod(i_h, match_heads)) * chunks
-            parts = T.alloc_buffer((2, 2), "int32")
-            parts[0, 0] = seen[0]
-            parts[0, 1] = seen[3]
             if LEADING:
-                parts[1, 0] = 0
-                parts[1, 1] = T.min(leading_keys(q_len, kv_len), seen[0])
-            for i_part in range(1 + LEADING):
-                for i_c in range(T.truncdiv(parts[i_part, 0], CHUNK), T.truncdiv(parts[i_part, 1] + CHUNK - 1, CHUNK)):
-                    start: T.let = T.max(i_c * CHUNK, parts[i_part, 0])
-                    stop: T.let = T.min(i_c * CHUNK + CHUNK, parts[i_part, 1])
-                    if LISTED:
-                        chosen: T.let = is_chosen(i_b, i_h, row_first, row_first + rows - 1, i_c * CHUNK, operands)
-                    if MATCHES:
-                        matching: T.let = may_match(spans, key_spans, first_piece + i_c)
-                    if LISTED and MATCHES:
-                        visited: T.let = chosen & matching
-                    elif LISTED:
-                        visited: T.let = chosen
-                    else:
-                        visited: T.let = matching
-                    if visited:
-                        if WHOLE:
-                            inside: T.let = (start >= seen[1]) & (stop <= seen[2]) & (T.truncmod(stop - start, KEYS) == 0)
-                            if MATCHES:
-                                plain: T.let = inside & all_match(spans, key_spans, first_piece + i_c)
-                            else:
-                                plain: T.let = inside
-                            if plain:
-                                walk(start, stop, False)
-                            else:
-                                walk(start, stop, True)
+                led: T.let = T.min(leading_keys(q_len, kv_len), seen[0])
+                first_chunk: T.let = 0
+                end_chunk: T.let = T.truncdiv(T.max(seen[3], led) + CHUNK - 1, CHUNK)
+            else:
+                first_chunk: T.let = T.truncdiv(seen[0], CHUNK)
+                end_chunk: T.let = T.truncdiv(seen[3] + CHUNK - 1, CHUNK)
+            for i_c in range(first_chunk, end_chunk):
+                if LEADING:  # of a piece between the leading keys and the range nothing is left; one that has both is read whole
+                    start: T.let = T.Select(i_c * CHUNK < led, i_c * CHUNK, T.max(i_c * CHUNK, seen[0]))
+                    stop: T.let = T.min(i_c * CHUNK + CHUNK, T.Select(i_c * CHUNK + CHUNK > seen[0], seen[3], led))
+                else:
+                    start: T.let = T.max(i_c * CHUNK, seen[0])
+                    stop: T.let = T.min(i_c * CHUNK + CHUNK, seen[3])
+                if LISTED:
+                    chosen: T.let = is_chosen(i_b, i_h, row_first, row_first + rows - 1, i_c * CHUNK, operands)
+                if MATCHES:
+                    matching: T.let = may_match(spans, key_spans, first_piece + i_c)
+                if LISTED and MATCHES:
+                    visited: T.let = chosen & matching
+                elif LISTED:
+                    visited: T.let = chosen
+                else:
+                    visited: T.let = matching
+                if visited & (start < stop):
+                    if WHOLE:
+                        inside: T.let = (start >= seen[1]) & (stop <= seen[2]) & (T.truncmod(stop - start, KEYS) == 0)
+                        if MATCHES:
+                            plain: T.let = inside & all_match(spans, key_spans, first_piece + i_c)
+                        else:
+                            plain: T.let = inside
+                        if plain:
+                            walk(start, stop, False)
                         else:
                             walk(start, stop, True)
+                    else:
+                        walk(start, stop, True)
         else:
             if PHASES == 0:  # what all queries see, in whole tiles; the rest is at the edge
                 seen[2] = seen[1] + T.truncdiv(seen[2] - seen[1], KEYS) * KEYS
