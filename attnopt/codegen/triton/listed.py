@@ -66,13 +66,13 @@ def fits(tile: Tile, selection: Clause) -> bool:
 def constants(selection: Clause | None, tile: Tile, scope: Range, terms: bool) -> dict[str, Value]:
     """What the template must know. terms: scores are changed after the first scale, and are no powers of two."""
     if selection is None:
-        return {"LISTED": False}
+        return {"LISTED": False, "SKIPS": False}
     made: dict[str, Value] = {
         "LISTED": True, "LIST_ROWS": selection.count(0) // tile.block_q, "LIST_KEYS": selection.count(1) // tile.block_k,
-        "LEADING": False, "LEFT_EDGE": False,
+        "LEADING": False, "LEFT_EDGE": False, "SKIPS": skipped(selection) is not None,
     }  # fmt: skip
     if skipped(selection) is not None:
-        made |= {"SKIPS": True, "SKIP": float(selection.number("skip")) * (1.0 if terms else LOG2E), "STATIC": False}
+        made |= {"SKIP": float(selection.number("skip")) * (1.0 if terms else LOG2E), "STATIC": False}
         if scope.inner_first:  # what is skipped hangs on the order: those before the range would come after those inside
             made |= {"PHASES": 1, "INNER_MASK": False}
     return made

@@ -10,7 +10,6 @@ says of single rows is a part of the mask where queries of a block have differen
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -61,9 +60,8 @@ class Visits:
             "CHUNK": self.chunk,
             "WHOLE": self.whole,
         }
-        if self.selection is not None:
-            below = self.selection.number("skip")
-            made |= {"SKIPS": below < math.inf, "SKIP": float(below)}
+        skips = skipped(self.selection) is not None
+        made |= {"SKIPS": skips} | ({"SKIP": float(self.selection.number("skip"))} if skips and self.selection else {})
         if self:  # pieces that matches leave to the mask are at an edge
             made["INNER_MASK"] = False
         return made | {"MATCHES": len(self.matches), "MATCH_HEADS": by_head}

@@ -26,18 +26,14 @@ from attnopt.codegen.tvm.kernels.prefill_holes import (
     PIECES, PIECES_ANY, PIECES_WHOLE, RANGE, SCALE, SCORES, SINK, SKIP, SKIPS, STAGED, TILES, TILES_ANY, TILES_WHOLE, TOP, UNIT,
     VECTORS, VISITS, WHOLE, hold_piece, hold_rows, hold_tile,
 )  # fmt: skip
-from attnopt.codegen.tvm.kernels.prefill_norms import norm_of_key, norm_queries
+from attnopt.codegen.tvm.kernels.prefill_norms import norm_all_keys, norm_queries
 from attnopt.codegen.tvm.kernels.prefill_rows import average_empty, read_queries, write_rows
-from attnopt.codegen.tvm.kernels.prefill_visits import all_match, is_chosen, match_keys, match_queries, may_match
+from attnopt.codegen.tvm.kernels.prefill_visits import all_match, is_chosen, match_all_keys, match_queries, may_match
 from attnopt.codegen.tvm.kernels.sight import (
-    end_key, first_key, held_values, inner_end_key, inner_first_key, inner_mask_mod, leading_keys, mask_mod, match_operands,
+    between, end_key, first_key, held_values, inner_end_key, inner_first_key, inner_mask_mod, leading_keys, mask_mod, match_operands,
     operands, query_offset, score_mod, sink_logit,
 )  # fmt: skip
 from attnopt.codegen.tvm.kernels.vectors import exp2_below
-
-
-def between(low, x, high):
-    return T.min(T.max(x, low), high)
 
 
 @T.prim_func(s_tir=True)
@@ -65,12 +61,7 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
     q_blocks: T.let = T.ceildiv(q_len, BLOCK_Q)
     if K_NORM:
         key_norms = T.alloc_buffer((n_b * n_g, T.max(n_k, 1)), "float32")
-        key_blocks: T.let = T.ceildiv(kv_len, BLOCK_K)
-        for i_item in T.parallel(batch * key_heads * key_blocks):
-            i_row: T.let = T.truncdiv(i_item, key_blocks)
-            start: T.let = T.truncmod(i_item, key_blocks) * BLOCK_K
-            for n in range(T.min(kv_len - start, BLOCK_K)):
-                norm_of_key(key_norms, k, T.truncdiv(i_row, key_heads), T.truncmod(i_row, key_heads), start + n, i_row)
+        norm_all_keys(key_norms, k, batch, key_heads, kv_len)
     if CODED:
         key_codes = T.alloc_buffer((n_b * n_g, T.max(n_k, 1), 4 * WORDS), "int8")
         key_steps = T.alloc_buffer((n_b * n_g, T.max(n_k, 1)), "float32")
@@ -85,13 +76,7 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
         else:
             match_heads: T.let = 1
         key_spans = T.alloc_buffer((n_b * match_heads * T.max(chunks, 1), MATCHES, 2), "int32")
-        for i_piece in T.parallel(batch * match_heads * chunks):
-            i_row: T.let = T.truncdiv(i_piece, chunks)
-            start: T.let = T.truncmod(i_piece, chunks) * CHUNK
-            match_keys(
-                key_spans, i_piece, T.truncdiv(i_row, match_heads), T.truncmod(i_row, match_heads), start,
-                T.min(kv_len - start, CHUNK), q_len, kv_len, operands,
-            )  # fmt: skip
+        match_all_keys(key_spans, batch, match_heads, chunks, q_len, kv_len, operands)
     for i_item in T.parallel(batch * heads * q_blocks):
         i_bh: T.let = T.truncdiv(i_item, q_blocks)  # nothing is negative here, and TVM is slow to see it of `//`
         i_b: T.let = T.truncdiv(i_bh, heads)
