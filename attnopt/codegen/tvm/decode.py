@@ -146,7 +146,7 @@ def constants(
     return {
         "D": form.width, "E": form.value_width, "ROWS": tile.rows, "KEYS": tile.keys, "BLOCK": tile.block, "LANES": tile.lanes,
         "D_LANES": d_lanes, "E_LANES": e_lanes, "PIECE": min(tile.keys, d_lanes), "FOLDED": d_lanes > 1,
-        "AHEAD": tile.rows > 1 and page == 0 and {side.storage for side in sides.values()} == {"plain"},
+        "AHEAD": tile.rows > 1 and {side.storage for side in sides.values()} == {"plain"},
         "E_PARTS": parts(form.value_width // e_lanes, tile.sums // tile.rows),
         **key_constants(sides["k"], form, words_of(sides["k"], cpu)), **side_constants("V", "E", sides["v"]),
         "DTYPE": form.dtype, "PAGED": page > 0, "PAGE": page, "LENGTHS": lengths, "SPAN": span(scope),

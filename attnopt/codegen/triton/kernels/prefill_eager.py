@@ -146,6 +146,7 @@ def near(scores: Tensor, top: Tensor, spec: AttentionSpec) -> Tensor:
     """Whether the values of a block count: a row's largest score is less than `skip` below the largest that it has met."""
     high = scores.amax(-1, keepdim=True)
     fall = torch.where(high == -torch.inf, -torch.inf, high - top)
+    assert spec.selection is not None
     return fall.amax(2, keepdim=True) > -spec.selection.number("skip")
 
 
