@@ -182,10 +182,10 @@ def tvm_attention_packed(
 def tvm_sparse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Any:
     """As tvm_attention, where tiles are chosen first, or rows corrected after."""
     from attnopt.codegen.sparse_call import run_checked
-    from attnopt.codegen.tvm.sparse_attention import run
+    from attnopt.codegen.tvm.sparse_attention import PARTS, run
 
     no_gradients("TVM", spec, q, k, v, *operands)
-    return run_checked(run, q, k, v, operands, spec)
+    return run_checked(run, q, k, v, operands, spec, PARTS)
 
 
 def tvm_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any, lse: bool = False) -> Any:

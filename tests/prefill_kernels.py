@@ -13,7 +13,7 @@ from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.tvm.compile import compile_source, loaded
 from attnopt.codegen.tvm.cpu import host, named
 from attnopt.codegen.tvm.prefill import emit, supports
-from attnopt.codegen.tvm.tiles import tiles
+from attnopt.codegen.tvm.tiles import fitting, tiles
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import parse
 
@@ -22,7 +22,7 @@ from attnopt.ir.spec import parse
 def kernel(line, width=64, value_width=64, dtype="float32", operands=(), lse=False, cpu=None):
     spec, form, machine = parse(line), Form(width, value_width, dtype, operands, lse), host() if cpu is None else named(cpu)
     assert supports(spec, form) is None
-    made = compile_source(emit(spec, form, tiles(machine, form)[0], machine), machine)
+    made = compile_source(emit(spec, form, fitting(tiles(machine, form), spec)[0], machine), machine)
     assert not isinstance(made, Refusal), made.reason
     return loaded(made)
 

@@ -9,6 +9,7 @@ table and may be short: a length says so. Nothing of a page that was not chosen 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -23,6 +24,7 @@ from attnopt.ir.spec import AttentionSpec
 from attnopt.selectors.pages import PageState, choose
 
 Decode = Callable[[AttentionSpec, Tensor, Cache], Tensor]
+Tables = Callable[[Clause, Tensor, PageState, int], "tuple[Tensor, Tensor] | None"]  # pages and lengths, as `by_torch` gives them
 
 
 def refuses(spec: AttentionSpec) -> Refusal | None:
@@ -38,6 +40,7 @@ def refuses(spec: AttentionSpec) -> Refusal | None:
     return None
 
 
+@functools.lru_cache(maxsize=256)
 def paged(spec: AttentionSpec) -> AttentionSpec:
     """What the kernel computes. Ask `refuses` first."""
     assert spec.selection is not None
@@ -45,10 +48,12 @@ def paged(spec: AttentionSpec) -> AttentionSpec:
     return AttentionSpec(spec.normalizer, score=spec.score, cache=cache)
 
 
-def run_pages(run: Decode, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, state: PageState) -> Tensor:
+def run_pages(
+    run: Decode, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, state: PageState, tables: Tables | None = None
+) -> Tensor:
     """o [B, H, 1, E] for the newest query q [B, H, 1, D]; k [B, G, K, D] and v are a cache of whole pages, `state.length` keys in it.
 
-    Raises InputMismatch where the cache holds no whole pages, or there is more than one query.
+    tables: a kernel that chooses. Raises InputMismatch where the cache holds no whole pages, or there is more than one query.
     """
     clause = spec.selection
     assert clause is not None
@@ -59,23 +64,42 @@ def run_pages(run: Decode, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor,
             where=str(spec),
             next_move=f"Give one query, and whole pages of {size}.",
         )
+    found = None if tables is None else tables(clause, q, state, room // size)
+    pages, lengths = by_torch(clause, q, state, room // size) if found is None else found
+    pool = [x.view(batch * groups * (room // size), 1, size, x.shape[3]) for x in (k, v)]
+    together = q.shape[1] * batch // len(pages)  # query heads of a table
+    made = run(paged(spec), q.reshape(len(pages), together, 1, q.shape[3]), Cache(*pool, pages=pages, lengths=lengths))
+    return made.reshape(batch, q.shape[1], 1, v.shape[3])
+
+
+def by_torch(clause: Clause, q: Tensor, state: PageState, pages_of_head: int) -> tuple[Tensor, Tensor]:
+    """Pages int32 [tables, n] and how many keys are in them, int32 [tables]; a table for each head, or group, that chooses for itself."""
+    size, groups = clause.count(0), state.low.shape[:2].numel()
     chosen = choose(clause, q, state).flatten(0, 1)  # [B G or B H, P]
     count = int(chosen[0].sum())
     pages = chosen.int().topk(count, -1).indices.sort(-1).values
     newest = -(-state.length // size) - 1
     lengths = torch.where(pages[:, -1] == newest, state.length - newest * size, size) + (count - 1) * size
-    heads = q.shape[1] // groups
-    apart = len(chosen) // (batch * groups)  # tables of each key head
-    place = torch.arange(len(chosen), device=q.device)[:, None] // apart * (room // size)
-    pool = {name: x.view(batch * groups * (room // size), 1, size, x.shape[3]) for name, x in (("k", k), ("v", v))}
-    cache = Cache(pool["k"], pool["v"], pages=(place + pages).to(torch.int32), lengths=lengths.to(torch.int32))
-    made = run(paged(spec), q.reshape(len(chosen), heads // apart, 1, q.shape[3]), cache)
-    return made.reshape(batch, q.shape[1], 1, v.shape[3])
+    apart = len(chosen) // groups  # tables of each key head
+    place = torch.arange(len(chosen), device=q.device)[:, None] // apart * pages_of_head
+    return (place + pages).to(torch.int32), lengths.to(torch.int32)
 
 
 def by_tvm(spec: AttentionSpec, q: Tensor, cache: Cache, operands: Mapping[str, Tensor] | None = None) -> Tensor:
-    """The kernel on a CPU."""
+    """The kernel on a CPU. The numbers of pages are those of `run_pages`: they are not looked at again."""
     from attnopt.codegen.tvm.decode_attention import run_tvm_decode
 
-    made: Tensor = run_tvm_decode(q, cache, [], str(spec))
+    made: Tensor = run_tvm_decode(q, cache, [], written(spec), trusted=True)
     return made
+
+
+def tables_by_tvm(clause: Clause, q: Tensor, state: PageState, pages_of_head: int) -> tuple[Tensor, Tensor] | None:
+    """The choice by a kernel on a CPU, where there is one."""
+    from attnopt.codegen.tvm.page_choice import choose_pages
+
+    return choose_pages(clause, q, state, pages_of_head)
+
+
+@functools.lru_cache(maxsize=256)
+def written(spec: AttentionSpec) -> str:
+    return str(spec)

@@ -55,7 +55,14 @@ def listed(spec: AttentionSpec) -> AttentionSpec:
         mask = conjunction(
             *conjuncts(mask), Load(EACH, (Index("b"), Index("h"), Index("row"), apply("floordiv", Index("k"), keys)))
         )
-    return spec.with_(mask=mask, selection=Clause("blocks", (rows, keys), (("operand", TILES),)))
+    return spec.with_(mask=mask, selection=Clause("blocks", (rows, keys), (("operand", TILES), *skipping(spec.selection))))
+
+
+def skipping(clause: Clause | None) -> tuple[tuple[str, Any], ...]:
+    """What the kernel has to know of values that are skipped: the tiles are those of the selection."""
+    if clause is None or clause.name != "pooled_blocks":
+        return ()
+    return tuple((key, value) for key, value in clause.options if key in ("skip", "skip_rows"))
 
 
 def by_tiles(part: Expr, rows: int, keys: int) -> bool:

@@ -13,7 +13,8 @@ from functools import partial
 
 from torch import Tensor
 
-from attnopt.codegen import corrected, listed
+from attnopt.codegen import corrected, gathered, listed
+from attnopt.codegen.gathered import Parts
 from attnopt.codegen.listed import EACH, TILES, Run
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.site_form import form_of
@@ -57,10 +58,17 @@ def refuses_site(site: Site, supports: Callable[[AttentionSpec, Form], Refusal |
     return next((refused for each, shape in own if (refused := supports(each, shape)) is not None), None)
 
 
-def run_sparse(run: Run, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, operands: Mapping[str, Tensor]) -> Tensor:
-    """The output [B, H, Q, E] for q [B, H, Q, D], k [B, G, K, D], v [B, G', K, E]. run: computes a spec that `kernels` lists."""
+def run_sparse(
+    run: Run, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, operands: Mapping[str, Tensor], parts: Parts | None = None
+) -> Tensor:
+    """The output [B, H, Q, E] for q [B, H, Q, D], k [B, G, K, D], v [B, G', K, E]. run: computes a spec that `kernels` lists.
+
+    parts: for a family whose kernels compute gathered queries faster than a list of what their neighbours chose.
+    """
     if spec.correction is not None:
-        return corrected.run_corrected(partial(run_sparse, run), run, spec, q, k, v, operands)
+        return corrected.run_corrected(partial(run_sparse, run, parts=parts), run, spec, q, k, v, operands)
+    if parts is not None and gathered.refuses(spec) is None:
+        return gathered.run_gathered(parts, spec, q, k, v)
     found: Tensor = (listed.run_listed if listed.refuses(spec) is None else _plain)(run, spec, q, k, v, operands)
     return found
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from attnopt.codegen import sparse
+from attnopt.codegen.gathered import Parts
 from attnopt.codegen.listed import Run
 from attnopt.errors import InputMismatch
 from attnopt.ir.reference import check_shapes
@@ -21,7 +22,9 @@ from attnopt.ir.spec import AttentionSpec, parse
 ELSEWHERE = "Another kernel may compute it: attnopt.attention(…)."
 
 
-def run_checked(run: Run, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: str) -> Tensor:
+def run_checked(
+    run: Run, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: str, parts: Parts | None = None
+) -> Tensor:
     """q [B, H, Q, D], k [B, G, K, D], v [B, G', K, E] -> o [B, H, Q, E]; tensors in the order of the spec's operands.
 
     Raises InputMismatch for inputs that do not fit the spec, or a spec that no kernels make up. Inference only.
@@ -32,7 +35,7 @@ def run_checked(run: Run, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Ten
         raise InputMismatch(
             f"{q.shape[2]} queries and {k.shape[2]} keys: only a whole prompt is corrected", where=spec, next_move=ELSEWHERE
         )
-    return sparse.run_sparse(run, parsed, q, k, v, dict(zip(parsed.operands, tensors, strict=True)))
+    return sparse.run_sparse(run, parsed, q, k, v, dict(zip(parsed.operands, tensors, strict=True)), parts)
 
 
 @functools.lru_cache(maxsize=256)

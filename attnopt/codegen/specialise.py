@@ -104,6 +104,8 @@ def decide(source: str, values: dict[str, Value]) -> str:
                 edits.append(Edit(*span(source, node), same))
         elif node.lineno <= inside:
             continue
+        elif isinstance(node, ast.If) and (left := without_known(source, node.test, values)) is not None:
+            edits.append(Edit(*span(source, node.test), left))
         elif isinstance(node, ast.If) and (known := truth(node.test, values)) is not None:
             found.append((node, known))
             inside = node.end_lineno or 0
@@ -147,6 +149,15 @@ def truth(test: ast.expr, values: Mapping[str, Value]) -> bool | None:
         if isinstance(op, ast.Eq) and isinstance(right, ast.Constant):
             return values[test.left.id] == right.value
     return None
+
+
+def without_known(source: str, test: ast.expr, values: Mapping[str, Value]) -> str | None:
+    """`A and x` as x where A is known to be true, `A or x` where it is false; None where all parts are open, or none."""
+    if not isinstance(test, ast.BoolOp) or truth(test, values) is not None:
+        return None
+    parts = [part for part in test.values if truth(part, values) is None]
+    word = " and " if isinstance(test.op, ast.And) else " or "
+    return word.join(source[slice(*span(source, part))] for part in parts) if len(parts) < len(test.values) else None
 
 
 def without_zero(source: str, node: ast.BinOp) -> str | None:

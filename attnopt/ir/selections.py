@@ -182,8 +182,7 @@ def pooled_blocks(rows: Rows, clause: Clause) -> Selected:
     """`pooled_blocks(m, n)`: tiles that hold `mass` of a softmax over pooled scores, or (share > 0) that share of the tiles.
 
     Blocks whose rows are unlike one another (mean cosine at most `similarity`) are kept whole, and so are the `first` blocks of keys:
-    with one of them no causal query is left without a key. skip=s drops the values of a tile
-    whose scores all lie s or more below the running maximum.
+    with one of them no causal query is left without a key. skip: see `late_tiles`.
     """
     height, width = clause.count(0), clause.count(1)
     q_alike = alike(rows.q, height) > clause.number("similarity")  # [B, H, blocks]
@@ -202,7 +201,7 @@ def pooled_blocks(rows: Rows, clause: Clause) -> Selected:
     first = torch.arange(shown.shape[-1], device=shown.device) < clause.count("first")
     tiles = (chosen | ~q_alike[..., None] | ~k_alike[:, :, None] | first) & shown
     visible = spread_blocks(tiles, width, rows.k.shape[2]).repeat_interleave(height, -2)[:, :, : rows.q.shape[2]]
-    return Selected(visible, late_tiles(rows, visible, height, width, clause.number("skip")))
+    return Selected(visible, late_tiles(rows, visible, clause))
 
 
 def alike(x: Tensor, block: int) -> Tensor:
@@ -210,8 +209,13 @@ def alike(x: Tensor, block: int) -> Tensor:
     return block_reduce(F.normalize(x, dim=-1), block, "mean").square().sum(-1)
 
 
-def late_tiles(rows: Rows, visible: Tensor, height: int, width: int, skip: float) -> Tensor | None:
-    """Zero where a tile's values are skipped, one elsewhere; key blocks are visited in order."""
+def late_tiles(rows: Rows, visible: Tensor, clause: Clause) -> Tensor | None:
+    """skip=s: zero where a tile's values are skipped, as its scores all lie s or more below the largest that their queries have met.
+
+    Blocks of keys are visited in order. Weights count in their sum all the same. skip_rows=m: m queries of a tile skip it together, in
+    the source those of a warp; else all of them do.
+    """
+    height, width, skip = clause.count("skip_rows") or clause.count(0), clause.count(1), clause.number("skip")
     if skip == float("inf"):
         return None
     scores = rows.scores.masked_fill(~(visible & rows.visible), -torch.inf)
@@ -223,10 +227,14 @@ def late_tiles(rows: Rows, visible: Tensor, height: int, width: int, skip: float
 
 
 def blocks(rows: Rows, clause: Clause) -> Selected:
-    """`blocks(m, n, operand=name)`: an explicit operand [B|1, H|1, ceil(Q / m), ceil(K / n)] says which tiles are visited."""
+    """`blocks(m, n, operand=name)`: an explicit operand [B|1, H|1, ceil(Q / m), ceil(K / n)] says which tiles are visited.
+
+    skip: see `late_tiles`.
+    """
     tiles = rows.call.operand(clause, "operand").bool()
     tiles = tiles.repeat_interleave(clause.count(0), -2).repeat_interleave(clause.count(1), -1)
-    return Selected(tiles[..., : rows.q.shape[2], : rows.k.shape[2]].expand_as(rows.visible))
+    visible = tiles[..., : rows.q.shape[2], : rows.k.shape[2]].expand_as(rows.visible)
+    return Selected(visible, late_tiles(rows, visible, clause))
 
 
 def keep(rows: Rows, clause: Clause) -> Selected:

@@ -159,9 +159,14 @@ SIGNATURES: dict[str, Signature] = {
             "similarity": ("number", 0.6),
             "first": ("count", 0),
             "skip": ("number", float("inf")),
+            "skip_rows": ("count", 0),
         },
     ),
-    "blocks": Signature("selection", ("count", "count"), {"operand": ("operand", "block_mask")}),
+    "blocks": Signature(
+        "selection",
+        ("count", "count"),
+        {"operand": ("operand", "block_mask"), "skip": ("number", float("inf")), "skip_rows": ("count", 0)},
+    ),
     "keep": Signature(
         "selection",
         ("count",),

@@ -27,8 +27,6 @@ from attnopt.selectors.tiles import Choice, Tiles
 
 def refuses(spec: AttentionSpec, clause: Clause) -> Refusal | None:
     """None where pooled rows score as pooled scores do."""
-    if clause.number("skip") != float("inf"):
-        return Refusal("no kernel skips the values of a tile by its running maximum", clause)
     if spec.scale is None or len(spec.score) != sum(c.name == "scale" for c in spec.score):
         terms = " ".join(str(c) for c in spec.score)
         return Refusal(f"scores are pooled by pooling rows, which holds for scaled products, not for '{terms}'", clause)

@@ -20,13 +20,13 @@ import attnopt.operators  # noqa: F401  (registers the operators)
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
 from attnopt.analysis.operands import held, tapped
-from attnopt.codegen.chosen_pages import by_tvm, run_pages
+from attnopt.codegen.chosen_pages import by_tvm, run_pages, tables_by_tvm
 from attnopt.codegen.sparse import refuses
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
 from attnopt.plan.timing.timing import in_turn
-from attnopt.selectors.pages import choose, state_of
+from attnopt.selectors.pages import state_of
 from attnopt.selectors.select import select, tiling
 from attnopt.selectors.shown import shown_tiles
 from sparse.losses import Logits
@@ -95,7 +95,7 @@ def decoding(q: Tensor, k: Tensor, v: Tensor, seconds: float) -> Iterator[Time]:
     }
     calls = {
         "decode, dense": lambda: torch.ops.attnopt.tvm_decode(q, k, v, *[None] * 6, [], start),
-        **{name: (lambda spec=spec: run_pages(by_tvm, spec, q, k, v, state)) for name, spec in specs.items()},
+        **{name: (lambda spec=spec: run_pages(by_tvm, spec, q, k, v, state, tables_by_tvm)) for name, spec in specs.items()},
     }
     for call in calls.values():
         call()
@@ -105,7 +105,9 @@ def decoding(q: Tensor, k: Tensor, v: Tensor, seconds: float) -> Iterator[Time]:
         if name in specs:
             clause = specs[name].selection
             assert clause is not None
-            choosing = in_turn({"choosing": lambda clause=clause: choose(clause, q, state)}, seconds=0.1)["choosing"].median
+            choosing = in_turn(
+                {"choosing": lambda clause=clause: tables_by_tvm(clause, q, state, state.low.shape[2])}, seconds=0.1
+            )["choosing"].median
         share = PAGES * PAGE / length if name in specs else 1.0
         yield Time(length, name, t.median, t.ratio(found["decode, dense"]), share, choosing)
 

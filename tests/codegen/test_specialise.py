@@ -87,7 +87,7 @@ def test_a_flag_that_is_on_and_a_hole_with_operands():
     assert "def hole(x, p_a, s_b):\n    return x + load(p_a) * s_b\n" in text
     assert "def kernel(p_x, p_a, s_b, size):" in text
     assert "hole(p_x, p_a, s_b) * SIZE" in text
-    assert "        if FLAG and size:\n" in text  # what a constant does not decide stays
+    assert "        if size:\n" in text  # what a constant does not decide stays
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,8 @@ def test_a_flag_that_is_on_and_a_hole_with_operands():
         ("if not A:\n    x\nz\n", {"A": True}, "z\n"),
         ("if A or B:\n    x\nelse:\n    y\n", {"A": True}, "x\n"),
         ("if A and B:\n    x\nelse:\n    y\n", {"A": False}, "y\n"),
-        ("if A and B:\n    x\n", {"A": True}, "if A and B:\n    x\n"),
+        ("if A and B:\n    x\n", {"A": True}, "if B:\n    x\n"),
+        ("if not A or B:\n    x\n", {"A": True}, "if B:\n    x\n"),
         ("if A == 0:\n    x\nelse:\n    y\n", {"A": 0}, "x\n"),
         ("if u:\n    x\nelif A:\n    y\nelse:\n    z\n", {"A": True}, "if u:\n    x\nelse:\n    y\n"),
         ("if u:\n    x\nelif A:\n    y\nelse:\n    z\n", {"A": False}, "if u:\n    x\nelse:\n    z\n"),

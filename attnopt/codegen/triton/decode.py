@@ -41,9 +41,20 @@ class DecodeForm(Form):
 
 def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
     """None where the family computes exactly this spec on a cache as the spec stores it; else why not."""
+    return of_many_queries(spec) or prefill.supports(spec.with_(cache=None), form) or cache_refusal(spec, form)
+
+
+def of_many_queries(spec: AttentionSpec) -> Refusal | None:
+    """What the families for many queries have, and those for few have not."""
     if spec.precision is not None:
         return Refusal("rounded products are those of many queries: a cache says by itself how it is stored", spec.precision)
-    return prefill.supports(spec.with_(cache=None), form) or cache_refusal(spec, form)
+    if spec.qk_norm is not None:
+        return Refusal("keys are normalised as they are read: a cache holds them as they are multiplied", spec.qk_norm)
+    if spec.selection is not None:
+        return Refusal(
+            f"{spec.selection} leaves keys out: few queries read a cache whole, or pages of it by a table", spec.selection
+        )
+    return None
 
 
 def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> str:

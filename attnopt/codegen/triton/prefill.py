@@ -85,7 +85,9 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, backend: str = "cuda") -> 
     pointers, tensors, arguments = operand_names(spec)
     decided = constants(plain, form, tile, backend, scope)
     holes |= {name: hole(name, *said[:2], [said[2]])[name] for name, said in low_precision.groups(plain, printer).items()}
-    decided |= low_precision.constants(plain, scale, terms, form.lse, backend) | listed.constants(spec.selection, tile)
+    decided |= low_precision.constants(plain, scale, terms, form.lse, backend) | listed.constants(
+        spec.selection, tile, scope, bool(terms)
+    )
     if decided["INT8_SCORES"]:  # the scales of the queries hold it
         scale = 1.0
     if spec.qk_norm is not None:  # the scale is one more factor on the channels of a query, before it is rounded

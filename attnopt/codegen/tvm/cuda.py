@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from attnopt.codegen.emitted import load
 from attnopt.codegen.prefill_form import Form, expressions, from_rows, positive_scale
+from attnopt.codegen.skipped_tiles import skipped
 from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.template import joined
 from attnopt.codegen.tvm.compile import ENTRY, said
@@ -39,6 +40,8 @@ def cuda_source(spec: AttentionSpec, form: Form) -> str | Refusal:
         return Refusal("this schedule rounds neither queries nor keys", spec.precision)
     if spec.qk_norm is not None:
         return Refusal("this schedule does not normalise queries and keys", spec.qk_norm)
+    if skipped(spec.selection) is not None:
+        return Refusal("this schedule skips no values", spec.selection)
     if keys_at_once(form) == 0:
         return Refusal(f"rows of {form.width} and {form.value_width} channels do not fit shared memory", spec.width)
     import tvm

@@ -19,7 +19,7 @@ from attnopt.codegen.expressions import loads_of
 from attnopt.codegen.prefill_form import Form, expressions, from_rows, positive_scale
 from attnopt.codegen.specialise import Slot, Value, specialise
 from attnopt.codegen.template import Renamed, joined
-from attnopt.codegen.triton.decode import DecodeForm, span
+from attnopt.codegen.triton.decode import DecodeForm, of_many_queries, span
 from attnopt.codegen.triton.decode_cache import Side, side_of
 from attnopt.codegen.tvm import prefill
 from attnopt.codegen.tvm.cpu import Cpu
@@ -50,9 +50,7 @@ READ = ("int8", "int4")  # codes that are multiplied as whole numbers
 
 def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
     """None where the family computes exactly this spec on a cache as the spec stores it; else why not."""
-    if spec.precision is not None:
-        return Refusal("rounded products are those of many queries: a cache says by itself how it is stored", spec.precision)
-    return prefill.supports(spec.with_(cache=None), form) or cache_refusal(spec, form)
+    return of_many_queries(spec) or prefill.supports(spec.with_(cache=None), form) or cache_refusal(spec, form)
 
 
 def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
@@ -148,7 +146,7 @@ def constants(
     return {
         "D": form.width, "E": form.value_width, "ROWS": tile.rows, "KEYS": tile.keys, "BLOCK": tile.block, "LANES": tile.lanes,
         "D_LANES": d_lanes, "E_LANES": e_lanes, "PIECE": min(tile.keys, d_lanes), "FOLDED": d_lanes > 1,
-        "AHEAD": tile.rows > 1 and page == 0 and {side.storage for side in sides.values()} == {"plain"},
+        "AHEAD": tile.rows > 1 and {side.storage for side in sides.values()} == {"plain"},
         "E_PARTS": parts(form.value_width // e_lanes, tile.sums // tile.rows),
         **key_constants(sides["k"], form, words_of(sides["k"], cpu)), **side_constants("V", "E", sides["v"]),
         "DTYPE": form.dtype, "PAGED": page > 0, "PAGE": page, "LENGTHS": lengths, "SPAN": span(scope),

@@ -23,6 +23,7 @@ from attnopt.codegen.tvm.cpu import host
 from attnopt.codegen.tvm.decode import emit, supports
 from attnopt.codegen.tvm.decode_tiles import decode_tile
 from attnopt.codegen.tvm.kernel_cache import compiled
+from attnopt.codegen.tvm.operand_shapes import check_operands
 from attnopt.codegen.tvm.tvm_attention import ELSEWHERE, Ready, call, read, rows, runnable, typed
 from attnopt.errors import InputMismatch
 from attnopt.ir.kv_cache import Cache, attend_cache
@@ -34,21 +35,25 @@ PARTS = tuple(field.name for field in fields(Cache))
 Described = tuple[torch.Size, torch.dtype] | None
 
 
-def run_tvm_decode(q: Tensor, cache: Cache, tensors: Sequence[Tensor], spec: str, lse: bool = False) -> Any:
+def run_tvm_decode(
+    q: Tensor, cache: Cache, tensors: Sequence[Tensor], spec: str, lse: bool = False, trusted: bool = False
+) -> Any:
     """q [B, H, Q, D] against a cache, as `attend_cache` defines it -> o [B, H, Q, E] in q's dtype; with lse also float32 [B, H, Q].
 
     tensors in the order of the spec's operands. Raises InputMismatch where shapes do not fit, numbers of tokens or pages lie beyond
-    the cache, tensors are not on a CPU, or the family refuses. Inference only.
+    the cache (trusted: they do not), tensors are not on a CPU, or the family refuses. Inference only.
     """
-    return run_parts(q, tuple(getattr(cache, name) for name in PARTS), tensors, spec, lse)
+    return run_parts(q, tuple(getattr(cache, name) for name in PARTS), tensors, spec, lse, trusted)
 
 
-def run_parts(q: Tensor, parts: tuple[Tensor | None, ...], tensors: Sequence[Tensor], spec: str, lse: bool = False) -> Any:
+def run_parts(
+    q: Tensor, parts: tuple[Tensor | None, ...], tensors: Sequence[Tensor], spec: str, lse: bool = False, trusted: bool = False
+) -> Any:
     """The same with the parts of a cache in order, as the operator has them: on a small cache each microsecond here counts."""
     shape = q.shape
     described = tuple(None if x is None else (x.shape, x.dtype) for x in parts)
-    found = ready(spec, (shape, q.dtype), described, tuple(x.dtype for x in tensors), q.device.type, lse)
-    if parts[-1] is not None or parts[-2] is not None:
+    found = ready(spec, (shape, q.dtype), described, tuple((x.shape, x.dtype) for x in tensors), q.device.type, lse)
+    if not trusted and (parts[-1] is not None or parts[-2] is not None):
         within(Cache(*parts), spec)  # type: ignore[arg-type]
     if isinstance(found.kernel, Refusal):
         return by_reference(q, Cache(*parts), tensors, found.spec, lse)  # type: ignore[arg-type]
@@ -64,7 +69,7 @@ def ready(
     spec: str,
     q: tuple[torch.Size, torch.dtype],
     parts: tuple[Described, ...],
-    dtypes: tuple[torch.dtype, ...],
+    tensors: tuple[tuple[torch.Size, torch.dtype], ...],
     device: str,
     lse: bool,
 ) -> Ready:
@@ -79,7 +84,10 @@ def ready(
     cache = Cache(**dict(zip(PARTS, given, strict=True)))
     if queries.ndim != 4 or cache.v.ndim != 4:
         raise InputMismatch(f"q has {queries.ndim} dimensions", where=str(tuple(q[0])), next_move="Give [B, H, Q, D].")
-    operands = tuple((name, typed(x)) for name, x in zip(parsed.operands, dtypes, strict=True))
+    if len(tensors) != len(parsed.operands):
+        said = f"{len(tensors)} operands were given, and the spec has {len(parsed.operands)}"
+        raise InputMismatch(said, where=spec, next_move=f"Give {', '.join(parsed.operands) or 'none'}, in this order.")
+    operands = tuple((name, typed(dtype)) for name, (_, dtype) in zip(parsed.operands, tensors, strict=True))
     width = value_width(cache.v.shape[3], parsed)
     form = DecodeForm(q[0][3], width, typed(q[1]), operands, lse, lengths=cache.lengths is not None)
     if (refused := supports(parsed, form)) is not None:
@@ -88,6 +96,10 @@ def ready(
         raise InputMismatch(
             problem, where=str(parsed.cache or parsed), next_move="attnopt.ir.kv_cache.pack_cache makes a cache that fits."
         )
+    if cache.lengths is None:  # else operands may be as short as the longest sequence, which tensors say at run time
+        longest = cache.k.shape[2] * (1 if cache.pages is None else cache.pages.shape[1])
+        shapes = {name: shape for name, (shape, _) in zip(parsed.operands, tensors, strict=True)}
+        check_operands(parsed, q[0], (q[0][0], cache.k.shape[1], longest, q[0][3]), shapes)
     heads, ratio = q[0][1], math.gcd(q[0][1] // cache.k.shape[1], q[0][1] // cache.v.shape[1])
     return Ready(parsed, kernel(parsed, form, q[0][2] * (ratio if heads else 1)))
 

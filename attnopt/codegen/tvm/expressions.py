@@ -20,6 +20,7 @@ RESERVED = frozenset(
     " attention k_scales k_zeros v_scales v_zeros lengths held tiles mask_mod score_mod bucket exp exp2 tanh sigmoid"
     " seen edges high tile top total decay rows turn mean empty position weight power fall rise new safe share logit sink unit walk"
     " scores weights values between start stop edge keys channels held_whole tiles_whole held_values operands given log sum"
+    " pieces pieces_whole near square factor"
     " map chosen matching visited inside plain parts spans key_spans chunks match_heads first_piece found one part norms key_norms key_head"
     " key_blocks at q_t k_s v_s s_t o_t sum_t"
     " False None True and as assert async await break class continue def del elif else except finally for from global if import in"

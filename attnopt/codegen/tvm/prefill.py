@@ -29,7 +29,17 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.runtime.flex_source import SCORE_TERMS
 
-PARTS = ("vectors", "byte_products", "prefill_holes", "sight", "prefill_visits", "prefill_norms", "prefill_codes", "prefill")
+PARTS = (
+    "vectors",
+    "byte_products",
+    "prefill_holes",
+    "sight",
+    "prefill_visits",
+    "prefill_norms",
+    "prefill_codes",
+    "prefill_rows",
+    "prefill",
+)
 IMPORTS = ("from tvm.script import tirx as T",)
 SPECIAL = (
     "offset",
@@ -78,7 +88,7 @@ def emit(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu) -> str:
     visited, plain = visits.visits_of(from_rows(spec), tile, printer)
     scope = key_range(plain.mask)
     scale, terms = positive_scale(plain)
-    held = held_loads(expressions(plain), printer)
+    held = held_loads(expressions(plain), printer, visited.chunk if visited else 0)
     knowing = printer.knowing(held.texts(printer))
     holes = (
         score_hole(knowing, terms)
@@ -137,6 +147,8 @@ def constants(spec: AttentionSpec, form: Form, tile: Tile, cpu: Cpu, scope: Rang
     edges = 3 if scope.leading is not None else 2 if scope.inner_first and not undecided else 1
     return {
         "DTYPE": form.dtype, "D": form.width, "E": form.value_width, "LANES": lanes, "VECTORS": tile.block_q // lanes,
+        "LANES_OVER_4": lanes > 4, "LANES_OVER_8": lanes > 8, "D_SQUARES": form.width // lanes, "D_REST": form.width % lanes,
+        "E_SQUARES": form.value_width // lanes, "E_REST": form.value_width % lanes,
         "BLOCK_Q": tile.block_q, "BLOCK_K": tile.block_k, "KEYS": tile.keys, "CHANNELS": tile.channels,
         "CHANNELS_REST": form.value_width % tile.channels, "STAGED": form.dtype != "float32",
         "PHASES": int(undecided), "RANGE": scope.bounded, "MASK": spec.mask is not None, "INNER_MASK": scope.undecided is not None,

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from attnopt.codegen.gathered import Parts
+from attnopt.codegen.tvm.packed_attention import run_tvm_packed
 from attnopt.codegen.tvm.tvm_attention import run_tvm
 from attnopt.ir.spec import AttentionSpec
 
@@ -21,6 +23,19 @@ def run(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, operands: Mapping[
     return made
 
 
+def run_with_lse(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    output, lse = run_tvm(q, k, v, [], spelled(spec)[0], lse=True)
+    return output, lse
+
+
+def run_packed(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor) -> tuple[Tensor, Tensor]:
+    output, lse = run_tvm_packed(q, k, v, q_starts, k_starts, [], spelled(spec)[0], lse=True)
+    return output, lse
+
+
 @functools.lru_cache(maxsize=256)
 def spelled(spec: AttentionSpec) -> tuple[str, tuple[str, ...]]:
     return str(spec), spec.operands
+
+
+PARTS = Parts(run_with_lse, run_packed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnopt.codegen.prefill_form import Form
+from attnopt.codegen.skipped_tiles import skipped
 from attnopt.codegen.tvm.cpu import Cpu
 from attnopt.ir.spec import AttentionSpec
 
@@ -47,9 +48,16 @@ def tiles(cpu: Cpu, form: Form) -> tuple[Tile, ...]:
 
 
 def fitting(table: tuple[Tile, ...], spec: AttentionSpec) -> tuple[Tile, ...]:
-    """Those whose queries have one row of a list of blocks, where there are such: what the list says is then no part of the mask."""
+    """Those whose queries have one row of a list of blocks, where there are such: what the list says is then no part of the mask.
+
+    Where values of tiles are skipped there is one, of as many queries and keys as are skipped together.
+    """
     if spec.selection is None:
         return table
+    if (grain := skipped(spec.selection)) is not None:
+        rows, keys = grain
+        first = table[0]  # as much stays in registers
+        return (Tile(rows, keys, max(1, first.keys * first.block_q // rows), max(1, first.channels * first.block_q // rows)),)
     return tuple(tile for tile in table if spec.selection.count(0) % tile.block_q == 0) or table
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from attnopt.codegen.expressions import loads_of
+from attnopt.codegen.skipped_tiles import skipped
 from attnopt.codegen.specialise import Value
 from attnopt.codegen.tvm.expressions import Printer
 from attnopt.codegen.tvm.operand_buffers import buffer_name
@@ -24,6 +25,7 @@ from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
+VECTOR, TALLEST, WIDEST = 16, 128, 512  # queries of a vector, and of a thread; keys of a tile whose values may be skipped
 OF_QUERIES, OF_KEYS = {"b", "h", "q", "row"}, {"b", "h", "k"}
 
 
@@ -58,6 +60,8 @@ class Visits:
             "CHUNK": self.chunk,
             "WHOLE": self.whole,
         }
+        skips = skipped(self.selection) is not None
+        made |= {"SKIPS": skips} | ({"SKIP": float(self.selection.number("skip"))} if skips and self.selection else {})
         if self:  # pieces that matches leave to the mask are at an edge
             made["INNER_MASK"] = False
         return made | {"MATCHES": len(self.matches), "MATCH_HEADS": by_head}
@@ -66,8 +70,15 @@ class Visits:
 def refusal(selection: Clause | None) -> Refusal | None:
     if selection is not None and selection.name != "blocks":
         return Refusal(f"{selection.name} chooses keys from the scores; a kernel takes blocks(m, n, operand=…)", selection)
-    if selection is not None and 0 in (selection.count(0), selection.count(1)):
+    if selection is None:
+        return None
+    if 0 in (selection.count(0), selection.count(1)):
         return Refusal(f"{selection} has blocks of nothing", selection)
+    if (grain := skipped(selection)) is not None:
+        rows, keys = grain
+        if not rows or rows % VECTOR or rows > TALLEST or selection.count(0) % rows or keys > WIDEST:
+            said = f"a thread skips the values of {VECTOR} to {TALLEST} queries, a part of a tile, and of up to {WIDEST} keys"
+            return Refusal(f"{said}: not of {rows} x {keys}", selection)
     return None
 
 

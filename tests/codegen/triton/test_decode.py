@@ -74,6 +74,11 @@ def test_parts_of_a_row():
     ("line", "reason"),
     [
         ("sigmoid", "the normaliser is sigmoid, not softmax"),
+        ("softmax norm(rms)", "keys are normalised as they are read: a cache holds them as they are multiplied"),
+        (
+            "softmax blocks(64, 64, operand=t)",
+            "blocks(64, 64, operand=t) leaves keys out: few queries read a cache whole, or pages of it by a table",
+        ),
         ("softmax cache(k=int8, recent=4)", "the newest tokens stay exact"),
         ("softmax cache(layout=ring)", "a ring does not say which position a token has"),
         ("softmax cache(layout=paged)", "a paged cache needs page="),

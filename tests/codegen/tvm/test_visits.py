@@ -18,6 +18,7 @@ from attnopt.ir.spec import parse
 NEEDS_TVM = pytest.mark.skipif(missing() is not None, reason="TVM is not installed")
 TYPES = {"ids": "int64", "document": "int64", "padding": "bool", "seen": "float32", "list": "bool"}
 TILE = Tile(64, 128, 4, 4)
+PARTS = "a thread skips the values of 16 to 128 queries, a part of a tile, and of up to 512 keys"
 LISTED = "softmax scale(0.25) blocks(64, 32, operand=list)"
 BANDED = "softmax scale(0.25) causal & (window(60) | global(9)) blocks(24, 7, operand=list) empty(zero)"
 DOCUMENTS = "softmax scale(0.25) document & causal & load(seen, b, h, k)"
@@ -52,6 +53,14 @@ def test_refusals():
     for line, reason in (
         ("softmax block_topk(64, 4)", "block_topk chooses keys from the scores; a kernel takes blocks(m, n, operand=…)"),
         ("softmax blocks(0, 64, operand=list)", "blocks(0, 64, operand=list) has blocks of nothing"),
+        *(
+            (f"softmax blocks({m}, {n}, operand=list, skip=9.0{rows})", f"{PARTS}: not of {what}")
+            for m, n, rows, what in (
+                (192, 64, "", "192 x 64"),
+                (64, 64, ", skip_rows=24", "24 x 64"),
+                (64, 1024, "", "64 x 1024"),
+            )
+        ),
     ):
         said = refusal(parse(line).selection)
         assert said is not None and said.reason == reason
@@ -63,6 +72,9 @@ def test_tiles_of_one_row_of_the_list_come_first():
     assert fitting(table, parse("softmax blocks(64, 64, operand=list)")) == table[1:]
     assert fitting(table, parse("softmax blocks(5, 64, operand=list)")) == table
     assert fitting(table, parse("softmax")) == table
+    late = parse("softmax blocks(128, 96, operand=list, skip=9.0, skip_rows=32)")
+    assert refusal(late.selection) is None
+    assert fitting(table, late) == (Tile(32, 96, 3, 3),)
 
 
 def rows(length=200, width=16):
@@ -106,6 +118,36 @@ def test_what_the_list_leaves_out_is_not_read():
     k[:, :, 160:192] = v[:, :, 160:192] = float("nan")
     o, _ = attention(LISTED, q, k, v, lse=True, list=tiles)
     assert torch.equal(o, want)
+
+
+@NEEDS_TVM
+def test_values_of_late_tiles_are_not_read():
+    """Keys after the first 32 score far below those, which all queries see."""
+    line = "softmax scale(0.25) softcap(30.0) causal & (window(90) | global(40)) blocks(64, 32, operand=list, skip=5.0, skip_rows=32)"
+    q, k, v = rows()
+    q, k[:, :, :32] = q.abs(), k[:, :, :32].abs() + 2
+    k[:, :, 32:] *= 0.1
+    tiles = torch.ones(1, 1, 4, 7, dtype=torch.bool)
+    tiles[..., 3] = torch.rand(4) < 0.5
+    right = attend(line, *(x.double() for x in (q, k, v)), list=tiles)
+    whole = attend(line.replace("skip=5.0", "skip=inf"), *(x.double() for x in (q, k, v)), list=tiles)
+    assert torch.equal(right.lse, whole.lse) and not torch.allclose(right.output, whole.output)
+    v[:, :, 32:] = float("nan")
+    o, log_sum = attention(line, q, k, v, lse=True, list=tiles)
+    torch.testing.assert_close(o.double(), right.output, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(log_sum.double(), right.lse, atol=2e-5, rtol=2e-5)
+
+
+@NEEDS_TVM
+def test_what_queries_choose_of_a_block_of_keys():
+    """One load for a query and a step of keys, of a table that all keys of the step share."""
+    line = "softmax scale(0.25) causal & load(each, b, h, row, k // 64) blocks(64, 64, operand=list) empty(zero)"
+    q, k, v = rows()
+    each = torch.rand(2, 2, 200, 4) < 0.5
+    tiles = torch.stack([part.any(2) for part in each.split(64, 2)], 2)
+    right = attend(line, *(x.double() for x in (q, k, v)), each=each, list=tiles)
+    o, _ = attention(line, q, k, v, lse=True, each=each, list=tiles)
+    torch.testing.assert_close(o.double(), right.output, atol=2e-5, rtol=2e-5)
 
 
 @NEEDS_TVM

@@ -3,13 +3,13 @@
 import triton
 import triton.language as tl
 
-from attnopt.codegen.triton.kernels.prefill_blocks import load_block, load_d, load_d_rest, load_e, load_e_rest
+from attnopt.codegen.triton.kernels.prefill_blocks import load_block, load_d, load_d_rest, load_e, load_e_rest, sum_of_values, within_range
 from attnopt.codegen.triton.kernels.prefill_codes import fp8, load_channels, padded, restored, sum_of_codes
 from attnopt.codegen.triton.kernels.prefill_holes import (
     BLOCK_K, BLOCK_Q, CENTERED, CODED_ROWS, DESCRIPTORS, D_MAIN, D_REST, E, EMPTY_ROWS, E_MAIN, E_PADDED, E_REST, FACTORS,
     FP8_VALUES, INNER_MASK, INT8_SCORES, K_NORM, LEADING, LEFT_EDGE, LIFT, LISTED, LIST_KEYS, LIST_ROWS, LOG2E, LONGEST_FIRST,
     LSE, MASK, MEAN_OF_EMPTY, OFFSET, PACKED, PERSISTENT, PHASES, PRECISION, QUERY_MEANS, Q_NORM, RANGE, ROW_FACTORS, SCALE,
-    SCORES, SHIFTED_SCORES, SHIFTED_TOP, SINK, SPECIALISED, STATIC, STATIC_SCALE, VALUE_MEAN, channel_factor, inner_mask_mod,
+    SCORES, SHIFTED_SCORES, SHIFTED_TOP, SINK, SKIP, SKIPS, SPECIALISED, STATIC, STATIC_SCALE, VALUE_MEAN, channel_factor, inner_mask_mod,
     inner_range, key_range, leading_keys, mask_mod, query_offset, score_mod, sink_logit,
 )  # fmt: skip
 from attnopt.codegen.triton.kernels.prefill_norms import centred, inverse_norm
@@ -140,10 +140,11 @@ def attend(
         else:
             inner_first = 0
             inner_end = kv_len // BLOCK_K
-        edges = end - inner_end
-        if LEFT_EDGE:
-            edges += inner_first - first
-    else:
+        if not LISTED:
+            edges = end - inner_end
+            if LEFT_EDGE:
+                edges += inner_first - first
+    elif not LISTED:
         inner_end = first
         edges = end - first
     if LEADING:
@@ -151,26 +152,39 @@ def attend(
     if LISTED:
         i_list = tl.cast(i_bh, tl.int64) * tl.cdiv(q_blocks, LIST_ROWS) + i_m // LIST_ROWS
         p_list += i_list * (1 + tl.cdiv(kv_len, BLOCK_K * LIST_KEYS))
-        edges = tl.load(p_list) * LIST_KEYS
+        tiles = tl.load(p_list)
+        edges = tiles * LIST_KEYS
+        if PHASES == 0:
+            before, inside = within_range(p_list + 1, tiles, inner_first, inner_end)
+            edges -= inside * LIST_KEYS
 
     for EDGE in tl.static_range(PHASES, 2):
         if EDGE:
             blocks = edges
         else:
-            blocks = inner_end - inner_first
+            if LISTED:
+                blocks = inside * LIST_KEYS
+            else:
+                blocks = inner_end - inner_first
         for i in tl.range(0, blocks, warp_specialize=SPECIALISED):
-            if EDGE:
-                if LISTED:
-                    i_step = tl.cast(i, tl.int32)
-                    i_n = tl.load(p_list + 1 + i_step // LIST_KEYS) * LIST_KEYS + i_step % LIST_KEYS
-                else:
+            if LISTED:
+                i_step = tl.cast(i, tl.int32)
+                i_tile = i_step // LIST_KEYS
+                if PHASES == 0:
+                    if EDGE:
+                        i_tile = tl.where(i_tile < before, i_tile, i_tile + inside)
+                    else:
+                        i_tile += before
+                i_n = tl.load(p_list + 1 + i_tile) * LIST_KEYS + i_step % LIST_KEYS
+            else:
+                if EDGE:
                     i_n = inner_end + i
                     if LEFT_EDGE:
                         i_n = tl.where(i_n < end, i_n, i_n - end + first)
                     if LEADING:
                         i_n = tl.where(i < edges - leading, i_n, i - edges + leading)
-            else:
-                i_n = inner_first + i
+                else:
+                    i_n = inner_first + i
             o_n = i_n * BLOCK_K + tl.arange(0, BLOCK_K)  # [BLOCK_K]
             m_k = (o_n < kv_len)[None, :]
             if K_NORM or not DESCRIPTORS:
@@ -225,10 +239,10 @@ def attend(
                 b_p = tl.exp2(b_s * STATIC_SCALE)
                 b_sum = b_sum + tl.sum(b_p, 1)
             elif SCORES:
+                b_high = tl.max(b_s, 1)  # [BLOCK_Q]
                 if FP8_VALUES:
-                    b_new = tl.maximum(b_top, tl.max(b_s, 1) - LIFT / LOG2E)  # [BLOCK_Q]
-                else:
-                    b_new = tl.maximum(b_top, tl.max(b_s, 1))  # [BLOCK_Q]
+                    b_high -= LIFT / LOG2E
+                b_new = tl.maximum(b_top, b_high)
                 b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
                 # The difference comes first: a bias of the smallest float32 would overflow when it meets log2(e).
                 b_p = tl.exp2((b_s - b_safe[:, None]) * LOG2E)
@@ -237,10 +251,10 @@ def attend(
                 b_top = b_new
             elif ROW_FACTORS:
                 # The factor of a row holds its scale, that of the spec, and log2(e).
+                b_high = tl.max(b_s, 1) * b_scale  # [BLOCK_Q]
                 if FP8_VALUES:
-                    b_new = tl.maximum(b_top, tl.max(b_s, 1) * b_scale - LIFT)  # [BLOCK_Q]
-                else:
-                    b_new = tl.maximum(b_top, tl.max(b_s, 1) * b_scale)  # [BLOCK_Q]
+                    b_high -= LIFT
+                b_new = tl.maximum(b_top, b_high)
                 b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
                 b_p = tl.exp2(b_s * b_scale[:, None] - b_safe[:, None])
                 b_decay = tl.exp2(b_top - b_safe)
@@ -248,52 +262,55 @@ def attend(
                 b_top = b_new
             else:
                 # The top is kept as a power of two, so that each score takes one fused multiply-add.
+                b_high = tl.max(b_s, 1) * (SCALE * LOG2E)  # [BLOCK_Q]
                 if FP8_VALUES:
-                    b_new = tl.maximum(b_top, tl.max(b_s, 1) * (SCALE * LOG2E) - LIFT)  # [BLOCK_Q]
-                else:
-                    b_new = tl.maximum(b_top, tl.max(b_s, 1) * (SCALE * LOG2E))  # [BLOCK_Q]
+                    b_high -= LIFT
+                b_new = tl.maximum(b_top, b_high)
                 b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
                 b_p = tl.exp2(b_s * (SCALE * LOG2E) - b_safe[:, None])
                 b_decay = tl.exp2(b_top - b_safe)
                 b_sum = b_sum * b_decay + tl.sum(b_p, 1)
                 b_top = b_new
-            if FP8_VALUES:
-                # One block is added up in the tensor cores, whose sums are narrow, blocks in float32.
-                b_p = fp8(b_p)
-                b_v = load_channels(p_v, d_v, s_vn, i_b, i_h * value_heads // heads, i_n, 0, E_MAIN)  # [BLOCK_K, E_MAIN]
-                b_o = b_o * b_decay[:, None] + tl.dot(b_p, b_v, max_num_imprecise_acc=BLOCK_K)
-                if E_REST:
-                    b_v_rest = load_channels(p_v, d_v_rest, s_vn, i_b, i_h * value_heads // heads, i_n, E_MAIN, E_REST)
-                    b_o_rest = b_o_rest * b_decay[:, None] + tl.dot(b_p, b_v_rest, max_num_imprecise_acc=BLOCK_K)
-            else:
-                if not DESCRIPTORS:
-                    p_vn = p_v + start * s_vn + o_j[:, None] * s_vn
-                if DESCRIPTORS:
-                    b_v = load_block(
-                        d_v, i_first, i_h * value_heads // heads, k_row + i_n * BLOCK_K, 0, BLOCK_K, E_MAIN
-                    )  # [BLOCK_K, E_MAIN]
-                    if PACKED:
-                        if EDGE:  # what the next sequence holds may be infinite
-                            b_v = tl.where((o_n < kv_len)[:, None], b_v, 0.0)
-                else:
-                    b_v = load_e(p_vn, o_e[None, :])  # [BLOCK_K, E_MAIN]
-                if E_REST:
-                    if DESCRIPTORS:
-                        b_v_rest = load_block(
-                            d_v_rest, i_first, i_h * value_heads // heads, k_row + i_n * BLOCK_K, E_MAIN, BLOCK_K, E_REST
-                        )
-                        if PACKED:
-                            if EDGE:
-                                b_v_rest = tl.where((o_n < kv_len)[:, None], b_v_rest, 0.0)
-                    else:
-                        b_v_rest = load_e_rest(p_vn, o_e_rest[None, :])  # [BLOCK_K, E_REST]
-                if not STATIC:
-                    b_o = b_o * b_decay[:, None]
+            if SKIPS:
+                near = tl.max(tl.where(b_high == -float("inf"), -float("inf"), b_high - b_new), 0) > -SKIP
+            if not SKIPS or near:
+                if FP8_VALUES:
+                    # One block is added up in the tensor cores, whose sums are narrow, blocks in float32.
+                    b_p = fp8(b_p)
+                    b_v = load_channels(p_v, d_v, s_vn, i_b, i_h * value_heads // heads, i_n, 0, E_MAIN)  # [BLOCK_K, E_MAIN]
+                    b_o = b_o * b_decay[:, None] + tl.dot(b_p, b_v, max_num_imprecise_acc=BLOCK_K)
                     if E_REST:
-                        b_o_rest = b_o_rest * b_decay[:, None]
-                b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision=PRECISION)  # [BLOCK_Q, E_MAIN]
-                if E_REST:
-                    b_o_rest = tl.dot(b_p.to(b_v.dtype), b_v_rest, b_o_rest, input_precision=PRECISION)  # [BLOCK_Q, E_REST]
+                        b_v_rest = load_channels(p_v, d_v_rest, s_vn, i_b, i_h * value_heads // heads, i_n, E_MAIN, E_REST)
+                        b_o_rest = b_o_rest * b_decay[:, None] + tl.dot(b_p, b_v_rest, max_num_imprecise_acc=BLOCK_K)
+                else:
+                    if not DESCRIPTORS:
+                        p_vn = p_v + start * s_vn + o_j[:, None] * s_vn
+                    if DESCRIPTORS:
+                        b_v = load_block(
+                            d_v, i_first, i_h * value_heads // heads, k_row + i_n * BLOCK_K, 0, BLOCK_K, E_MAIN
+                        )  # [BLOCK_K, E_MAIN]
+                        if PACKED:
+                            if EDGE:  # what the next sequence holds may be infinite
+                                b_v = tl.where((o_n < kv_len)[:, None], b_v, 0.0)
+                    else:
+                        b_v = load_e(p_vn, o_e[None, :])  # [BLOCK_K, E_MAIN]
+                    if E_REST:
+                        if DESCRIPTORS:
+                            b_v_rest = load_block(
+                                d_v_rest, i_first, i_h * value_heads // heads, k_row + i_n * BLOCK_K, E_MAIN, BLOCK_K, E_REST
+                            )
+                            if PACKED:
+                                if EDGE:
+                                    b_v_rest = tl.where((o_n < kv_len)[:, None], b_v_rest, 0.0)
+                        else:
+                            b_v_rest = load_e_rest(p_vn, o_e_rest[None, :])  # [BLOCK_K, E_REST]
+                    if not STATIC:
+                        b_o = b_o * b_decay[:, None]
+                        if E_REST:
+                            b_o_rest = b_o_rest * b_decay[:, None]
+                    b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision=PRECISION)  # [BLOCK_Q, E_MAIN]
+                    if E_REST:
+                        b_o_rest = tl.dot(b_p.to(b_v.dtype), b_v_rest, b_o_rest, input_precision=PRECISION)  # [BLOCK_Q, E_REST]
 
     if SINK or LSE:
         if STATIC:
@@ -330,18 +347,9 @@ def attend(
                 if E_REST:
                     b_total_rest = sum_of_codes(p_v, s_vn, kv_len, E_MAIN, E_REST)
             else:
-                b_total = tl.zeros([E_MAIN], tl.float32)
+                b_total = sum_of_values(p_v, s_vn, kv_len, o_e)
                 if E_REST:
-                    b_total_rest = tl.zeros([E_REST], tl.float32)
-                for i_n in range(0, tl.cdiv(kv_len, BLOCK_K)):
-                    o_n = i_n * BLOCK_K + tl.arange(0, BLOCK_K)
-                    p_vn = p_v + tl.cast(o_n, tl.int64)[:, None] * s_vn
-                    b_v = tl.load(p_vn + o_e[None, :], mask=(o_n < kv_len)[:, None] & (o_e < E)[None, :], other=0.0)
-                    b_total += tl.sum(tl.cast(b_v, tl.float32), 0)
-                    if E_REST:
-                        m_rest = (o_n < kv_len)[:, None] & (o_e_rest < E)[None, :]
-                        b_v_rest = tl.load(p_vn + o_e_rest[None, :], mask=m_rest, other=0.0)
-                        b_total_rest += tl.sum(tl.cast(b_v_rest, tl.float32), 0)
+                    b_total_rest = sum_of_values(p_v, s_vn, kv_len, o_e_rest)
             if PACKED:
                 kv_len = tl.maximum(kv_len, 1)  # a sequence may have none
             b_o = tl.where(m_empty[:, None], (b_total / kv_len)[None, :], b_o)

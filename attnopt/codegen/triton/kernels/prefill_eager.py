@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnopt.codegen.skipped_tiles import skipped
 from attnopt.codegen.triton.kernels.prefill_codes_eager import operands as rounded
 from attnopt.codegen.triton.packed_sequences import sequences
 from attnopt.codegen.triton.row_norms import NORMS, gains, is_static, normed
@@ -52,7 +53,9 @@ def attention(
     k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     held = rounded(parsed, q, k, v)
     offset = query_offset(parsed, q_len, kv_len)
-    scope = key_range(parsed.mask)
+    scope, grain = key_range(parsed.mask), skipped(parsed.selection)
+    if grain is not None and grain != (block_q, block_k):
+        raise ValueError(f"values are skipped by blocks of {grain}, not of {(block_q, block_k)}")
     blocks = []
     for start in range(0, q_len, block_q):
         rows = torch.arange(start, min(start + block_q, q_len))
@@ -77,7 +80,8 @@ def attention(
             b_safe = torch.where(b_new == -torch.inf, 0.0, b_new)
             b_p, b_decay = (b_s - b_safe).exp(), (b_top - b_safe).exp()
             b_sum, b_top = b_sum * b_decay + b_p.sum(-1, keepdim=True), b_new
-            b_o = b_o * b_decay + held.weighed(b_p, columns)
+            b_new_o = b_o * b_decay + held.weighed(b_p, columns)
+            b_o = b_new_o if grain is None else torch.where(near(b_s, b_new, parsed), b_new_o, b_o)
         b_own = b_sum
         if parsed.sink is not None:
             b_sink = evaluate(parsed.sink.expr(0), grid(torch.zeros(1, dtype=torch.long)), operands).to(q.dtype).expand_as(b_top)
@@ -136,6 +140,14 @@ def on_list(spec: AttentionSpec, rows: Tensor, columns: Tensor, operands: Mappin
     if clause is None:
         return None
     return operands[clause.word("operand")].bool()[:, :, rows // clause.count(0)][..., columns // clause.count(1)]
+
+
+def near(scores: Tensor, top: Tensor, spec: AttentionSpec) -> Tensor:
+    """Whether the values of a block count: a row's largest score is less than `skip` below the largest that it has met."""
+    high = scores.amax(-1, keepdim=True)
+    fall = torch.where(high == -torch.inf, -torch.inf, high - top)
+    assert spec.selection is not None
+    return fall.amax(2, keepdim=True) > -spec.selection.number("skip")
 
 
 def visited(scope: Range, q_first: int, q_last: int, q_len: int, kv_len: int, block_k: int) -> Iterator[tuple[int, bool]]:

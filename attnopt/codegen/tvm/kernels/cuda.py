@@ -15,7 +15,7 @@ from attnopt.codegen.tvm.kernels.prefill_holes import (
     BLOCK_K, BLOCK_Q, D, DTYPE, E, LEADING, LSE, MASK, MEAN_OF_EMPTY, OFFSET, RANGE, SCALE, SCORES, SINK,
 )  # fmt: skip
 from attnopt.codegen.tvm.kernels.sight import (
-    end_key, first_key, held_values, leading_keys, mask_mod, match_operands, operands, query_offset, score_mod, sink_logit,
+    between, end_key, first_key, held_values, leading_keys, mask_mod, match_operands, operands, query_offset, score_mod, sink_logit,
 )  # fmt: skip
 
 
@@ -33,10 +33,6 @@ def tanh(x):
 
 def sigmoid(x):
     return T.float32(1) / (T.float32(1) + T.exp(-x))
-
-
-def between(low, x, high):
-    return T.min(T.max(x, low), high)
 
 
 @T.prim_func(s_tir=True)

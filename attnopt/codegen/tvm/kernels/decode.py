@@ -239,7 +239,7 @@ def attention(
                 for j in range(whole(T.min(kv_len - token, BLOCK) + KEYS - 1, KEYS)):
                     if AHEAD:
                         if ahead:
-                            fetch(V, KEYS, V_LINES, V_LINE, b, v_head, token + j * KEYS, kv_len)
+                            fetch(V, PAGES, KEYS, V_LINES, V_LINE, b, v_head, token + j * KEYS, kv_len)
                     score_tile(S, QUERIES, K, K_SCALES, K_POINTS, PAGES, group, b, k_head, tile * ROWS, token, j * KEYS, kv_len)
             if K_SHIFTS or K_STEPS == "token":
                 adjusted(S, SHIFTS, K_STEP, K_ZERO, group, tile * ROWS)

@@ -46,13 +46,15 @@ def from_fp8(x):
 
 
 @T.inline
-def fetch(X, count, lines, step, b, head, first, kv_len):
+def fetch(X, PAGES, count, lines, step, b, head, first, kv_len):
     """Ask for `count` rows, of lines of `step` elements each, to be in the second-level cache when they are read."""
-    for at in T.unroll(count):
+    for i in T.unroll(count):
+        at: T.let = T.min(first + i, kv_len - 1)
+        place: T.let = place_of(PAGES, b, at)
         for line in T.unroll(lines):
             T.evaluate(
                 T.call_llvm_intrin(
-                    "void", "llvm.prefetch.p0", T.address_of(X[b, head, T.min(first + at, kv_len - 1), line * step]),
+                    "void", "llvm.prefetch.p0", T.address_of(X[place, head, row_of(at), line * step]),
                     T.int32(0), T.int32(2), T.int32(1),
                 )
             )  # fmt: skip

@@ -29,7 +29,7 @@ def value_tile(S, PARTS, V, V_SCALES, V_POINTS, K, PAGES, task, b, head, k_head,
         if AHEAD:
             if ahead:
                 if part == 0:
-                    fetch(K, 1, K_LINES, K_LINE, b, k_head, first + BLOCK + j, kv_len)
+                    fetch(K, PAGES, 1, K_LINES, K_LINE, b, k_head, first + BLOCK + j, kv_len)
         for e in T.unroll(E_PARTS):
             x = T.alloc_buffer((E_LANES,), "float32", scope="local")
             for lane in T.vectorized(E_LANES):

@@ -23,19 +23,17 @@ from attnopt.codegen.tvm.kernels.prefill_codes import CODED, KEY_MEAN, SHIFTED, 
 from attnopt.codegen.tvm.kernels.prefill_holes import (
     BLOCK_K, BLOCK_Q, CHANNELS, CHANNELS_REST, CHUNK, D, DTYPE, E, EDGES, EMPTY_ROWS, GROWS, HELD, HELD_ANY, HELD_WHOLE,
     INNER_MASK, KEYS, K_NORM, LANES, LEADING, LISTED, LSE, MASK, MATCH_HEADS, MATCHES, MEAN_OF_EMPTY, NORMS, OFFSET, PHASES,
-    RANGE, SCALE, SCORES, SINK, STAGED, TILES, TILES_ANY, TILES_WHOLE, TOP, UNIT, VECTORS, VISITS, WHOLE, hold_rows, hold_tile,
+    PIECES, PIECES_ANY, PIECES_WHOLE, RANGE, SCALE, SCORES, SINK, SKIP, SKIPS, STAGED, TILES, TILES_ANY, TILES_WHOLE, TOP, UNIT,
+    VECTORS, VISITS, WHOLE, hold_piece, hold_rows, hold_tile,
 )  # fmt: skip
-from attnopt.codegen.tvm.kernels.prefill_norms import norm_of_key, norm_queries
-from attnopt.codegen.tvm.kernels.prefill_visits import all_match, is_chosen, match_keys, match_queries, may_match
+from attnopt.codegen.tvm.kernels.prefill_norms import norm_all_keys, norm_queries
+from attnopt.codegen.tvm.kernels.prefill_rows import average_empty, read_queries, write_rows
+from attnopt.codegen.tvm.kernels.prefill_visits import all_match, is_chosen, match_all_keys, match_queries, may_match
 from attnopt.codegen.tvm.kernels.sight import (
-    end_key, first_key, held_values, inner_end_key, inner_first_key, inner_mask_mod, leading_keys, mask_mod, match_operands,
+    between, end_key, first_key, held_values, inner_end_key, inner_first_key, inner_mask_mod, leading_keys, mask_mod, match_operands,
     operands, query_offset, score_mod, sink_logit,
 )  # fmt: skip
 from attnopt.codegen.tvm.kernels.vectors import exp2_below
-
-
-def between(low, x, high):
-    return T.min(T.max(x, low), high)
 
 
 @T.prim_func(s_tir=True)
@@ -44,12 +42,12 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
     n_b, n_h, n_g, n_e, n_q, n_k = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
     s_qb, s_qh, s_qm, s_kb, s_kh, s_kn = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
     s_vb, s_vh, s_vn = T.int64(), T.int64(), T.int64()
-    q = T.match_buffer(p_q, (n_b, n_h, n_q, D), DTYPE, strides=(s_qb, s_qh, s_qm, 1))
+    q = T.match_buffer(p_q, (n_b, n_h, n_q, D), DTYPE, strides=(s_qb, s_qh, s_qm, 1), align=1)
     k = T.match_buffer(p_k, (n_b, n_g, n_k, D), DTYPE, strides=(s_kb, s_kh, s_kn, 1))
     v = T.match_buffer(p_v, (n_b, n_e, n_k, E), DTYPE, strides=(s_vb, s_vh, s_vn, 1))
     match_operands()
     s_ob, s_oh, s_om = T.int64(), T.int64(), T.int64()
-    o = T.match_buffer(p_o, (n_b, n_h, n_q, E), DTYPE, strides=(s_ob, s_oh, s_om, 1))
+    o = T.match_buffer(p_o, (n_b, n_h, n_q, E), DTYPE, strides=(s_ob, s_oh, s_om, 1), align=1)
     if LSE:
         s_lb, s_lh, s_lm = T.int64(), T.int64(), T.int64()
         lse = T.match_buffer(p_lse, (n_b, n_h, n_q), "float32", strides=(s_lb, s_lh, s_lm))
@@ -63,12 +61,7 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
     q_blocks: T.let = T.ceildiv(q_len, BLOCK_Q)
     if K_NORM:
         key_norms = T.alloc_buffer((n_b * n_g, T.max(n_k, 1)), "float32")
-        key_blocks: T.let = T.ceildiv(kv_len, BLOCK_K)
-        for i_item in T.parallel(batch * key_heads * key_blocks):
-            i_row: T.let = T.truncdiv(i_item, key_blocks)
-            start: T.let = T.truncmod(i_item, key_blocks) * BLOCK_K
-            for n in range(T.min(kv_len - start, BLOCK_K)):
-                norm_of_key(key_norms, k, T.truncdiv(i_row, key_heads), T.truncmod(i_row, key_heads), start + n, i_row)
+        norm_all_keys(key_norms, k, batch, key_heads, kv_len)
     if CODED:
         key_codes = T.alloc_buffer((n_b * n_g, T.max(n_k, 1), 4 * WORDS), "int8")
         key_steps = T.alloc_buffer((n_b * n_g, T.max(n_k, 1)), "float32")
@@ -83,13 +76,7 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
         else:
             match_heads: T.let = 1
         key_spans = T.alloc_buffer((n_b * match_heads * T.max(chunks, 1), MATCHES, 2), "int32")
-        for i_piece in T.parallel(batch * match_heads * chunks):
-            i_row: T.let = T.truncdiv(i_piece, chunks)
-            start: T.let = T.truncmod(i_piece, chunks) * CHUNK
-            match_keys(
-                key_spans, i_piece, T.truncdiv(i_row, match_heads), T.truncmod(i_row, match_heads), start,
-                T.min(kv_len - start, CHUNK), q_len, kv_len, operands,
-            )  # fmt: skip
+        match_all_keys(key_spans, batch, match_heads, chunks, q_len, kv_len, operands)
     for i_item in T.parallel(batch * heads * q_blocks):
         i_bh: T.let = T.truncdiv(i_item, q_blocks)  # nothing is negative here, and TVM is slow to see it of `//`
         i_b: T.let = T.truncdiv(i_bh, heads)
@@ -126,10 +113,11 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
         if TILES_ANY:
             tiles = T.alloc_buffer((TILES, BLOCK_K, BLOCK_Q), "float32")
             tiles_whole = T.alloc_buffer((TILES_WHOLE, BLOCK_K, BLOCK_Q), "int32")
+        if PIECES_ANY:
+            pieces = T.alloc_buffer((PIECES, BLOCK_Q), "float32")
+            pieces_whole = T.alloc_buffer((PIECES_WHOLE, BLOCK_Q), "int32")
 
-        for j in range(BLOCK_Q):
-            for d in range(D):
-                q_t[d, j] = T.cast(q[i_b, i_h, T.min(row_first + j, q_len - 1), d], "float32")
+        read_queries(q_t, q, i_b, i_h, row_first, q_len)
         if NORMS:
             norm_queries(q_t, i_h, i_kh, operands)
         if CODED:
@@ -257,6 +245,13 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                         o_t[e_first + i, x * LANES + j] = tile[i, x * LANES + j]
 
         @T.inline
+        def all_values(k_first, keys):
+            for i_tile in range(E // CHANNELS):
+                values(k_first, keys, i_tile * CHANNELS, CHANNELS)
+            if CHANNELS_REST:
+                values(k_first, keys, E - CHANNELS_REST, CHANNELS_REST)
+
+        @T.inline
         def walk(start, stop, edge):
             """The keys start … stop - 1, by blocks of BLOCK_K; edge: the mask decides of each."""
             for i_n in range(T.ceildiv(stop - start, BLOCK_K)):
@@ -271,17 +266,27 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                             v_s[n, e] = T.cast(v[i_b, i_vh, k_first + n, e], "float32")
                 if TILES_ANY:
                     hold_tile(tiles, tiles_whole, i_b, i_h, q_first, row_first, k_first, keys, q_len, kv_len, operands)
+                if PIECES_ANY:
+                    hold_piece(pieces, pieces_whole, i_b, i_h, q_first, row_first, k_first, q_len, kv_len, operands)
                 high = T.alloc_buffer((BLOCK_Q,), "float32")
                 for x in T.unroll(VECTORS):
                     for j in T.vectorized(LANES):
                         high[x * LANES + j] = T.float32("-inf")
                 for i_tile in range(T.ceildiv(keys, KEYS)):
                     scores(k_first, i_tile * KEYS, stop, edge, high)
-                weights(keys, high)
-                for i_tile in range(E // CHANNELS):
-                    values(k_first, keys, i_tile * CHANNELS, CHANNELS)
-                if CHANNELS_REST:
-                    values(k_first, keys, E - CHANNELS_REST, CHANNELS_REST)
+                if SKIPS:
+                    near = T.alloc_buffer((1,), "int32")
+                    near[0] = 0
+                    for j in range(BLOCK_Q):  # of a query that sees none of these keys the difference is -inf, or no number
+                        near[0] = near[0] | T.cast(
+                            (high[j] - T.max(top[j], high[j])) * T.float32(TOP) > T.float32(-SKIP), "int32"
+                        )
+                    weights(keys, high)
+                    if near[0] != 0:
+                        all_values(k_first, keys)
+                else:
+                    weights(keys, high)
+                    all_values(k_first, keys)
 
         # Bounds stand in buffers, because TVM is slow to see through chains of min and max.
         seen = T.alloc_buffer((4,), "int32")
@@ -300,39 +305,43 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                 spans = T.alloc_buffer((MATCHES, 2), "int32")
                 match_queries(spans, i_b, i_h, q_first, row_first, q_len, kv_len, operands)
                 first_piece: T.let = (i_b * match_heads + T.truncmod(i_h, match_heads)) * chunks
-            parts = T.alloc_buffer((2, 2), "int32")
-            parts[0, 0] = seen[0]
-            parts[0, 1] = seen[3]
             if LEADING:
-                parts[1, 0] = 0
-                parts[1, 1] = T.min(leading_keys(q_len, kv_len), seen[0])
-            for i_part in range(1 + LEADING):
-                for i_c in range(T.truncdiv(parts[i_part, 0], CHUNK), T.truncdiv(parts[i_part, 1] + CHUNK - 1, CHUNK)):
-                    start: T.let = T.max(i_c * CHUNK, parts[i_part, 0])
-                    stop: T.let = T.min(i_c * CHUNK + CHUNK, parts[i_part, 1])
-                    if LISTED:
-                        chosen: T.let = is_chosen(i_b, i_h, row_first, row_first + rows - 1, i_c * CHUNK, operands)
-                    if MATCHES:
-                        matching: T.let = may_match(spans, key_spans, first_piece + i_c)
-                    if LISTED and MATCHES:
-                        visited: T.let = chosen & matching
-                    elif LISTED:
-                        visited: T.let = chosen
-                    else:
-                        visited: T.let = matching
-                    if visited:
-                        if WHOLE:
-                            inside: T.let = (start >= seen[1]) & (stop <= seen[2]) & (T.truncmod(stop - start, KEYS) == 0)
-                            if MATCHES:
-                                plain: T.let = inside & all_match(spans, key_spans, first_piece + i_c)
-                            else:
-                                plain: T.let = inside
-                            if plain:
-                                walk(start, stop, False)
-                            else:
-                                walk(start, stop, True)
+                led: T.let = T.min(leading_keys(q_len, kv_len), seen[0])
+                first_chunk: T.let = 0
+                end_chunk: T.let = T.truncdiv(T.max(seen[3], led) + CHUNK - 1, CHUNK)
+            else:
+                first_chunk: T.let = T.truncdiv(seen[0], CHUNK)
+                end_chunk: T.let = T.truncdiv(seen[3] + CHUNK - 1, CHUNK)
+            for i_c in range(first_chunk, end_chunk):
+                if LEADING:  # of a piece between the leading keys and the range nothing is left; one that has both is read whole
+                    start: T.let = T.Select(i_c * CHUNK < led, i_c * CHUNK, T.max(i_c * CHUNK, seen[0]))
+                    stop: T.let = T.min(i_c * CHUNK + CHUNK, T.Select(i_c * CHUNK + CHUNK > seen[0], seen[3], led))
+                else:
+                    start: T.let = T.max(i_c * CHUNK, seen[0])
+                    stop: T.let = T.min(i_c * CHUNK + CHUNK, seen[3])
+                if LISTED:
+                    chosen: T.let = is_chosen(i_b, i_h, row_first, row_first + rows - 1, i_c * CHUNK, operands)
+                if MATCHES:
+                    matching: T.let = may_match(spans, key_spans, first_piece + i_c)
+                if LISTED and MATCHES:
+                    visited: T.let = chosen & matching
+                elif LISTED:
+                    visited: T.let = chosen
+                else:
+                    visited: T.let = matching
+                if visited & (start < stop):
+                    if WHOLE:
+                        inside: T.let = (start >= seen[1]) & (stop <= seen[2]) & (T.truncmod(stop - start, KEYS) == 0)
+                        if MATCHES:
+                            plain: T.let = inside & all_match(spans, key_spans, first_piece + i_c)
+                        else:
+                            plain: T.let = inside
+                        if plain:
+                            walk(start, stop, False)
                         else:
                             walk(start, stop, True)
+                    else:
+                        walk(start, stop, True)
         else:
             if PHASES == 0:  # what all queries see, in whole tiles; the rest is at the edge
                 seen[2] = seen[1] + T.truncdiv(seen[2] - seen[1], KEYS) * KEYS
@@ -376,25 +385,9 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                     decay[x * LANES + j] *= share
                 else:
                     decay[x * LANES + j] = share
-        for j in range(rows):
-            for e in range(E):
-                o[i_b, i_h, row_first + j, e] = T.cast(o_t[e, j] * decay[j], DTYPE)
-            if LSE:
+        write_rows(o, o_t, decay, i_b, i_h, row_first, rows)
+        if LSE:
+            for j in range(rows):
                 lse[i_b, i_h, row_first + j] = top[j] * T.float32(TOP) + T.log(total[j])
         if MEAN_OF_EMPTY:
-            empty = T.alloc_buffer((1,), "int32")
-            empty[0] = 0
-            for j in range(rows):
-                if total[j] == T.float32(0):
-                    empty[0] += 1
-            if empty[0] > 0:
-                mean = T.alloc_buffer((E,), "float32")
-                for e in range(E):
-                    mean[e] = T.float32(0)
-                for n in range(kv_len):
-                    for e in range(E):
-                        mean[e] += T.cast(v[i_b, i_vh, n, e], "float32")
-                for j in range(rows):
-                    if total[j] == T.float32(0):
-                        for e in range(E):
-                            o[i_b, i_h, row_first + j, e] = T.cast(mean[e] / T.cast(kv_len, "float32"), DTYPE)
+            average_empty(o, v, total, i_b, i_h, i_vh, row_first, rows, kv_len)

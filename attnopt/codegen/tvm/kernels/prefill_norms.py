@@ -8,7 +8,7 @@ that is subtracted from keys is subtracted from the query instead, after its gai
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.prefill_holes import BLOCK_Q, CENTERED, D, EPS, GAINS, K_NORM, LANES, NORM, Q_NORM, VECTORS
+from attnopt.codegen.tvm.kernels.prefill_holes import BLOCK_K, BLOCK_Q, CENTERED, D, EPS, GAINS, K_NORM, LANES, NORM, Q_NORM, VECTORS
 
 
 def channel_factor(h, key_head, d, operands):
@@ -94,3 +94,13 @@ def norm_of_key(norms, k, b, g, n, row):
             T.cast(k[b, g, n, D // LANES * LANES + d], "float32") - found[0]
         )
     norms[row, n] = inverse_norm(found[1])
+
+
+@T.inline
+def norm_all_keys(norms, k, batch, key_heads, kv_len):
+    """Blocks of BLOCK_K keys, in parallel."""
+    for i_item in T.parallel(batch * key_heads * T.ceildiv(kv_len, BLOCK_K)):
+        row: T.let = T.truncdiv(i_item, T.ceildiv(kv_len, BLOCK_K))
+        start: T.let = T.truncmod(i_item, T.ceildiv(kv_len, BLOCK_K)) * BLOCK_K
+        for n in range(T.min(kv_len - start, BLOCK_K)):
+            norm_of_key(norms, k, T.truncdiv(row, key_heads), T.truncmod(row, key_heads), start + n, row)

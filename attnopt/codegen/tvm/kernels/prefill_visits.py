@@ -9,7 +9,7 @@ key_spans [pieces, MATCHES, 2] are found before queries are looked at, spans [MA
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.prefill_holes import MATCHES
+from attnopt.codegen.tvm.kernels.prefill_holes import CHUNK, MATCHES
 
 
 def is_chosen(b, h, row_first, row_last, k_first, operands):
@@ -25,6 +25,18 @@ def match_queries(spans, b, h, q_first, row_first, q_len, kv_len, operands):
 @T.inline
 def match_keys(key_spans, at, b, h, k_first, keys, q_len, kv_len, operands):
     """The smallest and the largest over the keys of a piece."""
+
+
+@T.inline
+def match_all_keys(key_spans, batch, heads, chunks, q_len, kv_len, operands):
+    """Pieces of CHUNK keys, in parallel. heads: 1 where all have the same."""
+    for i_piece in T.parallel(batch * heads * chunks):
+        i_row: T.let = T.truncdiv(i_piece, chunks)
+        start: T.let = T.truncmod(i_piece, chunks) * CHUNK
+        match_keys(
+            key_spans, i_piece, T.truncdiv(i_row, heads), T.truncmod(i_row, heads), start, T.min(kv_len - start, CHUNK),
+            q_len, kv_len, operands,
+        )  # fmt: skip
 
 
 def may_match(spans, key_spans, at):

@@ -9,6 +9,10 @@ operands = ()  # stands for the operands of the spec
 held_values = ()  # stands for what is read of them before: for one query, or one query and one key. Nothing in decode.py
 
 
+def between(low, x, high):
+    return T.min(T.max(x, low), high)
+
+
 def first_key(q_first, q_last, q_len, kv_len):
     """The first key that any of the queries q_first … q_last sees."""
     return 0
