@@ -23,6 +23,7 @@ from attnopt.passes.quantize.round_tables import RoundTables
 from attnopt.passes.quantize.round_weights import RoundWeights
 from attnopt.passes.quantize.rsq import Rsq
 from attnopt.passes.quantize.sage_attention import SageAttention
+from attnopt.passes.sparsify.big_bird import BigBird
 from attnopt.passes.sparsify.block_topk import BlockTopk
 from attnopt.passes.sparsify.delta_attention import DeltaAttention
 from attnopt.passes.sparsify.dilated_window import DilatedWindow
@@ -56,6 +57,7 @@ ALL: tuple[Pass, ...] = (
     Moba(),
     BlockTopk(),
     PowerAttention(),
+    BigBird(),
     DilatedWindow(),
     Neighborhood(),
     Int8Cache(),
@@ -68,6 +70,7 @@ ALL: tuple[Pass, ...] = (
 __all__ = [
     "ALL",
     "AkvqVl",
+    "BigBird",
     "BlockTopk",
     "Candidate",
     "DeltaAttention",

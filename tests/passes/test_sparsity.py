@@ -14,7 +14,16 @@ from attnopt.codegen.sparse import run_sparse
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.reference import attend
 from attnopt.ir.site import Refusal
-from attnopt.passes import BlockTopk, DeltaAttention, DilatedWindow, HeadWindows, Moba, Neighborhood, PowerAttention, SpargeAttn
+from attnopt.passes import (
+    BlockTopk,
+    DeltaAttention,
+    DilatedWindow,
+    HeadWindows,
+    Moba,
+    Neighborhood,
+    PowerAttention,
+    SpargeAttn,
+)
 from attnopt.patterns import recognise
 from attnopt.plan.options.groups import Grouping
 

@@ -63,6 +63,8 @@ def test_the_choice_is_that_of_the_reference(line, mask):
         "near_blocks(12, 1) & last(40)",
         "dilated(3) & causal",
         "causal & (near_blocks(16, 0) | power_blocks(16) | global(16))",
+        "causal & (near_blocks(16, 0) | causal_random_blocks(16, 0, 2, 5) | global(16))",
+        "near_blocks(32, 0) | random_blocks(32, 0, 1, 5) & padding",
         "causal & padding",
         "window(4) & lookahead(4) | global(30)",
     ],
