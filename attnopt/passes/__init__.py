@@ -31,6 +31,7 @@ from attnopt.passes.sparsify.head_windows import HeadWindows
 from attnopt.passes.sparsify.moba import Moba
 from attnopt.passes.sparsify.neighborhood import Neighborhood
 from attnopt.passes.sparsify.power_attention import PowerAttention
+from attnopt.passes.sparsify.quest import Quest
 from attnopt.passes.sparsify.sinks_window import SinksWindow
 from attnopt.passes.sparsify.sparge_attn import SpargeAttn
 
@@ -58,6 +59,7 @@ ALL: tuple[Pass, ...] = (
     BlockTopk(),
     PowerAttention(),
     BigBird(),
+    Quest(),
     DilatedWindow(),
     Neighborhood(),
     Int8Cache(),
@@ -94,6 +96,7 @@ __all__ = [
     "Pass",
     "PowerAttention",
     "PruneHeads",
+    "Quest",
     "QuestRounding",
     "RoundTables",
     "RoundWeights",
