@@ -64,7 +64,7 @@ def subjects(quick: bool) -> Iterator[tuple[str, int, Callable[[], nn.Module], C
 
 @torch.no_grad()
 def rows(quick: bool, done: Collection[object]) -> Iterator[Planned]:
-    seen, unseen = (4, 2) if quick else (SEEN, UNSEEN)
+    seen, unseen = SEEN, 2 if quick else UNSEEN
     for name, length, make, samples in subjects(quick):
         for seed in SEEDS[:1] if quick else SEEDS:
             if (name, length, seed) in done:
