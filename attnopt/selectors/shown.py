@@ -8,7 +8,8 @@ other is evaluated, some queries at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -50,19 +51,27 @@ INTERVALS = (
 
 def shown_tiles(spec: AttentionSpec, q: Tensor, k: Tensor, operands: Mapping[str, Tensor], rows: int, keys: int) -> Tensor:
     """bool [B | 1, H | 1, ceil(Q / rows), ceil(K / keys)] for q [B, H, Q, D], k [B, G, K, D]."""
-    q_len, kv_len = q.shape[2], k.shape[2]
-    mask, offset = unsettled(spec, q, k, operands), query_offset(spec, q_len, kv_len)
-    told = [p for p in conjuncts(mask) if offset % rows == 0 and not is_interval(p) and by_tiles(p, rows, keys)]
-    mask = conjunction(*(p for p in conjuncts(mask) if p not in told))
+    grid = Grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], query_offset(spec, q.shape[2], k.shape[2]), q.device)
+    return of_parts(conjuncts(unsettled(spec, q, k, operands)), grid, operands, rows, keys)
+
+
+def of_parts(parts: Sequence[Expr], grid: Grid, operands: Mapping[str, Tensor], rows: int, keys: int) -> Tensor:
+    """The tiles of `a & b & …`. Of an alternative those of its arms, one by one: most are bounds alone."""
+    told = [p for p in parts if grid.offset % rows == 0 and not is_interval(p) and by_tiles(p, rows, keys)]
+    left = [p for p in parts if p not in told]
+    mask, either = conjunction(*left), [p for p in left if len(disjuncts(p)) > 1]
     if mask is None:
-        found = torch.ones(1, 1, -(-q_len // rows), -(-kv_len // keys), dtype=torch.bool, device=q.device)
+        found = torch.ones(1, 1, -(-grid.q_len // rows), -(-grid.kv_len // keys), dtype=torch.bool, device=grid.device)
     elif is_bounds(mask):
-        found = by_bounds(mask, q_len, kv_len, offset, rows, keys, q.device)
+        found = by_bounds(mask, grid.q_len, grid.kv_len, grid.offset, rows, keys, torch.device(grid.device))
+    elif len(either) == 1:
+        rest = [p for p in left if p is not either[0]]
+        arms = [of_parts([*rest, *conjuncts(arm)], grid, operands, rows, keys) for arm in disjuncts(either[0])]
+        found = functools.reduce(torch.logical_or, arms)
     else:
-        found = by_pairs(mask, Grid(q.shape[0], q.shape[1], q_len, kv_len, offset, q.device), operands, rows, keys)
-    corners = Grid(q.shape[0], q.shape[1], q_len, kv_len, offset, q.device, q_step=rows, k_step=keys)
+        found = by_pairs(mask, grid, operands, rows, keys)
     for part in told:
-        found = found & evaluate(part, corners, operands).bool()
+        found = found & evaluate(part, replace(grid, q_step=rows, k_step=keys), operands).bool()
     return found
 
 

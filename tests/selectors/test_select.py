@@ -65,6 +65,8 @@ def test_the_choice_is_that_of_the_reference(line, mask):
         "causal & (near_blocks(16, 0) | power_blocks(16) | global(16))",
         "causal & (near_blocks(16, 0) | causal_random_blocks(16, 0, 2, 5) | global(16))",
         "near_blocks(32, 0) | random_blocks(32, 0, 1, 5) & padding",
+        "causal & (window(9) | global(3) | window(40) & (h == 1 | h == 2) | h == 3)",
+        "causal & (window(9) | dilated(5)) & (global(16) | padding & q >= 20)",
         "causal & padding",
         "window(4) & lookahead(4) | global(30)",
     ],
