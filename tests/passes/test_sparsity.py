@@ -35,7 +35,7 @@ def grouping(model, length):
 
 def evidence(*dropped):
     """As calibration would say of forms in their order."""
-    seen = [SimpleNamespace(mean=d, worst=2 * d, kept=1 - d, bound=8 * d) for d in dropped]
+    seen = [SimpleNamespace(mean=d, worst=2 * d, kept=1 - d, bound=8 * d, corrected_bound=24 * d) for d in dropped]
     return SimpleNamespace(longest=lambda site: 200, left_out=lambda site, name, forms: seen[: len(forms(site))])
 
 
