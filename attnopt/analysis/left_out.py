@@ -2,8 +2,9 @@
 
     weights [H, Q, K] of the attention as it is, pairs that a form shows   ->   dropped [H], worst, kept
 
-Leaving out keys of weight m changes a row of the output by at most 2 m max|v|. Selections look at whole samples, so one sample's
-scores are in memory at a time (those of a batch where the spec reads operands). A query counts where it is no padding and sees a key.
+Leaving out keys of weight m changes a row of the output by at most 2 m max|v|; a correction may add what another row lost.
+Selections look at whole samples, so one sample's scores are in memory at a time (those of a batch where the spec reads operands). A
+query counts where it is no padding and sees a key.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class LeftOut:
     def bound(self) -> float:
         """2 m max|v|: what an output changes by at most, on average over the queries of the worst head."""
         return 2.0 * float(self.dropped.max()) * self.largest
+
+    @property
+    def corrected_bound(self) -> float:
+        """The same where rows are shifted by what another row lost, which may be the row that loses most: 2 (m + worst) max|v|."""
+        return self.bound + 2.0 * self.worst * self.largest
 
 
 @dataclass

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Apply, Const, Expr, Index, Load, apply, children, conjunction, conjuncts, expand, indices
+from attnopt.ir.expr import Expr, Index, Load, apply, conjunction, conjuncts, expand, indices
 from attnopt.ir.expr import operands as loaded
 from attnopt.ir.ranges import comparison
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.selectors.select import SELECTORS, refusal, select, tiling
-from attnopt.selectors.shown import is_led
+from attnopt.selectors.shown import by_tiles, is_led
 from attnopt.selectors.tiles import Choice, Tiles
 
 TILES, EACH = "selected_tiles", "selected_keys"
@@ -63,24 +63,6 @@ def skipping(clause: Clause | None) -> tuple[tuple[str, Any], ...]:
     if clause is None or clause.name != "pooled_blocks":
         return ()
     return tuple((key, value) for key, value in clause.options if key in ("skip", "skip_rows"))
-
-
-def by_tiles(part: Expr, rows: int, keys: int) -> bool:
-    """Whether a part of a mask is the same for all pairs of a tile, so that the list says all of it.
-
-    near_blocks(256, 4), tiles of 64 x 64   ->   True: it reads q // 256 and k // 256
-    """
-    expr = expand(part)
-    if isinstance(expr, Index):
-        return expr.name in ("b", "h")
-    if isinstance(expr, Load):
-        return False
-    if isinstance(expr, Apply) and isinstance(expr.args[0], Index) and isinstance(expr.args[-1], Const):
-        name, n = expr.args[0].name, expr.args[-1].value
-        size = {"q": rows, "row": rows, "k": keys}.get(name, 1)
-        if expr.op in ("floordiv", "lt", "ge") and isinstance(n, int):
-            return n % size == 0
-    return all(by_tiles(child, rows, keys) for child in children(expr))
 
 
 def chooses_each(spec: AttentionSpec) -> bool:

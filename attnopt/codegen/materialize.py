@@ -29,7 +29,8 @@ def writable(expr: Expr | None, site: Site) -> Refusal | None:
     if isinstance(expr, Index) and expr.name == "q" and site.spec.offset is not None:
         return Refusal("the position of the first query has no node in this graph", expr)
     if isinstance(expr, Size):
-        return Refusal(f"size({expr.name}) has no node in this graph", expr)
+        known = expr.name in ("q", "k") and isinstance(site.size(expr.name), int)
+        return None if known else Refusal(f"size({expr.name}) has no node in this graph", expr)
     if isinstance(expr, Load):
         if site.tensor_form is not None and expr.operand in site.tensor_form.operands and expr.operand not in site.operands:
             return None
@@ -65,6 +66,10 @@ class Materializer:
         if isinstance(expr, Const):
             kind = "bool" if isinstance(expr.value, bool) else "int64" if isinstance(expr.value, int) else self.dtype
             return self.builder.constant(expr.value, kind)
+        if isinstance(expr, Size):
+            size = self.site.size(expr.name)
+            assert isinstance(size, int)
+            return self.builder.constant(size, "int64")
         if isinstance(expr, Load):
             return self.operand(expr.operand)
         assert isinstance(expr, Apply)

@@ -149,6 +149,21 @@ _CENTRE = f"min(max({_LEAD}, w // 2), {_LAST} - (w - 1) // 2)"
 _CAUSAL_LEAD = f"min({_I} // dilation // stride * stride + stride - 1, {_LAST})"
 _NEIGHBOURHOOD = ("w", "dilation", "stride", "length", "inner")
 
+# Blocks by chance (BigBird): of the `rest` blocks of n keys beyond those up to `near` blocks away, and the first (and last) one, `count`
+# are drawn: the rest is cut into as many parts, and one of each is taken. `rank` is the place of a key's block in the rest. The number
+# that is drawn is a cube modulo a prime of (block, head, part, seed): all products stay below 2^31.
+RANDOM_SEEDS = 46337
+_CLOSE = "(min(q // n + near, (size(k) - 1) // n - 1) - max(q // n - near, 1) + 1)"
+
+
+def _drawn(rank: str, rest: str) -> str:
+    part = f"((({rank} + 1) * count - 1) // max({rest}, 1))"
+    x = f"((q // n * 7919 + h * 5323 + {part} * 3571 + seed) % {RANDOM_SEEDS})"
+    first, end = (f"({rest} * {of} // count)" for of in (part, f"({part} + 1)"))
+    chosen = f"{first} + {x} * {x} % {RANDOM_SEEDS} * {x} % {RANDOM_SEEDS} % max({end} - {first}, 1)"
+    return f"{rank} >= 0 & {rank} < {rest} & {rank} == {chosen}"
+
+
 # name -> (parameters, meaning). The meaning is parsed on first use, so a term may use earlier terms.
 TERMS: dict[str, tuple[tuple[str, ...], str]] = {
     "causal": ((), "k <= q"),
@@ -174,6 +189,12 @@ TERMS: dict[str, tuple[tuple[str, ...], str]] = {
         f"{_I} % dilation == {_J} % dilation & {_J} // dilation <= {_I} // dilation"
         f" & {_CAUSAL_LEAD} - {_J} // dilation >= 0 & {_CAUSAL_LEAD} - {_J} // dilation < w",
     ),
+    "random_blocks": (
+        ("n", "near", "count", "seed"),
+        _drawn(f"(k // n - 1 - where(k // n > q // n, {_CLOSE}, 0))", f"((size(k) - 1) // n - 1 - {_CLOSE})")
+        + " & abs(q // n - k // n) > near",
+    ),
+    "causal_random_blocks": (("n", "near", "count", "seed"), _drawn("(k // n - 1)", "(q // n - near - 1)")),
     # Buckets of distances: exact ones up to n, then logarithmic ones (T5); `ratio` is the logarithm of the largest distance over n.
     "bucket": (
         ("n", "ratio"),

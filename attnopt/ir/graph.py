@@ -43,6 +43,7 @@ ACCESS = {
     "concat": "(x, …) axis: int",
     "gather": "(x, indices) axis: int; also embedding (unsigned=True: no negative indices) and index_select",
     "index": "(x, indices, …) axes: tuple[int]; neighbouring axes, replaced by what the indices broadcast to",
+    "topk": "(x) count: int; int64 places of the largest numbers along the last axis, the largest first",
     "iota": "() start: Dim, step: int; values along the only axis",
     "full": "() value: the scalar",
     "triangle": "(x) diagonal: int, upper: bool; others become zero",

@@ -28,6 +28,7 @@ from attnopt.passes.quantize.round_tables import RoundTables
 from attnopt.passes.quantize.round_weights import RoundWeights
 from attnopt.passes.quantize.rsq import Rsq
 from attnopt.passes.quantize.sage_attention import SageAttention
+from attnopt.passes.sparsify.big_bird import BigBird
 from attnopt.passes.sparsify.block_topk import BlockTopk
 from attnopt.passes.sparsify.delta_attention import DeltaAttention
 from attnopt.passes.sparsify.dilated_window import DilatedWindow
@@ -35,6 +36,7 @@ from attnopt.passes.sparsify.head_windows import HeadWindows
 from attnopt.passes.sparsify.moba import Moba
 from attnopt.passes.sparsify.neighborhood import Neighborhood
 from attnopt.passes.sparsify.power_attention import PowerAttention
+from attnopt.passes.sparsify.quest import Quest
 from attnopt.passes.sparsify.sinks_window import SinksWindow
 from attnopt.passes.sparsify.sparge_attn import SpargeAttn
 
@@ -66,6 +68,8 @@ ALL: tuple[Pass, ...] = (
     Moba(),
     BlockTopk(),
     PowerAttention(),
+    BigBird(),
+    Quest(),
     DilatedWindow(),
     Neighborhood(),
     Int8Cache(),
@@ -78,6 +82,7 @@ ALL: tuple[Pass, ...] = (
 __all__ = [
     "ALL",
     "AkvqVl",
+    "BigBird",
     "BlockTopk",
     "Candidate",
     "CenterStream",
@@ -106,6 +111,7 @@ __all__ = [
     "Pass",
     "PowerAttention",
     "PruneHeads",
+    "Quest",
     "QuestRounding",
     "RoundTables",
     "RoundWeights",

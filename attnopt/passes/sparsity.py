@@ -3,14 +3,15 @@
     forms: "block_topk(64, 4)", "causal & window(64) …"   ->   one candidate each, with what it drops, keeps, and changes at most
 
 A form is written as what it adds to the spec: a part of the mask, a selection, a correction. Leaving out keys of weight m changes an
-output by at most 2 m max|v|. A form that leaves nothing out on any calibration sequence is not offered: what it loses elsewhere is
-unknown. Used by the passes of sparsify/ that are forms and nothing else.
+output by at most 2 m max|v|, with a correction as much again for the row that it was taken from. A form that leaves nothing out on any
+calibration sequence is not offered: what it loses elsewhere is unknown. Used by the passes of sparsify/ that are forms and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from attnopt.ir.expr import Term, conjunction, conjuncts, operands
 from attnopt.ir.site import Refusal, Site
@@ -47,20 +48,24 @@ def proposed(name: str, source: str, lines: Lines, group: Group, evidence: Evide
     if not offered:
         return Refusal("on no calibration sequence does it leave anything out: nothing says what it would lose", site.name)
     offered.sort(key=lambda each: each[2].mean)
-    return [
-        Candidate(
-            name,
-            False,
-            f"{kind}: shows {found.kept:.0%} of the pairs, leaves out {found.mean:.2g} of the weight ({found.worst:.2g} of one "
-            f"query's at most), and so changes an output by at most {found.bound:.2g} on average",
-            source,
-            options={"adds": line, "dropped": found.mean, "worst": found.worst, "kept": found.kept, "bound": found.bound},
-            kind=kind,
-            changes=tuple(slot for slot in SLOTS if getattr(parse(f"softmax {line}"), slot) is not None),
-            needs="calibration",
-        )
-        for kind, line, found in offered
-    ]
+    return [candidate(name, source, *form) for form in offered]
+
+
+def candidate(name: str, source: str, kind: str, line: str, found: Any) -> Candidate:
+    """One form with what it leaves out (`analysis.left_out.LeftOut`)."""
+    slots = tuple(slot for slot in SLOTS if getattr(parse(f"softmax {line}"), slot) is not None)
+    bound = found.corrected_bound if "correction" in slots else found.bound
+    return Candidate(
+        name,
+        False,
+        f"{kind}: shows {found.kept:.0%} of the pairs, leaves out {found.mean:.2g} of the weight ({found.worst:.2g} of one "
+        f"query's at most), and so changes an output by at most {bound:.2g} on average",
+        source,
+        options={"adds": line, "dropped": found.mean, "worst": found.worst, "kept": found.kept, "bound": bound},
+        kind=kind,
+        changes=slots,
+        needs="calibration",
+    )
 
 
 def applied(candidate: Candidate, group: Group) -> Group:

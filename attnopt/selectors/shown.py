@@ -2,18 +2,36 @@
 
     causal & window(128), tiles of 64 x 64   ->   bool [1, 1, M, N], a band of three tiles
 
-Masks of positions are bounds, and tiles are compared with those; any other is evaluated, some queries at a time.
+Masks of positions are bounds, and tiles are compared with those; what is the same for all pairs of a tile is evaluated once for each; any
+other is evaluated, some queries at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from attnopt.ir.evaluate import Grid, evaluate
-from attnopt.ir.expr import Apply, Expr, Index, Term, apply, conjunction, conjuncts, disjuncts, expand, indices, substitute
+from attnopt.ir.expr import (
+    Apply,
+    Const,
+    Expr,
+    Index,
+    Load,
+    Term,
+    apply,
+    children,
+    conjunction,
+    conjuncts,
+    disjuncts,
+    expand,
+    indices,
+    substitute,
+)
 from attnopt.ir.expr import operands as loaded
 from attnopt.ir.ranges import extreme, key_range
 from attnopt.ir.reference import query_offset
@@ -33,20 +51,39 @@ INTERVALS = (
 
 def shown_tiles(spec: AttentionSpec, q: Tensor, k: Tensor, operands: Mapping[str, Tensor], rows: int, keys: int) -> Tensor:
     """bool [B | 1, H | 1, ceil(Q / rows), ceil(K / keys)] for q [B, H, Q, D], k [B, G, K, D]."""
-    q_len, kv_len = q.shape[2], k.shape[2]
-    mask = unsettled(spec, q, k, operands)
+    grid = Grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], query_offset(spec, q.shape[2], k.shape[2]), q.device)
+    return of_parts(conjuncts(unsettled(spec, q, k, operands)), grid, operands, rows, keys)
+
+
+def of_parts(parts: Sequence[Expr], grid: Grid, operands: Mapping[str, Tensor], rows: int, keys: int) -> Tensor:
+    """The tiles of `a & b & …`. Of an alternative those of its arms, one by one: most are bounds alone."""
+    told = [p for p in parts if grid.offset % rows == 0 and not is_interval(p) and by_tiles(p, rows, keys)]
+    left = [p for p in parts if p not in told]
+    mask, either = conjunction(*left), [p for p in left if len(disjuncts(p)) > 1]
     if mask is None:
-        return torch.ones(1, 1, -(-q_len // rows), -(-kv_len // keys), dtype=torch.bool, device=q.device)
-    offset = query_offset(spec, q_len, kv_len)
-    if is_bounds(mask):
-        return by_bounds(mask, q_len, kv_len, offset, rows, keys, q.device)
+        found = torch.ones(1, 1, -(-grid.q_len // rows), -(-grid.kv_len // keys), dtype=torch.bool, device=grid.device)
+    elif is_bounds(mask):
+        found = by_bounds(mask, grid.q_len, grid.kv_len, grid.offset, rows, keys, torch.device(grid.device))
+    elif len(either) == 1:
+        rest = [p for p in left if p is not either[0]]
+        arms = [of_parts([*rest, *conjuncts(arm)], grid, operands, rows, keys) for arm in disjuncts(either[0])]
+        found = functools.reduce(torch.logical_or, arms)
+    else:
+        found = by_pairs(mask, grid, operands, rows, keys)
+    for part in told:
+        found = found & evaluate(part, replace(grid, q_step=rows, k_step=keys), operands).bool()
+    return found
+
+
+def by_pairs(mask: Expr, grid: Grid, operands: Mapping[str, Tensor], rows: int, keys: int) -> Tensor:
+    """Every pair is looked at, some queries at a time."""
     found = []
     strip = -(-STRIP // rows) * rows
-    for first in range(0, q_len, strip):
-        here = min(strip, q_len - first)
-        grid = Grid(q.shape[0], q.shape[1], here, kv_len, offset, q.device, {"q": q_len, "k": kv_len}, first_row=first)
-        seen = evaluate(mask, grid, operands).bool()
-        seen = seen.expand(*seen.shape[:2], here, kv_len)
+    for first in range(0, grid.q_len, strip):
+        here = min(strip, grid.q_len - first)
+        sizes = {"q": grid.q_len, "k": grid.kv_len}
+        seen = evaluate(mask, replace(grid, q_len=here, sizes=sizes, first_row=first), operands).bool()
+        seen = seen.expand(*seen.shape[:2], here, grid.kv_len)
         seen = torch.stack([part.any(-1) for part in seen.split(keys, -1)], -1)
         found.append(seen if rows == 1 else torch.stack([part.any(2) for part in seen.split(rows, 2)], 2))
     return torch.cat(found, 2)
@@ -75,6 +112,24 @@ def holds(part: Expr, grid: Grid, operands: Mapping[str, Tensor]) -> bool:
     sides = [evaluate(side, grid, operands) for side in expr.args]
     first = sides[0][..., :1, :1]
     return all(bool((side == first).all()) for side in sides)
+
+
+def by_tiles(part: Expr, rows: int, keys: int) -> bool:
+    """Whether a part of a mask is the same for all pairs of a tile, so that the list says all of it.
+
+    near_blocks(256, 4), tiles of 64 x 64   ->   True: it reads q // 256 and k // 256
+    """
+    expr = expand(part)
+    if isinstance(expr, Index):
+        return expr.name in ("b", "h")
+    if isinstance(expr, Load):
+        return False
+    if isinstance(expr, Apply) and isinstance(expr.args[0], Index) and isinstance(expr.args[-1], Const):
+        name, n = expr.args[0].name, expr.args[-1].value
+        size = {"q": rows, "row": rows, "k": keys}.get(name, 1)
+        if expr.op in ("floordiv", "lt", "ge") and isinstance(n, int):
+            return n % size == 0
+    return all(by_tiles(child, rows, keys) for child in children(expr))
 
 
 def is_bounds(mask: Expr) -> bool:

@@ -31,6 +31,15 @@ FORMS = {
     "4 sinks and window 64, delta 64": "(window(64) | global(4)) delta(64, dense=causal)",
     "4 sinks and window 64, delta 16": "(window(64) | global(4)) delta(16, dense=causal, tail=16)",
 }
+LONG = (
+    "SpargeAttn, a quarter",
+    "MoBA, 6 blocks of 64",
+    "64 queries choose 6 blocks of 64",
+    "Quest, 8 pages of 16",
+    "PowerAttention, blocks of 32",
+    "4 sinks and window 64",
+    "4 sinks and window 64, delta 64",
+)  # at the lengths that a model reaches at most
 GRAINS = {
     "pooled_blocks": (0, 1),
     "block_topk": (None, 0),

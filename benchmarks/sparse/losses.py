@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,33 +25,60 @@ from attnopt.codegen.tvm.lowerings.tvm_prefill import TvmPrefill
 from attnopt.codegen.tvm.lowerings.tvm_sparse import TvmSparse
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.expr import Term
-from attnopt.ir.reference import attend
+from attnopt.ir.reference import Attended, attend
 from attnopt.ir.site import Host
+from attnopt.ir.spec import AttentionSpec
 from attnopt.patterns import recognise
 from attnopt.plan.choose import emit
-from sparse.forms import FORMS, chance, spec_of, visible, window
+from sparse.forms import FORMS, LONG, chance, spec_of, visible, window
 
 KERNELS = (TvmSparse(), TvmPrefill())
-COLUMNS = ["model", "form", "kept", "recall", "error", "recall by chance", "error by chance", "window", "error of the window", "KL",
-           "KL of the window"]  # fmt: skip
+COLUMNS = [
+    "model", "length", "form", "kept", "recall", "error", "recall by chance", "error by chance", "window", "error of the window", "KL",
+    "KL of the window",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A form on one model. Numbers are means over attentions and samples; by chance: NaN where the form chooses no blocks."""
+    """A form on one model at one length. Numbers are means over attentions and samples; by chance: None where it chooses no blocks."""
 
     model: str
+    length: int
     form: str
     kept: float
     recall: float
     error: float
-    chance_recall: float
-    chance_error: float
+    chance_recall: float | None
+    chance_error: float | None
     window: int
     window_error: float
     kl: float
     kl_half: float
     window_kl: float
+    part: str = "losses"
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return (self.model, self.length, self.form)
+
+
+ROW = Loss
+
+
+@dataclass(frozen=True, eq=False)
+class Alone:
+    """One attention on the rows that the model sends there: its spec under a causal mask alone, and what that gives."""
+
+    spec: AttentionSpec
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    pairs: int
+
+    @property
+    def dense(self) -> Attended:
+        return attend(self.spec, self.q, self.k, self.v)
 
 
 class Logits(nn.Module):
@@ -63,62 +90,74 @@ class Logits(nn.Module):
         return self.model(input_ids=input_ids, use_cache=False).logits
 
 
-def subjects(quick: bool) -> Iterator[tuple[str, nn.Module, list[dict[str, Tensor]]]]:
-    """Name, model, and batches of one sample each."""
-    length, count = (256, 2) if quick else (1024, 6)
-    samples = trained_models.code_windows(count, length).split(1)
-    yield "code-lm", Logits(trained_models.code_lm()), [{"input_ids": x} for x in samples]
-    recalled = [recall_batch(1, 32, length, seed).tokens for seed in range(count)]
-    yield "recall", Logits(trained_models.recall_model()), [{"input_ids": x} for x in recalled]
+def subjects(quick: bool) -> Iterator[tuple[str, int, nn.Module, list[dict[str, Tensor]]]]:
+    """Name, length, model, and batches of one sample each: where the models are good, and at what they reach at most."""
+    lengths = {"code-lm": {256: 2} if quick else {1024: 6, 2048: 2}, "recall": {256: 2} if quick else {1024: 6, 1900: 2}}
+    for length, count in lengths["code-lm"].items():
+        samples = trained_models.code_windows(count, length).split(1)
+        yield "code-lm", length, Logits(trained_models.code_lm()), [{"input_ids": x} for x in samples]
+    for length, count in lengths["recall"].items():
+        recalled = [recall_batch(1, 32, length, seed).tokens for seed in range(count)]
+        yield "recall", length, Logits(trained_models.recall_model()), [{"input_ids": x} for x in recalled]
 
 
 @torch.no_grad()
-def rows(quick: bool) -> Iterator[Loss]:
-    forms = dict(list(FORMS.items())[::5]) if quick else FORMS
-    for name, model, batches in subjects(quick):
+def rows(quick: bool, done: Collection[object]) -> Iterator[Loss]:
+    for name, length, model, batches in subjects(quick):
+        forms = dict(list(FORMS.items())[::5]) if quick else FORMS if length <= 1024 else {form: FORMS[form] for form in LONG}
+        left = {form: line for form, line in forms.items() if (name, length, form) not in done}
+        if not left:
+            continue
         host = FxHost.from_captured(capture(model.eval(), dict(batches[0])))
-        length = batches[0]["input_ids"].shape[1]
+        tokens = batches[0]["input_ids"].shape[1]
         run = host.runner()
         wanted = [torch.as_tensor(run(batch)[0]) for batch in batches]
         kept_windows: dict[int, Measured] = {}
-        alone = at_each(host, batches[:1], forms)
-        for form, line in forms.items():
-            kept, recall, error, by_chance, chance_error, window_error = (float(x) for x in alone[form])
-            width = window(length, kept)
+        attentions = list(each_alone(host, batches[:1]))
+        for form, line in left.items():
+            kept, recall, error, by_chance, chance_error, window_error = at_each(attentions, line)
+            width = window(tokens, kept)
             if width not in kept_windows:
                 kept_windows[width] = divergence(everywhere(host, f"window({width})"), batches, wanted)
             lost = divergence(everywhere(host, line), batches, wanted)
-            yield Loss(name, form, kept, recall, error, by_chance, chance_error, width, window_error, lost.mean, lost.half,
-                       kept_windows[width].mean)  # fmt: skip
+            yield Loss(name, length, form, kept, recall, error, known(by_chance), known(chance_error), width, window_error, lost.mean,
+                       lost.half, kept_windows[width].mean)  # fmt: skip
 
 
-def at_each(host: Host, batches: list[dict[str, Tensor]], forms: Mapping[str, str]) -> dict[str, Tensor]:
-    """For each form kept, recall, error, recall and error by chance, error of a window: means over attentions and samples."""
+def known(x: float) -> float | None:
+    return None if x != x else x
+
+
+def each_alone(host: Host, batches: list[dict[str, Tensor]]) -> Iterator[Alone]:
+    """Every attention on every batch."""
     sites = recognise(host.graph).sites
     evidence = Evidence(host, Calibration.of(host.graph, list(batches)), sites=sites)
-    sums = {form: torch.zeros(6, dtype=torch.float64) for form in forms}
-    count = 0
     for site in sites:
         for inputs, data in evidence.hold(tapped(site)):
             on = held(site, dict(zip(tapped(site), data, strict=True)), host.graph.sizes(inputs))
-            plain = site.spec.with_(mask=Term("causal"))  # one document, no padding
-            dense, count = attend(plain, on.q, on.k, on.v), count + 1
-            pairs = visible(plain, on.q, on.k, on.v).sum()
-            for form, line in forms.items():
-                spec = spec_of(plain, line)
-                seen = visible(spec, on.q, on.k, on.v)
-                kept = float(seen.sum() / pairs)
-                found = [kept, recalled(dense.weights, seen), error(attend(spec, on.q, on.k, on.v).output, dense.output)]
-                random = chance(spec, on.q, on.k, on.v)
-                if random is None:
-                    found += [float("nan"), float("nan")]
-                else:
-                    tried = attend(random[0], on.q, on.k, on.v, **random[1])
-                    found += [recalled(dense.weights, tried.weights > 0), error(tried.output, dense.output)]
-                narrow = spec_of(plain, f"window({window(on.k.shape[2], kept)})")
-                found.append(error(attend(narrow, on.q, on.k, on.v).output, dense.output))
-                sums[form] += torch.tensor(found, dtype=torch.float64)
-    return {form: total / count for form, total in sums.items()}
+            spec = site.spec.with_(mask=Term("causal"))  # one document, no padding
+            yield Alone(spec, on.q, on.k, on.v, int(visible(spec, on.q, on.k, on.v).sum()))
+
+
+def at_each(attentions: Sequence[Alone], line: str) -> list[float]:
+    """Kept, recall, error, recall and error by chance, error of a window as wide: means over attentions and samples."""
+    found = [measured(on, line) for on in attentions]
+    return [sum(column) / len(found) for column in zip(*found, strict=True)]
+
+
+def measured(on: Alone, line: str) -> list[float]:
+    q, k, v, spec, dense = on.q, on.k, on.v, spec_of(on.spec, line), on.dense
+    seen = visible(spec, q, k, v)
+    kept = float(seen.sum() / on.pairs)
+    found = [kept, recalled(dense.weights, seen), error(attend(spec, q, k, v).output, dense.output)]
+    random = chance(spec, q, k, v)
+    if random is None:
+        found += [float("nan"), float("nan")]
+    else:
+        tried = attend(random[0], q, k, v, **random[1])
+        found += [recalled(dense.weights, tried.weights > 0), error(tried.output, dense.output)]
+    narrow = spec_of(on.spec, f"window({window(k.shape[2], kept)})")
+    return [*found, error(attend(narrow, q, k, v).output, dense.output)]
 
 
 def recalled(weights: Tensor, seen: Tensor) -> float:
@@ -149,12 +188,12 @@ def divergence(host: Host, batches: list[dict[str, Tensor]], wanted: list[Tensor
 
 
 def table(found: list[Loss]) -> str:
-    def number(x: float) -> str:
-        return "" if x != x else f"{x:.3f}"
+    def number(x: float | None) -> str:
+        return "" if x is None else f"{x:.3f}"
 
     cells = [
-        [x.model, x.form, f"{x.kept:.0%}", number(x.recall), number(x.error), number(x.chance_recall), number(x.chance_error),
-         str(x.window), number(x.window_error), str(Measured(x.kl, x.kl_half)), f"{x.window_kl:.2e}"]
+        [x.model, str(x.length), x.form, f"{x.kept:.0%}", number(x.recall), number(x.error), number(x.chance_recall),
+         number(x.chance_error), str(x.window), number(x.window_error), str(Measured(x.kl, x.kl_half)), f"{x.window_kl:.2e}"]
         for x in found
     ]  # fmt: skip
     return harness.markdown(COLUMNS, cells)
@@ -164,13 +203,6 @@ def goals(found: list[Loss]) -> str:
     lines = []
     for x in found:
         against = [("chance", x.chance_error), ("a window of as many keys", x.window_error)]
-        said = [f"{'better' if x.error < other else 'NOT better'} than {name}" for name, other in against if other == other]
-        lines.append(f"- {x.model}, {x.form}: {' and '.join(said)} by error")
-    plain = {x.model: x for x in found if x.form == "4 sinks and window 64"}
-    for x in found:
-        if "delta" in x.form:
-            base = plain[x.model]
-            lines.append(
-                f"- {x.model}, {x.form}: error {x.error:.3f} against {base.error:.3f} without, KL {x.kl:.2e} against {base.kl:.2e}"
-            )
+        said = [f"{'better' if x.error < other else 'NOT better'} than {name}" for name, other in against if other is not None]
+        lines.append(f"- {x.model}, {x.length}, {x.form}: {' and '.join(said)} by error")
     return "\n".join(lines) + "\n"

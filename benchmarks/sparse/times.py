@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import trained_models
 
 import attnopt.operators  # noqa: F401  (registers the operators)
-from attnopt.analysis.calibration import Calibration
-from attnopt.analysis.evidence import Evidence
-from attnopt.analysis.operands import held, tapped
 from attnopt.codegen.chosen_pages import by_tvm, run_pages, tables_by_tvm
 from attnopt.codegen.sparse import refuses
-from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.spec import parse
-from attnopt.patterns import recognise
 from attnopt.plan.timing.timing import in_turn
 from attnopt.selectors.pages import state_of
 from attnopt.selectors.select import select, tiling
 from attnopt.selectors.shown import shown_tiles
-from sparse.losses import Logits
+from sparse.corrections import captured
 
 GOAL, LEAST = 0.4, 8192  # of dense time at 70 % of tiles skipped, from this length on
 LENGTHS = {8192: 4.0, 16384: 4.0, 32768: 1.0}  # tokens -> seconds of each contender
@@ -54,33 +49,34 @@ class Time:
     ratio: float
     tiles: float
     choosing: float
+    part: str = "times"
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return (self.length, self.contender)
+
+
+ROW = Time
+PREFILL = ("dense", "dense, torch", *FORMS)
+DECODING = (
+    "decode, dense",
+    f"decode, Quest, {PAGES} pages of {PAGE}",
+    f"decode, Quest, {PAGES} pages of {PAGE}, a group together",
+)
 
 
 @torch.no_grad()
-def captured() -> tuple[Tensor, Tensor, Tensor]:
-    """q [1, 6, 1024, 32], k and v [1, 2, 1024, 32] of the fourth attention on one document."""
-    model = Logits(trained_models.code_lm()).eval()
-    inputs = {"input_ids": trained_models.code_windows(1, 1024)}
-    host = FxHost.from_captured(capture(model, inputs))
-    site = recognise(host.graph).sites[3]
-    evidence = Evidence(host, Calibration.of(host.graph, [inputs]), sites=[site])
-    _, data = next(iter(evidence.hold(tapped(site))))
-    on = held(site, dict(zip(tapped(site), data, strict=True)), host.graph.sizes(inputs))
-    groups = recognised_groups(on.q, site.spec.head_counts)
-    return on.q, on.k[:, :: on.k.shape[1] // groups], on.v[:, :: on.v.shape[1] // groups]
-
-
-def recognised_groups(q: Tensor, heads: tuple[int, int, int] | None) -> int:
-    return q.shape[1] if heads is None else heads[1]
-
-
-@torch.no_grad()
-def rows(quick: bool) -> Iterator[Time]:
-    parts = captured()
+def rows(quick: bool, done: Collection[object]) -> Iterator[Time]:
+    """Contenders that run in turn are measured together: those of a length, all or none."""
+    model, tokens = trained_models.code_lm(), trained_models.code_windows(1, 1024)
+    parts = list(captured(model, tokens))[3]  # the fourth attention
     for length, seconds in ({4096: 0.2} if quick else LENGTHS).items():
+        left = {names: not {(length, name) for name in names} <= set(done) for names in (PREFILL, DECODING)}
         q, k, v = (x.repeat(1, 1, length // x.shape[2], 1).contiguous() for x in parts)
-        yield from at_length(q, k, v, seconds)
-        yield from decoding(q[:, :, -1:].contiguous(), k, v, seconds / 4)
+        if left[PREFILL]:
+            yield from at_length(q, k, v, seconds)
+        if left[DECODING]:
+            yield from decoding(q[:, :, -1:].contiguous(), k, v, seconds / 4)
 
 
 def decoding(q: Tensor, k: Tensor, v: Tensor, seconds: float) -> Iterator[Time]:
@@ -88,13 +84,11 @@ def decoding(q: Tensor, k: Tensor, v: Tensor, seconds: float) -> Iterator[Time]:
     start, length = f"softmax scale({q.shape[3] ** -0.5:.6g})", k.shape[2]
     state = state_of(k, PAGE)
     specs = {
-        f"decode, Quest, {PAGES} pages of {PAGE}": parse(f"{start} pages({PAGE}, {PAGES}, recent=1)"),
-        f"decode, Quest, {PAGES} pages of {PAGE}, a group together": parse(
-            f"{start} pages({PAGE}, {PAGES}, recent=1, group=max)"
-        ),
+        DECODING[1]: parse(f"{start} pages({PAGE}, {PAGES}, recent=1)"),
+        DECODING[2]: parse(f"{start} pages({PAGE}, {PAGES}, recent=1, group=max)"),
     }
     calls = {
-        "decode, dense": lambda: torch.ops.attnopt.tvm_decode(q, k, v, *[None] * 6, [], start),
+        DECODING[0]: lambda: torch.ops.attnopt.tvm_decode(q, k, v, *[None] * 6, [], start),
         **{name: (lambda spec=spec: run_pages(by_tvm, spec, q, k, v, state, tables_by_tvm)) for name, spec in specs.items()},
     }
     for call in calls.values():
@@ -109,7 +103,7 @@ def decoding(q: Tensor, k: Tensor, v: Tensor, seconds: float) -> Iterator[Time]:
                 {"choosing": lambda clause=clause: tables_by_tvm(clause, q, state, state.low.shape[2])}, seconds=0.1
             )["choosing"].median
         share = PAGES * PAGE / length if name in specs else 1.0
-        yield Time(length, name, t.median, t.ratio(found["decode, dense"]), share, choosing)
+        yield Time(length, name, t.median, t.ratio(found[DECODING[0]]), share, choosing)
 
 
 def at_length(q: Tensor, k: Tensor, v: Tensor, seconds: float) -> Iterator[Time]:

@@ -14,6 +14,7 @@ CASE = Case("softmax")
 MASKS = [
     "causal", "window(4) & lookahead(3)", "global(3) | global_query(2)", "chunk(4)", "near_blocks(3, 1)", "power_blocks(2)",
     "dilated(3)", "diagonal", "neighborhood(3, 1, 1, 12, 1)", "causal_neighborhood(3, 1, 1, 12, 1)", "true", "k != q",
+    "causal_random_blocks(1, 1, 3, 7)",
     "~(k <= q) | q == 0", "(k - q) // 3 == -1", "(k - q) % 4 == 3", "(k - q) % -4 == -1", "min(k, 3) + max(q, 2) == 5",
     "abs(k - q) < 3", "h % 2 == 0 & k <= q", "b == 1 | k == 0", "k * 0.5 < q", "where(h < 2, causal, window(2))",
     f"{SEEN} & causal", f"{BIAS} > 0", f"int({SEEN}) + k > 4", f"{BIAS} // 0.5 == -1", "(k <= q) + (k <= 3) == 2",

@@ -30,6 +30,7 @@ LINES = [
     "softmax scale(0.3) causal block_topk(8, 3)",
     "softmax scale(0.3) causal block_topk(16, 2, rows=16)",
     "softmax scale(0.3) causal & (near_blocks(4, 1) | power_blocks(4) | global(4))",
+    "softmax scale(0.3) causal & (near_blocks(4, 1) | causal_random_blocks(4, 1, 2, 9) | global(4))",
     "softmax scale(0.3) causal & dilated(3)",
     "softmax scale(0.3) causal & (window(8) | global(2)) delta(8, dense=causal, tail=10)",
     "softmax scale(0.3) causal pooled_blocks(16, 8, share=0.4, similarity=0.0, first=1) delta(8, tail=8)",

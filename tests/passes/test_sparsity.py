@@ -14,7 +14,16 @@ from attnopt.codegen.sparse import run_sparse
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.reference import attend
 from attnopt.ir.site import Refusal
-from attnopt.passes import BlockTopk, DeltaAttention, DilatedWindow, HeadWindows, Moba, Neighborhood, PowerAttention, SpargeAttn
+from attnopt.passes import (
+    BlockTopk,
+    DeltaAttention,
+    DilatedWindow,
+    HeadWindows,
+    Moba,
+    Neighborhood,
+    PowerAttention,
+    SpargeAttn,
+)
 from attnopt.patterns import recognise
 from attnopt.plan.options.groups import Grouping
 
@@ -26,7 +35,7 @@ def grouping(model, length):
 
 def evidence(*dropped):
     """As calibration would say of forms in their order."""
-    seen = [SimpleNamespace(mean=d, worst=2 * d, kept=1 - d, bound=8 * d) for d in dropped]
+    seen = [SimpleNamespace(mean=d, worst=2 * d, kept=1 - d, bound=8 * d, corrected_bound=24 * d) for d in dropped]
     return SimpleNamespace(longest=lambda site: 200, left_out=lambda site, name, forms: seen[: len(forms(site))])
 
 
@@ -127,6 +136,14 @@ def test_heads_that_look_far_keep_all_keys(causal):
     assert [int((right.weights[0, h, 99] > 0).sum()) for h in range(4)] == [18, 100, 18, 100]
     got = run_sparse(lambda s, q, k, v, operands: attend(s, q, k, v, **operands).output, spec, q, k, v, {})
     torch.testing.assert_close(got, right.output)
+    far = torch.tensor([60, 120, 60, 9999])
+    seen.attention = lambda site: SimpleNamespace(kept=lambda s, w, ahead: (w >= far).double())
+    (only,) = HeadWindows(windows=(), widths=(64, 128, 150), sinks=2).propose(group, seen)
+    assert only.kind == "2 sinks and a window for each head that loses at most 0.05"
+    spec = HeadWindows().apply(only, group).sites[0].spec
+    assert str(spec.mask) == "causal & (global(2) | h == 3 | window(64) & (h == 0 | h == 2) | window(128) & h == 1)"
+    right = attend(spec, *(torch.randn(1, 4, 200, 16) for _ in range(3))).weights
+    assert [int((right[0, h, 199] > 0).sum()) for h in range(4)] == [66, 130, 66, 200]
     seen.attention = lambda site: SimpleNamespace(kept=lambda s, w, ahead: torch.ones(4))
     assert "its heads are alike" in rewrite.propose(group, seen).reason
 

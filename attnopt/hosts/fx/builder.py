@@ -253,6 +253,10 @@ def write_index(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dic
     return aten.index.Tensor, (x[0], [*([None] * attrs["axes"][0]), *x[1:]]), {}
 
 
+def write_topk(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
+    return operator.getitem, (b.compute(aten.topk.default, x[0], attrs["count"]), 1), {}
+
+
 def write_iota(b: FxBuilder, x: list[Any], shape: Shape, dtype: str, attrs: dict[str, Any]) -> Written:
     start, step = attrs.get("start", 0), attrs.get("step", 1)
     length, start = b.size(shape[0]), b.size(start) if isinstance(start, Symbol) else start
@@ -287,6 +291,7 @@ WRITERS: dict[str, Callable[..., Written]] = {
     "concat": write_concat,
     "gather": write_gather,
     "index": write_index,
+    "topk": write_topk,
     "iota": write_iota,
     "full": write_full,
     "triangle": write_triangle,

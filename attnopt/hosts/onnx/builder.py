@@ -57,17 +57,26 @@ class OnnxBuilder:
     # Below: nodes, names, sizes.
 
     def node(
-        self, op_type: str, inputs: Sequence[Value | None], shape: Shape, dtype: str, domain: str = "", **attrs: Any
+        self,
+        op_type: str,
+        inputs: Sequence[Value | None],
+        shape: Shape,
+        dtype: str,
+        domain: str = "",
+        result: int = 0,
+        **attrs: Any,
     ) -> Value:
+        """result: which of the outputs is meant, where those before it are not read."""
         given = [None if i is None else self.handle(i) for i in inputs]
         while given and given[-1] is None:
             given.pop()
         folder = (self.before.name or "").rpartition("/")[0]
         name = self.names.unique(f"{folder}/{op_type}" if folder else f"attnopt_{op_type}")
-        made = ir.node(op_type, given, attrs, domain=domain, name=name)
+        made = ir.node(op_type, given, attrs, domain=domain, name=name, num_outputs=result + 1)
         made.metadata_props.update(self.before.metadata_props)  # the module and line that it stands for
-        held = made.outputs[0]
-        held.name = self.names.unique(f"{made.name}_output")
+        for each in made.outputs:
+            each.name = self.names.unique(f"{made.name}_output")
+        held = made.outputs[result]
         if dtype in TYPES:
             held.type = ir.TensorType(TYPES[dtype])
         held.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in shape])

@@ -96,6 +96,10 @@ def index(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, A
     return permute(b, [made], shape, dtype, {"perm": back})
 
 
+def topk(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    return b.node("TopK", [x[0], b.vector(a["count"])], shape, dtype, result=1)
+
+
 def iota(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
     """0, 1, 2, … in int64, then cast, stretched and moved: Range itself lacks most types."""
     (length,) = shape
@@ -191,6 +195,7 @@ WRITERS: dict[str, Writer] = {
     "concat": concat,
     "gather": gather,
     "index": index,
+    "topk": topk,
     "iota": iota,
     "full": full,
     "triangle": triangle,

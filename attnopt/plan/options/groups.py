@@ -90,7 +90,8 @@ class Grouping:
         return [self.of_sites(indices) for indices in united(range(len(self.sites)), tables)]
 
     def whole(self) -> list[Group]:
-        return [Group(self.host, self.sites, "model", self.blocks, self.linears, stream=self.stream)]
+        attend = PlainAttention(self.host.kind)
+        return [Group(self.host, self.sites, "model", self.blocks, self.linears, stream=self.stream, attend=attend)]
 
     @cached_property
     def stream(self) -> ResidualStream | Refusal:

@@ -41,7 +41,7 @@ def tabulate(p_out, p_table, s_table_0, s_table_1, offset, q_len, kv_len):
         "(q - k) // -3", "(q - k) % -3", "k - (q - b)", "2 * (k - (q + 1)) - 3", "tanh(0.1 * (k - q))", "sin(k) + cos(float(q))",
         "exp(-0.1 * k) * log(k + 1.0)", "sigmoid(0.3 * (q - k))", "where(k < q, 1, 0.5)", "load(table, row % 3, k)",
         "where(load(table, 0, k) > 0.0, causal, ~causal)", "load(table, 1, min(k, 4)) * (k - q)", "where(causal, true, k % 2 == 0)",
-        "float(causal) - 0.5", "abs(q // 4 - k // 4) <= 1",
+        "float(causal) - 0.5", "abs(q // 4 - k // 4) <= 1", "causal_random_blocks(2, 1, 2, 46000)",
     ],
 )  # fmt: skip
 def test_printed_expressions_mean_the_same(text, offset):
