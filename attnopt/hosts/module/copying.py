@@ -15,7 +15,5 @@ from torch import nn
 
 def shared_copy(model: Any) -> Any:
     """The model again, in evaluation mode, without gradients; tied parameters stay tied."""
-    shared: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters(remove_duplicate=True)
-    }
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, shared).eval()

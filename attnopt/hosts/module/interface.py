@@ -53,15 +53,13 @@ def attnopt_attention(
     queries = query.shape[2]
     if attention_mask is None and causal and 1 < queries < key.shape[2]:  # a cache of fixed size that was empty
         key, value = key[:, :, :queries], value[:, :, :queries]
-    if held is not None and attention_mask is None and dropout == 0.0 and causal == held.call.causal:
-        kernel = held.kernel(queries, key.shape[2], kwargs)
+    if held is not None and attention_mask is None and dropout == 0.0:
+        kernel = held.kernel(query, key, causal, kwargs)
         if kernel is not None:
             return kernel(query, key, value)[0].transpose(1, 2).contiguous(), None
     if attention_mask is None and causal and queries > 1:
         attention_mask = windowed(queries, kwargs.get("sliding_window"), query.device)
-    return own_way(module)(
-        module, query, key, value, attention_mask, scaling=factor, dropout=dropout, is_causal=causal, **kwargs
-    )
+    return own_way(module)(module, query, key, value, attention_mask, scaling=factor, dropout=dropout, is_causal=causal, **kwargs)
 
 
 def described(query: Tensor, key: Tensor, value: Tensor, factor: float, causal: bool, kwargs: dict[str, Any]) -> AttentionCall:

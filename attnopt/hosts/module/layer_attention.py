@@ -10,9 +10,11 @@ has a kernel of its own, or None where the model's own way stays.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Any]
@@ -49,14 +51,18 @@ class LayerAttention:
     prefill: Kernel | None = None
     decode: Kernel | None = None
     names: tuple[str, str] = ("", "")
+    device: str = "cpu"
 
-    def kernel(self, queries: int, keys: int, kwargs: dict[str, Any]) -> Kernel | None:
-        """For a call without a mask; None where the model's own attention computes it."""
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.call.dtype)  # type: ignore[no-any-return]
+
+    def kernel(self, query: Tensor, key: Tensor, causal: bool, kwargs: dict[str, Any]) -> Kernel | None:
+        """For a call without a mask; None where the model's own attention computes it: in another dtype, elsewhere, with gradients."""
+        if query.dtype is not self.dtype or query.device.type != self.device or query.requires_grad or causal != self.call.causal:
+            return None
         if any(kwargs.get(name) is not None for name in STRANGE):
             return None
-        if queries == 1:
+        if query.shape[2] == 1:
             return self.decode
-        return self.prefill if queries == keys else None
-
-    def without_kernels(self) -> LayerAttention:
-        return replace(self, prefill=None, decode=None, names=("", ""))
+        return self.prefill if query.shape[2] == key.shape[2] else None
