@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attnopt.asked import Asked
+from attnopt.cost.target import load_target
 from attnopt.errors import BudgetError, InputMismatch, UnsupportedFormat
 from attnopt.hosts.module.host import ModuleHost
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
@@ -26,7 +27,9 @@ from attnopt.opening import Opened
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.converting import Live, attach, live, read_back
 from attnopt.plan.live.layers import Chooser, with_kernels
-from attnopt.plan.pipeline import run
+from attnopt.plan.options.workshop import Workshop
+from attnopt.plan.pipeline import Request, run
+from attnopt.plan.replay import moves_from
 from attnopt.report.data import Report
 from attnopt.report.plan import Plan
 
@@ -49,8 +52,8 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     host = ModuleHost.open(model, {**inputs, "use_cache": False})
     opened = Opened(host, inputs, "torch", 0)
     request = replace(asked, calibration=batches).request(opened, checked)
-    result, report = run(host, request)
-    assert isinstance(result, ModuleHost)
+    _, report = run(host, request)
+    result = edited(host, report, request)
     changes = read_back(host, result)
     notes: list[str] = []
     if isinstance(changes, Refusal):
@@ -63,6 +66,15 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     made = live(host, changes, inputs, chooser)
     compare(host, result, made, inputs)
     return dressed(made, replace(report, refusals=named(report.refusals), notes=(*report.notes, *notes, *lines(made, chooser))))
+
+
+def edited(host: ModuleHost, report: Report, request: Request) -> ModuleHost:
+    """The graph after the rewrites of the plan, with the model's own attention: what stands in its nodes is read back from them."""
+    if report.plan is None or not report.plan.steps:
+        return host
+    sizes = host.graph.sizes(request.inputs or {})
+    shop = Workshop(host, {}, load_target(request.target)[0], request.runtime, request.opset, sizes)
+    return shop.edited(host.copy(), shop.arrays.ready(moves_from(report.plan.steps, host)), {})  # type: ignore[return-value]
 
 
 def compare(host: ModuleHost, result: ModuleHost, made: Live, inputs: Mapping[str, Tensor]) -> None:
