@@ -47,14 +47,19 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def constant(model: nn.Module, change: Change) -> None:
+    """Other numbers for a parameter, or a buffer, in every module that holds it."""
     owner, _, name = change.path.rpartition(".")
     holder, data = model.get_submodule(owner), change.tensors[""]
     if name in holder._buffers:
         holder._buffers[name] = data
         return
-    setattr(holder, name, nn.Parameter(data, requires_grad=False))
-    if isinstance(holder, nn.Linear) and name == "weight":
-        holder.out_features, holder.in_features = data.shape
+    old, new = getattr(holder, name), nn.Parameter(data, requires_grad=False)
+    for module in model.modules():
+        for own, held in module._parameters.items():
+            if held is old:
+                module._parameters[own] = new
+                if isinstance(module, nn.Linear) and own == "weight":
+                    module.out_features, module.in_features = data.shape
 
 
 def holding(kind: type[Holding]) -> Callable[[nn.Module, Change], None]:

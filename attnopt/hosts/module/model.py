@@ -51,7 +51,7 @@ def live_class(kind: type) -> type:
 
 def as_live(model: Any, report: Any, plan: Any, record: Mapping[str, Any]) -> Any:
     """The model itself, with another class. record: plain data for its folder."""
-    model.__class__ = live_class(type(model))
+    model.__class__ = live_class(type(model))  # type: ignore[arg-type]
     model.report, model.plan = report, plan
     setattr(model, RECORD, dict(record))
     return model

@@ -103,8 +103,8 @@ def coded(after: FxHost, node: fx.Node, path: str) -> Change:
     args = list(node.args)
     x = args[0]
     if node.target is ROWS:
-        names, options = ("codes", "steps", "zeros"), {"bits": args[4], "middle": args[5], "channels": args[6]}
-        return Change("rows", path, options, tensors_of(after, names, args[1:4]))
+        table = tensors_of(after, ("codes", "steps", "zeros"), args[1:4])
+        return Change("rows", path, {"bits": args[4], "middle": args[5], "channels": args[6]}, table)
     kind, names = (
         ("int8", ("weight", "scales", "bias")) if node.target is INT8 else ("rounded", ("codes", "steps", "zeros", "bias"))
     )

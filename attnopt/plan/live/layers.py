@@ -22,10 +22,12 @@ from attnopt.ir.expr import Expr, conjuncts, operands
 from attnopt.ir.expr import apply as applied
 from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec, parse
-from attnopt.plan.choose import Chosen, choose
+from attnopt.plan.choose import Chosen, applicable, by_model, measured
 from attnopt.plan.live.phases import DECODE, PREFILL, Shape, example, kernel, opened, site_of
+from attnopt.plan.timing.predict import example_shapes
 
 LENGTH = 1024  # tokens at which kernels are timed
+COMPILED_FOR_LENGTHS = ("flex",)  # anew for every length that comes, which takes longer than reading the prompt
 FASTER = 0.9  # of the time of the model's own kernel: one that gains less is not worth another way of computing
 
 
@@ -43,12 +45,21 @@ class Chooser:
     def best(self, phase: str, shape: Shape, spec: AttentionSpec) -> Chosen:
         key = (phase, shape, str(spec))
         if key not in self.chosen:
-            host = opened(phase, shape)
-            inputs = example(phase, shape, batch=1, length=self.length)
-            sites = [site_of(host, spec)]
-            (found,) = choose(host, sites, inputs, runtime="torch", opset=0, select=self.select, target=self.target)
-            self.chosen[key] = self.worth_it(found)
+            self.chosen[key] = self.worth_it(self.found(phase, shape, spec))
         return self.chosen[key]
+
+    def found(self, phase: str, shape: Shape, spec: AttentionSpec) -> Chosen:
+        host, inputs = opened(phase, shape), example(phase, shape, batch=1, length=self.length)
+        site = site_of(host, spec)
+        fits, refused = applicable(site, host, "torch", 0, self.target.kind, self.target.arch)
+        fits = [x for x in fits if x.name not in COMPILED_FOR_LENGTHS]
+        if not fits:
+            return Chosen(site, None, refused[0].why if refused else "no kernel for torch", tuple(refused))
+        if self.select == "always":
+            return Chosen(site, fits[0], "first kernel that computes it")
+        if self.select == "model":
+            return by_model(host, site, fits, refused, example_shapes(host, site, inputs), self.target)
+        return measured(host, site, fits, refused, inputs, self.target)
 
     def worth_it(self, found: Chosen) -> Chosen:
         """The choice, or none where the model's own kernel, sdpa, is as fast."""
