@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from attnopt.asked import Asked
 from attnopt.cost.target import Target
 from attnopt.emission import emit_kernels, require_kernels
-from attnopt.errors import BudgetError
+from attnopt.errors import BudgetError, UnsupportedFormat
+from attnopt.hosts.module.model import generates
 from attnopt.ir.block import Block
 from attnopt.ir.cost import cost
 from attnopt.ir.dims import evaluate as evaluate_dim
 from attnopt.ir.site import Site
 from attnopt.opening import Opened, open_model
-from attnopt.optimized import Optimized, load
+from attnopt.optimized import Optimized
+from attnopt.optimized import load as load_file
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
 from attnopt.plan.judge.budget import Budget
@@ -71,8 +73,13 @@ def optimize(
     cache: str | Path | None = None,
     minimise: str = "time",
     tune: bool = False,
-) -> Optimized:
+    tokenizer: Any = None,
+    host: str | None = None,
+) -> Any:
     """Return the same model with its attentions computed by faster kernels; the given model is not touched.
+
+    A transformers model that generates, given without example inputs, comes back as a live model: of its own class, with `generate`,
+    `.report`, `.plan` and `.save_pretrained(folder)`, which `load` reads. Any other comes back as an `Optimized`, traced on its inputs.
 
     target: a name of `attnopt targets`, with a runtime if wanted ("cpu+onnxruntime").
     budget: largest allowed loss, a number in the output's natural metric or a `Budget`; 0 allows exact rewrites only.
@@ -91,16 +98,35 @@ def optimize(
     minimise: what the plan makes least within the budget, "time" or "memory" (bytes of weights and key/value caches, at whatever speed).
     tune: also offer rewrites that are fitted to the calibration data: output projections by least squares where heads changed, rounding
     layer after layer; the report says what that recovered. It takes time of the search's; effort "high" does it anyway.
+    tokenizer: where calibration is a list of texts. host: "module" for a live model, "graph" for a traced one; default: as said above.
 
-    The result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves.
+    The traced result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves.
     Raises AccuracyError rather than return a model that differs beyond the tolerance of its dtype, UnknownTarget,
     UnknownPass, UnreadableModel, UntraceableModel, InputMismatch, BudgetError, WorkloadError, PlanError.
     """
     asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, plan, cache, minimise, tune)
+    if host not in (None, "module", "graph"):
+        raise UnsupportedFormat(f"host={host!r} is neither of module and graph", next_move="Leave it out.")
+    if host == "module" or (host is None and example_inputs is None and dynamic_shapes is None and generates(model)):
+        from attnopt.live import optimize_live
+
+        return optimize_live(model, asked, tokenizer)
     checked = asked.checked()
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=True)
-    host, report = run(opened.host, asked.request(opened, checked))
-    return Optimized(opened, host, report)  # type: ignore[arg-type]  # a copy of opened.host
+    result, report = run(opened.host, asked.request(opened, checked))
+    return Optimized(opened, result, report)  # type: ignore[arg-type]  # a copy of opened.host
+
+
+def load(path: str | Path) -> Any:
+    """Read a model that `export` wrote (or any .onnx or .pt2) as a callable, or the folder of a live model as that model.
+
+    `.report` and `.plan` are the records inside, if any. Raises UnreadableModel.
+    """
+    if Path(path).is_dir():
+        from attnopt.live import load_live
+
+        return load_live(Path(path))
+    return load_file(path)
 
 
 def explore(

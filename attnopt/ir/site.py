@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -170,6 +170,15 @@ class Host(Protocol):
 
     def replace(self, old: Value, new: Value) -> None:
         """Let every user of `old` (and the graph outputs) read `new`."""
+        ...
+
+    def refuses_change(
+        self, changes: Collection[str], sites: Collection[Site], shapes: Mapping[str, Mapping[str, int]]
+    ) -> Refusal | None:
+        """None where the host can hold what a rewrite changes (words of a candidate) of these sites; else why not.
+
+        shapes: sizes of the axes of a site afterwards, by its name, where they change.
+        """
         ...
 
     def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from attnopt.hosts.fx.translate import translate
 from attnopt.hosts.fx.trees import told
 from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Graph, Node, Value
-from attnopt.ir.site import Refusal
+from attnopt.ir.site import Refusal, Site
 from attnopt.rounding.rounded_weight import RoundedWeight
 from attnopt.rounding.weight_format import WeightFormat
 
@@ -110,6 +110,11 @@ class FxHost:
         self.gone |= {node.name for node in self.dropped}
         self.edited, self.dropped = True, ()
         self._graph = None
+
+    def refuses_change(
+        self, changes: Collection[str], sites: Collection[Site], shapes: Mapping[str, Mapping[str, int]]
+    ) -> Refusal | None:
+        return None
 
     def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
         nodes = [v.handle for v in inputs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,7 @@ from attnopt.hosts.onnx.writing import write
 from attnopt.ir.collection import paused_collection
 from attnopt.ir.dims import Shape
 from attnopt.ir.graph import Graph, Node, Value
-from attnopt.ir.site import NotIsolated, Refusal
+from attnopt.ir.site import NotIsolated, Refusal, Site
 from attnopt.rounding.rounded_weight import RoundedWeight
 from attnopt.rounding.weight_format import WeightFormat
 
@@ -134,6 +134,11 @@ class OnnxHost:
         verify(self.model, self._written)
         self._graph = self._names = self._places = None
         self._written, self._dropped = [], ()
+
+    def refuses_change(
+        self, changes: Collection[str], sites: Collection[Site], shapes: Mapping[str, Mapping[str, int]]
+    ) -> Refusal | None:
+        return None
 
     def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
         return unreadable(self.graph.inputs, inputs)

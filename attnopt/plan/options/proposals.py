@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from attnopt.ir.site import Refusal, Site
+from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import Candidate, Evidence, Group, Pass
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.tuning import Tuning
@@ -131,10 +131,20 @@ def classes_of(
             if isinstance(proposed, Refusal):
                 found.refusals.append((rewrite.name, proposed))
             else:
-                ready = [tuning.of(rewrite, group, c, evidence) if tuning is not None else c for c in proposed]
+                ready = [held(grouping.host, rewrite, group, c, evidence, tuning) for c in proposed]
                 found.refusals += [(rewrite.name, c) for c in ready if isinstance(c, Refusal)]
                 found.by_pass.append([Move(rewrite, group, c) for c in ready if isinstance(c, Candidate)])
     return [Class(o.name, (AS_IT_IS, *combined(o.by_pass)), tuple(o.refusals)) for o in offers.values()]
+
+
+def held(
+    host: Host, rewrite: Pass, group: Group, candidate: Candidate, evidence: Evidence | None, tuning: Tuning | None
+) -> Candidate | Refusal:
+    """The candidate, tuned where it needs that; why the host cannot hold it, or why tuning found nothing."""
+    refusal = host.refuses_change(candidate.changes, group.sites, candidate.shapes)
+    if refusal is not None or tuning is None:
+        return refusal or candidate
+    return tuning.of(rewrite, group, candidate, evidence)
 
 
 def combined(by_pass: Sequence[Sequence[Move]]) -> list[Proposal]:

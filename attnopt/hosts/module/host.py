@@ -1,0 +1,83 @@
+"""A live transformers model as a host: its traced graph is what patterns and passes see, its modules are what changes in the end.
+
+    ModuleHost.open(model, inputs)   ->   graph, sites, weights as in any torch host          live(rewritten)   ->   the model, changed
+
+The graph carries the path of the module that made each node, so that every rewrite of it is read back as a change of modules
+(`reading.changes_between`). What cannot be read back is refused before it is proposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from attnopt.errors import UnsupportedFormat, UntraceableModel
+from attnopt.hosts.fx import FxHost, capture
+from attnopt.hosts.fx.capture import Captured
+from attnopt.hosts.module.copying import shared_copy
+from attnopt.ir.site import Refusal, Site
+
+TRACED = ("sdpa", "eager")  # implementations whose attention a trace shows
+HELD = ("weights", "structure")  # what of a model its modules can hold
+
+
+@dataclass
+class ModuleHost(FxHost):
+    """model: the one that was given, never changed."""
+
+    model: Any = None
+
+    @classmethod
+    def open(cls, model: Any, inputs: Mapping[str, Any]) -> ModuleHost:
+        """Raises UnsupportedFormat for a model that has no function of transformers for its attention; what `capture` raises."""
+        require_interface(model)
+        captured = traced(model, inputs)
+        made = FxHost.from_captured(captured)
+        return cls(**{f.name: getattr(made, f.name) for f in fields(FxHost)}, model=model)
+
+    def copy(self) -> ModuleHost:
+        made = super().copy()
+        return ModuleHost(**{f.name: getattr(made, f.name) for f in fields(FxHost)}, model=self.model)
+
+    def refuses_change(
+        self, changes: Collection[str], sites: Collection[Site], shapes: Mapping[str, Mapping[str, int]]
+    ) -> Refusal | None:
+        for change in changes:
+            if change not in HELD:
+                return Refusal(
+                    f"a live model goes on computing attention as its layers call it, without another {change}",
+                    remedy="give example_inputs for a traced model, which takes it",
+                )
+        widths = {s.name: {axis: s.size(axis) for axis in "de"} for s in sites}
+        for name, sizes in shapes.items():
+            if any(sizes[axis] != widths.get(name, {}).get(axis, sizes[axis]) for axis in "de" if axis in sizes):
+                return Refusal("a live layer cuts its projections into heads of the width in its configuration", name)
+        return None
+
+
+def traced(model: Any, inputs: Mapping[str, Any]) -> Captured:
+    """The model's graph, by its own attention where a trace shows that, else by one that it also has."""
+    own = getattr(model.config, "_attn_implementation", None)
+    failure: UntraceableModel | None = None
+    for implementation in (own,) if own in TRACED else TRACED:
+        twin = shared_copy(model)
+        twin.set_attn_implementation(implementation)
+        try:
+            return capture(twin, dict(inputs))
+        except UntraceableModel as caught:
+            failure = caught
+    assert failure is not None
+    raise failure
+
+
+def require_interface(model: Any) -> None:
+    """Raises UnsupportedFormat, with the first attention layer, for a class whose attention is written out in its layers."""
+    if model._can_set_attn_implementation() and getattr(model, "_supports_attention_backend", False):
+        return
+    layers = [path for path, module in model.named_modules() if "attention" in type(module).__name__.lower()]
+    raise UnsupportedFormat(
+        f"the attention of {type(model).__name__} does not go through transformers' AttentionInterface",
+        where=layers[0] if layers else type(model).__name__,
+        next_move='Give example_inputs for a traced model, attnopt.optimize(model, inputs, host="graph").',
+    )

@@ -1,0 +1,149 @@
+"""One attention function and one mask function for all live models, known to transformers by the name "attnopt".
+
+    config._attn_implementation = "attnopt"      layer(x)  ->  attnopt_attention(layer, q, k, v, mask)  ->  the layer's own kernel
+
+The function looks up what the layer holds (`LayerAttention`). What no kernel computes, a mask that transformers has made, dropout, a
+packed batch, goes the way that the model had before. A mask is left out where positions alone say what is seen, of windows too:
+transformers makes one for each prompt that is longer than a window.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnopt.hosts.module.layer_attention import STRANGE, AttentionCall, LayerAttention
+
+NAME = "attnopt"
+HELD = "attnopt_held"  # of an attention module: its LayerAttention
+WINDOWS = "attnopt_windows"  # of a configuration: every layer with a window does without a mask
+BEFORE = "attnopt_before"  # of a configuration: the implementation that the model had
+CALLS: list[dict[nn.Module, AttentionCall]] = []  # where calls are noted, while some are
+
+
+def register() -> None:
+    """Make both functions known to transformers; again and again does no harm."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attnopt_attention)
+    AttentionMaskInterface.register(NAME, attnopt_mask)
+
+
+def attnopt_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E] -> ([B, Q, H, E], weights or None), as transformers' own functions."""
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if CALLS:
+        CALLS[-1][module] = described(query, key, value, factor, causal, kwargs)
+    held: LayerAttention | None = getattr(module, HELD, None)
+    queries = query.shape[2]
+    if attention_mask is None and causal and 1 < queries < key.shape[2]:  # a cache of fixed size that was empty
+        key, value = key[:, :, :queries], value[:, :, :queries]
+    if held is not None and attention_mask is None and dropout == 0.0:
+        kernel = held.kernel(query, key, causal, kwargs)
+        if kernel is not None:
+            return kernel(query, key, value)[0].transpose(1, 2).contiguous(), None
+    if attention_mask is None and causal and queries > 1:
+        attention_mask = windowed(queries, kwargs.get("sliding_window"), query.device)
+    return own_way(module)(module, query, key, value, attention_mask, scaling=factor, dropout=dropout, is_causal=causal, **kwargs)
+
+
+def described(query: Tensor, key: Tensor, value: Tensor, factor: float, causal: bool, kwargs: dict[str, Any]) -> AttentionCall:
+    return AttentionCall(
+        heads=query.shape[1],
+        key_heads=key.shape[1],
+        value_heads=value.shape[1],
+        width=query.shape[3],
+        value_width=value.shape[3],
+        scaling=float(factor),
+        softcap=kwargs.get("softcap"),
+        causal=causal,
+        window=kwargs.get("sliding_window"),
+        dtype=str(query.dtype).removeprefix("torch."),
+        others=tuple(name for name in STRANGE if kwargs.get(name) is not None),
+    )
+
+
+def windowed(queries: int, window: int | None, device: torch.device) -> Tensor | None:
+    """The mask of a prompt that is longer than its window, which `attnopt_mask` left out; None where causal says all."""
+    if window is None or queries <= window:
+        return None
+    at = torch.arange(queries, device=device)
+    apart = at[:, None] - at
+    return ((apart >= 0) & (apart < window))[None, None]
+
+
+def own_way(module: nn.Module) -> Callable[..., Any]:
+    """The function by which the model's file computes attention without us."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    eager = eager_of(module)
+    before = getattr(getattr(module, "config", None), BEFORE, "sdpa")
+
+    def attend(m: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        strange = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
+        if eager is None or not (strange or before == "eager"):
+            return sdpa_attention_forward(m, q, k, v, mask, **kwargs)
+        if mask is None and kwargs["is_causal"] and q.shape[2] > 1:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
+        if mask is not None and mask.dtype == torch.bool:
+            lowest = torch.tensor(torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device)
+            mask = torch.where(mask, torch.zeros((), dtype=q.dtype, device=q.device), lowest)
+        del kwargs["is_causal"]
+        return eager(m, q, k, v, mask, **kwargs)
+
+    return attend
+
+
+def eager_of(module: nn.Module) -> Callable[..., Any] | None:
+    """`eager_attention_forward` of the file that defines the module's class."""
+    for kind in type(module).__mro__:
+        found = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    return None
+
+
+def attnopt_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    config: Any = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """A bool mask [B, 1, Q, K], or None where nothing but positions decides what is seen."""
+    from transformers.masking_utils import fast_all, prepare_padding_mask, sdpa_mask
+    from transformers.utils.import_utils import is_tracing
+
+    known = isinstance(q_offset, int) and isinstance(kv_offset, int) and isinstance(kv_length, int)
+    own = getattr(config, WINDOWS, False) and local_size == getattr(config, "sliding_window", None) is not None
+    if allow_is_causal_skip and known and own and (attention_mask is None or not is_tracing(attention_mask)):
+        first = kv_offset == q_offset == 0 and q_length == kv_length
+        one = q_length == 1 and kv_length <= local_size and kv_offset + kv_length == q_offset + 1  # type: ignore[operator]
+        if first or one:
+            padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
+            if padding is None or fast_all(padding[:, kv_offset : kv_offset + kv_length].bool()):
+                return None
+    return sdpa_mask(  # type: ignore[no-any-return]
+        batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
+        attention_mask=attention_mask, local_size=local_size, allow_is_causal_skip=allow_is_causal_skip, config=config, **kwargs,
+    )  # fmt: skip

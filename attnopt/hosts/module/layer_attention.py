@@ -1,0 +1,68 @@
+"""What one attention layer of a live model computes, and by which kernel.
+
+    LayerAttention("softmax scale(0.125) causal & window(64)", scaling=0.125, prefill=…, decode=…)
+
+transformers hands a layer its queries, the keys of its cache, and a mask, or no mask where positions alone say what is seen. Without one
+there are two cases: a prompt on an empty cache, whose spec has the layer's own mask, and one query on a cache whose keys it all sees. Each
+has a kernel of its own, or None where the model's own way stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Any]
+# What a layer may hand over beside q, k and v that changes what is computed, and that no spec of ours says.
+STRANGE = ("s_aux", "position_bias", "cache", "cu_seq_lens_q", "cu_seq_lens_k", "block_table", "head_mask")
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """How a layer calls its attention: heads of queries, of keys and of values, widths, factors, its window.
+
+    others: those of STRANGE that it hands over: its attention stays the model's own.
+    """
+
+    heads: int
+    key_heads: int
+    value_heads: int
+    width: int
+    value_width: int
+    scaling: float
+    softcap: float | None
+    causal: bool
+    window: int | None
+    dtype: str
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """spec: the line of what a prompt on an empty cache computes. names: of the kernels of both phases, "" where there is none."""
+
+    spec: str
+    call: AttentionCall
+    prefill: Kernel | None = None
+    decode: Kernel | None = None
+    names: tuple[str, str] = ("", "")
+    device: str = "cpu"
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.call.dtype)  # type: ignore[no-any-return]
+
+    def kernel(self, query: Tensor, key: Tensor, causal: bool, kwargs: dict[str, Any]) -> Kernel | None:
+        """For a call without a mask; None where the model's own attention computes it: in another dtype, elsewhere, with gradients."""
+        if query.dtype is not self.dtype or query.device.type != self.device or query.requires_grad or causal != self.call.causal:
+            return None
+        if any(kwargs.get(name) is not None for name in STRANGE):
+            return None
+        if query.shape[2] == 1:
+            return self.decode
+        return self.prefill if query.shape[2] == key.shape[2] else None

@@ -1,0 +1,95 @@
+"""The modules that stand in a live model where a rewrite left something else than it found.
+
+    Linear(x)        ->   Int8Linear(x)          an int8 weight, the input quantised for each call
+    Linear(x)        ->   RoundedLinear(x)       a weight in few bits, made whole when read
+    Embedding(ids)   ->   RoundedRows(ids)       a table in few bits
+    attention(x)     ->   NoAttention(x)         0, and a token's place in the cache
+
+Each computes by the operator that the traced graph calls, so both give the same numbers. All they hold are buffers: a checkpoint of the
+model holds them by the names of the modules that they replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnopt.runtime.dynamic_int8 import linear_dynamic_int8
+from attnopt.runtime.rounded_linear import rounded_linear, rounded_rows
+
+
+class Holding(nn.Module):
+    """A module of named tensors, some of which may be absent, and of plain options."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
+        super().__init__()
+        for name in self.names:
+            self.register_buffer(name, tensors.get(name))
+        self.options = dict(options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={list(x.shape)} {x.dtype}" for name, x in self.named_buffers())
+
+
+class Int8Linear(Holding):
+    """weight int8 [out, in], scales [out], bias [out] or None; factors [in] multiply the input first, where there are any."""
+
+    names = ("weight", "scales", "bias", "factors")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.factors is None else x * self.factors
+        return linear_dynamic_int8(x, self.weight, self.scales, self.bias)  # type: ignore[no-any-return]
+
+
+class RoundedLinear(Holding):
+    """codes [out, bytes], steps [out, groups], zeros or None, bias or None; options bits and middle as in `rounded_linear`."""
+
+    names = ("codes", "steps", "zeros", "bias", "factors")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.factors is None else x * self.factors
+        bits, middle = self.options["bits"], self.options["middle"]
+        return rounded_linear(x, self.codes, self.steps, self.zeros, self.bias, bits, middle)  # type: ignore[no-any-return]
+
+
+class RoundedRows(Holding):
+    """codes [rows, bytes], steps [rows, groups], zeros or None; options bits, middle and channels."""
+
+    names = ("codes", "steps", "zeros")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        o = self.options
+        return rounded_rows(  # type: ignore[no-any-return]
+            ids, self.codes, self.steps, self.zeros, o["bits"], o["middle"], o["channels"]
+        )
+
+
+class NoAttention(nn.Module):
+    """What is left of an attention that adds nothing: zeros, and one key of one channel for each token in the cache.
+
+    transformers reads the length of a cache from its first layer, and a layer that never writes would tell 0.
+    """
+
+    def __init__(self, layer_idx: int | None) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states: Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> tuple[Tensor, None]:
+        if past_key_values is not None and self.layer_idx is not None:
+            place = torch.zeros(
+                (hidden_states.shape[0], 1, hidden_states.shape[1], 1), dtype=hidden_states.dtype, device=hidden_states.device
+            )
+            past_key_values.update(place, place, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
+
+
+class NoNorm(nn.Module):
+    """The norm of a sublayer that is gone."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states

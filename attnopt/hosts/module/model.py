@@ -1,0 +1,57 @@
+"""The class of a live model: that of the original, and what attnopt adds to it.
+
+    type(fast).__mro__  =  (LlamaForCausalLM, LiveModel, transformers' LlamaForCausalLM, …)      fast.report, fast.plan
+
+The first keeps the name and the module of the class that it extends: transformers reads both.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from attnopt.hosts.module.saving import save
+
+RECORD = "attnopt_record"
+
+
+def generates(model: Any) -> bool:
+    """Whether it is a language model of transformers with one stack of layers, whose `generate` is worth keeping."""
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(model, nn.Module) or not isinstance(model, transformers.PreTrainedModel):
+        return False
+    return bool(model.can_generate()) and not getattr(model.config, "is_encoder_decoder", False)
+
+
+class LiveModel:
+    """report: what was done and why. plan: to do it again. Everything else is the model's own."""
+
+    report: Any = None
+    plan: Any = None
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Write a folder that `attnopt.load` reads: configuration, weights in the form they have here, report, plan and kernels.
+
+        Raises OutputNotWritable where it cannot be written. Options of transformers' method do not apply.
+        """
+        save(self, Path(save_directory), getattr(self, RECORD))
+
+
+@lru_cache(maxsize=64)
+def live_class(kind: type) -> type:
+    """The class with LiveModel in front of it."""
+    own = kind.__mro__[2] if issubclass(kind, LiveModel) else kind
+    return type(own.__name__, (LiveModel, own), {"__module__": own.__module__, "__qualname__": own.__qualname__})
+
+
+def as_live(model: Any, report: Any, plan: Any, record: Mapping[str, Any]) -> Any:
+    """The model itself, with another class. record: plain data for its folder."""
+    model.__class__ = live_class(type(model))  # type: ignore[arg-type]
+    model.report, model.plan = report, plan
+    setattr(model, RECORD, dict(record))
+    return model

@@ -1,0 +1,144 @@
+"""The live model that a rewritten graph describes: its modules changed, its attention by kernels, and both compared.
+
+    host (as it was), result (rewritten)   ->   changes of modules   ->   the model again, which computes what the result does
+
+The original model is a part of the host and is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnopt.errors import AttnoptError
+from attnopt.hosts.fx import FxHost
+from attnopt.hosts.module.changes import Change
+from attnopt.hosts.module.copying import shared_copy
+from attnopt.hosts.module.host import ModuleHost
+from attnopt.hosts.module.interface import BEFORE, CALLS, HELD, NAME, WINDOWS, register
+from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
+from attnopt.hosts.module.reading import changes_between
+from attnopt.hosts.module.reshaping import reshaped
+from attnopt.ir.expr import Term, conjuncts
+from attnopt.ir.site import Refusal, Site
+from attnopt.patterns import recognise
+from attnopt.patterns.block import find_blocks
+from attnopt.plan.live.layers import Chooser, layer_attention
+
+
+@dataclass(frozen=True)
+class Live:
+    """A model, what was changed in it, and why some of its layers compute attention as before (by path)."""
+
+    model: Any
+    changes: tuple[Change, ...] = ()
+    layers: Mapping[str, LayerAttention] = field(default_factory=dict)
+    refusals: Mapping[str, Refusal] = field(default_factory=dict)
+
+
+def read_back(host: ModuleHost, result: FxHost) -> list[Change] | Refusal:
+    """The changes of modules that turn the original into what the rewritten graph computes."""
+    before, after = recognise(host.graph).sites, recognise(result.graph).sites
+    left = {s.source.module: s for s in after}
+    gone = [s.source.module for s in before if s.source.module not in left]
+    changes = changes_between(host, result, host.model, gone)
+    if isinstance(changes, Refusal):
+        return changes
+    other = [s for s in before if s.source.module in left and not same_heads(s, left[s.source.module])]
+    if not other:
+        return changes
+    twins = [left[s.source.module] for s in other]
+    blocks = zip(find_blocks(host.graph, other), find_blocks(result.graph, twins), strict=True)
+    made: dict[str, Change] = {}
+    for site, twin, (old, new) in zip(other, twins, blocks, strict=True):
+        found = reshaped(site.source.module, (site, old), (twin, new), host.model)
+        if isinstance(found, Refusal):
+            return found
+        made |= {change.path: change for change in found}
+    return [c for c in changes if c.path not in made] + list(made.values())
+
+
+def same_heads(site: Site, other: Site) -> bool:
+    return all(site.size(axis) == other.size(axis) for axis in "hg")
+
+
+def changed(model: Any, changes: Sequence[Change]) -> Any:
+    """A copy of a model with these changes."""
+    made = shared_copy(model)
+    for change in changes:
+        change.apply(made)
+    return made
+
+
+def live(host: ModuleHost, changes: Sequence[Change], inputs: Mapping[str, Tensor], chooser: Chooser | None) -> Live:
+    """chooser: of kernels; None leaves the attention of every layer its own."""
+    model = changed(host.model, changes)
+    if chooser is None:
+        return Live(model, tuple(changes))
+    calls = noted(model, inputs)
+    sites = {s.source.module: s for s in recognise(host.graph).sites}
+    layers: dict[str, LayerAttention] = {}
+    refusals: dict[str, Refusal] = {}
+    for path, call in calls.items():
+        site = sites.get(path)
+        found = Refusal("no attention was recognised there", path) if site is None else layer_attention(site, call, chooser)
+        if isinstance(found, Refusal):
+            refusals[path] = found
+        elif any(found.names):
+            layers[path] = found
+    refusals |= {
+        path: Refusal("its attention does not go through transformers' AttentionInterface", path)
+        for path in sites.keys() - calls.keys() - {c.path for c in changes if c.kind == "no-attention"}
+    }
+    attach(model, layers, windows=windows_known(sites, calls))
+    return Live(model, tuple(changes), layers, refusals)
+
+
+def attach(model: Any, layers: Mapping[str, LayerAttention], *, windows: bool) -> None:
+    """Let the model's layers compute attention by these; without any it keeps the implementation that it had."""
+    if not layers:
+        return
+    register()
+    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+        setattr(config, BEFORE, config._attn_implementation)
+        setattr(config, WINDOWS, windows)
+        config._attn_implementation_internal = NAME
+    for path, held in layers.items():
+        setattr(model.get_submodule(path), HELD, held)
+
+
+def windows_known(sites: Mapping[str, Site], calls: Mapping[str, AttentionCall]) -> bool:
+    """Whether each layer says itself which window its mask has, so that the mask need not be made."""
+    return all(path in sites and window_of(sites[path]) == call.window for path, call in calls.items())
+
+
+def window_of(site: Site) -> int | None:
+    """The window among the conjuncts of a mask."""
+    found = [part for part in conjuncts(site.spec.mask) if isinstance(part, Term) and part.name == "window"]
+    return int(str(found[0].args[0])) if found else None
+
+
+def noted(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, AttentionCall]:
+    """How each layer calls its attention, by the path of its module."""
+    register()
+    probe = shared_copy(model)
+    paths: dict[nn.Module, str] = {module: path for path, module in probe.named_modules()}
+    for config in {id(m.config): m.config for m in probe.modules() if hasattr(m, "config")}.values():
+        setattr(config, BEFORE, config._attn_implementation)
+        config._attn_implementation_internal = NAME
+    CALLS.append({})
+    try:
+        with torch.no_grad():
+            probe(**inputs, use_cache=False)
+    except Exception as failure:
+        raise AttnoptError(
+            f"{type(model).__name__} does not run with its attention given to attnopt: {failure}",
+            next_move='Use host="graph" with example inputs.',
+        ) from failure
+    finally:
+        found = CALLS.pop()
+    return {paths[module]: call for module, call in found.items()}

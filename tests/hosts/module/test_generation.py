@@ -1,0 +1,132 @@
+"""A live model with kernels in every layer generates the tokens that the original generates, however it is asked."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from live_models import generated, host_of, language_model, tokens
+
+from attnopt.cost.target import read
+from attnopt.hosts.module.copying import shared_copy
+from attnopt.hosts.module.interface import BEFORE, HELD, NAME
+from attnopt.hosts.module.layer_attention import LayerAttention
+from attnopt.plan.live.converting import attach, live, noted
+from attnopt.plan.live.layers import Chooser
+
+WAYS = {
+    "plain": {},
+    "beams": {"num_beams": 3},
+    "static": {"cache_implementation": "static"},
+    "no cache": {"use_cache": False},
+}
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    made = {}
+
+    def of(family: str):
+        if family not in made:
+            host = host_of(family)
+            found = live(host, [], tokens(), Chooser("always", read("cpu"), length=16))
+            assert not found.refusals and len(found.layers) == 2
+            made[family] = (host.model, found.model)
+        return made[family]
+
+    return of
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("padded", [0, 3])
+def test_greedy_tokens_are_equal(pairs, family, way, padded):
+    model, fast = pairs(family)
+    given = tokens(padded=padded)
+    assert torch.equal(generated(fast, given, **WAYS[way]), generated(model, given, **WAYS[way]))
+
+
+def test_gpt2_whose_layers_are_conv1d(pairs):
+    model, fast = pairs("gpt2")
+    assert torch.equal(generated(fast, tokens(padded=2)), generated(model, tokens(padded=2)))
+
+
+@pytest.mark.parametrize(("family", "attention"), [("gemma2", "eager"), ("qwen3", "sdpa"), ("mistral", "eager")])
+@pytest.mark.parametrize("padded", [0, 3])
+def test_layers_without_a_kernel_go_the_models_own_way(family, attention, padded):
+    """Soft caps, norms of heads, windows for which no mask was made."""
+    model = language_model(family, attention)
+    fast = shared_copy(model)
+    attach(fast, {path: LayerAttention("softmax", call) for path, call in noted(fast, tokens()).items()}, windows=True)
+    assert torch.equal(generated(fast, tokens(padded=padded)), generated(model, tokens(padded=padded)))
+
+
+@pytest.mark.exhaustive  # TVM compiles six kernels
+def test_soft_caps_and_windows_by_kernels():
+    host = host_of("gemma2", "eager")
+    found = live(host, [], tokens(), Chooser("always", read("cpu"), length=16))
+    assert torch.equal(generated(found.model, tokens()), generated(host.model, tokens()))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_prompt_in_two_parts(pairs, family):
+    """Several queries on a cache that holds something: transformers makes a mask, and the model's own attention reads it."""
+    model, fast = pairs(family)
+    ids = tokens(length=20)["input_ids"]
+    with torch.no_grad():
+        first, other = (m(ids[:, :11], use_cache=True) for m in (model, fast))
+        want, got = (m(ids[:, 11:], past_key_values=x.past_key_values).logits for m, x in ((model, first), (fast, other)))
+    assert torch.allclose(want, got, atol=1e-4)
+
+
+def test_the_kernels_run_where_there_is_no_mask(pairs):
+    """Prompts longer than the window too, which transformers would mask; with padding the model's own way is taken."""
+    _, fast = pairs("mistral")
+    held = {path: getattr(m, HELD) for path, m in fast.named_modules() if hasattr(m, HELD)}
+    ran = []
+    for path, each in held.items():
+        phases = {n: listening(ran, n, getattr(each, n)) for n in ("prefill", "decode")}
+        setattr(fast.get_submodule(path), HELD, replace(each, **phases))
+    try:
+        generated(fast, tokens(), count=3)
+        assert ran == ["prefill"] * 2 + ["decode"] * 4
+        ran.clear()
+        generated(fast, tokens(padded=3), count=3)
+        assert "prefill" not in ran
+    finally:
+        for path, each in held.items():
+            setattr(fast.get_submodule(path), HELD, each)
+
+
+def listening(ran: list[str], word: str, kernel):
+    def call(q, k, v):
+        ran.append(word)
+        return kernel(q, k, v)
+
+    return call
+
+
+def test_the_original_keeps_its_attention_and_its_weights_are_shared(pairs):
+    model, fast = pairs("llama")
+    assert (model.config._attn_implementation, fast.config._attn_implementation) == ("sdpa", NAME)
+    assert not hasattr(model.config, BEFORE) and not any(hasattr(m, HELD) for m in model.modules())
+    for (name, mine), other in zip(model.named_parameters(), fast.parameters(), strict=True):
+        assert mine.data_ptr() == other.data_ptr(), name
+        assert mine.requires_grad and not other.requires_grad
+
+
+def test_another_dtype_goes_the_models_own_way(pairs):
+    model, fast = pairs("llama")
+    half, other = (copy.deepcopy(m).to(torch.bfloat16) for m in (model, fast))
+    with torch.no_grad():
+        assert torch.equal(half(**tokens()).logits, other(**tokens()).logits)
+
+
+def test_torch_compile_takes_it_whole(pairs):
+    model, fast = pairs("llama")
+    torch._dynamo.reset()
+    compiled = torch.compile(fast.forward, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(tokens()["input_ids"]).logits, model(tokens()["input_ids"]).logits, atol=1e-4)

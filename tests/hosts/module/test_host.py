@@ -1,0 +1,50 @@
+"""What a live model cannot hold, and models that have no function of transformers for their attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from live_models import host_of, language_model
+
+from attnopt.errors import UnsupportedFormat
+from attnopt.hosts.module.host import ModuleHost, require_interface
+from attnopt.patterns import recognise
+
+
+@pytest.fixture(scope="module")
+def host():
+    return host_of("llama")
+
+
+@pytest.mark.parametrize("change", ["mask", "selection", "precision", "cache", "score", "kernel"])
+def test_changes_of_the_attention_itself_are_refused_with_a_way_out(host, change):
+    refusal = host.refuses_change((change,), (), {})
+    assert change in refusal.reason and "example_inputs" in refusal.remedy
+
+
+def test_weights_and_heads_of_the_same_width_are_held(host):
+    (site, *_) = recognise(host.graph).sites
+    assert host.refuses_change(("weights",), (), {}) is None
+    assert host.refuses_change(("structure",), (site,), {site.name: {"h": 2, "g": 1, "d": 16, "e": 16}}) is None
+    refusal = host.refuses_change(("structure",), (site,), {site.name: {"d": 8}})
+    assert "width" in refusal.reason and refusal.node == site.name
+
+
+def test_a_copy_is_of_the_same_kind_and_model(host):
+    twin = host.copy()
+    assert isinstance(twin, ModuleHost) and twin.model is host.model and twin.module is not host.module
+
+
+def test_a_model_that_writes_its_attention_out_is_an_error_with_the_layer():
+    class Written(transformers.LlamaForCausalLM):
+        _supports_attention_backend = False
+
+    with pytest.raises(UnsupportedFormat, match=r"AttentionInterface.*model.layers.0.self_attn.*host=\"graph\""):
+        require_interface(Written(language_model("llama").config))
+
+
+def test_sites_stand_in_the_modules_that_made_them(host):
+    paths = [s.source.module for s in recognise(host.graph).sites]
+    assert paths == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+    assert all(isinstance(host.model.get_submodule(p), torch.nn.Module) for p in paths)

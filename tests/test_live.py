@@ -1,0 +1,122 @@
+"""`attnopt.optimize` of a language model that generates: a live model with a report and a plan, saved in a folder and loaded again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from live_models import generated, language_model, tokens
+
+import attnopt
+from attnopt.errors import BudgetError, InputMismatch, UnreadableModel, UnsupportedFormat
+from attnopt.hosts.module.interface import HELD, NAME
+from attnopt.hosts.module.layers import Int8Linear
+from attnopt.hosts.module.model import LiveModel
+from attnopt.live import token_batches
+
+
+@pytest.fixture(scope="module")
+def model():
+    return language_model("llama")
+
+
+@pytest.fixture(scope="module")
+def exact(model):
+    return attnopt.optimize(model, select="always", passes=["fuse-attention"])
+
+
+@pytest.fixture(scope="module")
+def small(model):
+    """With layers in int8: the plan is given, so that nothing is searched."""
+    batches = [torch.randint(2, 97, (4, 10), generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    return attnopt.optimize(
+        model, select="model", passes=["fuse-attention", "dynamic-int8"], budget=0.5, calibration=batches, minimise="memory"
+    )
+
+
+def test_the_result_is_a_model_of_the_same_class_that_generates_the_same(model, exact):
+    assert isinstance(exact, type(model)) and isinstance(exact, LiveModel) and type(exact).__name__ == "LlamaForCausalLM"
+    assert exact.config._attn_implementation == NAME and model.config._attn_implementation == "sdpa"
+    assert torch.equal(generated(exact, tokens(padded=2)), generated(model, tokens(padded=2)))
+
+
+def test_the_report_says_which_kernels_run_in_which_phase(exact):
+    text = str(exact.report)
+    assert "live, prefill: sdpa in 2 layers" in text and "live, decode: sdpa in 2 layers" in text
+    assert exact.plan.steps == () and len(exact.report.sites) == 2
+
+
+def test_a_budget_stores_layers_in_codes_and_keeps_generate(model, small):
+    assert {s.rewrite for s in small.plan.steps} == {"dynamic-int8"}
+    changed = [path for path, module in small.named_modules() if isinstance(module, Int8Linear)]
+    assert changed and not any(isinstance(m, Int8Linear) for m in model.modules())
+    assert generated(small, tokens()).shape == generated(model, tokens()).shape
+
+
+@pytest.mark.parametrize("kind", ["exact", "small"])
+def test_a_folder_holds_the_whole_of_it(kind, request, tmp_path):
+    fast = request.getfixturevalue(kind)
+    fast.save_pretrained(tmp_path / "fast")
+    again = attnopt.load(tmp_path / "fast")
+    assert torch.equal(generated(again, tokens()), generated(fast, tokens()))
+    assert again.plan == fast.plan and again.report["sites"]
+    assert [p for p, m in again.named_modules() if hasattr(m, HELD)] == [p for p, m in fast.named_modules() if hasattr(m, HELD)]
+    config = json.loads((tmp_path / "fast" / "config.json").read_text())
+    assert "attnopt" not in json.dumps(config)
+    again.save_pretrained(tmp_path / "second")
+    assert torch.equal(generated(attnopt.load(tmp_path / "second"), tokens()), generated(fast, tokens()))
+
+
+def test_a_plan_is_applied_without_a_search(model, small):
+    again = attnopt.optimize(model, plan=small.plan, select="model")
+    assert again.report.search is None and len(again.plan.steps) == len(small.plan.steps)
+    with torch.no_grad():
+        assert torch.equal(again(**tokens()).logits, small(**tokens()).logits)
+
+
+def test_example_inputs_give_a_traced_model(model):
+    fast = attnopt.optimize(model, {**tokens(), "use_cache": False}, select="always", passes=["fuse-attention"])
+    assert isinstance(fast, attnopt.Optimized)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"budget": 0.1}, BudgetError, r"needs data.*calibration=texts"),
+        ({"budget": 0.1, "calibration": ["some text"]}, InputMismatch, r"no tokenizer.*tokenizer=tok"),
+        ({"budget": 0.1, "calibration": 3}, InputMismatch, r"no list of texts"),
+        (
+            {"budget": 0.1, "calibration": [{"ids": torch.ones(2, 3)}]},
+            InputMismatch,
+            r"no input_ids \[B, L\] \(calibration batch 0",
+        ),
+        ({"budget": 0.1, "calibration": []}, InputMismatch, r"empty"),
+        ({"host": "life"}, UnsupportedFormat, r"neither of module and graph"),
+    ],
+)
+def test_what_is_asked_wrongly_says_what_to_do(model, options, error, says):
+    with pytest.raises(error, match=says):
+        attnopt.optimize(model, **options)
+
+
+def test_another_module_cannot_be_live():
+    with pytest.raises(UnsupportedFormat, match=r"no transformers model that generates.*example_inputs"):
+        attnopt.optimize(torch.nn.Linear(2, 2), host="module")
+
+
+def test_a_folder_of_something_else_is_named(tmp_path):
+    with pytest.raises(UnreadableModel, match="no model that attnopt saved"):
+        attnopt.load(tmp_path)
+    (tmp_path / "attnopt.json").write_text('{"version": 99}')
+    with pytest.raises(UnreadableModel, match="newer attnopt"):
+        attnopt.load(tmp_path)
+
+
+def test_texts_of_one_length_are_read_together_and_none_is_padded():
+    def tokenizer(text):
+        return {"input_ids": list(range(len(text)))}
+
+    batches = token_batches(["a" * 300, "b" * 400, "cc", "d"], tokenizer)
+    assert [tuple(b["input_ids"].shape) for b in batches] == [(2, 256), (1, 2)]
+    assert all(bool(b["attention_mask"].all()) for b in batches)
