@@ -17,6 +17,8 @@ _HOMES = {
     "load": "attnopt.api",
     "calibrate": "attnopt.api",
     "Optimized": "attnopt.api",
+    "cache": "attnopt.caching",
+    "query_filters": "attnopt.caching",
     "Budget": "attnopt.plan.judge.budget",
     "attention": "attnopt.runtime.attention",
     "reference": "attnopt.ir.reference",

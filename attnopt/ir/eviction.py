@@ -20,17 +20,17 @@ from torch import Tensor
 
 from attnopt.ir.spec import AttentionSpec
 
-FAR = torch.iinfo(torch.int64).max  # the place of what holds no token
+FAR = torch.iinfo(torch.int32).max  # the place of what holds no token
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
     """One layer's cache at the moment of evicting.
 
-    k [B, G, L, D], v [B, G, L, E] as they are read; places int64 [B, G, L], FAR where a head holds no token, and increasing else;
+    k [B, G, L, D], v [B, G, L, E] as they are read; places int32 [B, G, L], FAR where a head holds no token, and increasing else;
     start int64 [B]: the place of the first token behind left padding; end: how many places were seen, padding included.
     q [B, H, W, D]: the last queries, turned to their positions, q_places int64 [W]; plain: the same before turning, where a policy asks
-    for it, and future: the mean turn [D, D] of the next positions (`future(n)`; None: no position turns queries).
+    for it, and future: the mean turn [B|1, 1, D, D] of the next positions (`future(n)`; None: no position turns queries).
     spec: heads, scale and soft cap of the layer. decoding: not the first time, right behind the prompt.
     """
 
@@ -171,16 +171,16 @@ def choose(policy: Policy, room: Room, seen: Seen) -> tuple[Tensor, Tensor]:
     scores = policy.scores(seen).float().nan_to_num(-torch.inf, neginf=-torch.inf)
     kept = seen.first(sinks) | seen.newest(recent)
     scores = scores.masked_fill(kept, torch.inf).masked_fill(~seen.held, -torch.inf)
-    order = scores.argsort(-1, descending=True, stable=True)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
     # A token that is there comes before a place without one, whose score is as low as that of a token may be.
-    order = order.gather(-1, (~seen.held).gather(-1, order).to(torch.int8).argsort(-1, stable=True))
+    order = order.gather(-1, (~seen.held).gather(-1, order).to(torch.int8).argsort(dim=-1, stable=True))
     wanted = room.tokens(seen)
     if policy.adaptive and seen.layer not in room.heads:
         wanted = shared_room(scores, order, wanted, policy.floor)
     wanted = torch.maximum(wanted, kept.sum(-1)).minimum(seen.held.sum(-1))
     found = order[..., : int(wanted.max())]
     counts = torch.arange(found.shape[-1], device=found.device) < wanted[..., None]
-    by_place = seen.places.gather(-1, found).masked_fill(~counts, FAR).argsort(-1, stable=True)
+    by_place = seen.places.gather(-1, found).masked_fill(~counts, FAR).argsort(dim=-1, stable=True)
     return found.gather(-1, by_place), counts.gather(-1, by_place)
 
 
@@ -195,7 +195,7 @@ def shared_room(scores: Tensor, order: Tensor, wanted: Tensor, floor: float) -> 
     ranks = torch.empty_like(lifted, dtype=torch.int64)
     ranks.scatter_(
         -1,
-        lifted.argsort(-1, descending=True, stable=True),
+        lifted.argsort(dim=-1, descending=True, stable=True),
         torch.arange(lifted.shape[-1], device=order.device).expand_as(lifted),
     )
     return (ranks < wanted.sum(-1, keepdim=True)).view_as(scores).sum(-1)

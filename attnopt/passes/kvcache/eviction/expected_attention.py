@@ -1,6 +1,6 @@
 """Keep the tokens that queries to come are expected to look at.
 
-    q ~ N(mu, Sigma) per query head, from queries before they are turned      mu <- R mu, Sigma <- R Sigma R'      R = mean of the next turns
+    q ~ N(mu, Sigma) per query head, before it is turned       mu <- R mu, Sigma <- R Sigma R', R the mean of the next turns
     z_j = scale mu'k_j + scale^2 / 2 k_j'Sigma k_j      p = softmax_j(z)      s_j = (mean over the heads that share keys of p_j + eps) |v_j|
 
 exp(z_j) is the mean of exp(scale q'k_j) for such queries. R is the mean rotation of the next `future` positions; where nothing turns
@@ -76,7 +76,7 @@ class ExpectedAttention:
             away = (q - mean[:, :, None]) * counted
             covariance = away.mT @ away / number[..., None]
         if seen.future is not None:
-            turn = seen.future(self.future).float()
-            mean = mean @ turn.mT
+            turn = seen.future(self.future).float()  # [B|1, 1, D, D]
+            mean = (turn @ mean[..., None]).squeeze(-1)
             covariance = None if covariance is None else turn @ covariance @ turn.mT
         return mean, covariance

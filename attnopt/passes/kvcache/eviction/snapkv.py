@@ -17,6 +17,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnopt.errors import OutOfRange
 from attnopt.ir.eviction import Seen
 from attnopt.ir.spec import AttentionSpec
 
@@ -33,6 +34,10 @@ class Snapkv:
     every: int | None = None
     adaptive: bool = False
     floor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise OutOfRange("window of at least 1, kernel odd", f"window={self.window}, kernel={self.kernel}")
 
     @property
     def queries(self) -> int:
