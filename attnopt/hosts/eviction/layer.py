@@ -44,6 +44,7 @@ class EvictingLayer(CacheLayerMixin):
         self.q: Tensor | None = None
         self.plain: Tensor | None = None
         self.admitted = False  # by the session that is active, for one update
+        self.width = 0  # of a key
         self.exact_bytes = 0  # of one token as the model has it
 
     @property
@@ -93,6 +94,7 @@ class EvictingLayer(CacheLayerMixin):
         self.k, self.v = self.k.grown(key_states), self.v.grown(value_states)
         if self.start is None:
             self.start = torch.zeros(batch, dtype=torch.int64, device=key_states.device)
+        self.width = width
         self.exact_bytes = heads * (width + value_states.shape[3]) * key_states.element_size()
         self.seen += count
         self.fresh += count

@@ -85,7 +85,7 @@ class Session:
         if getattr(config, "is_encoder_decoder", False):
             raise unsupported("the cache of an encoder and decoder", layer.index)
         assert layer.places is not None
-        if k.shape[2] != layer.places.shape[2] or q.shape[1] % k.shape[1]:
+        if (*k.shape[:3], k.shape[3]) != (*layer.places.shape, layer.width) or q.shape[3] != layer.width:
             raise unsupported("a cache of other rows than attention reads", layer.index)
         first = layer.seen == q.shape[2]
         if first:
