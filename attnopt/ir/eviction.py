@@ -168,7 +168,7 @@ def choose(policy: Policy, room: Room, seen: Seen) -> tuple[Tensor, Tensor]:
     Where heads or sequences keep different numbers, C is the largest of them.
     """
     sinks, recent = room.protected(policy, seen.decoding)
-    scores = policy.scores(seen).float().nan_to_num(-torch.inf, neginf=-torch.inf)
+    scores = policy.scores(seen).double().nan_to_num(-torch.inf, neginf=-torch.inf)
     kept = seen.first(sinks) | seen.newest(recent)
     scores = scores.masked_fill(kept, torch.inf).masked_fill(~seen.held, -torch.inf)
     order = scores.argsort(dim=-1, descending=True, stable=True)

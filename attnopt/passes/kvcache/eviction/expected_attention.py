@@ -60,9 +60,10 @@ class ExpectedAttention:
         if covariance is not None:
             z = z + scale**2 / 2 * ((k @ covariance) * k).sum(-1)
         counted = (seen.held & ~seen.first(self.sinks)).repeat_interleave(seen.repeats, 1)
-        chance = torch.softmax(z.masked_fill(~counted, -torch.inf), -1).nan_to_num(0.0)
+        # In double: where z is spread wide, most chances are less than the least float32, and zeros have no order.
+        chance = torch.softmax(z.double().masked_fill(~counted, -torch.inf), -1).nan_to_num(0.0)
         found = seen.by_group(chance) + self.eps
-        return found * seen.v.float().norm(dim=-1) if self.values else found
+        return found * seen.v.double().norm(dim=-1) if self.values else found
 
     def statistics(self, seen: Seen) -> tuple[Tensor, Tensor | None]:
         """mu [B, H, D] and Sigma [B, H, D, D] of the next queries, turned; of no query at all they are zero."""

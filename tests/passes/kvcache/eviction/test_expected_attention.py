@@ -50,7 +50,7 @@ def test_without_spread_and_turn_it_is_the_softmax_of_the_mean_query():
     policy = ExpectedAttention(sinks=0, covariance=False, values=False)
     q = made.plain.mean(2, keepdim=True)
     wanted = torch.softmax(0.5 * q @ made.k.repeat_interleave(2, 1).mT, -1)[:, :, 0].unflatten(1, (2, 2)).mean(2)
-    torch.testing.assert_close(policy.scores(made), wanted)
+    torch.testing.assert_close(policy.scores(made).float(), wanted)
 
 
 def test_it_ranks_as_later_queries_do_and_better_than_key_norms():
@@ -65,6 +65,15 @@ def test_it_ranks_as_later_queries_do_and_better_than_key_norms():
 
     assert agreement(ExpectedAttention(sinks=0, values=False)) > 0.95
     assert agreement(ExpectedAttention(sinks=0, values=False)) > agreement(KeyNorm())
+
+
+def test_chances_below_the_least_number_keep_their_order():
+    made = seen(20)
+    policy = ExpectedAttention(sinks=0, covariance=False, values=False)
+    z = made.k[0].repeat_interleave(2, 0) @ (60 * made.plain[0]).mean(1)[..., None]
+    far = policy.scores(replace(made, plain=60 * made.plain))[0]
+    assert (z.amax() - z.amin()) > 100
+    assert all(len(row.unique()) == 20 for row in far)
 
 
 def test_padding_counts_nowhere():
