@@ -18,6 +18,7 @@ _HOMES = {
     "calibrate": "attnopt.api",
     "Optimized": "attnopt.api",
     "cache": "attnopt.caching",
+    "choose_cache": "attnopt.caching",
     "query_filters": "attnopt.caching",
     "Budget": "attnopt.plan.judge.budget",
     "attention": "attnopt.runtime.attention",
