@@ -75,7 +75,7 @@ def patched() -> Callable[[], None]:
     def prepared_update(self: Cache, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         session = ACTIVE.get()
         if isinstance(session, Session):
-            session.prepare(self, layer_idx)
+            session.prepare(self, layer_idx, key_states)
         return update(self, key_states, value_states, layer_idx, *args, **kwargs)
 
     @functools.wraps(get_interface)

@@ -33,12 +33,12 @@ class Watch:
 def queries(model: nn.Module, batches: Iterable[Any], samples: int, seed: int = 0) -> tuple[dict[int, Tensor], dict[int, int]]:
     """By layer: at most `samples` queries of each head, drawn at random, [H, n, D]; and the number of key heads.
 
-    batches: token ids [B, L], or named inputs with input_ids and perhaps attention_mask. Raises InputMismatch where none are seen.
+    batches: token ids [B, L] or [L], or named inputs with input_ids and perhaps attention_mask. Raises InputMismatch where none are seen.
     """
     watch, random = Watch(), torch.Generator().manual_seed(seed)
     with watched(watch):
         for batch in batches:
-            named: Mapping[str, Any] = batch if isinstance(batch, Mapping) else {"input_ids": batch}
+            named: Mapping[str, Any] = batch if isinstance(batch, Mapping) else {"input_ids": torch.atleast_2d(batch)}
             mask = named.get("attention_mask")
             watch.counted = torch.ones_like(named["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
             model(**named, use_cache=False)

@@ -41,9 +41,15 @@ class Session:
     evicted: int = 0
     waiting: EvictingLayer | None = None
 
-    def prepare(self, cache: Cache, index: int) -> None:
-        """Lets the layer of a cache forget; what it holds already, it holds from now on as tokens of the first places."""
+    def prepare(self, cache: Cache, index: int, rows: Tensor) -> None:
+        """Lets the layer of a cache forget; what it holds already, it holds from now on as tokens of the first places.
+
+        rows: the keys that come. One head of one channel is no key: a layer without attention counts its tokens by it.
+        """
         self.require_attended()
+        if rows.shape[1] == rows.shape[3] == 1:
+            self.left[index] = "its attention is gone, and a number for each token counts them"
+            return
         if getattr(cache, "offloading", False):
             raise unsupported("a cache that is moved between devices", index)
         while cache.layer_class_to_replicate is not None and len(cache.layers) <= index:

@@ -199,3 +199,6 @@ def test_an_attention_beside_the_interface_is_named():
     cache = transformers.DynamicCache()
     with pytest.raises(AttnoptError, match=r"AttentionInterface.*layer 0"), attnopt.cache("snapkv", keep=0.5):
         Own()(torch.zeros(1, 2, 3, 8), cache)
+    with attnopt.cache("snapkv", keep=0.5) as held:  # a layer whose attention is gone counts its tokens by rows of one channel
+        Own()(torch.zeros(1, 1, 3, 1), transformers.DynamicCache())
+    assert list(held.left) == [0]
