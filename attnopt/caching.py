@@ -41,9 +41,10 @@ def cache(
 
     policy: sinks-window, key-norm, snapkv, expected-attention, q-filters, one made by hand, or what `choose_cache` chose, alone.
     keep: the share of tokens that each head keeps, protected ones among them; capacity: their number instead. layers: another share by
-    layer; heads: by layer, one for each key head. sinks, recent: protected first and newest tokens, in place of the policy's own. every:
-    tokens between two evictions while decoding; 0 is the policy's own way, None leaves all that comes behind the prompt. store: how
-    tokens are kept, "int8" or a cache clause. Other keywords are fields of the policy (window=16).
+    layer; heads: by layer, one for each key head. sinks, recent: protected first and newest tokens, in place of the policy's own.
+    every: tokens between two evictions while decoding; 0 is the policy's own way, which also compresses behind every further piece of a
+    prompt; None leaves all that comes behind the first. store: how tokens are kept, "int8" or a cache clause. Other keywords are fields
+    of the policy (window=16).
 
     Works with any attention that goes through transformers' AttentionInterface (eager, sdpa, attnopt), with batches padded on the left,
     and with beams. Positions go on as if nothing had left. Layers with a sliding window keep their own cache, and the report says so.

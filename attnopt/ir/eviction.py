@@ -131,7 +131,8 @@ class Room:
     """How many tokens stay: a share of what a sequence has had (`keep`), or a number (`capacity`).
 
     layers, heads: another share by layer, and by layer for each key head. sinks, recent: protected tokens in place of the policy's own.
-    every: tokens between two evictions while decoding, 0 for the policy's own, None to evict behind the prompt only.
+    every: tokens between two evictions while decoding; 0 is the policy's own and evicts behind every piece of a prompt (more than one
+    query at once), None evicts behind the first only.
     """
 
     keep: float | None = None

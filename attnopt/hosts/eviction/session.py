@@ -110,14 +110,14 @@ class Session:
         every, count = self.room.interval(self.policy), self.policy.queries
         plain = self.undone(module, q) if self.policy.plain else None
         remembers = every is not None and count > 0
-        if remembers or first:
+        prompt = first or (self.room.every == 0 and q.shape[2] > 1)  # a prompt may come in pieces, and another turn behind it
+        if remembers or prompt:
             layer.q = q if layer.q is None else torch.cat([layer.q, q], 2)
             layer.plain = plain if layer.plain is None or plain is None else torch.cat([layer.plain, plain], 2)
-        if first or (every is not None and layer.fresh >= every):
-            self.evict(layer, module, spec, not first)
-        layer.q, layer.plain = (
-            x[:, :, -count:].contiguous() if remembers and x is not None else None for x in (layer.q, layer.plain)
-        )
+        if prompt or (every is not None and layer.fresh >= every):
+            self.evict(layer, module, spec, not prompt)
+        held = (x[:, :, -count:].contiguous() if remembers and x is not None else None for x in (layer.q, layer.plain))
+        layer.q, layer.plain = held
 
     def evict(self, layer: EvictingLayer, module: nn.Module, spec: AttentionSpec, decoding: bool) -> None:
         assert layer.places is not None and layer.start is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 import hf_models
 import pytest
@@ -121,6 +122,26 @@ def test_while_decoding_no_more_than_the_room_and_an_interval_is_held():
     assert all(6 <= layer.places.shape[2] < 10 for layer in held.layers.values())
     assert held.bytes < held.whole_bytes
     assert "keep(" in str(held)
+
+
+def test_a_prompt_may_come_in_pieces():
+    model = build("llama", "sdpa")
+    with attnopt.cache("expected-attention", keep=1.0):
+        whole = generated(model, prefill_chunk_size=5)
+    assert torch.equal(whole, generated(model))
+    with attnopt.cache("snapkv", keep=0.5, window=3) as held:
+        generated(model, prefill_chunk_size=5)
+    assert held.layers[0].places.shape[2] == 7 + 4  # half of the prompt, and what was generated and read
+
+
+def test_other_threads_go_on_as_before():
+    model, found = build("llama", "sdpa"), []
+    with attnopt.cache("snapkv", keep=0.5, window=3) as held:
+        other = threading.Thread(target=lambda: found.append(model(IDS).past_key_values))
+        other.start()
+        other.join()
+    assert held.layers == {}
+    assert found[0].layers[0].keys.shape[2] == 14
 
 
 def test_rows_in_codes_are_what_the_clause_means():
