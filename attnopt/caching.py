@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from attnopt.errors import BudgetError, InputMismatch, UnknownPolicy
 from attnopt.ir.eviction import Policy, Room
+from attnopt.ir.spec import as_spec
 from attnopt.passes.kvcache.eviction import POLICIES, QFilters
 from attnopt.passes.kvcache.eviction.q_filters import filters_of
+
+SPEC = as_spec("softmax causal")
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +72,7 @@ def cache(
         known = ", ".join(vars(made))
         raise InputMismatch(f"{made.name} has no such field: {error}", next_move=f"Its fields: {known}.") from error
     check(room)
+    made.unfit(SPEC, 0)  # what a policy lacks altogether is said before any model runs
     return active(Session(made, room, storage(store)))
 
 

@@ -38,6 +38,11 @@ def test_names_and_fields_that_are_unknown():
         attnopt.cache("snapkv", keep=0.5, store="cache(k=int8, v=int8, k_axis=channel)")
 
 
+def test_filters_are_asked_for_before_a_model_runs():
+    with pytest.raises(InputMismatch, match=r"policy = attnopt.query_filters\(model, batches\)"):
+        attnopt.cache("q-filters", keep=0.5)
+
+
 def test_a_policy_by_hand():
     model = hf_models.build("llama", "sdpa")
     ids = torch.randint(2, 99, (1, 12))

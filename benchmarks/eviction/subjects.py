@@ -53,7 +53,7 @@ class Subject:
 
 def code(quick: bool) -> Subject:
     windows = code_windows(57, 1024)
-    count = 4 if quick else 24
+    count = 4 if quick else 36
     return Subject("code-lm", code_lm(), windows[:count, : PROMPT + REST], PROMPT, windows[37:])
 
 
@@ -78,7 +78,7 @@ class Recall(Subject):
 
 def recall(quick: bool, shown: int = 0) -> Recall:
     """shown: questions with their answers that belong to the prompt."""
-    made = recall_batch(4 if quick else 32, PAIRS, LENGTH, seed=7)
+    made = recall_batch(4 if quick else 48, PAIRS, LENGTH, seed=7)
     asked, answers, places = made.asked[shown:], made.answers[:, shown:], made.places[:, shown:]
     name = "recall" if not shown else f"recall, {shown} questions seen"
     seen = recall_batch(20, PAIRS, LENGTH, seed=11).tokens

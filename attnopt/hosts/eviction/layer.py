@@ -36,7 +36,7 @@ class EvictingLayer(CacheLayerMixin):
     def clear(self) -> None:
         self.k, self.v = Stored(self.clause, "k"), Stored(self.clause, "v")
         self.places: Tensor | None = None
-        self.start: Tensor | None = None
+        self.start: Tensor | None = None  # until the mask of the first call says it
         self.seen = 0
         self.fresh = 0  # tokens since the last eviction
         self.ragged = False  # whether some places are FAR
@@ -92,8 +92,6 @@ class EvictingLayer(CacheLayerMixin):
         new = torch.arange(self.seen, self.seen + count, device=key_states.device, dtype=torch.int32).expand(batch, heads, count)
         self.places = new if self.places is None else torch.cat([self.places, new], 2)
         self.k, self.v = self.k.grown(key_states), self.v.grown(value_states)
-        if self.start is None:
-            self.start = torch.zeros(batch, dtype=torch.int64, device=key_states.device)
         self.width = width
         self.exact_bytes = heads * (width + value_states.shape[3]) * key_states.element_size()
         self.seen += count
@@ -159,9 +157,10 @@ class EvictingLayer(CacheLayerMixin):
 
     def map(self, change: Any) -> None:
         """The same change of sequences to all that is held."""
-        if self.places is None or self.start is None:
+        if self.places is None:
             return
         self.k, self.v = self.k.mapped(change), self.v.mapped(change)
-        self.places, self.start = change(self.places), change(self.start)
+        self.places = change(self.places)
+        self.start = None if self.start is None else change(self.start)
         self.q = None if self.q is None else change(self.q)
         self.plain = None if self.plain is None else change(self.plain)

@@ -86,6 +86,8 @@ class Session:
         """The attention of a layer on what it holds, and then its eviction."""
         layer, self.waiting = self.waiting, None
         if layer is None:
+            if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[3] != k.shape[2] and self.layers:
+                raise unsupported("a cache whose keys several layers read", getattr(module, "layer_idx", -1))
             return function(module, q, k, v, mask, **given)
         config = getattr(module, "config", None)
         if getattr(config, "is_encoder_decoder", False):
@@ -94,8 +96,8 @@ class Session:
         if (*k.shape[:3], k.shape[3]) != (*layer.places.shape, layer.width) or q.shape[3] != layer.width:
             raise unsupported("a cache of other rows than attention reads", layer.index)
         first = layer.seen == q.shape[2]
-        if first:
-            layer.start = start_of(mask, q, layer.index)
+        if layer.start is None:
+            layer.start = start_of(mask, len(q), layer.seen, layer.index).to(q.device)
         found = function(module, q, k, v, layer.visible(mask, q), **given)
         with torch.no_grad():
             self.attended(layer, module, q, spec_of(module, q, k, given), first)
@@ -225,11 +227,13 @@ def written(heads: int, key_heads: int, scale: float, softcap: float | None, nor
     return as_spec(" ".join(word for word in words if word))
 
 
-def start_of(mask: Any, q: Tensor, index: int) -> Tensor:
-    """The place of the first token behind left padding, [B], from the mask of a prompt. Raises InputMismatch for other padding."""
-    none = torch.zeros(len(q), dtype=torch.int64, device=q.device)
+def start_of(mask: Any, batch: int, length: int, index: int) -> Tensor:
+    """The place of the first token behind left padding, [B], from the mask of the first call, which sees `length` places.
+
+    Raises InputMismatch for other padding.
+    """
     if mask is None:
-        return none
+        return torch.zeros(batch, dtype=torch.int64)
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
         raise AttnoptError(
             f"a mask of type {type(mask).__name__} does not say which tokens are padding",
@@ -238,7 +242,7 @@ def start_of(mask: Any, q: Tensor, index: int) -> Tensor:
         )
     last = mask[:, 0, -1] if mask.ndim == 4 else mask  # what the last query sees
     seen = last if last.dtype == torch.bool else (last > torch.finfo(last.dtype).min / 2 if mask.ndim == 4 else last != 0)
-    seen = seen[..., : q.shape[2]].expand(len(q), -1)
+    seen = seen[..., :length].expand(batch, -1)
     first = seen.to(torch.int8).argmax(-1)
     if not bool((seen.sum(-1) == seen.shape[-1] - first).all()):
         raise InputMismatch(
@@ -246,4 +250,4 @@ def start_of(mask: Any, q: Tensor, index: int) -> Tensor:
             where="attention_mask",
             next_move='Pad on the left: tokenizer.padding_side = "left".',
         )
-    return none + first
+    return first

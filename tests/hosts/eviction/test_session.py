@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import attnopt
 from attnopt.errors import AttnoptError, InputMismatch
@@ -103,6 +104,17 @@ def test_a_batch_padded_on_the_left_is_each_sequence_alone(name):
     assert torch.equal(together[0], first[0])
     assert torch.equal(together[1, 5:], second[0])
     assert held.evicted > 0
+
+
+@torch.no_grad()
+def test_a_cache_that_was_filled_before_forgets_from_then_on():
+    model, mask = build("llama", "sdpa"), torch.ones(2, 14, dtype=torch.long)
+    mask[1, :4] = 0
+    past = model(IDS, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).past_key_values
+    longer = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+    with attnopt.cache("sinks-window", capacity=6, sinks=2) as held:
+        model(IDS[:, :1], attention_mask=longer, past_key_values=past, position_ids=longer.sum(1, keepdim=True) - 1)
+    assert held.layers[0].places[:, 0].tolist() == [[0, 1, 11, 12, 13, 14], [4, 5, 11, 12, 13, 14]]
 
 
 def test_beams_are_reordered_with_what_they_hold():
@@ -223,3 +235,20 @@ def test_an_attention_beside_the_interface_is_named():
     with attnopt.cache("snapkv", keep=0.5) as held:  # a layer whose attention is gone counts its tokens by rows of one channel
         Own()(torch.zeros(1, 1, 3, 1), transformers.DynamicCache())
     assert list(held.left) == [0]
+
+
+def test_keys_that_a_second_layer_reads_are_refused():
+    model = one_layer("eager")
+    attention = model.model.layers[0].self_attn
+    read = type(attention).forward
+
+    def twice(hidden_states, **given):
+        found = read(attention, hidden_states, **given)
+        k = given["past_key_values"].layers[0].keys
+        function = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS.get_interface("eager", eager_attention_forward)
+        function(attention, torch.zeros(len(k), 4, hidden_states.shape[1], 8), k, k, given["attention_mask"], scaling=1.0)
+        return found
+
+    attention.forward = twice
+    with pytest.raises(AttnoptError, match="whose keys several layers read"), attnopt.cache("snapkv", keep=0.5, window=3):
+        generated(model)
