@@ -45,6 +45,13 @@ class UnknownPass(UnknownName):
     kind, listing = "pass", "passes"
 
 
+class UnknownPolicy(AttnoptError):
+    """A name that is no cache policy's; all are named, for they are few."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"'{name}' is not a cache policy", next_move=f"Known: {', '.join(known)}.")
+
+
 class UnreadableModel(AttnoptError):
     """A file that is missing, not a model, truncated or corrupt."""
 

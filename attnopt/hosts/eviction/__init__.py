@@ -1,0 +1,1 @@
+"""Caches of live transformers models that keep what a policy chooses."""
