@@ -75,8 +75,12 @@ def save(name: str, rows: Sequence[Any], notes: Sequence[str] = (), extra: Mappi
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     record = {"machine": machine(), "notes": list(notes), **(extra or {}), "rows": [vars(r) for r in rows]}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(as_json(record))
     return path
+
+
+def as_json(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1) + "\n"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@
 Each family in the measured file takes the place of its table in attnopt/cost/efficiencies.toml, with a source that names processor,
 threads and versions. Families that were not measured stay, and so do those of GPUs. Shares alone are taken: rates are each machine's own.
 Those of int8 and int4 layers hold for the instructions of the machine that was measured: one with AMX fills `cpu-amx`, one with VNNI
-`cpu-vnni`, and one with neither `cpu`.
+`cpu-vnni`, and one with neither `cpu`. What `cost_model.py --target h200` fitted on a GPU (its .toml) goes to `gpu` in the same way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "onnxruntime", "apache-tvm")
 
 
 def source(measured: Mapping[str, Any]) -> str:
-    return f"fitted on {measured['description']}, {', '.join(installed())}, by attnopt calibrate on {measured['measured']}"
+    return f"fitted on {measured['description']}, {', '.join(installed())}, measured on {measured['measured']}"
 
 
 def installed() -> list[str]:
@@ -48,9 +48,10 @@ def merged(text: str, measured: Mapping[str, Any]) -> str:
     efficiencies(fitted)
     tables = tomllib.loads(text)
     said = source(measured)
-    by_bytes = "-".join(["cpu", *measured.get("features", ())[-1:]])
+    kind = measured.get("kind", "cpu")
+    by_bytes = "-".join([kind, *measured.get("features", ())[-1:]]) if kind == "cpu" else kind
     for family, shares in fitted.items():
-        tables.setdefault(by_bytes if family in BYTES else "cpu", {})[family] = {
+        tables.setdefault(by_bytes if family in BYTES else kind, {})[family] = {
             "source": said,
             **{name: float(f"{value:.3g}") for name, value in shares.items()},
         }
