@@ -134,6 +134,17 @@ def test_an_interrupted_search_goes_on(host, tmp_path, monkeypatch):
     assert (outcome.search.loss, outcome.search.bound) == (whole.search.loss, whole.search.bound)
 
 
+def test_a_full_disk_ends_no_search_and_is_said(host, tmp_path):
+    """The folder that goes away stands in for the end of the disk: every write fails."""
+    (tmp_path / "kept").mkdir()
+    store = Store.open(tmp_path / "kept")
+    (tmp_path / "kept").rmdir()
+    outcome = under_budget(setting(host, 0.01, (DynamicInt8(),), store=store))
+    assert any(note.startswith("a measurement was not kept in ") for note in outcome.notes)
+    whole = under_budget(setting(host, 0.01, (DynamicInt8(),)))
+    assert (outcome.search.loss, outcome.search.bound) == (whole.search.loss, whole.search.bound)
+
+
 def test_a_step_that_is_not_faster_is_undone(host, monkeypatch):
     """The clock says that every model takes as long as the exact one."""
     asked = setting(host, 0.5, (DynamicInt8(),), select="measure")
