@@ -112,7 +112,7 @@ def kept_codes(candidate: Candidate, nodes: Sequence[Node]) -> dict[str, Rounded
             raise PlanError(
                 f"the plan does not hold the codes that '{candidate.pass_name}' found for '{node.name}'",
                 where=node.name,
-                next_move="Give the calibration data that it was found with, or as the plan the .onnx or .pt2 file that was written with it.",
+                next_move="Give the calibration data that it was found with, or as the plan the file that was written with it.",
             )
         format = WeightFormat.read(candidate.options["formats"][node.name])
         assert format is not None
