@@ -93,7 +93,7 @@ def optimize(
     example inputs. effort: "low" (about a minute of measuring), "medium", "high" (hours). seed: of the halves and of the bound; equal
     seeds, equal plans, but for timing.
     plan: of an earlier result (`.plan`, or a path to its .json, .onnx or .pt2), applied without a search. Weights that GPTQ rounded are
-    read from the .onnx file, or rounded again by `calibration`; other data than the plan's give a line in the report.
+    read from the file, or rounded again by `calibration`; other data than the plan's give a line in the report.
     cache: a folder for finished measurements, so that an interrupted search goes on; default: that of ATTNOPT_MEASUREMENTS, else none.
     minimise: what the plan makes least within the budget, "time" or "memory" (bytes of weights and key/value caches, at whatever speed).
     tune: also offer rewrites that are fitted to the calibration data: output projections by least squares where heads changed, rounding

@@ -175,10 +175,13 @@ class Loaded:
 def load(path: str | Path) -> Loaded:
     """Read a model that `export` wrote (or any .onnx or .pt2) as a callable; `.report` and `.plan` are the records inside, if any."""
     source = Path(path)
+    host: FxHost | OnnxHost
     if source.suffix == ".pt2":
-        return Loaded(*load_pt2(source))
-    host = OnnxHost.from_model(source)
-    loaded = Loaded(host.callable(), host.metadata)
+        host, metadata = load_pt2(source)
+    else:
+        host = OnnxHost.from_model(source)
+        metadata = host.metadata
+    loaded = Loaded(host.callable(), metadata)
     if loaded.plan is not None:
         loaded.plan = loaded.plan.with_arrays(lambda step: host.stored_codes(formats(step)))
     return loaded

@@ -5,6 +5,7 @@ other lines, which the fit has not seen. A line is a spec at a shape; its kernel
 prediction alone means: of the kernels of one runtime at one line, the one with the least predicted time.
 
     OMP_NUM_THREADS=1 python benchmarks/cost_model.py [--anyway] [--limit 400]
+    python benchmarks/cost_model.py --target h200 [--seconds 300]      on that GPU: Triton kernels beside torch's, as `cost_model_gpu` does
 
 `benchmarks/ship_efficiencies.py` makes shipped defaults of a calibration.
 
@@ -21,13 +22,14 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import harness
 import torch
 from scipy.stats import kendalltau
 
+from attnopt.codegen import LOWERINGS
 from attnopt.cost.estimate import estimate
 from attnopt.cost.machine import clock
 from attnopt.cost.target import Target
@@ -38,6 +40,7 @@ from attnopt.runtime.flex_source import compiler_at_hand
 
 TAU, ERROR, REGRET = 0.9, 0.2, 0.05  # what is asked of the model
 FEWEST, CASES = 200, 20  # points, and lines with a choice
+HOSTS = {x.name: x.host for x in (*LOWERINGS, *KERNELS.values())}
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Judged:
     @property
     def case(self) -> tuple[str, str, str]:
         """The kernels among which a plan chooses: one line on one runtime."""
-        return self.spec, self.shape, KERNELS[self.kernel].host
+        return self.spec, self.shape, HOSTS[self.kernel]
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,42 @@ def bests(rows: Sequence[Judged], choices: Sequence[Regret]) -> list[float]:
     return [min(r.measured for r in rows if r.case == c.case) for c in choices]
 
 
+def verdict(numbers: Mapping[str, float]) -> list[str]:
+    """What is said of the numbers of `summary`, in the words of what is asked."""
+    return [
+        f"Kendall's tau {numbers['tau']:.3f} (asked: {TAU}), median error {numbers['median_error']:.1%} (asked: {ERROR:.0%})",
+        f"chosen by prediction alone: {numbers['within_5_percent']:.1%} of {numbers['cases']} choices are within 5 % of the best measured,"
+        f" all of them together take {numbers['whole_plan'] - 1:.1%} longer than the best, the worst {numbers['worst']:.2f}x",
+    ]
+
+
+def missed(choices: Sequence[Regret]) -> str:
+    """A table of the choices that are far behind the best."""
+    worse = sorted((c for c in choices if c.ratio > 1 + REGRET), key=lambda c: -c.ratio)
+    cells = [[*c.case, c.chosen, c.best, f"{c.ratio:.2f}x"] for c in worse]
+    return harness.markdown(["spec", "shape", "runtime", "chosen", "best", "time"], cells)
+
+
+def failing(numbers: Mapping[str, float]) -> str:
+    """What the model misses; empty where it holds."""
+    if numbers["points"] < FEWEST or numbers["cases"] < CASES:
+        return f"too few points ({numbers['points']}) or choices ({numbers['cases']}) to judge"
+    wrong = numbers["tau"] < TAU or numbers["median_error"] > ERROR or numbers["whole_plan"] > 1 + REGRET
+    return "the model misses what is asked of it" if wrong else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--anyway", action="store_true", help="measure on a loaded machine; the table says how loaded it was")
     parser.add_argument("--limit", type=int, default=10**6, help="points to judge at most")
+    parser.add_argument("--target", default="cpu", help="a GPU that is here, or cpu")
+    parser.add_argument("--seconds", type=float, default=300.0, help="on a GPU: after which no further case is begun")
     given = parser.parse_args()
+    if given.target != "cpu":
+        from cost_model_gpu import run
+
+        run(given.target, given.seconds)
+        return
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     busy = min(harness.busy_share() for _ in range(3)) if given.anyway else harness.require_quiet()
@@ -151,25 +185,19 @@ def main() -> None:
         f"{numbers['points']} points on {threads} thread{'s' * (threads > 1)}, none of them seen by the fit; seconds {kind}",
         f"calibrated in {(calibrated - started) / 60:.1f} minutes, measured in {(time.perf_counter() - calibrated) / 60:.1f}",
         f"other processes used {busy:.2f} cores when it began, load average {os.getloadavg()[0]:.1f} when it ended",
-        f"Kendall's tau {numbers['tau']:.3f} (asked: {TAU}), median error {numbers['median_error']:.1%} (asked: {ERROR:.0%})",
-        f"chosen by prediction alone: {numbers['within_5_percent']:.1%} of {numbers['cases']} choices are within 5 % of the best measured,"
-        f" all of them together take {numbers['whole_plan'] - 1:.1%} longer than the best, the worst {numbers['worst']:.2f}x",
+        *verdict(numbers),
         *notes,
     ]
     text = harness.markdown(["kernel", "points", "Kendall's tau", "median error", "error of 9 in 10"], table)
     print(text, *said, sep="\n")
-    worse = [
-        [*c.case, c.chosen, c.best, f"{c.ratio:.2f}x"] for c in sorted(choices, key=lambda c: -c.ratio) if c.ratio > 1 + REGRET
-    ]
     extra = {"summary": numbers, "efficiencies": {name: vars(e) for name, e in target.efficiencies.items()}, "peak": target.peak}
     path = harness.save("cost_model", rows, said, extra)
-    missed = harness.markdown(["spec", "shape", "runtime", "chosen", "best", "time"], worse)
     lines = "\n".join(f"- {n}" for n in said)
-    path.with_suffix(".md").write_text(f"{text}\n{lines}\n\nChoices that were more than 5 % behind the best:\n\n{missed}")
-    if numbers["points"] < FEWEST or numbers["cases"] < CASES:
-        sys.exit(f"too few points ({numbers['points']}) or choices ({numbers['cases']}) to judge")
-    if numbers["tau"] < TAU or numbers["median_error"] > ERROR or numbers["whole_plan"] > 1 + REGRET:
-        sys.exit("the model misses what is asked of it")
+    path.with_suffix(".md").write_text(
+        f"{text}\n{lines}\n\nChoices that were more than 5 % behind the best:\n\n{missed(choices)}"
+    )
+    if reason := failing(numbers):
+        sys.exit(reason)
 
 
 if __name__ == "__main__":

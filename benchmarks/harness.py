@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("attnopt", "torch", "onnxruntime", "onnx", "onnx-ir", "onnxscript", "transformers")
+R = TypeVar("R")
 LOADED = 0.3  # of one core used by others: more, and timings mean nothing
 
 
@@ -75,8 +76,21 @@ def save(name: str, rows: Sequence[Any], notes: Sequence[str] = (), extra: Mappi
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     record = {"machine": machine(), "notes": list(notes), **(extra or {}), "rows": [vars(r) for r in rows]}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(as_json(record))
     return path
+
+
+def kept(name: str, kind: type[R]) -> list[R]:
+    """The rows of an earlier run; none where there was none, or its rows were of another form."""
+    try:
+        rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+        return [kind(**{key: tuple(x) if isinstance(x, list) else x for key, x in row.items()}) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def as_json(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1) + "\n"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,6 +5,8 @@
 
 Each family in the measured file takes the place of its table in attnopt/cost/efficiencies.toml, with a source that names processor,
 threads and versions. Families that were not measured stay, and so do those of GPUs. Shares alone are taken: rates are each machine's own.
+Those of int8 and int4 layers hold for the instructions of the machine that was measured: one with AMX fills `cpu-amx`, one with VNNI
+`cpu-vnni`, and one with neither `cpu`. What `cost_model.py --target h200` fitted on a GPU (its .toml) goes to `gpu` in the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from attnopt.cost.efficiency import efficiencies
+from attnopt.cost.efficiency import BYTES, efficiencies
 from attnopt.cost.target_file import as_toml, measured_path
 
 SHIPPED = Path(__file__).parents[1] / "attnopt" / "cost" / "efficiencies.toml"
@@ -25,7 +27,7 @@ PACKAGES = ("torch", "onnxruntime", "apache-tvm")
 
 
 def source(measured: Mapping[str, Any]) -> str:
-    return f"fitted on {measured['description']}, {', '.join(installed())}, by attnopt calibrate on {measured['measured']}"
+    return f"fitted on {measured['description']}, {', '.join(installed())}, measured on {measured['measured']}"
 
 
 def installed() -> list[str]:
@@ -46,8 +48,13 @@ def merged(text: str, measured: Mapping[str, Any]) -> str:
     efficiencies(fitted)
     tables = tomllib.loads(text)
     said = source(measured)
+    kind = measured.get("kind", "cpu")
+    by_bytes = "-".join([kind, *measured.get("features", ())[-1:]]) if kind == "cpu" else kind
     for family, shares in fitted.items():
-        tables["cpu"][family] = {"source": said, **{name: float(f"{value:.3g}") for name, value in shares.items()}}
+        tables.setdefault(by_bytes if family in BYTES else kind, {})[family] = {
+            "source": said,
+            **{name: float(f"{value:.3g}") for name, value in shares.items()},
+        }
     head = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     kinds = [f"[{kind}]\n{as_toml(families, f'{kind}.').lstrip()}" for kind, families in tables.items()]
     return f"{head}\n\n" + "\n\n".join(kinds) + "\n"

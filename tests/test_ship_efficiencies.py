@@ -35,6 +35,14 @@ def test_the_shipped_file_is_written_as_it_is_made():
     assert again.startswith(TEXT[: TEXT.index("\n\n")])
 
 
+def test_layers_of_bytes_go_to_the_instructions_that_they_were_measured_with():
+    held = {**MEASURED, "efficiencies": {"tvm": SHARES, "ort-linear-4bits": SHARES}}
+    for features, kind in (([], "cpu"), (["vnni"], "cpu-vnni"), (["vnni", "amx"], "cpu-amx")):
+        tables, before = tomllib.loads(ship_efficiencies.merged(TEXT, {**held, "features": features})), tomllib.loads(TEXT)
+        assert [k for k in tables if tables[k].get("ort-linear-4bits") != before[k].get("ort-linear-4bits")] == [kind]
+        assert tables["cpu"]["tvm"]["products"] == tables[kind]["ort-linear-4bits"]["products"] == 0.512
+
+
 @pytest.mark.parametrize("held", [{}, {"tvm": {**SHARES, "products": 1.5}}])
 def test_what_is_no_measurement_is_refused(held):
     with pytest.raises(ValueError, match=r"no efficiencies|no share"):

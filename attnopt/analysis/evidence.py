@@ -9,11 +9,13 @@
 
 Without calibration data every answer is None, and a pass proposes what it can without. One question measures all layers (or sites)
 of its kind in one sweep, as many at a time as memory holds; second moments, of C^2 numbers, are kept only for the last group.
+While evidence is `bounded`, a sweep ends where time is up, and what it says is of the batches that it saw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -62,6 +64,22 @@ class Evidence:
         self._moments: dict[str, Tensor] = {}
         self._attention: dict[str, AttentionStatistics] | None = None
         self._left_out: dict[str, dict[str, list[LeftOut]]] = {}
+        self._late: Callable[[], bool] = lambda: False
+        self._cut: list[str] = []
+
+    @contextmanager
+    def bounded(self, late: Callable[[], bool]) -> Iterator[list[str]]:
+        """Until it ends, no sweep goes on when time is up; the list is filled with what saw fewer batches, in words.
+
+        Then second moments that saw fewer are forgotten: what is rounded by them is rounded by all data.
+        """
+        self._late, self._cut = late, []
+        try:
+            yield self._cut
+        finally:
+            if self._cut:
+                self._moments = {}
+            self._late = lambda: False
 
     @property
     def samples(self) -> int:
@@ -193,7 +211,7 @@ class Evidence:
         return all(v in mine for v in values)
 
     def sweep(self) -> Sweep:
-        return Sweep(self.host, self.calibration.batches, self.store, self.memory)
+        return Sweep(self.host, self.calibration.batches, self.store, self.memory, self._late, self._cut)
 
     def key(self, *what: str) -> str:
         """The key of a measurement: of the model, its weights, the data, and what is measured."""

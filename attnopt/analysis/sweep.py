@@ -4,14 +4,15 @@
 
 Memory is bounded: what is tapped for one batch and the states of the group together stay under `memory` bytes, by measuring as many
 measures at a time as fit (always at least one). A group that is interrupted saves its states and the number of batches they hold,
-and goes on from there: the result is bit by bit the same, because every batch is added once and in order.
+and goes on from there: the result is bit by bit the same, because every batch is added once and in order. Where time is up a group ends
+with the batches that it has; what they say is handed out, and kept only as half done.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -56,12 +57,17 @@ class Measure(Protocol):
 
 @dataclass
 class Sweep:
-    """What all measures share: the host, its data, where results are kept, and how much memory they may take."""
+    """What all measures share: the host, its data, where results are kept, and how much memory they may take.
+
+    late: whether time is up, asked after each batch. cut: what was measured on fewer batches than there are, in words.
+    """
 
     host: Host
     batches: Sequence[Batch]
     store: Store
     memory: int = MEMORY
+    late: Callable[[], bool] = lambda: False
+    cut: list[str] = field(default_factory=list)
 
     def measured(self, measures: Iterable[Measure], title: str) -> Iterator[tuple[Measure, dict[str, Tensor]]]:
         """Each measure with its result, group by group: what the store holds is read, the rest is measured and stored."""
@@ -69,11 +75,15 @@ class Sweep:
             results = {m.key: self.store.get(m.key) for m in group}
             missing = [m for m in group if results[m.key] is None]
             if missing:
-                self.gather(missing, f"{title} ({len(missing)})")
+                done = self.gather(missing, f"{title} ({len(missing)})")
                 for measure in missing:
                     results[measure.key] = measure.result()
-                    self.store.put(measure.key, measure.result())
-                self.store.drop(partial(missing))
+                    if done == len(self.batches):
+                        self.store.put(measure.key, measure.result())
+                if done == len(self.batches):
+                    self.store.drop(partial(missing))
+                else:
+                    self.cut.append(f"{title} ({len(missing)}): {done} of {len(self.batches)} batches")
             for measure in group:
                 result = results[measure.key]
                 assert result is not None
@@ -99,8 +109,8 @@ class Sweep:
         if group:
             yield group
 
-    def gather(self, group: Sequence[Measure], title: str) -> None:
-        """Add up all batches, from where an earlier run stopped."""
+    def gather(self, group: Sequence[Measure], title: str) -> int:
+        """Add up all batches, from where an earlier run stopped; at least one, and not all where time is up. How many it was."""
         reads = list(dict.fromkeys(v for m in group for v in m.reads))
         tap = self.host.tapper(reads)
         done = self.resume(group)
@@ -115,10 +125,14 @@ class Sweep:
                 if time.monotonic() - saved > EVERY:
                     self.save(group, done)
                     saved = time.monotonic()
+                if done < len(self.batches) and self.late():
+                    self.save(group, done)
+                    break
         except BaseException:
             if whole:  # an interrupt between two additions leaves states that hold a part of a batch: the last save is good
                 self.save(group, done)
             raise
+        return done
 
     def resume(self, group: Sequence[Measure]) -> int:
         """How many batches an earlier run added, after its states are restored."""

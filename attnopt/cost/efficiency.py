@@ -3,6 +3,8 @@
     [sdpa]  products = 0.74  scores = 0.12  memory = 0.8  launch = 6.1e-6  ramp = 9.0
 
 Shipped values stand in `efficiencies.toml`, by kind of machine, each with its source; a target may hold its own (`attnopt calibrate`).
+Kernels that multiply bytes reach other shares with other instructions: theirs stand by feature too, as `cpu-vnni` and `cpu-amx`, and what
+is under `cpu` holds for a machine that widens bytes before it multiplies them (AVX2).
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from importlib import resources
 from typing import Any
 
 PLAIN = "plain"  # the family whose shares stand for one that nobody has measured
+BYTES = (  # families whose shares depend on what the processor has for products of bytes
+    "linear-int8", "linear-int8-inputs", "ort-linear-int8", "ort-linear-int8-inputs", "ort-linear-4bits", "ort-linear-8bits",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ def efficiencies(tables: dict[str, Any]) -> dict[str, Efficiency]:
 
 @cache
 def shipped(kind: str) -> dict[str, Efficiency]:
-    """The families of a kind of machine ("cpu" or "gpu") as the package knows them."""
-    text = (resources.files("attnopt.cost") / "efficiencies.toml").read_text(encoding="utf-8")
-    return efficiencies(tomllib.loads(text)[kind])
+    """The families of a kind of machine ("cpu", "gpu", "cpu-vnni") as the package knows them; none of a kind that it does not know."""
+    return efficiencies(shipped_tables().get(kind, {}))
+
+
+@cache
+def shipped_tables() -> dict[str, Any]:
+    return tomllib.loads((resources.files("attnopt.cost") / "efficiencies.toml").read_text(encoding="utf-8"))

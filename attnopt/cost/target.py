@@ -12,12 +12,13 @@ import math
 import os
 import tomllib
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from attnopt.cost.efficiency import PLAIN, Efficiency, efficiencies, shipped
+from attnopt.cost.instructions import byte_products
 from attnopt.cost.target_file import measured_path
 from attnopt.errors import UnknownTarget, UnreadableTarget
 
@@ -70,8 +71,12 @@ class Target:
 
     def efficiency(self, family: str) -> Efficiency:
         """Of this machine where it was measured, else as shipped for its kind."""
-        known = {**shipped(self.kind), **self.efficiencies}
-        return known.get(family, known[PLAIN])
+        return self.known.get(family, self.known[PLAIN])
+
+    @cached_property
+    def known(self) -> dict[str, Efficiency]:
+        by_feature = {name: e for feature in self.features for name, e in shipped(f"{self.kind}-{feature}").items()}
+        return {**shipped(self.kind), **by_feature, **self.efficiencies}
 
 
 def load_target(name: str) -> tuple[Target, str | None]:
@@ -129,13 +134,14 @@ def target_from(name: str, data: dict[str, Any]) -> Target:
 
 
 def this_machine() -> dict[str, object]:
-    """Cores, memory and caches (of a core, of all) of the machine, where the system tells; 0 where it does not."""
+    """Cores, memory, caches (of a core, of all) and products of bytes of the machine, where the system tells; 0 or none where not."""
     sizes = cache_sizes()
     return {
         "units": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "memory": system_value("SC_PHYS_PAGES") * system_value("SC_PAGE_SIZE"),
         "shared_memory": sizes.get(2, 0),
         "cache": sizes[max(sizes)] if sizes else 0,
+        "features": byte_products(),
     }
 
 

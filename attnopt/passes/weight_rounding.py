@@ -17,7 +17,7 @@ from attnopt.ir.site import Host, Refusal
 from attnopt.passes.candidate import Candidate, Group, Needs
 from attnopt.passes.linear_layers import matrix, suits
 from attnopt.rounding.rounded_weight import RoundedWeight, unfit
-from attnopt.rounding.weight_format import WeightFormat
+from attnopt.rounding.weight_format import WeightFormat, nearest_divisor
 
 GROUPS = (128, 64, 32, 16)
 
@@ -48,7 +48,9 @@ def formats(group: Group, wish: Wish, smallest: int) -> dict[Node, WeightFormat]
         weight = matrix(node)
         format = wish.format(weight.shape[1])
         if format is None:
-            refusal = Refusal(f"no group of {GROUPS[-1]} to {wish.most} divides rows of {weight.shape[1]} inputs", node)
+            near = nearest_divisor(weight.shape[1], wish.most)
+            why = f"no group of {GROUPS[-1]} to {wish.most} divides rows of {weight.shape[1]} inputs; {near} do"
+            refusal = Refusal(why, node, remedy="one step for each row: groups of 0")
         elif (why := unfit(weight, format, node.name) or group.host.refuses_rounded(node, format)) is not None:
             refusal = why
         else:
@@ -110,7 +112,7 @@ def kept_codes(candidate: Candidate, nodes: Sequence[Node]) -> dict[str, Rounded
             raise PlanError(
                 f"the plan does not hold the codes that '{candidate.pass_name}' found for '{node.name}'",
                 where=node.name,
-                next_move="Give the calibration data that it was found with, or as the plan the .onnx file that was written with it.",
+                next_move="Give the calibration data that it was found with, or as the plan the file that was written with it.",
             )
         format = WeightFormat.read(candidate.options["formats"][node.name])
         assert format is not None

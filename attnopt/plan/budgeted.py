@@ -33,7 +33,7 @@ from attnopt.plan.memory.memory import Held, Memory
 from attnopt.plan.memory.room import Room
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.offered import offered
-from attnopt.plan.options.proposals import Move, classes_of, moves_of
+from attnopt.plan.options.proposals import LATE, Class, Move, classes_of, moves_of
 from attnopt.plan.options.tuning import Tuning
 from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.search.effort import Effort, Spent
@@ -104,7 +104,7 @@ def prepared(setting: Setting) -> Search:
     assert choose is not None
     evidence = Evidence(setting.host, choose, sites=setting.sites, store=setting.store, memory=room.share(SWEEP))
     grouping = Grouping(setting.host, tuple(setting.sites))
-    classes = classes_of(grouping, setting.passes, evidence, Tuning(spent, setting.data is not None, setting.seed))
+    classes, notes = proposed(setting, grouping, evidence, spent)
     sizes = setting.host.graph.sizes(setting.inputs)
     kernels = {c.site.name: c.lowering for c in setting.chosen if c.lowering is not None}
     arrays = Arrays(evidence, room.share(CODES))
@@ -124,13 +124,28 @@ def prepared(setting: Setting) -> Search:
     given = [(1.0, setting.inputs)] if setting.workload is None else setting.shaped.loads
     measures = setting.select == "measure" and setting.minimise == "time"
     watch = Stopwatch(setting.current.runner(), given, spent) if measures and given else None
-    notes = [UNTIMED + setting.shaped.why] if measures and not given else []
+    notes += [UNTIMED + setting.shaped.why] if measures and not given else []
     goal = "everything" if setting.select == "always" and setting.minimise == "time" else setting.minimise
     allowed = setting.budget.allowed
     prices = Prices(shop, loads)
     return Search(
         classes, prices, memory, losses, validator, allowed, setting.effort, spent, watch, goal, notes=notes, evidence=evidence
     )
+
+
+def proposed(setting: Setting, grouping: Grouping, evidence: Evidence, spent: Spent) -> tuple[list[Class], list[str]]:
+    """(classes, notes): what passes propose, in a share of the time; what evidence saw fewer data for it is said."""
+
+    def late() -> bool:
+        return spent.seconds > setting.effort.proposing * setting.effort.seconds
+
+    with evidence.bounded(late) as cut:
+        classes = classes_of(grouping, setting.passes, evidence, Tuning(spent, setting.data is not None, setting.seed), late)
+    without = {name for each in classes for name, why in each.refusals if why.reason.startswith(LATE)}
+    notes = (
+        [f"evidence was gathered on a part of the data, {', '.join(cut)}: time was up, a higher effort has more"] if cut else []
+    )
+    return classes, notes + [f"{', '.join(sorted(without))}: {LATE}"] * bool(without)
 
 
 def halves(setting: Setting) -> tuple[Calibration, Calibration | None]:

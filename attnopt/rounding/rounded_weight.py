@@ -71,6 +71,11 @@ def unfit(weight: Tensor, format: WeightFormat, name: str = "") -> Refusal | Non
     refusal = format.refusal(weight.shape[1])
     if refusal is not None:
         return Refusal(refusal.reason, name or None, remedy=refusal.remedy)
+    return not_finite(weight, name)
+
+
+def not_finite(weight: Tensor, name: str = "") -> Refusal | None:
+    """Why a matrix cannot be rounded at all: numbers that are none, with the first of them."""
     if math.isfinite(float(weight.sum())):  # a NaN or infinity anywhere would be in it; a sum of finite numbers may overflow
         return None
     wrong = ~torch.isfinite(weight)

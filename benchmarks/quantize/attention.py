@@ -162,7 +162,7 @@ def lost(subject: Subject, clauses: dict[str, Clause]) -> Iterator[Loss]:
         yield Loss(subject.name, name, *single[name], loss.mean, loss.half, perplexity, kernel(site, clause))
 
 
-def run(quick: bool) -> None:
+def run(quick: bool, resume: bool = False) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -175,10 +175,12 @@ def run(quick: bool) -> None:
     clauses = variants()
     if quick:
         clauses = dict(list(clauses.items())[::6])
-    losses: list[Loss] = []
+    losses = harness.kept("quantize_attention", Loss) if resume else list[Loss]()
     with tempfile.TemporaryDirectory() as folder:
         for make in (code_lm, sentence_encoder):
-            for each in lost(make(Path(folder), quick), clauses):
+            subject = make(Path(folder), quick)
+            there = {x.variant for x in losses if x.model == subject.name}
+            for each in lost(subject, {name: clause for name, clause in clauses.items() if name not in there}):
                 losses.append(each)
                 print(each, flush=True)
                 if not quick:

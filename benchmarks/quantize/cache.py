@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from harness import RESULTS, machine
+from harness import RESULTS, kept, machine
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -125,7 +125,7 @@ def half(x: Tensor) -> float:
     return 1.96 * float(x.std()) / math.sqrt(len(x)) if len(x) > 1 else math.nan
 
 
-def run(quick: bool) -> None:
+def run(quick: bool, resume: bool = False) -> None:
     torch.set_num_threads(1)
     documents, sequences = (2, 2) if quick else (DOCUMENTS, SEQUENCES)
     model, recaller = code_lm(), recall_model()
@@ -138,12 +138,15 @@ def run(quick: bool) -> None:
     _, lost, exact = language(model, windows, None, None)
     right = recalled(recaller, batches, None)
     rows = [Row("exact", "all", 16.0, 0.0, 0.0, float(lost.mean().exp()), float(right.mean()), half(right))]
-    for name, (what, pair) in chosen.items():
+    rows += [r for r in (kept("quantize_cache", Row) if resume else ()) if r.method in chosen]
+    for name, (what, pair) in ((n, m) for n, m in chosen.items() if n not in {r.method for r in rows}):
         kl, lost, _ = language(model, windows, pair[0], exact)
         right = recalled(recaller, batches, pair[1])
         bits = pair[0].bits(LENGTH, WIDTH)
         rows.append(Row(name, what, bits, float(kl.mean()), half(kl), float(lost.mean().exp()), float(right.mean()), half(right)))
         print(rows[-1], flush=True)
+        if not quick:
+            written(rows, {})
     times = timed(model, tokens[:1], quick)
     if not quick:
         written(rows, times)
@@ -198,9 +201,13 @@ def written(rows: list[Row], times: dict[str, tuple[float, float]]) -> None:
 
 def verdicts(rows: dict[str, Row]) -> list[str]:
     """What the table says of the goals."""
-    found = [f"- int8: KL {rows['int8'].kl:.1e}, {'below' if rows['int8'].kl < 1e-3 else 'not below'} 1e-3."]
+    found = []
+    if "int8" in rows:
+        found.append(f"- int8: KL {rows['int8'].kl:.1e}, {'below' if rows['int8'].kl < 1e-3 else 'not below'} 1e-3.")
     for base in ("2-bit", "2-bit, newest exact", "2-bit blocks, keys by channel"):
         for name in ("AKVQ-VL, layers of pivots", "ZipCache 50%"):
+            if base not in rows or name not in rows:  # a run that was cut off
+                continue
             a, b = rows[base], rows[name]
             found.append(f"- {name} ({b.bits:.2f} bits) has {a.kl / b.kl:.1f} times less KL than {base} ({a.bits:.2f} bits).")
     return found

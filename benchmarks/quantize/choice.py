@@ -69,7 +69,7 @@ def inputs_of(model: nn.Module, windows: Tensor) -> dict[str, object]:
     return {"ids": windows[:, -1:], "past": past_of(model, windows[:, :-1])}
 
 
-def run(quick: bool) -> None:
+def run(quick: bool, resume: bool = False) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -79,9 +79,9 @@ def run(quick: bool) -> None:
     given = [inputs_of(model, part) for part in code_windows(documents, length).split(BATCH)]
     dims = {"ids": {0: free}, "past": tuple(({0: free, 2: free},) * 2 for _ in given[0]["past"])}  # type: ignore[attr-defined]
     timed = inputs_of(model, code_windows(1, min(long, 4096)).repeat(1, 1))
-    found = []
+    found = harness.kept("quantize_choice", Choice) if resume else list[Choice]()
     with tempfile.TemporaryDirectory() as folder:  # what a budget measured, the next one reads
-        for budget in BUDGETS[1:2] if quick else BUDGETS:
+        for budget in [b for b in (BUDGETS[1:2] if quick else BUDGETS) if b not in {x.budget for x in found}]:
             started = time.perf_counter()
             fast = attnopt.optimize(
                 step, given[0], calibration=given, budget=attnopt.Budget(metric="kl", limit=budget), passes=PASSES,
@@ -89,15 +89,23 @@ def run(quick: bool) -> None:
             )  # fmt: skip
             found.append(told(fast, budget, timed, time.perf_counter() - started))
             print(found[-1], flush=True)
-    notes = [
+            keep(sorted(found, key=lambda x: x.budget), notes(documents, length), quick)
+    print(text_of(found, notes(documents, length)))
+
+
+def notes(documents: int, length: int) -> list[str]:
+    return [
         f"{documents} documents of {length} tokens, a step each: one half chooses, the other judges; one thread",
         "bytes a token: of the cache of all layers, scales and zero points counted; what stays exact besides is not",
         f"times: {harness.busy_share():.2f} cores were busy with others at the end",
     ]
+
+
+def keep(found: list[Choice], said: list[str], quick: bool) -> None:
+    """Write what there is so far: each budget takes minutes."""
     if not quick:
-        path = harness.save("quantize_choice", found, notes)
-        path.with_suffix(".md").write_text(text_of(found, notes))
-    print(text_of(found, notes))
+        path = harness.save("quantize_choice", found, said)
+        path.with_suffix(".md").write_text(text_of(found, said))
 
 
 def told(fast: attnopt.Optimized, budget: float, timed: dict[str, object], search: float) -> Choice:

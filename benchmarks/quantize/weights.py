@@ -9,7 +9,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 
 from attnopt.ir.site import Refusal
 from attnopt.passes.weight_rounding import Wish
+from quantize.methods import methods
 from quantize.subjects import Measured, Subject, code_lm, sentence_encoder
 
 WISHES = [Wish(4, 32), Wish(3, 32), Wish(4, 0), Wish(8, 0), Wish(3, 0), Wish(4, 128)]
@@ -42,7 +43,7 @@ class Loss:
     note: str = ""
 
 
-def run(quick: bool) -> None:
+def run(quick: bool, resume: bool = False) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -54,13 +55,15 @@ def run(quick: bool) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         subjects = [make(Path(folder), quick) for make in (code_lm, sentence_encoder)]
-        losses = [Loss(s.name, 32, "", "float32", 32.0, 0.0, 0.0, s.perplexity, None) for s in subjects]
+        earlier = harness.kept("quantize_weights", Loss) if resume else []
+        exact = [Loss(s.name, 32, "", "float32", 32.0, 0.0, 0.0, s.perplexity, None) for s in subjects]
+        losses = exact + [x for x in earlier if x.bits < 32]
         for wish in QUICK if quick else WISHES:
             for subject in subjects:
                 if time.monotonic() - started > 60 * MINUTES:
                     left.append(f"{subject.name} {wish.bits} bits, {f'groups of {wish.most}' if wish.most else 'rows'}")
                     continue
-                for each in lost(subject, wish):
+                for each in lost(subject, wish, losses):
                     losses.append(each)
                     print(f"{time.monotonic() - started:4.0f} s  {each}", flush=True)
                     keep(losses, notes, quick)
@@ -84,11 +87,13 @@ def text_of(losses: list[Loss], notes: list[str]) -> str:
     return "\n".join([loss_table(losses), *(f"- {n}" for n in notes), ""])
 
 
-def lost(subject: Subject, wish: Wish) -> Iterator[Loss]:
-    """Every method at one width and group; the baseline comes first."""
+def lost(subject: Subject, wish: Wish, known: Sequence[Loss]) -> Iterator[Loss]:
+    """Every method at one width and group that is not known; the baseline comes first."""
     group = str(wish.most) if wish.most else "row"
-    plain: float | None = None
-    for method, found in subject.bench.rows(wish):
+    there = {x.method: x for x in known if (x.model, x.bits, x.group) == (subject.name, wish.bits, group)}
+    plain = there["RTN"].loss if "RTN" in there else None
+    left = tuple(m.name for m in methods(wish) if m.name not in there)
+    for method, found in subject.bench.rows(wish, left) if left else ():
         if isinstance(found, Refusal):
             yield Loss(subject.name, wish.bits, group, method.name, 0.0, 0.0, 0.0, None, None, f"refused: {found}")
             continue

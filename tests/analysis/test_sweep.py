@@ -88,6 +88,21 @@ def test_an_interrupt_changes_no_bit(tmp_path, stop, memory):
     assert sorted(f.stem for f in tmp_path.iterdir()) == sorted(whole)  # nothing half done is left
 
 
+def test_where_time_is_up_it_ends_and_a_later_run_goes_on(tmp_path):
+    host = Counted()
+    sweep = Sweep(host, BATCHES, Store.open(tmp_path), late=lambda: host.runs == 2)
+    mine = measures(host)
+    (result, *_) = [result for _, result in sweep.measured(mine, "moments")]
+    rows = torch.cat([b["x"].reshape(-1, 64) for b in BATCHES[:2]]).double()
+    torch.testing.assert_close(result["moment"], rows.T @ rows / len(rows), rtol=1e-12, atol=1e-12)
+    assert (host.runs, sweep.cut) == (2, ["moments (2): 2 of 6 batches"])
+    assert [f.stem for f in tmp_path.iterdir()] == [partial(mine)]  # what is half done is no result
+    again = Counted()
+    found, whole = swept(again, tmp_path), swept(Counted())
+    assert again.runs == len(BATCHES) - 2
+    assert all(torch.equal(found[key], whole[key]) for key in whole)
+
+
 def test_what_is_stored_is_not_measured_again(tmp_path):
     first = swept(Counted(), tmp_path)
     host = Counted(stop=0)

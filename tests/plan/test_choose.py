@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from hosts.onnx import small_models
-from onnx import helper
 from plan_fakes import Kernel, clock
 
 from attnopt.hosts.onnx import OnnxHost
@@ -13,19 +12,6 @@ from attnopt.patterns import recognise
 from attnopt.plan.choose import applicable, apply_choices, choose, hopeless, is_fused
 
 FUSED = small_models.attention(23, ("batch", 4, "length", 8))
-
-
-def two_layers():
-    """softmax(q k') v twice, the second reading queries from the first."""
-    shape, nodes = ["batch", 4, "length", 8], []
-    for i, (q, y) in enumerate((("q", "x"), ("x", "y"))):
-        nodes += [
-            helper.make_node("Transpose", ["k"], [f"kt{i}"], name=f"turned{i}", perm=[0, 1, 3, 2]),
-            helper.make_node("MatMul", [q, f"kt{i}"], [f"s{i}"], name=f"scores{i}"),
-            helper.make_node("Softmax", [f"s{i}"], [f"p{i}"], name=f"weights{i}", axis=-1),
-            helper.make_node("MatMul", [f"p{i}", "v"], [y], name=f"output{i}"),
-        ]
-    return small_models.model(nodes, [small_models.value(n, shape) for n in "qkv"])
 
 
 def decided(monkeypatch, kernels, *, model=None, seconds=None, select="measure", asked=None):
@@ -116,7 +102,7 @@ def test_an_operator_that_the_opset_lacks(monkeypatch):
 
 def test_equal_sites_are_measured_once_and_all_replaced(monkeypatch):
     asked: list[list[str]] = []
-    host, chosen = decided(monkeypatch, [Kernel("kernel")], model=two_layers(), asked=asked)
+    host, chosen = decided(monkeypatch, [Kernel("kernel")], model=small_models.two_layers(), asked=asked)
     assert asked == [["original", "kernel"]]
     assert [taken(c) for c in chosen] == ["kernel", "kernel"]
     assert len({c.site.name for c in chosen}) == 2

@@ -100,3 +100,15 @@ def test_files_without_a_plan(tmp_path):
             (tmp_path / name).write_text(content)
         with pytest.raises(PlanError, match="cannot read a plan"):
             attnopt.optimize(SelfAttention().eval(), example(), plan=tmp_path / name)
+
+
+def test_codes_are_read_back_from_a_file(tmp_path):
+    """GPTQ's are of the data: without these the file has to hold them, and the plan alone does not."""
+    model, inputs = SelfAttention().eval(), example(8, 12)
+    first = attnopt.optimize(model, inputs, budget=0.5, select="always", passes=["gptq"])
+    named = example(3, 9)
+    path = first.export(tmp_path / "fast.pt2")
+    again = attnopt.optimize(model, example(2, 5), plan=path, select="model")
+    torch.testing.assert_close(again(**named)["hidden"], first(**named)["hidden"], atol=0, rtol=0)
+    with pytest.raises(PlanError, match="Give the calibration data"):
+        attnopt.optimize(model, example(2, 5), plan=Plan.from_json(first.plan.to_json()), select="model")

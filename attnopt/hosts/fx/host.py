@@ -21,7 +21,7 @@ from attnopt.hosts.fx.flat import flat_module, has_effect
 from attnopt.hosts.fx.int8 import quantize_linear
 from attnopt.hosts.fx.program import limits, read_with_metadata, save_program, to_onnx
 from attnopt.hosts.fx.region import isolate
-from attnopt.hosts.fx.rounded_weights import store_rounded, store_table
+from attnopt.hosts.fx.rounded_weights import store_rounded, store_table, stored_codes
 from attnopt.hosts.fx.state import in_place, with_own_state, without_writes, written
 from attnopt.hosts.fx.symbols import name_symbols
 from attnopt.hosts.fx.translate import translate
@@ -184,8 +184,12 @@ class FxHost:
                 assert node.inputs[1] is not None
                 made = store_table(builder, held, weight, builder.handle(node.inputs[1]))
             else:
-                made = store_rounded(builder, held, weight, None if reads is None else builder.handle(reads))
+                made = store_rounded(builder, held, weight, None if reads is None else builder.handle(reads), node.name)
             self.graph.moved(held, made)
+
+    def stored_codes(self, formats: Mapping[str, WeightFormat]) -> dict[str, dict[str, Tensor]]:
+        """What `store_rounded` stored for these layers of the model that this one was made from; those that are not there are absent."""
+        return stored_codes(self.module, formats)
 
     # Running.
 
@@ -304,10 +308,10 @@ class FxHost:
             return to_onnx(self.module, self.captured, self.output_names, edited=self.edited)
 
 
-def load_pt2(path: Path) -> tuple[FxCallable, dict[str, str]]:
-    """A callable with the saved model's signature, and the metadata inside the file."""
+def load_pt2(path: Path) -> tuple[FxHost, dict[str, str]]:
+    """The saved model, whose callable has its signature, and the metadata inside the file."""
     captured, metadata = read_with_metadata(path)
-    return FxHost.from_captured(captured).callable(), metadata
+    return FxHost.from_captured(captured), metadata
 
 
 class FxCallable(torch.nn.Module):

@@ -36,18 +36,19 @@ def builder_value(builder: FxBuilder, part: fx.Node | Tensor | None) -> object:
     return part
 
 
+def constant(module: fx.GraphModule, node: object) -> Tensor:
+    """What a get_attr node holds."""
+    data: object = module
+    for part in str(node.target).split("."):  # type: ignore[attr-defined]
+        data = getattr(data, part)
+    return data.detach()  # type: ignore[attr-defined, no-any-return]
+
+
 def parts_of(module: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Tensor, fx.Node | None]:
     """(input, weight [out, in], bias) of a linear, matmul, mm or addmm node."""
-
-    def constant(n: object) -> Tensor:
-        data: object = module
-        for part in str(n.target).split("."):  # type: ignore[attr-defined]
-            data = getattr(data, part)
-        return data.detach()  # type: ignore[attr-defined, no-any-return]
-
     if node.target is torch.ops.aten.linear.default:
         bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-        return node.args[0], constant(node.args[1]), bias  # type: ignore[return-value]
+        return node.args[0], constant(module, node.args[1]), bias  # type: ignore[return-value]
     if node.target is torch.ops.aten.addmm.default:
-        return node.args[1], constant(node.args[2]).t().contiguous(), node.args[0]  # type: ignore[return-value]
-    return node.args[0], constant(node.args[1]).t().contiguous(), None  # type: ignore[return-value]
+        return node.args[1], constant(module, node.args[2]).t().contiguous(), node.args[0]  # type: ignore[return-value]
+    return node.args[0], constant(module, node.args[1]).t().contiguous(), None  # type: ignore[return-value]

@@ -24,6 +24,7 @@ from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.linear_layers import matrix, outputs, read_by_all, source, suits
 from attnopt.passes.smoothing import best_smoothing, factors
 from attnopt.passes.value_scaling import bias_is_known, bias_of, rows_of, scale_values, scaled_by_factor, scaled_by_values
+from attnopt.rounding.rounded_weight import not_finite
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class DynamicInt8:
         layers = tuple(n for n in group.linears if self.suits(n))
         if not layers:
             return Refusal(f"no linear layer with constant weights of at least {self.smallest} x {self.smallest}", group.name)
+        if (wrong := next((r for n in layers if (r := not_finite(matrix(n), n.name)) is not None), None)) is not None:
+            return wrong
         names = "the linear layer" if len(layers) == 1 else f"the {len(layers)} linear layers"
         plain = self.candidate(layers, f"{names} in int8", "int8", {})
         fold = group.norm is not None and folds(group.norm, layers, group.host.graph)

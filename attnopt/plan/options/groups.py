@@ -10,7 +10,7 @@ Layers agree where they read one value, because a factor moved into that value r
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ class Grouping:
 
     host: Host
     given: tuple[Site, ...] | None = None
+    made: dict[Per, tuple[Group, ...]] = field(default_factory=dict, compare=False)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -51,9 +52,10 @@ class Grouping:
 
     def of(self, per: Per) -> tuple[Group, ...]:
         """The groups of one kind, in the order of the graph; each has a name of its own among them."""
-        made = {"site": self.per_site, "linear": self.per_linear, "block": self.per_block, "table": self.per_table}
-        groups = made[per]() if per in made else self.whole()
-        return named_apart(groups)
+        if per not in self.made:
+            made = {"site": self.per_site, "linear": self.per_linear, "block": self.per_block, "table": self.per_table}
+            self.made[per] = named_apart(made[per]() if per in made else self.whole())
+        return self.made[per]
 
     def per_site(self) -> list[Group]:
         return [Group(self.host, (s,), s.name, (b,)) for s, b in zip(self.sites, self.blocks, strict=True)]

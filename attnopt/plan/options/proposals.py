@@ -10,7 +10,7 @@ Options of different classes exclude each other where they touch one node. Each 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -21,6 +21,7 @@ from attnopt.plan.options.tuning import Tuning
 from attnopt.plan.search.knapsack import Place
 
 MOST = 30  # options of one class
+LATE = "time for proposing was up, a higher effort has more"
 EDITS = ("weights", "structure")  # changes that edit the host; all others change the spec of sites
 
 
@@ -116,19 +117,27 @@ class Offers:
 
 
 def classes_of(
-    grouping: Grouping, passes: Sequence[Pass], evidence: Evidence | None, tuning: Tuning | None = None
+    grouping: Grouping,
+    passes: Sequence[Pass],
+    evidence: Evidence | None,
+    tuning: Tuning | None = None,
+    late: Callable[[], bool] = lambda: False,
 ) -> list[Class]:
     """The options of every group that any of these passes is shown, in the order of passes and of the graph.
 
-    tuning: what becomes of candidates that need it; without it all are taken as they are.
+    tuning: what becomes of candidates that need it; without it all are taken as they are. late: whether time for this is up: what is
+    proposed from then on is proposed without calibration data, and what needs them is refused.
     """
     offers: dict[object, Offers] = {}
     for rewrite in passes:
         for group in grouping.of(rewrite.per):
+            over = late()
             shared = tuple(s.name for s in group.sites) if rewrite.per in ("site", "block", "table") else ()
             found = offers.setdefault(shared or (rewrite.name, group.name), Offers(group.name))
-            proposed = rewrite.propose(group, evidence)
-            if isinstance(proposed, Refusal):
+            proposed = rewrite.propose(group, None if over else evidence)
+            if isinstance(proposed, Refusal) and over and evidence is not None and evidence.samples:
+                found.refusals.append((rewrite.name, Refusal(f"{LATE}: {proposed.reason}", proposed.at)))
+            elif isinstance(proposed, Refusal):
                 found.refusals.append((rewrite.name, proposed))
             else:
                 ready = [held(grouping.host, rewrite, group, c, evidence, tuning) for c in proposed]

@@ -2,7 +2,7 @@
 
     low       a minute of measuring, then the integer program on what is known        medium    ten minutes
     high      two hours, and steps of training for candidates that need them
-    of it     what kinds lose everywhere | half of the rest: options alone | times of kinds | what is left: options alone again
+    of it     proposing | what kinds lose everywhere | half of the rest: options alone | times of kinds | options alone again
 
 What time does not allow to measure for each group alone is predicted from what all groups of its kind lose together (`survey`).
 """
@@ -24,6 +24,7 @@ class Effort:
 
     tunes: whether candidates that need tuning are given it; a user may ask for that at any effort.
     memory: share of the machine's that the process may hold.
+    proposing: the share of the seconds in which evidence is gathered for proposals, and these are made.
     alone: the share of the seconds that are left for options and kinds in which options are measured alone, before kinds are timed.
     """
 
@@ -34,6 +35,7 @@ class Effort:
     tunes: bool = False
     memory: float = 0.5
     alone: float = 0.5
+    proposing: float = 0.4
 
 
 EFFORTS = {

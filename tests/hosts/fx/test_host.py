@@ -120,14 +120,14 @@ def test_programs_and_graph_modules():
 def test_round_trip_through_pt2(family, tmp_path):
     model, named = build(family), inputs(family)
     fused(opened(model, named)).save_pt2(tmp_path / "m.pt2", {"attnopt.report": "{}"})
-    call, metadata = load_pt2(tmp_path / "m.pt2")
+    host, metadata = load_pt2(tmp_path / "m.pt2")
     assert metadata == {"attnopt.report": "{}"}
     other = inputs(family, "left", batch=3, length=8)
-    got, wanted = call(**other), model(**other)
+    got, wanted = host.callable()(**other), model(**other)
     assert type(got) is type(wanted)
     torch.testing.assert_close(got[0], wanted[0], atol=1e-4, rtol=1e-4)
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt2"]
-    found = recognise(FxHost.from_captured(capture(tmp_path / "m.pt2")).graph)
+    found = recognise(host.graph)
     assert len(found.sites) == ATTENTIONS[family]
 
 
@@ -196,7 +196,7 @@ def test_int8_layers_are_near_and_saved(bert, tmp_path):
     assert 0 < (got - wanted).abs().max() < 0.02
     torch.testing.assert_close(host.runner()(named)[0], wanted, atol=0, rtol=0)
     copy.save_pt2(tmp_path / "m.pt2", {})
-    torch.testing.assert_close(load_pt2(tmp_path / "m.pt2")[0](**inputs("bert"))[0], got, atol=0, rtol=0)
+    torch.testing.assert_close(load_pt2(tmp_path / "m.pt2")[0].callable()(**inputs("bert"))[0], got, atol=0, rtol=0)
 
 
 def test_new_tensors_are_made_where_the_model_is():

@@ -48,3 +48,16 @@ def spelled_out(opset: int = 17) -> onnx.ModelProto:
         helper.make_node("MatMul", ["p", "v"], ["y"], name="output"),
     ]
     return model(nodes, [value(n, shape) for n in "qkv"], weights={"scale": np.float32(8**-0.5)}, opset=opset)
+
+
+def two_layers() -> onnx.ModelProto:
+    """softmax(q k') v twice, the second reading queries from the first."""
+    nodes = []
+    for i, (q, y) in enumerate((("q", "x"), ("x", "y"))):
+        nodes += [
+            helper.make_node("Transpose", ["k"], [f"kt{i}"], name=f"turned{i}", perm=[0, 1, 3, 2]),
+            helper.make_node("MatMul", [q, f"kt{i}"], [f"s{i}"], name=f"scores{i}"),
+            helper.make_node("Softmax", [f"s{i}"], [f"p{i}"], name=f"weights{i}", axis=-1),
+            helper.make_node("MatMul", [f"p{i}", "v"], [y], name=f"output{i}"),
+        ]
+    return model(nodes, [value(n, ["batch", 4, "length", 8]) for n in "qkv"])

@@ -9,7 +9,7 @@ import torch
 from linear_models import X, groups, opened
 
 from attnopt.ir.site import Refusal
-from attnopt.passes import RoundWeights
+from attnopt.passes import DynamicInt8, QuestRounding, RoundWeights
 from attnopt.passes.weight_rounding import Wish
 
 LOSS = {8: 0.05, 4: 0.2, 2: 1.0}
@@ -48,14 +48,15 @@ def test_the_result_is_near_and_the_original_stays(kind, bits):
     torch.testing.assert_close(host.runner()({name: X})[0], wanted, atol=0, rtol=0)
 
 
-def test_weights_that_are_no_numbers_are_named():
+@pytest.mark.parametrize("rewrite", [RoundWeights(), DynamicInt8(), QuestRounding()])
+def test_weights_that_are_no_numbers_are_named(rewrite):
     host = opened("torch")
     weight = groups(host)[0].linears[0].inputs[1]
     data = weight.load().clone()
     data[3, 5] = float("nan")
     host.set_constant(weight, data)
     host.finish()
-    refused = RoundWeights().propose(groups(host)[0], None)
+    refused = rewrite.propose(groups(host)[0], None)
     assert isinstance(refused, Refusal)
     assert refused.reason == "1 weights are NaN, the first at [3, 5]"
 
@@ -63,4 +64,4 @@ def test_weights_that_are_no_numbers_are_named():
 def test_rows_that_no_group_divides_are_refused():
     host = opened("torch")
     refused = RoundWeights(wishes=(Wish(4, 8),)).propose(groups(host)[0], None)
-    assert refused.reason == "no group of 16 to 8 divides rows of 64 inputs"
+    assert refused.reason == "no group of 16 to 8 divides rows of 64 inputs; 8 do"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 from hosts.onnx import small_models
-from onnx import helper
 
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
@@ -42,16 +41,7 @@ class Says:
 
 @pytest.fixture(scope="module")
 def grouping():
-    """Two attentions, the second reading queries from the first."""
-    shape, nodes = ["batch", 4, "length", 8], []
-    for i, (q, y) in enumerate((("q", "x"), ("x", "y"))):
-        nodes += [
-            helper.make_node("Transpose", ["k"], [f"kt{i}"], name=f"turned{i}", perm=[0, 1, 3, 2]),
-            helper.make_node("MatMul", [q, f"kt{i}"], [f"s{i}"], name=f"scores{i}"),
-            helper.make_node("Softmax", [f"s{i}"], [f"p{i}"], name=f"weights{i}", axis=-1),
-            helper.make_node("MatMul", [f"p{i}", "v"], [y], name=f"output{i}"),
-        ]
-    return Grouping(OnnxHost.from_model(small_models.model(nodes, [small_models.value(n, shape) for n in "qkv"])))
+    return Grouping(OnnxHost.from_model(small_models.two_layers()))
 
 
 def kinds(option):

@@ -10,10 +10,11 @@ from small_searches import layers, setting
 
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.store import Store
-from attnopt.passes import Candidate, DynamicInt8
+from attnopt.passes import Candidate, DynamicInt8, Gptq
 from attnopt.plan.budgeted import UNSEEN, prepared, under_budget
 from attnopt.plan.judge.judge import Judge
 from attnopt.plan.judge.quality import Loss
+from attnopt.plan.options.proposals import LATE
 from attnopt.plan.search.effort import EFFORTS, effort_named
 
 
@@ -133,6 +134,28 @@ def test_an_interrupted_search_goes_on(host, tmp_path, monkeypatch):
     assert outcome.search.remembered == 4
     whole = under_budget(setting(host, 0.01, (DynamicInt8(),)))
     assert (outcome.search.loss, outcome.search.bound) == (whole.search.loss, whole.search.bound)
+
+
+def test_a_full_disk_ends_no_search_and_is_said(host, tmp_path):
+    """The folder that goes away stands in for the end of the disk: every write fails."""
+    (tmp_path / "kept").mkdir()
+    store = Store.open(tmp_path / "kept")
+    (tmp_path / "kept").rmdir()
+    outcome = under_budget(setting(host, 0.01, (DynamicInt8(),), store=store))
+    assert any(note.startswith("a measurement was not kept in ") for note in outcome.notes)
+    whole = under_budget(setting(host, 0.01, (DynamicInt8(),)))
+    assert (outcome.search.loss, outcome.search.bound) == (whole.search.loss, whole.search.bound)
+
+
+def test_proposing_has_its_share_of_the_time_and_what_is_left_out_is_said(host):
+    """A share of nothing: evidence ends with its first batch, and then passes see none."""
+    short = replace(EFFORTS["low"], proposing=0.0)
+    outcome = under_budget(setting(host, 0.5, (DynamicInt8(), Gptq()), effort=short))
+    kinds = {o.kind for g in outcome.search.groups for o in g.options}
+    assert kinds == {"as it is", "dynamic-int8: int8"}
+    assert f"gptq: {LATE}" in outcome.notes
+    (_, gptq) = outcome.rewrites
+    assert gptq.why == f"{LATE}: GPTQ needs calibration data"
 
 
 def test_a_step_that_is_not_faster_is_undone(host, monkeypatch):
