@@ -119,6 +119,11 @@ class Candidate:
 class Evidence(Protocol):
     """What calibration saw, as far as passes read it. A pass that needs what is not there refuses."""
 
+    @property
+    def samples(self) -> int:
+        """How many there are; 0 without data."""
+        ...
+
     def linear(self, node: Node) -> Any:
         """Statistics of what a linear layer reads; None where it was not tapped."""
         ...

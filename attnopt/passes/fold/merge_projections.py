@@ -135,4 +135,4 @@ def changes_of(block: Block, sides: Sequence[str]) -> HeadChanges:
         width, wide = rows.shape
         made[INTO[side]] = HeadMap(torch.arange(heads)[:, None], rows.mT.expand(heads, 1, wide, width))
         made[side] = HeadMap(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, wide, width, dtype=torch.float64))
-    return HeadChanges(**made)
+    return HeadChanges(**made)  # type: ignore[arg-type]
