@@ -11,7 +11,7 @@ from toy_target import SHAPE, TOY, with_shares
 
 from attnopt.cost.estimate import NOTHING, estimate, estimate_linear, estimate_pass, spoken
 from attnopt.cost.kernels import KERNELS
-from attnopt.cost.target import load_target
+from attnopt.cost.target import Target, load_target
 
 H200 = load_target("h200")[0]
 DECODE = {"b": 1, "h": 32, "g": 8, "q": 1, "k": 32768, "d": 128, "e": 128}
@@ -173,3 +173,30 @@ def test_a_better_machine_is_never_slower(shape, kernel, factor):
     assert seconds(faster) <= before
     assert seconds(replace(TOY, peak={name: rate * factor for name, rate in TOY.peak.items()})) <= before
     assert seconds(TOY) <= seconds(with_shares(products=0.5, memory=0.5, scores=0.5)) * (1 + 1e-12)
+
+
+CPUS = {  # as measured: float32 and int8 products of Sapphire Rapids, of Zen 4, and of the first held to AVX2
+    "amx": (("vnni", "amx"), {"float32": 0.23, "int8": 1.73}),
+    "vnni": (("vnni",), {"float32": 0.105, "int8": 0.444}),
+    "avx2": ((), {"float32": 0.209, "int8": 0.175}),
+}
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("name", CPUS)
+def test_what_layers_of_bytes_gain_is_a_matter_of_instructions(name, runtime):
+    """What is shipped, on machines that nobody calibrated: int8 pays with VNNI and AMX, and is no gain without."""
+    features, peak = CPUS[name]
+    levels = ((2.0**21, 60e9), (2.0**26, 15e9))
+    cpu = Target(
+        "cpu", "cpu", "a CPU", "made up", units=1, bandwidth=15e9, levels=levels, launch=1e-6, peak=peak, features=features
+    )
+
+    def ratio(rows, weights):
+        narrow, plain = (estimate_linear(rows, 384, 1536, weights=w, target=cpu, runtime=runtime) for w in (weights, ""))
+        return narrow.seconds / plain.seconds
+
+    assert ratio(128, "int8") < 0.7 if features else 0.9 < ratio(128, "int8") < 1.6
+    if runtime == "onnxruntime":
+        assert ratio(128, "int4 group 32") < 2.0
+        assert ratio(1, "int4 group 32") < 0.5

@@ -10,9 +10,9 @@ Options of different classes exclude each other where they touch one node. Each 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations, islice
 
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import Candidate, Evidence, Group, Pass
@@ -161,23 +161,22 @@ def combined(by_pass: Sequence[Sequence[Move]]) -> list[Proposal]:
     many that the class has MOST options.
     """
     made = [Proposal((m,)) for moves in by_pass for m in moves]
-    single = len(made)
-    grown = list(made)
+    most = max(MOST - 1, len(made))
+    return list(islice(chain(made, combinations_of(by_pass)), most))
+
+
+def combinations_of(by_pass: Sequence[Sequence[Move]]) -> Iterator[Proposal]:
+    """Two moves that go together, then three, …; in each those of earlier passes first, so that each combination is made once."""
+    grown = [((m,), at) for at, moves in enumerate(by_pass) for m in moves]  # with the place of the last pass
     while grown:
-        grown = [
-            Proposal((*p.moves, m))
-            for p in grown
-            for at, moves in enumerate(by_pass)
-            for m in moves
-            if after(p, by_pass, at) and all(together(m, other) for other in p.moves)
-        ]
-        made += grown
-    return made[: max(MOST - 1, single)]
-
-
-def after(proposal: Proposal, by_pass: Sequence[Sequence[Move]], at: int) -> bool:
-    """Whether the pass stands behind those of the proposal, so that each combination is made once."""
-    return all(proposal.moves[-1] not in moves for moves in by_pass[at:])
+        longer = []
+        for moves, last in grown:
+            for at in range(last + 1, len(by_pass)):
+                for m in by_pass[at]:
+                    if all(together(m, other) for other in moves):
+                        longer.append(((*moves, m), at))
+                        yield Proposal((*moves, m))
+        grown = longer
 
 
 def together(a: Move, b: Move) -> bool:

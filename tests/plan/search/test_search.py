@@ -143,16 +143,15 @@ def test_a_full_disk_ends_no_search_and_is_said(host, tmp_path):
     (tmp_path / "kept").rmdir()
     outcome = under_budget(setting(host, 0.01, (DynamicInt8(),), store=store))
     assert any(note.startswith("a measurement was not kept in ") for note in outcome.notes)
-    whole = under_budget(setting(host, 0.01, (DynamicInt8(),)))
-    assert (outcome.search.loss, outcome.search.bound) == (whole.search.loss, whole.search.bound)
+    assert outcome.search.bound <= 0.01
 
 
 def test_proposing_has_its_share_of_the_time_and_what_is_left_out_is_said(host):
-    """A share of nothing: evidence ends with its first batch, and then passes see none."""
+    """A share of nothing: no pass sees evidence."""
     short = replace(EFFORTS["low"], proposing=0.0)
     outcome = under_budget(setting(host, 0.5, (DynamicInt8(), Gptq()), effort=short))
     kinds = {o.kind for g in outcome.search.groups for o in g.options}
-    assert kinds == {"as it is", "dynamic-int8: int8"}
+    assert kinds == {"dynamic-int8: int8"}
     assert f"gptq: {LATE}" in outcome.notes
     (_, gptq) = outcome.rewrites
     assert gptq.why == f"{LATE}: GPTQ needs calibration data"
