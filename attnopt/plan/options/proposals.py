@@ -167,9 +167,11 @@ def combined(by_pass: Sequence[Sequence[Move]]) -> list[Proposal]:
 
 def combinations_of(by_pass: Sequence[Sequence[Move]]) -> Iterator[Proposal]:
     """Two moves that go together, then three, …; in each those of earlier passes first, so that each combination is made once."""
-    grown = [((m,), at) for at, moves in enumerate(by_pass) for m in moves]  # with the place of the last pass
+    grown: list[tuple[tuple[Move, ...], int]] = [
+        ((m,), at) for at, moves in enumerate(by_pass) for m in moves
+    ]  # with the place of the last pass
     while grown:
-        longer = []
+        longer: list[tuple[tuple[Move, ...], int]] = []
         for moves, last in grown:
             for at in range(last + 1, len(by_pass)):
                 for m in by_pass[at]:
