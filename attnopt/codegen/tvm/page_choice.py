@@ -78,7 +78,7 @@ def emit(spec: AttentionSpec, form: ChoiceForm, cpu: Cpu) -> str:
     assert clause is not None
     decided = {
         "D": form.width, "D_LANES": min(lanes, form.width & -form.width), "LANES": lanes, "HEADS": form.heads,
-        "APART": clause.word("group") == "none", "MEAN": clause.word("group") == "mean", "PAGE": clause.count(0),
+        "TABLES": form.heads if clause.word("group") == "none" else 1, "APART": clause.word("group") == "none", "MEAN": clause.word("group") == "mean", "PAGE": clause.count(0),
         "RECENT": clause.count("recent"),
     }  # fmt: skip
     text = specialise(joined("attnopt.codegen.tvm", PARTS, IMPORTS), decided, {}, [], keep="attention")
