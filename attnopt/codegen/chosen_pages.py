@@ -66,9 +66,10 @@ def run_pages(
         )
     found = None if tables is None else tables(clause, q, state, room // size)
     pages, lengths = by_torch(clause, q, state, room // size) if found is None else found
-    keys, values = (x.view(batch * groups * (room // size), 1, size, x.shape[3]) for x in (k, v))
+    pool_k, pool_v = (x.view(batch * groups * (room // size), 1, size, x.shape[3]) for x in (k, v))
     together = q.shape[1] * batch // len(pages)  # query heads of a table
-    made = run(paged(spec), q.reshape(len(pages), together, 1, q.shape[3]), Cache(keys, values, pages=pages, lengths=lengths))
+    cache = Cache(pool_k, pool_v, pages=pages, lengths=lengths)
+    made = run(paged(spec), q.reshape(len(pages), together, 1, q.shape[3]), cache)
     return made.reshape(batch, q.shape[1], 1, v.shape[3])
 
 

@@ -31,7 +31,7 @@ class Selected:
 
 def top(x: Tensor, count: int) -> Tensor:
     """True at the `count` largest entries of the last axis."""
-    chosen = x.topk(min(count, x.shape[-1]), -1).indices
+    chosen = x.topk(min(count, x.shape[-1]), -1, sorted=False).indices
     return torch.zeros_like(x, dtype=torch.bool).scatter(-1, chosen, True)
 
 

@@ -27,6 +27,7 @@ def exactly(spec, q, k, v, operands):
 LINES = [
     "softmax scale(0.3) causal pooled_blocks(16, 8, mass=0.8, similarity=0.5, first=1)",
     "softmax scale(0.3) pooled_blocks(16, 8, share=0.4, similarity=0.0, first=1)",
+    "softmax scale(0.3) causal pooled_blocks(16, 8, mass=2.0, first=1, skip=1.0, skip_rows=8)",
     "softmax scale(0.3) causal block_topk(8, 3)",
     "softmax scale(0.3) causal block_topk(16, 2, rows=16)",
     "softmax scale(0.3) causal & (near_blocks(4, 1) | power_blocks(4) | global(4))",

@@ -76,10 +76,11 @@ def emit(spec: AttentionSpec, form: ChoiceForm, cpu: Cpu) -> str:
     """The source of a file with the kernel. spec: `pages(…)`, of which the number to choose is read at run time."""
     clause, lanes = spec.selection, cpu.vector_bytes // 4
     assert clause is not None
+    way = clause.word("group")
     decided = {
         "D": form.width, "D_LANES": min(lanes, form.width & -form.width), "LANES": lanes, "HEADS": form.heads,
-        "APART": clause.word("group") == "none", "MEAN": clause.word("group") == "mean", "PAGE": clause.count(0),
+        "TABLES": form.heads if way == "none" else 1, "APART": way == "none", "MEAN": way == "mean", "PAGE": clause.count(0),
         "RECENT": clause.count("recent"),
     }  # fmt: skip
     text = specialise(joined("attnopt.codegen.tvm", PARTS, IMPORTS), decided, {}, [], keep="attention")
-    return f'"""Pages of {clause.count(0)} keys that a query of {form.width} channels reads, group={clause.word("group")}."""\n\n{text}'
+    return f'"""Pages of {clause.count(0)} keys that a query of {form.width} channels reads, group={way}."""\n\n{text}'

@@ -5,7 +5,7 @@
 Per row of tiles: mean query . mean key, a softmax over tiles, the best share of them or the fewest that hold a mass. Blocks whose rows
 are unlike one another are kept whole, and so is the first block of keys, where sinks are. The source tunes thresholds for each head;
 here each attention gets one of some settings, and the planner decides by measured loss. The second filter, inside of the kernel, is
-written skip=… in a spec, and is not proposed: no kernel has it.
+written skip=… in a spec, and is not among the settings.
 
 What is chosen for a query depends on the other queries of its tile, so on up to 127 later ones; no later key is ever given weight.
 

@@ -59,6 +59,10 @@ def test_what_does_not_fit():
             run(case, replace(tensors(case)[1], **changes))
     with pytest.raises(InputMismatch, match="the normaliser is sigmoid, not softmax"):
         run(replace(TABLE["plain"], spec="sigmoid"))
+    q, k = torch.randn(1, 2, 1, 16), torch.randn(1, 2, 30, 16)
+    for given, message in (([], "0 operands were given, and the spec has 1"), ([torch.ones(1, 20)], "is read from 0 to 29")):
+        with pytest.raises(InputMismatch, match=message):
+            torch.ops.attnopt.tvm_decode(q, k, k, *[None] * 6, given, "softmax load(seen, b, k)")
 
 
 @NEEDS_TVM

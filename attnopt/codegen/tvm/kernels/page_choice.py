@@ -20,6 +20,7 @@ D = 16
 D_LANES = 16
 LANES = 16
 HEADS = 1
+TABLES = 1  # of a key head
 APART = False
 MEAN = False
 PAGE = 16
@@ -65,10 +66,7 @@ def attention(q: T.handle, low: T.handle, high: T.handle, sizes: T.handle, pages
                             + BELOW[h, c * D_LANES + lane] * LOW[b, g, p, c * D_LANES + lane]
                         )
             for h in T.unroll(HEADS):
-                if D_LANES == 1:
-                    pass
-                else:
-                    sums[h, vector(0, D_LANES)] = across(plus, sums[h, vector(0, D_LANES)], D_LANES)
+                sums[h, vector(0, D_LANES)] = across(plus, sums[h, vector(0, D_LANES)], D_LANES)
             if APART:
                 for h in T.unroll(HEADS):
                     ORDERED[at * HEADS + h, p] = T.reinterpret("int32", sums[h, 0])
@@ -114,7 +112,7 @@ def attention(q: T.handle, low: T.handle, high: T.handle, sizes: T.handle, pages
             TAKEN[state[2]] = T.cast(p, "int32")  # the next is written over it where it is not taken
             state[2] += equal + T.Select(ORDERED[t, p] > state[0], 1, 0)
             state[1] -= equal
-        base: T.let = T.cast(whole(t, HEADS if APART else 1), "int32") * SIZES[1]
+        base: T.let = T.cast(whole(t, TABLES), "int32") * SIZES[1]
         for n in range(chosen):
             PAGES[t, n] = base + TAKEN[n]
         short: T.let = T.cast(count * PAGE, "int32") - SIZES[0]  # keys that the newest page lacks
