@@ -34,6 +34,7 @@ FORMS = {
     "MoBA, 30 % of the blocks": "causal block_topk({block}, {top})",
     "MoBA, 64 queries choose together": "causal block_topk({block}, {top}, rows=64, first=1)",
     "PowerAttention": "causal & (near_blocks(256, 4) | power_blocks(256) | global(256))",
+    "Big Bird, 3 blocks of 256 by chance": "causal & (near_blocks(256, 2) | causal_random_blocks(256, 2, 3, 812) | global(256))",
     "16 sinks and window 1024": "causal & (window(1024) | global(16))",
     "16 sinks and window 1024, delta 64": "causal & (window(1024) | global(16)) delta(64, dense=causal)",
 }
