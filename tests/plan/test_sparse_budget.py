@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from small_searches import setting
 from torch import Tensor, nn
 
