@@ -29,7 +29,7 @@ import trained_models
 from recall_task import recall_batch
 
 BUDGET, SAMPLES, LENGTH = 0.01, 32, 128
-PASSES = (SinksWindow(sinks=(4,), windows=(96, 64)), BlockTopk(blocks=((16, 6),), rows=16))
+PASSES = (SinksWindow(sinks=(4,), windows=(64,)), BlockTopk(blocks=((16, 6),), rows=16))
 
 
 class Logits(nn.Module):
@@ -89,16 +89,16 @@ def require_within_budget(host, batches, seed):
     return outcome
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_no_plan_is_validated_over_its_budget(recall, seed):
-    """Windows of 64 lose most answers: they are tried, and not taken everywhere."""
-    outcome = require_within_budget(*recall, seed)
+def test_no_plan_is_validated_over_its_budget(recall):
+    """A window of 64 loses most answers: it is tried, and not taken everywhere."""
+    outcome = require_within_budget(*recall, seed=0)
     losses = [o.loss for g in outcome.search.groups for o in g.options if o.loss is not None]
     assert max(losses) > BUDGET
 
 
 @pytest.mark.exhaustive
-def test_nor_one_of_a_language_model():
-    made = subject(trained_models.code_lm(), trained_models.code_windows(SAMPLES, LENGTH))
-    for seed in range(3):
-        require_within_budget(*made, seed)
+def test_nor_one_by_other_halves_of_the_data(recall):
+    code = subject(trained_models.code_lm(), trained_models.code_windows(SAMPLES, LENGTH))
+    for seed in range(1, 4):
+        require_within_budget(*recall, seed)
+        require_within_budget(*code, seed)
