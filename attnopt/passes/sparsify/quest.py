@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnopt.ir.site import Refusal
+from attnopt.ir.spec import AttentionSpec, parse
 from attnopt.passes.cache_pages import Pages, keep_pages, unfit
 from attnopt.passes.cache_slots import Slot, slots
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.sparsity import UNSEEN, changed
 
+NEWEST = parse("softmax offset(size(k) - size(q))").offset
 Pairs = Sequence[tuple[Slot, Slot]]
 
 
@@ -54,9 +56,7 @@ class Quest:
             refused = group.host.refuses_split([k.past for k, _ in pairs], [k.present for k, _ in pairs], parts)
             if refused is not None:
                 return refused
-        seen = [
-            evidence.left_out(k.site, self.name, lambda site: [changed(site.spec, p.clause) for p in forms]) for k, _ in pairs
-        ]
+        seen = [evidence.left_out(k.site, self.name, lambda site: [meant(site.spec, p) for p in forms]) for k, _ in pairs]
         for i, pages in enumerate(forms):
             left = [each[i] for each in seen if each is not None]
             if left and max(one.mean for one in left) > UNSEEN:
@@ -102,6 +102,11 @@ class Quest:
         assert not isinstance(held, Refusal)
         chosen = [(k, v, pages) for k, v in by_site(held) if k.site.name in candidate.options["sites"]]
         return keep_pages(group, chosen)
+
+
+def meant(spec: AttentionSpec, pages: Pages) -> AttentionSpec:
+    """The reference of the choice: the query is that of the newest key, also where its spec needs no position."""
+    return changed(spec, pages.clause).with_(offset=NEWEST)
 
 
 def by_site(held: Sequence[Slot]) -> Iterator[tuple[Slot, Slot]]:
