@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnopt.ir.site import Refusal
+from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec, parse
 from attnopt.passes.cache_pages import Pages, keep_pages, unfit
 from attnopt.passes.cache_slots import Slot, slots
@@ -49,14 +49,17 @@ class Quest:
         pairs = self.pairs(group, held)
         if isinstance(pairs, Refusal):
             return pairs
-        found = []
         forms = [Pages(self.size, max(3, budget // self.size), together) for budget in self.budgets for together in (False, True)]
-        for pages in forms:
-            parts = [pages.parts(k) for k, _ in pairs]
-            refused = group.host.refuses_split([k.past for k, _ in pairs], [k.present for k, _ in pairs], parts)
-            if refused is not None:
-                return refused
-        seen = [evidence.left_out(k.site, self.name, lambda site: [meant(site.spec, p) for p in forms]) for k, _ in pairs]
+        past, present = zip(*((k.past, k.present) for k, _ in pairs), strict=True)
+        refused = group.host.refuses_split(past, present, [forms[0].parts(k) for k, _ in pairs])
+        if refused is not None:
+            return refused
+        asked, found = {k.site.name for k, _ in pairs}, []
+
+        def meanings(site: Site) -> list[AttentionSpec]:
+            return [meant(site.spec, pages) for pages in forms] if site.name in asked else []
+
+        seen = [evidence.left_out(k.site, self.name, meanings) for k, _ in pairs]
         for i, pages in enumerate(forms):
             left = [each[i] for each in seen if each is not None]
             if left and max(one.mean for one in left) > UNSEEN:

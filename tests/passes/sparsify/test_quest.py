@@ -76,6 +76,7 @@ def test_calibration_says_what_the_other_pages_hold():
     apart, together = SMALL.propose(group, evidence)
     x, (keys, _) = example(past=PAST)
     q, k, _ = Step().eval().rows(x)
+    q, k = q.detach(), k.detach()
     weights = attend(f"softmax scale({8**-0.5})", q, torch.cat([keys, k], 2), torch.cat([keys, k], 2)).weights
     shown = attend(f"softmax scale({8**-0.5}) offset(size(k) - size(q)) causal pages(4, 3, recent=1)", q, torch.cat([keys, k], 2),
                    torch.cat([keys, k], 2)).weights > 0  # fmt: skip
