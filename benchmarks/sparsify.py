@@ -1,6 +1,6 @@
 """Skipping what does not matter: what each way of choosing keys loses, beside chance and a window, and what time it saves.
 
-    python benchmarks/sparsify.py [--quick] [--part losses|corrections|times|plans] [--resume]
+    python benchmarks/sparsify.py [--quick] [--part losses|corrections|times|steps|plans] [--resume]
 
 On real queries, keys and values of the language model and of the recall model. Results go to benchmarks/results/sparsify.json and .md,
 after every row: --resume goes on where a run was interrupted. Parts that are not asked for stay as they were.
@@ -16,10 +16,16 @@ import warnings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from sparse import corrections, losses, plans, saved, times
+from sparse import corrections, losses, plans, saved, steps, times
 
-PARTS = {"losses": losses, "corrections": corrections, "times": times, "plans": plans}
-TITLES = {"losses": "Loss", "corrections": "Correction at equal time", "times": "Time", "plans": "Plans"}
+PARTS = {"losses": losses, "corrections": corrections, "times": times, "steps": steps, "plans": plans}
+TITLES = {
+    "losses": "Loss",
+    "corrections": "Correction at equal time",
+    "times": "Time",
+    "steps": "Decoding steps",
+    "plans": "Plans",
+}
 NOTES = (
     "form: what is added to `softmax scale causal`; kept: share of the visible pairs; recall: share of the softmax weight on kept pairs; "
     "error: of the outputs of single attentions, relative, mean over them",
@@ -31,6 +37,8 @@ NOTES = (
     "window that takes as long as that; error: mean over attentions; times are sums over them",
     "times: q, k, v of one attention of code-lm repeated to the length (6 heads on 2, width 32); medians of runs in turn, choosing "
     "included; beside dense attention by the same kernels; tiles: share of the visible tiles that is visited",
+    "steps: graphs of one decoding step with that attention, whose cache comes and goes as tensors and is joined to the new row in each; "
+    "quest's page bounds come and go beside it",
     "plans: `optimize` with the passes of sparsify/ alone; bound: of the KL on the half that validates; unseen: on data that it never saw",
     "1 thread",
 )

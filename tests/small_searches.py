@@ -32,6 +32,6 @@ def setting(host, budget, passes, **changes) -> Setting:
     given = {
         "host": host, "current": host, "sites": (), "chosen": (), "passes": passes, "inputs": batches[0],
         "data": Calibration.of(host.graph, batches), "budget": Budget.of(budget), "target": load_target("cpu")[0],
-        "runtime": "onnxruntime", "opset": host.opset, "select": "always", "effort": EFFORTS["low"],
+        "runtime": "onnxruntime", "opset": getattr(host, "opset", 0), "select": "always", "effort": EFFORTS["low"],
     }  # fmt: skip
     return Setting(**given | changes)

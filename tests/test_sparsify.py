@@ -10,6 +10,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import harness
+from sparse import losses, saved, times
 from sparse.forms import FORMS, chance, spec_of, visible, window
 
 from attnopt.ir.reference import attend
@@ -47,3 +49,17 @@ def test_chance_visits_as_many_tiles(line):
 def test_every_form_reads_back():
     assert all(spec_of(DENSE, form).special or form.startswith("(") for form in FORMS.values())
     assert chance(spec_of(DENSE, "window(4)"), *qkv()) is None
+
+
+def test_a_run_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    kinds = {"losses": losses.ROW, "times": times.ROW}
+    assert saved.read(kinds) == {"losses": [], "times": []}
+    loss = losses.Loss("recall", 256, "moba", 0.5, 0.9, 0.1, None, None, 128, 0.2, 1e-3, 1e-4, 2e-3)
+    found = {"losses": [loss], "times": [times.Time(8192, "dense", 0.4, 1.0, 1.0, 0.0)]}
+    saved.save(found, ["1 thread"], "a table")
+    assert saved.read(kinds) == found
+    assert (tmp_path / "sparsify.md").read_text() == "a table"
+    monkeypatch.setattr(losses, "subjects", lambda quick: [("recall", 256, None, [])])
+    monkeypatch.setattr(losses, "FORMS", {"moba": "block_topk(64, 2)"})
+    assert list(losses.rows(quick=False, done={loss.key})) == []

@@ -26,6 +26,7 @@ FORMS = {
     "Quest, 16 pages of 16": "pages(16, 16, recent=1)",
     "Quest, 8 pages of 16": "pages(16, 8, recent=1)",
     "PowerAttention, blocks of 32": "(near_blocks(32, 4) | power_blocks(32) | global(32))",
+    "Big Bird, 3 blocks of 32 by chance": "(near_blocks(32, 2) | causal_random_blocks(32, 2, 3, 812) | global(32))",
     "window 64, every 4th of 512": "(window(64) | window(512) & dilated(4))",
     "4 sinks and window 64": "(window(64) | global(4))",
     "4 sinks and window 64, delta 64": "(window(64) | global(4)) delta(64, dense=causal)",

@@ -89,19 +89,18 @@ def test_all_passes_are_here():
     assert there == {p.name for p in CAUSAL} | set(ELSEWHERE)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(cut=st.integers(1, LENGTH - 1), seed=st.integers(0, 9))
 def test_nothing_leaks_from_the_future(made, cut, seed):
+    """Values after a query never reach it; where it chooses alone, nor do later keys and queries."""
     random = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(1, 4, LENGTH, 16, generator=random, dtype=torch.float64).cumsum(2) / 3 for _ in range(3))
     later = torch.cat([v[:, :, :cut], v[:, :, cut:] + 100], 2)
-    q_later, k_later = (torch.cat([x[:, :, :cut], -3 * x[:, :, cut:]], 2) for x in (q, k))
+    others = [torch.cat([x[:, :, :cut], -3 * x[:, :, cut:]], 2) for x in (q, k)]
     for name, found in made.items():
         for _, spec in found:
-            before = reference(spec, q, k, v)[:, :, :cut]
-            close(reference(spec, q, k, later)[:, :, :cut], before)
-            if name not in TOGETHER and cut < LENGTH - 128:  # the last rows of a correction are dense: they count from the end
-                close(reference(spec, q_later, k_later, later)[:, :, :cut], before)
+            rows = (q, k) if name in TOGETHER else others
+            close(reference(spec, *rows, later)[:, :, :cut], reference(spec, q, k, v)[:, :, :cut])
 
 
 def test_no_output_changes_beyond_its_bound(made, seen):

@@ -15,12 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnopt.ir.site import Refusal
+from attnopt.ir.site import Refusal, Site
+from attnopt.ir.spec import AttentionSpec, parse
 from attnopt.passes.cache_pages import Pages, keep_pages, unfit
 from attnopt.passes.cache_slots import Slot, slots
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.sparsity import UNSEEN, changed
 
+NEWEST = parse("softmax offset(size(k) - size(q))").offset
 Pairs = Sequence[tuple[Slot, Slot]]
 
 
@@ -47,16 +49,17 @@ class Quest:
         pairs = self.pairs(group, held)
         if isinstance(pairs, Refusal):
             return pairs
-        found = []
         forms = [Pages(self.size, max(3, budget // self.size), together) for budget in self.budgets for together in (False, True)]
-        for pages in forms:
-            parts = [pages.parts(k) for k, _ in pairs]
-            refused = group.host.refuses_split([k.past for k, _ in pairs], [k.present for k, _ in pairs], parts)
-            if refused is not None:
-                return refused
-        seen = [
-            evidence.left_out(k.site, self.name, lambda site: [changed(site.spec, p.clause) for p in forms]) for k, _ in pairs
-        ]
+        past, present = zip(*((k.past, k.present) for k, _ in pairs), strict=True)
+        refused = group.host.refuses_split(past, present, [forms[0].parts(k) for k, _ in pairs])
+        if refused is not None:
+            return refused
+        asked, found = {k.site.name for k, _ in pairs}, []
+
+        def meanings(site: Site) -> list[AttentionSpec]:
+            return [meant(site.spec, pages) for pages in forms] if site.name in asked else []
+
+        seen = [evidence.left_out(k.site, self.name, meanings) for k, _ in pairs]
         for i, pages in enumerate(forms):
             left = [each[i] for each in seen if each is not None]
             if left and max(one.mean for one in left) > UNSEEN:
@@ -102,6 +105,11 @@ class Quest:
         assert not isinstance(held, Refusal)
         chosen = [(k, v, pages) for k, v in by_site(held) if k.site.name in candidate.options["sites"]]
         return keep_pages(group, chosen)
+
+
+def meant(spec: AttentionSpec, pages: Pages) -> AttentionSpec:
+    """The reference of the choice: the query is that of the newest key, also where its spec needs no position."""
+    return changed(spec, pages.clause).with_(offset=NEWEST)
 
 
 def by_site(held: Sequence[Slot]) -> Iterator[tuple[Slot, Slot]]:

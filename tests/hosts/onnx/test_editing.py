@@ -117,12 +117,13 @@ def test_a_branch_is_not_cut_out():
         ("expand", 1, (3, "batch", 4, "length", 8), {}, lambda x: x.expand(3, 2, 4, 5, 8)),
         ("slice", 1, ("batch", 4, "length", 3), {"axis": 3, "start": 2, "stop": 5, "step": 1}, lambda x: x[..., 2:5]),
         ("ne", 2, ("batch", 4, "length", 8), {}, lambda x: x != x),
+        ("topk", 1, ("batch", 4, "length", 3), {"count": 3}, lambda x: x.topk(3).indices),
     ],
 )
 def test_operations_at_every_opset(opset, op, inputs, shape, attrs, wanted):
     host = OnnxHost.from_model(small_models.spelled_out(opset))
     q = host.graph.inputs[0]
-    kind = "bool" if op == "ne" else "int64" if not inputs else "float32"
+    kind = {"ne": "bool", "topk": "int64"}.get(op, "float32" if inputs else "int64")
     sizes = tuple(symbol(s) if isinstance(s, str) else s for s in shape)
     made = host.builder(host.graph.nodes[-1]).emit(op, *([q] * inputs), shape=sizes, dtype=kind, **attrs)
     host.model.graph.outputs.append(made.handle)

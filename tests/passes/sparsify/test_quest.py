@@ -9,7 +9,10 @@ import torch
 from cached_step import Step, example
 from rounded_steps import inputs_of, opened, whole
 
+from attnopt.analysis.calibration import Calibration
+from attnopt.analysis.evidence import Evidence
 from attnopt.ir.reference import attend
+from attnopt.ir.site import Refusal
 from attnopt.passes import Quest
 from attnopt.passes.cache_pages import Pages
 from attnopt.selectors.pages import state_of
@@ -49,3 +52,53 @@ def test_steps_are_those_of_the_reference(kind, variant):
         for got, want in zip(kept, (keys, bounds.low, bounds.high, values), strict=True):
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
         state, x = dict(zip(names, (wanted, *kept), strict=True)), wanted
+
+
+@pytest.mark.parametrize("past", [3, 11])
+def test_few_pages_are_all_of_them(past):
+    """Where there are no more pages than are read, a step is dense; the places that are left over hold nothing."""
+    host = opened("torch", past=PAST)
+    made = host.copy()
+    group = whole(made)
+    candidate = next(c for c in SMALL.propose(group, seen(0.2, 0.1)) if c.kind == "12 tokens")
+    SMALL.apply(candidate, group)
+    made.finish()
+    output, *_ = made.runner()(made.adapt(inputs_of(host, past=past)))
+    wanted, *_ = host.runner()(inputs_of(host, past=past))
+    torch.testing.assert_close(output, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_calibration_says_what_the_other_pages_hold():
+    host = opened("torch", past=PAST)
+    group = whole(host)
+    inputs = inputs_of(host, past=PAST)
+    evidence = Evidence(host, Calibration.of(host.graph, [inputs]), sites=group.sites)
+    apart, together = SMALL.propose(group, evidence)
+    x, (keys, _) = example(past=PAST)
+    q, k, _ = Step().eval().rows(x)
+    q, k = q.detach(), k.detach()
+    weights = attend(f"softmax scale({8**-0.5})", q, torch.cat([keys, k], 2), torch.cat([keys, k], 2)).weights
+    shown = attend(f"softmax scale({8**-0.5}) offset(size(k) - size(q)) causal pages(4, 3, recent=1)", q, torch.cat([keys, k], 2),
+                   torch.cat([keys, k], 2)).weights > 0  # fmt: skip
+    assert apart.options["dropped"] == pytest.approx(float((weights * ~shown).sum(-1).mean()), abs=1e-5)
+    assert apart.options["kept"] == pytest.approx(float(shown.double().mean()), abs=1e-6)
+    assert 0 < apart.options["dropped"] <= apart.options["worst"] <= 1 and apart.options["bound"] > 0
+    assert together.options["dropped"] >= 0 and together.kind == "12 tokens together"
+    assert apart.shapes == {group.sites[0].name: {"k": 12}} and not apart.exact
+
+
+def test_refusals():
+    group = whole(opened("torch", past=PAST))
+    for rewrite, given, why in (
+        (SMALL, None, "weighed on calibration data, and there are none"),
+        (Quest(), seen(0.1, 0.1, 0.1, 0.1), "no attention after the first 2"),
+        (SMALL, seen(0.0, 0.0), "no calibration sequence has more than 12 keys"),
+    ):
+        found = rewrite.propose(group, given)
+        assert isinstance(found, Refusal) and why in found.reason
+    short = rewrite_of_past(5)
+    assert isinstance(short, Refusal) and "traced" in short.reason
+
+
+def rewrite_of_past(past):
+    return Quest(size=16, budgets=(48,), dense=0).propose(whole(opened("torch", past=past)), seen(0.1, 0.1))
