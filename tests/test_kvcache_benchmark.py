@@ -9,7 +9,7 @@ import kvcache
 import pytest
 import torch
 from eviction.agreement import agreements
-from eviction.subjects import Recall, Subject, by_distance
+from eviction.subjects import Recall, Subject, by_distance, first_asked
 from recall_task import recall_batch
 
 import attnopt
@@ -46,9 +46,13 @@ def test_orders_of_a_window_and_of_lots(subject):
 def test_answers_by_distance():
     made = recall_batch(2, 4, 300, seed=0)
     distances = made.asked - made.places
-    task = Recall("recall", torch.nn.Identity(), made.tokens, 300, made.tokens, made.asked, made.answers, distances)
+    fresh = first_asked(made.tokens[:, made.asked])
+    task = Recall("recall", torch.nn.Identity(), made.tokens, 300, made.tokens, made.asked, made.answers, distances, fresh)
+    assert fresh.sum(1).tolist() == [len(set(row.tolist())) for row in made.tokens[:, made.asked]]
     near = (distances < 128).double()
     assert by_distance(task, near)["0-127"] == 1.0
     assert by_distance(task, near)["128-255"] == 0.0
     logits = torch.nn.functional.one_hot(made.tokens[:, 301:], 80).double()  # each position says the next token
-    assert task.right(torch.cat([logits, logits[:, -1:]], 1)).all()
+    whole = torch.cat([logits, logits[:, -1:]], 1)
+    assert task.right(whole).all()
+    assert task.accuracy(whole).tolist() == [1.0, 1.0]

@@ -63,7 +63,7 @@ def row(subject: Subject, name: str, keep: float, press: kvpress.BasePress) -> d
             yield None
 
     logits, _ = subject.logits(compressing)
-    values = subject.right(logits).mean(1) if isinstance(subject, Recall) else subjects.nats(subject, logits)
+    values = subject.accuracy(logits) if isinstance(subject, Recall) else subjects.nats(subject, logits)
     return {"subject": subject.name, "method": name, "keep": keep, "values": values.tolist()}
 
 
