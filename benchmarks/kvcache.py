@@ -4,8 +4,9 @@
 
 code-lm: 36 held-out documents, one sample each; the cache of 512 tokens is compressed once, and the next 128 are read with what is left:
 nats more than with the full cache. recall: 48 sequences of 32 pairs among 512 tokens, 64 questions each; the cache is compressed before
-any question was seen, or behind 32 of them; share of right answers to keys that were not asked before, and by distance. streamed: code-lm reads on 16 tokens at a time
-with a fixed room, evicting each time. agreement: of 12 documents. About twenty minutes on one thread; a row is kept as soon as it is there.
+any question was seen, or behind 32 of them; share of right answers to keys that were not asked before, and by distance. streamed:
+code-lm reads on 16 tokens at a time with a fixed room, evicting each time. agreement: of 12 documents. About twenty minutes on one thread;
+a row is kept as soon as it is there.
 """
 
 from __future__ import annotations
