@@ -4,8 +4,9 @@
 
 code-lm: 36 held-out documents, one sample each; the cache of 512 tokens is compressed once, and the next 128 are read with what is left:
 nats more than with the full cache. recall: 48 sequences of 32 pairs among 512 tokens, 64 questions each; the cache is compressed before
-any question was seen, or behind 32 of them; share of right answers, and by distance. streamed: code-lm reads on 16 tokens at a time
-with a fixed room, evicting each time. About ten minutes on one thread; a row is kept as soon as it is there.
+any question was seen, or behind 32 of them; share of right answers to keys that were not asked before, and by distance. streamed:
+code-lm reads on 16 tokens at a time with a fixed room, evicting each time. agreement: of 12 documents. About twenty minutes on one thread;
+a row is kept as soon as it is there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from eviction import subjects
+from eviction.agreement import agreements
 from eviction.subjects import Compressing, Recall, Subject
 from harness import RESULTS, machine, markdown
 from torch import Tensor
@@ -105,8 +107,8 @@ def measured(subject: Subject, method: str, keep: float, compressing: Compressin
     logits, sessions = subject.logits(compressing)
     held = held_share(sessions, subject.prompt)
     if isinstance(subject, Recall):
-        right = subject.right(logits)
-        return row(subject, method, keep, right.mean(1), held, subjects.by_distance(subject, right))
+        right = subjects.by_distance(subject, subject.right(logits))
+        return row(subject, method, keep, subject.accuracy(logits), held, right)
     return row(subject, method, keep, (subjects.nats(subject, logits) - whole).double(), held, {})
 
 
@@ -141,8 +143,8 @@ def rows(quick: bool, done: set[tuple[str, str, float]], python: str) -> Iterato
         full, _ = subject.logits(contextlib.nullcontext)
         whole = torch.zeros(0) if isinstance(subject, Recall) else subjects.nats(subject, full)
         if isinstance(subject, Recall) and (subject.name, "full", 1.0) not in done:
-            right = subject.right(full)
-            yield row(subject, "full", 1.0, right.mean(1), 1.0, subjects.by_distance(subject, right))
+            right = subjects.by_distance(subject, subject.right(full))
+            yield row(subject, "full", 1.0, subject.accuracy(full), 1.0, right)
         for keep in keeps:
             for method, (policy, given) in policies(filters).items():
                 if (subject.name, method, keep) not in done:
@@ -150,9 +152,21 @@ def rows(quick: bool, done: set[tuple[str, str, float]], python: str) -> Iterato
                         subject, method, keep, lambda p=policy, k=keep, g=given: attnopt.cache(p, k, every=None, **g), whole
                     )
         if subject.name == "code-lm":
+            yield from agreed(subject, filters, done, quick)
             yield from streams(subject, filters, done, STREAMED[:1] if quick else STREAMED)
     if python:
         yield from peers(python, quick, keeps, made, done)
+
+
+def agreed(subject: Subject, filters: Policy, done: set[tuple[str, str, float]], quick: bool) -> Iterator[Row]:
+    """How the order of scores agrees with the attention of the next tokens: of methods that keep a cache of their own order."""
+    name = "code-lm, agreement"
+    chosen = {m: p for m, (p, given) in policies(filters).items() if not given and "heads" not in m and m != "key-norm"}
+    if all((name, method, 1.0) in done for method in chosen):
+        return
+    for method, values in agreements(subject, chosen, 4 if quick else 12).items():
+        low, high = interval(values)
+        yield Row(name, method, 1.0, 1.0, float(values.mean()), low, high, len(values))
 
 
 def streams(subject: Subject, filters: Policy, done: set[tuple[str, str, float]], rooms: tuple[int, ...]) -> Iterator[Row]:
@@ -194,6 +208,7 @@ def peers(
 NOTES = (
     "Intervals: 95 % bootstrap over documents or sequences, paired with the full cache on code-lm.",
     "code-lm hardly looks beyond 64 tokens: a window looks good there, and that says nothing about long context.",
+    "recall: only questions whose key was not asked before count, since other answers stand behind the prompt as well.",
     "held: the share of the prompt that layers held; key-norm keeps the first two layers whole, as its source does.",
     f"snapkv: a window of {WINDOW}, pooled over 5. q-filters: from 20 other sequences. streamed: the room is a number of tokens.",
 )
@@ -207,6 +222,7 @@ def write(found: list[Row]) -> None:
     for subject in dict.fromkeys(r.subject for r in found):
         mine = [r for r in found if r.subject == subject]
         what = "right answers" if subject.startswith("recall") else "nats more than the full cache"
+        what = "Spearman of scores with the attention of the next 128 tokens" if "agreement" in subject else what
         lines += [f"## {subject}: {what}", ""]
         keeps = sorted({r.keep for r in mine}, reverse=True)
         cells = {(r.method, r.keep): r for r in mine}
@@ -215,6 +231,7 @@ def write(found: list[Row]) -> None:
             shown = [cells.get((method, keep)) for keep in keeps]
             table.append([method, *("" if r is None else f"{r.value:.3f} ({r.low:.3f} to {r.high:.3f})" for r in shown)])
         head = [f"room {k:g}" if "streamed" in subject else f"keep {k:g}" for k in keeps]
+        head = ["mean over heads"] if "agreement" in subject else head
         lines += [markdown(["method", *head], table)]
         far = [r for r in mine if r.by_distance and r.keep in (1.0, 0.25)]
         if far:

@@ -47,8 +47,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     filters = torch.load(given.filters, weights_only=True)
-    for subject in (subjects.code(given.quick), subjects.recall(given.quick), subjects.recall(given.quick, 32)):
-        for keep in given.keep:
+    chosen = (subjects.code(given.quick), subjects.recall(given.quick), subjects.recall(given.quick, 32))
+    for keep in given.keep:
+        for subject in chosen:
             for name, press in presses(keep, given.window, filters[subject.model.config.hidden_size]).items():
                 try:
                     print(json.dumps(row(subject, name, keep, press)), flush=True)
@@ -63,7 +64,7 @@ def row(subject: Subject, name: str, keep: float, press: kvpress.BasePress) -> d
             yield None
 
     logits, _ = subject.logits(compressing)
-    values = subject.right(logits).mean(1) if isinstance(subject, Recall) else subjects.nats(subject, logits)
+    values = subject.accuracy(logits) if isinstance(subject, Recall) else subjects.nats(subject, logits)
     return {"subject": subject.name, "method": name, "keep": keep, "values": values.tolist()}
 
 

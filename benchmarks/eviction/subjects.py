@@ -65,15 +65,21 @@ def nats(subject: Subject, logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Recall(Subject):
-    """asked, answers, distances: of the questions behind the prompt."""
+    """asked, answers, distances: of the questions behind the prompt. fresh: bool [N, questions], those whose key was not asked before: the
+    answer to another stands behind the prompt as well, where nothing is evicted."""
 
     asked: Tensor
     answers: Tensor
     distances: Tensor
+    fresh: Tensor
 
     def right(self, logits: Tensor) -> Tensor:
         """Of each question whether its answer is right, [N, questions]."""
         return (logits[:, self.asked - self.prompt].argmax(-1) == self.answers).double()
+
+    def accuracy(self, logits: Tensor) -> Tensor:
+        """Share of right answers to fresh questions of each sequence, [N]."""
+        return (self.right(logits) * self.fresh).sum(1) / self.fresh.sum(1)
 
 
 def recall(quick: bool, shown: int = 0) -> Recall:
@@ -82,14 +88,20 @@ def recall(quick: bool, shown: int = 0) -> Recall:
     asked, answers, places = made.asked[shown:], made.answers[:, shown:], made.places[:, shown:]
     name = "recall" if not shown else f"recall, {shown} questions seen"
     seen = recall_batch(20, PAIRS, LENGTH, seed=11).tokens
-    return Recall(name, recall_model(), made.tokens, LENGTH + 2 * shown, seen, asked, answers, asked - places)
+    fresh = first_asked(made.tokens[:, made.asked])[:, shown:]
+    return Recall(name, recall_model(), made.tokens, LENGTH + 2 * shown, seen, asked, answers, asked - places, fresh)
+
+
+def first_asked(keys: Tensor) -> Tensor:
+    """Where a key was not asked before, bool [N, questions]."""
+    return ~(keys[:, :, None] == keys[:, None]).tril(-1).any(-1)
 
 
 def by_distance(subject: Recall, right: Tensor) -> dict[str, float]:
     """Share of right answers by how far back the pair stands."""
     found = {}
     for low, high in itertools.pairwise(EDGES):
-        mine = (subject.distances >= low) & (subject.distances < high)
+        mine = (subject.distances >= low) & (subject.distances < high) & subject.fresh
         if mine.any():
             found[f"{low}-{high - 1}"] = float(right[mine].mean())
     return found

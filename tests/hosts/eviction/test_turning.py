@@ -20,6 +20,19 @@ SHARED = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_atte
 KINDS = {
     "halves": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHARED)),
     "neighbours": lambda: transformers.CohereForCausalLM(transformers.CohereConfig(**SHARED)),
+    "cosines once": lambda: transformers.GptOssForCausalLM(
+        transformers.GptOssConfig(
+            head_dim=8,
+            num_key_value_heads=4,
+            num_local_experts=2,
+            num_experts_per_tok=1,
+            layer_types=["full_attention"],
+            **SHARED,
+        )
+    ),
+    "by layer type": lambda: transformers.Gemma3ForCausalLM(
+        transformers.Gemma3TextConfig(head_dim=8, num_key_value_heads=4, layer_types=["full_attention"], **SHARED)
+    ),
     "first channels": lambda: transformers.PhiForCausalLM(transformers.PhiConfig(partial_rotary_factor=0.5, **SHARED)),
     "first neighbours": lambda: transformers.GlmForCausalLM(transformers.GlmConfig(head_dim=8, num_key_value_heads=4, **SHARED)),
 }
@@ -38,18 +51,22 @@ def test_turns_are_undone_and_foreseen(kind):
         model(IDS)
         q, plain = session.q, session.plain
         assert not torch.allclose(q, plain)
-        torch.testing.assert_close(q[:, :, 0], plain[:, :, 0])  # the first position turns nothing
+        factor = getattr(session.turning(session.module).module, "attention_scaling", 1.0)
+        torch.testing.assert_close(q[:, :, 0], plain[:, :, 0] * factor)  # the first position turns nothing
         turn = session.future(session.module, 8)(3)
         assert turn.shape == (1, 1, 8, 8)
         # One query at each of the next three positions, turned by the model's own function.
-        cos, sin = session.turning(session.module).module(torch.zeros(1), torch.arange(9, 12)[None])
-        width = cos.shape[-1]
+        turning = session.turning(session.module)
+        kinds = (turning.kind,) if turning.kind else ()
+        cos, sin = turning.module(torch.zeros(1), torch.arange(9, 12)[None], *kinds)
+        width = 8 if kind == "cosines once" else cos.shape[-1]
         x = torch.randn(1, 4, 1, 8)
         y = x.expand(1, 4, 3, 8)
         apply = function_of(session.module)
         part = apply(y[..., :width], y[..., :width], cos, sin)[0]
         wanted = torch.cat([part, y[..., width:]], -1).mean(2)
         torch.testing.assert_close((turn @ x.mT).squeeze(-1), wanted, atol=1e-5, rtol=1e-4)
+        assert (kind == "by layer type") == (turning.kind == "full_attention")
 
 
 def test_queries_without_a_turn_are_taken_as_they_are():
