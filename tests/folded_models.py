@@ -100,7 +100,7 @@ def output(of) -> torch.Tensor:
 
 def folded(rewrite, given):
     """A copy after the first candidate for every group."""
-    moves = offered(given, rewrite)
+    moves = offered(Grouping(given), rewrite)
     assert moves, refusals(rewrite, given)
     return edited(given, moves)
 

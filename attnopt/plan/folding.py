@@ -63,13 +63,15 @@ class Folding:
 
     def of(self, host: Host, passes: Sequence[Pass]) -> Folded:
         """Never changes the given host."""
-        made = Folded(host)
+        made, grouping = Folded(host), Grouping(host)
         for rewrite in passes:
-            made = self.after(made, rewrite)
+            made = self.after(made, rewrite, grouping)
+            grouping = grouping if made.host is grouping.host else Grouping(made.host)
         return made
 
-    def after(self, before: Folded, rewrite: Pass) -> Folded:
-        moves = offered(before.host, rewrite)
+    def after(self, before: Folded, rewrite: Pass, grouping: Grouping) -> Folded:
+        """With one more rewrite, where it is taken. grouping: of the host that it is offered to."""
+        moves = offered(grouping, rewrite)
         if not moves:
             return before
         trial = edited(before.host, moves)
@@ -124,9 +126,9 @@ def fold_steps(steps: Sequence[PlanStep]) -> tuple[tuple[PlanStep, ...], tuple[P
     return tuple(s for s in steps if s.rewrite in names), tuple(s for s in steps if s.rewrite not in names)
 
 
-def offered(host: Host, rewrite: Pass) -> tuple[Move, ...]:
+def offered(grouping: Grouping, rewrite: Pass) -> tuple[Move, ...]:
     """The first candidate for each group."""
-    proposed = [(group, rewrite.propose(group, None)) for group in Grouping(host).of(rewrite.per)]
+    proposed = [(group, rewrite.propose(group, None)) for group in grouping.of(rewrite.per)]
     return tuple(Move(rewrite, group, found[0]) for group, found in proposed if not isinstance(found, Refusal))
 
 

@@ -16,6 +16,7 @@ from attnopt.ir.block import Norm
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.constant_values import fixed
 from attnopt.passes.layer_edits import as_wide, set_bias, set_matrix
 from attnopt.passes.layer_ends import LayerEnds, ends_of
 from attnopt.passes.linear_layers import matrix, read_by_all
@@ -89,12 +90,6 @@ def without_gain(norm: Norm) -> tuple[Value, list[Node]] | Refusal:
             return Refusal("the norm is not multiplied by its gain alone", node)
         value, gone = made[0], [*gone, node]
     return (value, gone) if value.handle is not None else Refusal("the row before the gain is no value of the model", gone[-1])
-
-
-def fixed(value: Value) -> bool:
-    """Whether a value is a constant, or made of constants alone: 1 + weight."""
-    node = value.producer
-    return value.is_constant or (node is not None and bool(node.inputs) and all(v is None or fixed(v) for v in node.inputs))
 
 
 def refuses(node: Node) -> Refusal | None:

@@ -26,10 +26,10 @@ def test_outputs_stay_and_two_layers_go(kind, options):
 
 def test_the_bias_of_keys_drops_out_and_that_of_values_goes_first():
     given = host(**{**WIDE, "biased": True})
-    assert [m.candidate.kind for m in offered(given, MergeProjections())] == ["keys merged"]
+    assert [m.candidate.kind for m in offered(Grouping(given), MergeProjections())] == ["keys merged"]
     require_equal(folded(MergeProjections(), given), given)
     without = folded(FoldBiases(), given)
-    assert [m.candidate.kind for m in offered(without, MergeProjections())] == ["keys and values merged"]
+    assert [m.candidate.kind for m in offered(Grouping(without), MergeProjections())] == ["keys and values merged"]
     require_equal(folded(MergeProjections(), without), given)
 
 
