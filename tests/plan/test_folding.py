@@ -6,12 +6,12 @@ import functools
 
 import pytest
 import torch
-from folded_models import IDS, host, model
+from folded_models import EXPORTED, IDS, host, model, require_equal
 
 import attnopt
 from attnopt.cost.target import load_target
 from attnopt.passes import CenterStream, FoldBiases, FoldNormGain, FuseAttention, MeanPooling, PackProjections
-from attnopt.plan.folding import Folding, fold_steps, is_fold
+from attnopt.plan.folding import Folding, carried, fold_steps, is_fold
 
 INPUTS = {"ids": IDS}
 
@@ -44,9 +44,18 @@ def test_nothing_is_taken_of_what_is_predicted_to_save_little():
 
 
 def test_what_a_runtime_computes_in_one_kernel_is_only_measured():
-    given = host("onnx", norm="rms")
+    given = host("onnx")
     made = folding("model", given, "onnxruntime").of(given, (FoldNormGain(),))
     assert made.host is given and made.reports[0].why == "onnxruntime computes both in one kernel: only a measurement tells"
+
+
+def test_folds_are_carried_over_to_an_export():
+    given, exported = host(**EXPORTED), host("onnx")
+    steps = folding("always", given).of(given, (FoldNormGain(), PackProjections())).steps
+    one, other = carried(steps, given, exported)
+    assert [s.rewrite for s in other.steps] == [s.rewrite for s in steps] == ["fold-norm-gain"] * 3 + ["pack-projections"]
+    require_equal(one.host, given)
+    require_equal(other.host, exported)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from attnopt.plan.options.groups import Grouping
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("torch", {}), ("torch", {"biased": False, "key_heads": 1}), ("onnx", {"key_heads": 1})],
+    [("torch", {}), ("torch", {"biased": False, "key_heads": 1}), ("onnx", {})],
 )
 def test_outputs_stay_and_the_block_is_packed(kind, options):
     given = host(kind, **options)
