@@ -140,7 +140,7 @@ def main() -> None:
         f"{torch.get_num_threads()} threads; shares of the time before, medians of paired ratios; below 1 is faster",
         f"other processes used {busy:.2f} cores when it began"
         + ("; on one thread only this process's own time counts" * (busy > 0.3)),
-        "a fold is taken where it is predicted to save anything and measured to save more than noise (3 %)",
+        "a fold is taken where it is predicted to save 1 % and measured to save more than noise (3 %)",
     ]
     print(table, *notes, sep="\n")
     path = harness.save("fold", found, notes)

@@ -26,7 +26,7 @@ def test_only_exact_edits_are_folds():
 
 
 def test_each_fold_is_made_on_what_the_last_one_left():
-    given = host(norm="rms", biased=True)
+    given = host(**EXPORTED)
     made = folding("always", given).of(given, (FoldNormGain(), FoldBiases(), PackProjections()))
     assert [(r.name, r.kept) for r in made.reports] == [
         ("fold-norm-gain", True),

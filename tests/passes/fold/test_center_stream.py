@@ -6,7 +6,7 @@ import hf_models
 import onnx_exports
 import pytest
 import torch
-from folded_models import folded, host, refusals, require_equal
+from folded_models import EXPORTED, folded, host, refusals, require_equal
 
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.passes import CenterStream
@@ -50,4 +50,4 @@ def test_a_centred_stream_can_be_rotated():
 
 
 def test_norms_that_see_the_mean_are_refused():
-    assert refusals(CenterStream(), host(norm="rms")) == ["a rms norm reads the stream: it sees the mean"]
+    assert refusals(CenterStream(), host(**EXPORTED)) == ["a rms norm reads the stream: it sees the mean"]
