@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from folded_models import EXPORTED, IDS, host, model, require_equal
 
 import attnopt
 from attnopt.cost.target import load_target
-from attnopt.passes import CenterStream, FoldBiases, FoldNormGain, FuseAttention, MeanPooling, PackProjections
+from attnopt.passes import Candidate, CenterStream, FoldBiases, FoldNormGain, FuseAttention, MeanPooling, PackProjections
 from attnopt.plan.folding import Folding, carried, fold_steps, is_fold
 
 INPUTS = {"ids": IDS}
@@ -56,6 +57,28 @@ def test_folds_are_carried_over_to_an_export():
     assert [s.rewrite for s in other.steps] == [s.rewrite for s in steps] == ["fold-norm-gain"] * 3 + ["pack-projections"]
     require_equal(one.host, given)
     require_equal(other.host, exported)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A fold that cannot be written into this model."""
+
+    name: str = "broken"
+    exact: bool = True
+    per: str = "model"
+
+    def propose(self, group, evidence):
+        return [Candidate(self.name, True, "broken", kind="broken", changes=("structure",))]
+
+    def apply(self, candidate, group):
+        raise RuntimeError("there is no such node")
+
+
+def test_a_fold_that_fails_leaves_the_model_as_it_was():
+    given = host()
+    made = folding("always", given).of(given, (Broken(), PackProjections()))
+    assert [(r.name, r.kept) for r in made.reports] == [("broken", False), ("pack-projections", True)]
+    assert made.reports[0].why == "failed: RuntimeError: there is no such node"
 
 
 @functools.cache
