@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -86,12 +89,30 @@ def model(double: bool = True, **options) -> nn.Module:
     return made.double() if double else made
 
 
+# One head of the model's width, gains and biases: an export that every fold has something to do in.
+EXPORTED = {"norm": "rms", "heads": 1, "key_heads": 1, "head": WIDTH}
+
+
 @functools.cache
 def host(kind: str = "torch", **options):
-    """In float64 in torch, in float32 in ONNX, whose runtime computes few operations in float64."""
+    """In float64 in torch; in float32 in ONNX, whose runtime computes few operations in float64: always of EXPORTED."""
     if kind == "onnx":
-        return OnnxHost.from_model(FxHost.from_captured(capture(model(False, **options), {"ids": IDS})).to_onnx())
+        return OnnxHost.from_model(export())
     return FxHost.from_captured(capture(model(**options), {"ids": IDS}))
+
+
+def export() -> onnx.ModelProto:
+    """Made once per test session, for all of its processes."""
+    folder = os.environ.get("ATTNOPT_TEST_EXPORTS")
+    path = None if folder is None else Path(folder) / "folded.onnx"
+    if path is not None and path.exists():
+        return onnx.load(path)
+    made = FxHost.from_captured(capture(model(False, **EXPORTED), {"ids": IDS})).to_onnx()
+    if path is not None:
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.write_bytes(made.SerializeToString())
+        fresh.replace(path)
+    return made
 
 
 def output(of) -> torch.Tensor:
@@ -100,7 +121,7 @@ def output(of) -> torch.Tensor:
 
 def folded(rewrite, given):
     """A copy after the first candidate for every group."""
-    moves = offered(given, rewrite)
+    moves = offered(Grouping(given), rewrite)
     assert moves, refusals(rewrite, given)
     return edited(given, moves)
 

@@ -8,6 +8,7 @@ from attnopt.passes.fold.center_stream import CenterStream
 from attnopt.passes.fold.fold_biases import FoldBiases
 from attnopt.passes.fold.fold_norm_gain import FoldNormGain
 from attnopt.passes.fold.merge_projections import MergeProjections
+from attnopt.passes.fold.merge_score_terms import MergeScoreTerms
 from attnopt.passes.fold.pack_projections import PackProjections
 from attnopt.passes.fuse.fuse_attention import FuseAttention
 from attnopt.passes.heads.key_norm_groups import KeyNormGroups
@@ -46,6 +47,7 @@ ALL: tuple[Pass, ...] = (
     FoldNormGain(),
     FoldBiases(),
     MergeProjections(),
+    MergeScoreTerms(),
     PackProjections(),
     DynamicInt8(),
     RoundWeights(),
@@ -105,6 +107,7 @@ __all__ = [
     "KeyNormGroups",
     "MeanPooling",
     "MergeProjections",
+    "MergeScoreTerms",
     "Moba",
     "Neighborhood",
     "PackProjections",

@@ -16,6 +16,7 @@ from attnopt.ir.block import Norm
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.constant_values import fixed
 from attnopt.passes.layer_edits import as_wide, set_bias, set_matrix
 from attnopt.passes.layer_ends import LayerEnds, ends_of
 from attnopt.passes.linear_layers import matrix, read_by_all
@@ -49,7 +50,6 @@ class FoldNormGain:
                 nodes=group.linears,
                 kind="folded",
                 changes=("weights",),
-                removes=tuple(bare[1]),
             )
         ]
 
@@ -69,15 +69,15 @@ class FoldNormGain:
             else:
                 held = 0.0 if layer.bias is None or layer.bias.load is None else as_wide(layer.bias.load().reshape(-1))
                 set_bias(group.host, layer, held + w @ as_wide(offset), w * as_wide(gain))
-        group.host.replace(norm.output, bare[0])
+        group.host.replace(norm.output, bare)
         return group
 
 
-def without_gain(norm: Norm) -> tuple[Value, list[Node]] | Refusal:
-    """The row as it is before gain and bias, and the nodes that multiply and add."""
+def without_gain(norm: Norm) -> Value | Refusal:
+    """The row as it is before gain and bias."""
     if norm.weight is None or norm.weight.load is None:
         return Refusal("the norm has no gain that is constant", norm.output.producer)
-    value, gone = norm.output, list[Node]()
+    value = norm.output
     for op, constant in (("add", norm.bias), ("mul", norm.weight)):
         if constant is None:
             continue
@@ -87,14 +87,10 @@ def without_gain(norm: Norm) -> tuple[Value, list[Node]] | Refusal:
         made = [v for v in node.inputs[:2] if v is not None and not fixed(v)]
         if len(made) != 1 or (made[0].shape, made[0].dtype) != (value.shape, value.dtype):
             return Refusal("the norm is not multiplied by its gain alone", node)
-        value, gone = made[0], [*gone, node]
-    return (value, gone) if value.handle is not None else Refusal("the row before the gain is no value of the model", gone[-1])
-
-
-def fixed(value: Value) -> bool:
-    """Whether a value is a constant, or made of constants alone: 1 + weight."""
-    node = value.producer
-    return value.is_constant or (node is not None and bool(node.inputs) and all(v is None or fixed(v) for v in node.inputs))
+        value = made[0]
+    return (
+        value if value.handle is not None else Refusal("the row before the gain is no value of the model", norm.output.producer)
+    )
 
 
 def refuses(node: Node) -> Refusal | None:
