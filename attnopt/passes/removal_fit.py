@@ -90,8 +90,7 @@ def fitted(group: Group, gone: Sublayer, evidence: Evidence) -> tuple[Node, Tens
     made = group.host.copy()
     silence(made, gone.block)
     made.finish()
-    there = {node.name: node for node in made.graph.nodes}
-    layer, ending = there.get(found.layer.name), there.get(found.ending.name)
+    layer, ending = twin(made, found.layer), twin(made, found.ending)
     if layer is None or ending is None or None in (layer.inputs[0], ending.inputs[found.side]):
         return Refusal("the layer that follows is not found again in a copy", found.layer)
     try:
@@ -104,13 +103,17 @@ def fitted(group: Group, gone: Sublayer, evidence: Evidence) -> tuple[Node, Tens
 def silence(host: Host, block: Block) -> None:
     """Let the output projection of a block give zeros in an equal host: what remains is what removal leaves."""
     assert block.o is not None
-    there = {node.name: node for node in host.graph.nodes}
     for held in (block.o.weight, block.o.bias):
         for reader in () if held is None or held.load is None else held.users:
-            twin, at = there[reader.name], next(i for i, v in enumerate(reader.inputs) if v is held)
-            value = twin.inputs[at]
-            if value is not None and held is not None and held.load is not None:
-                host.set_input(twin, value, torch.zeros_like(held.load()))
+            there, at = twin(host, reader), next(i for i, v in enumerate(reader.inputs) if v is held)
+            value = None if there is None else there.inputs[at]
+            if there is not None and value is not None and held is not None and held.load is not None:
+                host.set_input(there, value, torch.zeros_like(held.load()))
+
+
+def twin(host: Host, node: Node) -> Node | None:
+    """The node in an equal host; a product and the addition of its bias may have one name."""
+    return next((n for n in host.graph.nodes if (n.name, n.op) == (node.name, node.op)), None)
 
 
 def moments(group: Group, found: NextWriter, made: Host, reads: list[Value], evidence: Evidence) -> tuple[Tensor, Tensor, int]:

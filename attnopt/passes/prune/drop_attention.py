@@ -75,7 +75,7 @@ class DropAttention:
 
 def put(candidate: Candidate, group: Group) -> None:
     (layer,) = candidate.nodes
-    node = next(n for n in group.host.graph.nodes if n.name == layer.name)
+    node = next(n for n in group.host.graph.of("linear", "matmul") if n.name == layer.name)
     held, weight = node.inputs[1], candidate.arrays.get(layer.name, {}).get("weight")
     if weight is None or held is None or held.load is None:
         raise PlanError(
