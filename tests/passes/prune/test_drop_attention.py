@@ -124,7 +124,7 @@ def test_the_layer_that_follows_is_fitted_to_make_up_for_what_is_gone(kind):
             weight.mul_(4.0 if weight.ndim == 2 and "wte" not in name else 1.0)
     host = FxHost.from_captured(capture(model, {"input_ids": IDS}))
     host = OnnxHost.from_model(host.to_onnx()) if kind == "onnx" else host
-    batches = [{"input_ids": torch.randint(0, hf_models.VOCABULARY, IDS.shape, generator=random)} for _ in range(32)]
+    batches = [{"input_ids": torch.randint(0, hf_models.VOCABULARY, (64, 9), generator=random)}]
     group = Grouping(host).of("block")[0]
     found = Evidence(host, Calibration.of(host.graph, batches), sites=Grouping(host).sites)
     plain, twin = DropAttention().propose(group, found)
