@@ -25,7 +25,7 @@ import torch
 from quantize.subjects import Subject, code_lm, sentence_encoder
 from shrinking.gate_norm_scores import ranking, scored
 from shrinking.kept import Kept
-from shrinking.methods import droppable, dropped, kinds_of, layer_losses
+from shrinking.methods import droppable, dropped, evidence_of, kinds_of, layer_losses
 from shrinking.planned import ahead, explored, planned_rows
 from shrinking.random_models import expected, rows_of, shaped
 from shrinking.timing import compared, onnx_of
@@ -65,7 +65,7 @@ def trained(subject: Subject, kept: Kept, quick: bool) -> None:
     losses = layer_losses(subject)
     named = dict(zip(losses, (name for name, _ in droppable(exported).candidates), strict=True))
     twins = dropped({named[name]: loss for name, loss in losses.items()}, exported)
-    kept.add(compared(subject, dropped(losses, subject.torch), twins, exported, kept, quick))
+    kept.add(compared(subject, dropped(losses, subject.torch, evidence_of(subject, subject.torch)), twins, exported, kept, quick))
     kept.say(f"{subject.name}, rho", lambda: ranking(subject, losses))
     topic = f"{subject.name}, planner"
     if topic not in kept.said and not quick:  # a search needs more samples than a quick run has

@@ -39,7 +39,8 @@ class Arrays:
         return tuple(map(self.with_arrays, moves))
 
     def with_arrays(self, move: Move) -> Move:
-        if move.candidate.arrays or not isinstance(move.rewrite, Computes) or self.evidence is None or not self.evidence.samples:
+        needs = move.candidate.nodes and not move.candidate.arrays and isinstance(move.rewrite, Computes)
+        if not needs or self.evidence is None or not self.evidence.samples:
             return move
         key = f"{move.rewrite!r} | {described(move)}"
         held = self.kept.pop(key, None) or self.stored(key, move) or self.made(key, move)

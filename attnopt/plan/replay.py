@@ -98,7 +98,7 @@ def arrays_for(plan: Plan, setting: Setting) -> tuple[Arrays, list[str]]:
     applying a move says what it lacks.
     """
     passes = {p.name: p for p in ALL}
-    if all(step.arrays or not isinstance(passes.get(step.rewrite), Computes) for step in plan.steps):
+    if all(step.arrays or not step.nodes or not isinstance(passes.get(step.rewrite), Computes) for step in plan.steps):
         return Arrays(), []
     half, _ = halves(replace(setting, seed=plan.seed))
     same = half.fingerprint == plan.data

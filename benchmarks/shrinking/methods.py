@@ -25,6 +25,7 @@ from attnopt.passes import (
     PruneHeads,
     WeightedGroups,
 )
+from attnopt.passes.candidate import FITTED
 from attnopt.passes.head_map import HeadMap
 from attnopt.plan.memory.memory import Memory
 from attnopt.plan.options.groups import Grouping
@@ -74,11 +75,15 @@ class Applied:
 
 def kinds_of(subject: Any, host: Host, quick: bool, fits: bool = False) -> Iterator[Kind]:
     """fits: also those whose output projection is fitted."""
-    seen = Evidence(host, subject.data(host), sites=Grouping(host).sites)
+    seen = evidence_of(subject, host)
     for name, rewrite in METHODS[:2] if quick else METHODS:
         yield from offered(name, rewrite, host, seen, fits)
     if not quick:
         yield at_cache(SMALLER, host, seen)
+
+
+def evidence_of(subject: Any, host: Host) -> Evidence:
+    return Evidence(host, subject.data(host), sites=Grouping(host).sites)
 
 
 def offered(name: str, rewrite: Pass, host: Host, evidence: Evidence | None, fits: bool = False) -> list[Kind]:
@@ -123,12 +128,14 @@ def droppable(host: Host) -> Kind:
     return kind
 
 
-def dropped(losses: Mapping[str, float], host: Host) -> Iterator[Kind]:
-    """Without the 1, 2, … layers of which each alone loses least, up to half of them."""
-    kind = droppable(host)
-    ranked = sorted(kind.candidates, key=lambda pair: losses[pair[0]])
-    for count in range(1, len(ranked) // 2 + 1):
-        yield replace(kind, strength=f"{count} of {len(ranked)}", candidates=tuple(ranked[:count]))
+def dropped(losses: Mapping[str, float], host: Host, evidence: Evidence | None = None) -> Iterator[Kind]:
+    """Without the 1, 2, … layers of which each alone loses least, up to half of them; with evidence also what follows them fitted."""
+    kinds = offered("drop-attention", DropAttention(), host, evidence, fits=evidence is not None)
+    for count in range(1, len(losses) // 2 + 1):
+        for kind in kinds:
+            ranked = sorted(kind.candidates, key=lambda pair: losses[pair[0]])
+            strength = f"{count} of {len(losses)}" + FITTED * kind.strength.endswith(FITTED)
+            yield replace(kind, strength=strength, candidates=tuple(ranked[:count]))
 
 
 def layer_losses(subject: Any) -> dict[str, float]:

@@ -7,6 +7,7 @@ loses no more and takes less time than the planner's best plan of at most that l
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,11 +42,12 @@ def parted(found: Frontier) -> tuple[list[Point], list[Point]]:
 
 def planned_rows(subject: Any, found: Frontier) -> Iterator[Shrunk]:
     """Each distinct plan, by the names of all budgets that it is the best for."""
-    names: dict[tuple[PlanStep, ...], list[Point]] = {}
+    names: dict[str, list[Point]] = {}
     for point in parted(found)[0]:
-        names.setdefault(point.plan.steps, []).append(point)
+        names.setdefault(json.dumps(point.plan.to_json()["steps"], sort_keys=True), []).append(point)
     exported, inputs = onnx_of(subject.torch), dict(subject.judged[0])
-    for steps, points in names.items():
+    for points in names.values():
+        steps = points[0].plan.steps
         if not steps:
             continue
         print(f"{subject.name}, planned: {points[0].name}", flush=True)

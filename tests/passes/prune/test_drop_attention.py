@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import hf_models
 import pytest
@@ -11,6 +12,9 @@ from block_models import build, inputs
 from decoding_models import named, past_of, step_of
 
 import attnopt
+from attnopt.analysis.calibration import Calibration
+from attnopt.analysis.evidence import Evidence
+from attnopt.errors import PlanError
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
@@ -108,3 +112,30 @@ def test_a_pruned_decoder_goes_on_with_its_cache_token_for_token(kind):
         torch.testing.assert_close(logits[:, 0], wanted[:, at], atol=2e-5, rtol=2e-5)
         assert all(x.shape[2] == at + 1 for x in past) and len(past) == 4
         state = dict(zip(names, (IDS[:, at + 1 : at + 2], *past), strict=True))
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_the_layer_that_follows_is_fitted_to_make_up_for_what_is_gone(kind):
+    """GPT-2's: its MLP has biases, which are added by nodes of their own."""
+    model, random = hf_models.build("gpt2", "sdpa"), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(4.0 if weight.ndim == 2 and "wte" not in name else 1.0)
+    host = FxHost.from_captured(capture(model, {"input_ids": IDS}))
+    host = OnnxHost.from_model(host.to_onnx()) if kind == "onnx" else host
+    batches = [{"input_ids": torch.randint(0, hf_models.VOCABULARY, (64, 9), generator=random)}]
+    group = Grouping(host).of("block")[0]
+    found = Evidence(host, Calibration.of(host.graph, batches), sites=Grouping(host).sites)
+    plain, twin = DropAttention().propose(group, found)
+    assert (twin.kind, twin.needs, twin.arrays) == ("removed, fitted", "tuning", {}) and plain.kind == "removed"
+    twin = replace(twin, arrays=DropAttention().arrays(DropAttention().tune(twin, group, found), group, found))
+    lost = []
+    for candidate in (plain, twin):
+        made = host.copy()
+        DropAttention().apply(candidate, Grouping(made).of("block")[0])
+        made.finish()
+        lost.append(float((made.runner()({"input_ids": IDS})[0] - host.runner()({"input_ids": IDS})[0]).norm()))
+    assert lost[1] < 0.8 * lost[0]
+    with pytest.raises(PlanError, match="was fitted on calibration data"):
+        DropAttention().apply(replace(twin, arrays={}), Grouping(host.copy()).of("block")[0])
