@@ -1,6 +1,6 @@
 """The most memory that an optimisation holds on long texts, with and without its bound.
 
-    the recall model, 32 texts of 8,192 tokens in batches of 4      ->   peak with no limit | with 2 GiB | with half of the machine
+    the recall model, 32 texts of 8,192 tokens in batches of 2      ->   peak with no limit | with 2 GiB | with half of the machine
 
 Each runs in a process of its own, whose largest resident set the system tells. All passes, effort low, one thread: what is measured are
 bytes, not seconds. The weights are small; what takes memory are activations, what is kept of outputs, and evidence.
@@ -23,7 +23,7 @@ import harness
 
 NONE, HALF = "none", "half"
 GIB = 2**30
-SAMPLES, BATCH = 32, 4
+SAMPLES, BATCH = 32, 2
 TOLD = "measured: "
 
 
