@@ -83,7 +83,7 @@ class Losses:
             self.failures[described(moves[0])] = why
             return Loss(self.judge.metric.name, float("inf"), float("inf"), 0)
         try:
-            return self.judge.loss(self.workshop.built(moves), title, most, ends)
+            return self.judge.loss(self.workshop.built(moves, brief=True), title, most, ends)
         except (RuntimeError, NotImplementedError, ValueError) as failure:
             self.failures[described(moves[0])] = str(failure).splitlines()[0][:160]
             return Loss(self.judge.metric.name, float("inf"), float("inf"), 0)
