@@ -135,7 +135,7 @@ def classes_of(
             shared = tuple(s.name for s in group.sites) if rewrite.per in ("site", "block", "table") else ()
             found = offers.setdefault(shared or (rewrite.name, group.name), Offers(group.name))
             proposed = rewrite.propose(group, None if over else evidence)
-            if isinstance(proposed, Refusal) and over and evidence is not None and evidence.samples:
+            if isinstance(proposed, Refusal) and over and evidence is not None:
                 found.refusals.append((rewrite.name, Refusal(f"{LATE}: {proposed.reason}", proposed.at)))
             elif isinstance(proposed, Refusal):
                 found.refusals.append((rewrite.name, proposed))
@@ -157,9 +157,9 @@ def combined(by_pass: Sequence[Sequence[Move]]) -> list[Proposal]:
 
 def combinations_of(by_pass: Sequence[Sequence[Move]]) -> Iterator[Proposal]:
     """Two moves that go together, then three, …; in each those of earlier passes first, so that each combination is made once."""
-    grown = [((m,), at) for at, moves in enumerate(by_pass) for m in moves]  # with the place of the last pass
+    grown: list[tuple[tuple[Move, ...], int]] = [((m,), at) for at, moves in enumerate(by_pass) for m in moves]  # at: of the last
     while grown:
-        longer = []
+        longer = list[tuple[tuple[Move, ...], int]]()
         for moves, last in grown:
             for at in range(last + 1, len(by_pass)):
                 for m in by_pass[at]:
