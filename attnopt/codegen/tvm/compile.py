@@ -48,7 +48,7 @@ def compile_source(source: str, cpu: Cpu) -> Compiled | Refusal:
 
 def compile_alone(source: str, cpu: Cpu) -> Compiled:
     """For the top of a thread: TVM's parser asks for the whole stack at every step, and to name a frame of generated code (a traced
-    model runs as such) Python looks through all modules that are loaded. Below a model that took half of the time.
+    model runs as such) Python looks through all modules that are loaded. Below a model that took two thirds of the time.
     """
     import tvm
 

@@ -34,7 +34,7 @@ COMPILED = (
     "summed-triton",
     "summed-flex",
 )  # prefixes of kernels that are compiled for a spec
-COMPILING = 4.0  # seconds that it takes
+COMPILING = 2.0  # seconds that it takes
 BRIEF = 500  # calls of one attention for which a plan is built that is only measured for what it loses
 WIDEST = "triton-prefill"  # the family that computes most: where it refuses too, its reason is the one to tell
 
