@@ -49,8 +49,8 @@ def formats(group: Group, wish: Wish, smallest: int) -> dict[Node, WeightFormat]
         format = wish.format(weight.shape[1])
         if format is None:
             near = nearest_divisor(weight.shape[1], wish.most)
-            told = f"no group of {GROUPS[-1]} to {wish.most} divides rows of {weight.shape[1]} inputs; {near} do"
-            refusal = Refusal(told, node, remedy="one step for each row: groups of 0")
+            said = f"no group of {GROUPS[-1]} to {wish.most} divides rows of {weight.shape[1]} inputs; {near} do"
+            refusal = Refusal(said, node, remedy="one step for each row: groups of 0")
         elif (why := unfit(weight, format, node.name) or group.host.refuses_rounded(node, format)) is not None:
             refusal = why
         else:

@@ -81,11 +81,12 @@ def test_what_is_no_list_of_inputs(given):
         ({"x": torch.full((1, 3), -torch.inf)}, "input 'x' holds 3 values that are NaN or infinite", "calibration batch 1"),
         ({"attention_mask": torch.full((1, 3), torch.inf)}, "input 'attention_mask' holds 3", "calibration batch 1"),
         ({"x": torch.zeros(0, 3)}, "input 'x' is empty", "calibration batch 1"),
+        ({"attention_mask": None}, "input 'attention_mask' is missing", "calibration batch 1"),
     ],
 )
 def test_a_wrong_batch_is_named(changes, message, where):
     with pytest.raises(InputMismatch, match=message) as raised:
-        read([batch(), {**batch(), **changes}])
+        read([batch(), {name: x for name, x in {**batch(), **changes}.items() if x is not None}])
     assert raised.value.where.startswith("calibration batch 1")
     assert re.search(where, raised.value.where)
     assert raised.value.next_move

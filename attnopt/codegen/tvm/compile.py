@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,20 @@ def compile_source(source: str, cpu: Cpu) -> Compiled | Refusal:
     if (reason := missing()) is not None:
         return Refusal(reason)
     try:
-        import tvm
-
-        made = tvm.compile(getattr(load(source), ENTRY), target=tvm.target.Target(cpu.target))
-        return Compiled(cpu.name, source, *library(made, cpu))
+        with ThreadPoolExecutor(1) as alone:
+            return alone.submit(compile_alone, source, cpu).result()
     except Exception as failure:  # whatever a pass of the compiler throws
         return Refusal(f"TVM cannot compile it: {said(failure)}", cpu.name)
+
+
+def compile_alone(source: str, cpu: Cpu) -> Compiled:
+    """For the top of a thread: TVM's parser asks for the whole stack at every step, and to name a frame of generated code (a traced
+    model runs as such) Python looks through all modules that are loaded. Below a model that took two thirds of the time.
+    """
+    import tvm
+
+    made = tvm.compile(getattr(load(source), ENTRY), target=tvm.target.Target(cpu.target))
+    return Compiled(cpu.name, source, *library(made, cpu))
 
 
 def said(failure: Exception) -> str:

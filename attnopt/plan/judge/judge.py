@@ -8,7 +8,7 @@ the original itself holds NaN. Outputs of the original are kept up to a bound, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,10 @@ from attnopt.plan.judge.budget import NATURAL, QUALITY, Budget
 from attnopt.plan.judge.quality import METRICS, Loss, Metric, Score, natural_metric
 
 MEMORY = 256 * 2**20  # bytes of outputs of the original that are kept
+
+
+def always(loss: Loss) -> bool:
+    return True
 
 
 class Judge:
@@ -81,12 +85,16 @@ class Judge:
             )
         return METRICS[self.budget.metric]
 
-    def loss(self, host: Host, title: str = "loss", most: int | None = None) -> Loss:
-        """What this host loses against the original. most: on the first batches that hold so many samples."""
-        run = host.runner()
+    def loss(self, host: Host, title: str = "loss", most: int | None = None, ends: Callable[[Loss], bool] = always) -> Loss:
+        """What this host loses against the original. most: on the first batches that hold so many samples, where `ends` says of these
+        that they are enough; else on all.
+        """
+        run, few = host.runner(), self.enough(most)
         values: list[float] = []
-        for i in progress(range(self.enough(most)), title):
+        for i in progress(range(len(self.calibration.batches)), title):
             values += self.batch_losses(i, run)
+            if i + 1 == few < len(self.calibration.batches) and ends(first := Loss.of(self.metric.name, values, self.seed)):
+                return first
         return Loss.of(self.metric.name, values, self.seed)
 
     def enough(self, most: int | None) -> int:

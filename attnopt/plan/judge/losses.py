@@ -8,13 +8,13 @@ disturbances add; relative errors are lengths, whose squares add.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from attnopt.analysis.store import Store, key_of
-from attnopt.plan.judge.judge import Judge
+from attnopt.plan.judge.judge import Judge, always
 from attnopt.plan.judge.quality import METRICS, Loss
 from attnopt.plan.options.proposals import Move, described
 from attnopt.plan.options.workshop import Workshop
@@ -37,36 +37,56 @@ class Losses:
     known: dict[str, Loss] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
-    def of(self, moves: Sequence[Move], title: str = "loss of a plan", most: int | None = None) -> Loss:
-        """What the model loses after these moves; infinite where it does not run. most: samples that are enough, for a first idea."""
+    def of(
+        self,
+        moves: Sequence[Move],
+        title: str = "loss of a plan",
+        most: int | None = None,
+        ends: Callable[[Loss], bool] = always,
+    ) -> Loss:
+        """What the model loses after these moves; infinite where it does not run. most: samples for a first idea, which is enough where
+        `ends` says so of it.
+        """
         if not moves:
             return Loss(self.judge.metric.name, 0.0, 0.0, self.judge.calibration.samples)
         whole = key_of(self.contents, *map(described, moves))
-        few = most is not None and most < self.judge.calibration.samples and whole not in self.known
-        key = key_of(whole, f"{most} samples") if few else whole
-        if key not in self.known:
-            kept = self.store.get(key) if self.contents else None
-            if kept is not None:
-                self.spent.remembered += 1
-                self.known[key] = Loss.of(self.judge.metric.name, kept["values"].tolist(), self.judge.seed)
-            else:
-                self.spent.measurements += 1
-                self.known[key] = self.measured(moves, key, title, most if few else None)
-        return self.known[key]
+        few = key_of(whole, f"{most} samples") if most is not None and most < self.judge.calibration.samples else whole
+        for key, enough in ((whole, always), (few, ends)):
+            found = self.held(key)
+            if found is not None and enough(found):
+                return found
+        self.spent.measurements += 1
+        cut = list[Loss]()
 
-    def measured(self, moves: Sequence[Move], key: str, title: str, most: int | None = None) -> Loss:
+        def ended(first: Loss) -> bool:
+            if ends(first):
+                cut.append(first)
+            return bool(cut)
+
+        loss = self.measured(moves, title, most if few != whole else None, ended)
+        key = few if cut else whole
+        self.known[key] = loss
+        if self.contents and loss.samples:
+            self.store.put(key, {"values": torch.tensor(loss.values, dtype=torch.float64)})
+        return loss
+
+    def held(self, key: str) -> Loss | None:
+        """What was measured in this process, or is on disk."""
+        if key not in self.known and self.contents and (kept := self.store.get(key)) is not None:
+            self.spent.remembered += 1
+            self.known[key] = Loss.of(self.judge.metric.name, kept["values"].tolist(), self.judge.seed)
+        return self.known.get(key)
+
+    def measured(self, moves: Sequence[Move], title: str, most: int | None, ends: Callable[[Loss], bool]) -> Loss:
         if not self.spent.fits(self.needs):
             why = f"it takes about {self.needs / 1e6:.3g} MB, with which the limit of {self.spent.memory_limit / 1e6:.3g} MB is passed"
             self.failures[described(moves[0])] = why
             return Loss(self.judge.metric.name, float("inf"), float("inf"), 0)
         try:
-            found = self.judge.loss(self.workshop.built(moves), title, most)
+            return self.judge.loss(self.workshop.built(moves, brief=True), title, most, ends)
         except (RuntimeError, NotImplementedError, ValueError) as failure:
             self.failures[described(moves[0])] = str(failure).splitlines()[0][:160]
             return Loss(self.judge.metric.name, float("inf"), float("inf"), 0)
-        if self.contents:
-            self.store.put(key, {"values": torch.tensor(found.values, dtype=torch.float64)})
-        return found
 
     @property
     def power(self) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations, islice
 
-from attnopt.ir.site import Host, Refusal, Site
+from attnopt.ir.site import Refusal, Site
 from attnopt.passes import Candidate, Evidence, Group, Pass
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.tuning import Tuning
@@ -135,25 +135,15 @@ def classes_of(
             shared = tuple(s.name for s in group.sites) if rewrite.per in ("site", "block", "table") else ()
             found = offers.setdefault(shared or (rewrite.name, group.name), Offers(group.name))
             proposed = rewrite.propose(group, None if over else evidence)
-            if isinstance(proposed, Refusal) and over and evidence is not None and evidence.samples:
+            if isinstance(proposed, Refusal) and over and evidence is not None:
                 found.refusals.append((rewrite.name, Refusal(f"{LATE}: {proposed.reason}", proposed.at)))
             elif isinstance(proposed, Refusal):
                 found.refusals.append((rewrite.name, proposed))
             else:
-                ready = [held(grouping.host, rewrite, group, c, evidence, tuning) for c in proposed]
+                ready = [tuning.of(rewrite, group, c, evidence) if tuning is not None else c for c in proposed]
                 found.refusals += [(rewrite.name, c) for c in ready if isinstance(c, Refusal)]
                 found.by_pass.append([Move(rewrite, group, c) for c in ready if isinstance(c, Candidate)])
     return [Class(o.name, (AS_IT_IS, *combined(o.by_pass)), tuple(o.refusals)) for o in offers.values()]
-
-
-def held(
-    host: Host, rewrite: Pass, group: Group, candidate: Candidate, evidence: Evidence | None, tuning: Tuning | None
-) -> Candidate | Refusal:
-    """The candidate, tuned where it needs that; why the host cannot hold it, or why tuning found nothing."""
-    refusal = host.refuses_change(candidate.changes, group.sites, candidate.shapes)
-    if refusal is not None or tuning is None:
-        return refusal or candidate
-    return tuning.of(rewrite, group, candidate, evidence)
 
 
 def combined(by_pass: Sequence[Sequence[Move]]) -> list[Proposal]:
@@ -167,11 +157,9 @@ def combined(by_pass: Sequence[Sequence[Move]]) -> list[Proposal]:
 
 def combinations_of(by_pass: Sequence[Sequence[Move]]) -> Iterator[Proposal]:
     """Two moves that go together, then three, …; in each those of earlier passes first, so that each combination is made once."""
-    grown: list[tuple[tuple[Move, ...], int]] = [
-        ((m,), at) for at, moves in enumerate(by_pass) for m in moves
-    ]  # with the place of the last pass
+    grown: list[tuple[tuple[Move, ...], int]] = [((m,), at) for at, moves in enumerate(by_pass) for m in moves]  # at: of the last
     while grown:
-        longer: list[tuple[tuple[Move, ...], int]] = []
+        longer = list[tuple[tuple[Move, ...], int]]()
         for moves, last in grown:
             for at in range(last + 1, len(by_pass)):
                 for m in by_pass[at]:

@@ -4,7 +4,7 @@
 
 Each result is made from the original, so no move sees what another trial left. Sites that no move touches keep the kernel that was
 chosen for the exact plan; where moves touch none at all, only weights of layers, the copy is of the original with its kernels, which are
-written once.
+written once. What is only run a few times, to see what it loses, is given kernels that need no compiler (`brief`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ from attnopt.plan.choose import applicable, emit
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
 
+COMPILED = (
+    "tvm",
+    "triton",
+    "flex",
+    "summed-tvm",
+    "summed-triton",
+    "summed-flex",
+)  # prefixes of kernels that are compiled for a spec
+COMPILING = 2.0  # seconds that it takes
+BRIEF = 500  # calls of one attention for which a plan is built that is only measured for what it loses
 WIDEST = "triton-prefill"  # the family that computes most: where it refuses too, its reason is the one to tell
 
 
@@ -43,14 +53,17 @@ class Workshop:
     opset: int
     sizes: Mapping[str, int]
     arrays: Arrays = field(default_factory=Arrays)
-    known: dict[tuple[str, str], Lowering | Refusal] = field(default_factory=dict)
+    known: dict[tuple[str, str, bool], Lowering | Refusal] = field(default_factory=dict)
 
-    def built(self, moves: Sequence[Move]) -> Host:
-        """A copy of the original after these moves, with kernels. Raises RuntimeError where a move has no kernel, or no arrays."""
+    def built(self, moves: Sequence[Move], *, brief: bool = False) -> Host:
+        """A copy of the original after these moves, with kernels. Raises RuntimeError where a move has no kernel, or no arrays.
+
+        brief: it is run a few times: a kernel that would have to be compiled for it is not worth that.
+        """
         moves = self.arrays.ready(moves)
         if moves and self.kernels and all(leaves_sites(m) and self.layers.get(m.group.name) == names(m.group) for m in moves):
             return self.edited(self.fused.copy(), moves, {})
-        return self.rewritten(moves)
+        return self.rewritten(moves, brief)
 
     @cached_property
     def fused(self) -> Host:
@@ -81,7 +94,7 @@ class Workshop:
             result.finish()
         return result
 
-    def rewritten(self, moves: Sequence[Move]) -> Host:
+    def rewritten(self, moves: Sequence[Move], brief: bool = False) -> Host:
         """A copy of the original after any moves, with kernels."""
         coded: dict[str, Site] = {}
         result = self.edited(self.host.copy(), [m for m in moves if m.edits], coded)
@@ -99,9 +112,9 @@ class Workshop:
         for site in there.sites:
             lowering: Lowering | Refusal | None = self.kernels.get(site.name)
             if site.name in changed:
-                lowering = self.kernel_for(changed[site.name])
+                lowering = self.kernel_for(changed[site.name], brief)
             elif site.name in reshaped:  # written as plain nodes; what suited the old heads may not suit the new ones
-                lowering = self.faster(site)
+                lowering = self.faster(site, brief)
             held = on_codes(changed.get(site.name, site), coded[site.name], result.graph) if site.name in coded else None
             if held is not None and (reader := self.reads_codes(held)) is not None:
                 changed[site.name], lowering = held, reader
@@ -113,15 +126,20 @@ class Workshop:
         result.finish()
         return result
 
-    def kernel_for(self, site: Site) -> Lowering | Refusal:
-        """The kernel that is predicted to compute a rewritten site fastest, or why there is none."""
-        key = (str(site.spec), str(site.shape))
+    def kernel_for(self, site: Site, brief: bool = False) -> Lowering | Refusal:
+        """The kernel that is predicted to compute a rewritten site fastest, or why there is none. brief: compiling it counts too."""
+        key = (str(site.spec), str(site.shape), brief)
+
+        def spent(lowering: Lowering) -> float:
+            seconds = self.seconds(site, lowering.name)
+            return BRIEF * seconds + COMPILING * lowering.name.startswith(COMPILED) if brief else seconds
+
         if key not in self.known:
             fits, refused = applicable(site, self.host, self.runtime, self.opset, self.target.kind, self.target.arch)
             told = {choice.kernel: choice.why for choice in refused}
             reason = told.get(WIDEST) or next(iter(told.values()), f"no kernel for host {self.host.kind}")
             why = Refusal(reason, site.name)
-            self.known[key] = min(fits, key=lambda x: self.seconds(site, x.name), default=None) or why
+            self.known[key] = min(fits, key=spent, default=None) or why
         return self.known[key]
 
     def reads_codes(self, site: Site) -> Lowering | None:
@@ -130,9 +148,9 @@ class Workshop:
         fits = (x for x in ON_CODES if x in here and x.host == self.host.kind)
         return next((x for x in fits if x.supports(site, self.runtime) is None), None)
 
-    def faster(self, site: Site) -> Lowering | None:
+    def faster(self, site: Site, brief: bool = False) -> Lowering | None:
         """The kernel for a site whose nodes were written anew; None where its nodes are predicted to be as fast."""
-        found = self.kernel_for(site)
+        found = self.kernel_for(site, brief)
         if isinstance(found, Refusal):
             return None
         fused = any(node.op == "attention" for node in site.nodes)

@@ -142,6 +142,11 @@ class Search:
         return {o.kind: passes_of(o) for _, o in places(self.classes) if o.moves}
 
     @cached_property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """The kinds that a kind combines; of one that combines none, itself."""
+        return {o.kind: tuple(Proposal((m,)).kind for m in o.moves) for _, o in places(self.classes) if o.moves}
+
+    @cached_property
     def bonds(self) -> tuple[tuple[tuple[Place, ...], ...], tuple[tuple[Place, Place], ...]]:
         """Ties and exclusions."""
         return ties_of(self.classes), exclusions_of(self.classes)

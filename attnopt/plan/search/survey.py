@@ -2,7 +2,7 @@
 before much is known of few.
 
     every kind everywhere, those that save most first: its loss, on a few samples where all would take too long and these show that it is
-        far over the budget, or where much of the time is gone; not at all where time is up
+        far over the budget, or where much of the time is gone; not at all where time is up, or where it combines one that is far over
     options alone, on a few samples where all would take too long, for half of the time that is left
     times of the kinds that may hold the budget, each whole and then by shape, while time lasts
     options alone on all samples, until time is up
@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from attnopt.plan.judge.judge import always
 from attnopt.plan.judge.quality import Loss
 from attnopt.plan.judge.site_errors import site_errors
 from attnopt.plan.options.proposals import Move, Proposal, moves_of, places
@@ -60,30 +62,42 @@ def measure(search: Search) -> None:
 
 
 def measure_kinds(search: Search) -> list[float]:
-    """What kinds lose everywhere; the seconds that each took that was measured on all samples."""
+    """What kinds lose everywhere, those that combine others last; the seconds that each took that was measured on all samples."""
     seconds, effort, unknown = list[float](), search.effort.seconds, 0
-    for i, kind in enumerate(sorted(search.kinds, key=lambda k: -search.total_worth(search.whole(k)))):
+    order = sorted(search.kinds, key=lambda k: (len(search.parts[k]), -search.total_worth(search.whole(k))))
+    for i, kind in enumerate(order):
         spent = search.spent.seconds
+        if (sum_of_parts := combined_far(search, kind)) is not None:
+            search.everywhere[kind] = sum_of_parts
+            continue
         if i >= LEAST and spent > effort:
             search.everywhere[kind] = Loss(search.losses.judge.metric.name, math.inf, math.inf, 0)
             unknown += 1
             continue
         late = i >= LEAST and spent > KINDS * effort
         slow = bool(seconds) and statistics.median(seconds) * len(search.kinds) > PART * effort
-        few = everywhere(search, kind, FEW) if slow or late else None
-        if few is not None and (late or far(search, few)):
-            search.everywhere[kind] = few
-        else:
-            started = search.spent.seconds
-            search.everywhere[kind] = everywhere(search, kind)
-            seconds.append(search.spent.seconds - started)
+        found = search.everywhere[kind] = everywhere(
+            search, kind, FEW if slow or late else None, always if late else partial(far, search)
+        )
+        if found.samples == search.losses.judge.calibration.samples:
+            seconds.append(search.spent.seconds - spent)
     if unknown:
         search.notes.append(f"{unknown} of {len(search.kinds)} kinds were not measured: time was up, a higher effort has more")
     return seconds
 
 
-def everywhere(search: Search, kind: str, most: int | None = None) -> Loss:
-    return search.losses.of(moves_of(search.classes, search.whole(kind)), f"{kind} everywhere", most)
+def combined_far(search: Search, kind: str) -> Loss | None:
+    """What the parts of a kind lose together, where one of them alone is known to be far over the budget."""
+    parts = search.parts[kind]
+    known = [search.everywhere[k] for k in parts if k in search.everywhere] if len(parts) > 1 else []
+    if not any(x.samples and far(search, x) for x in known):
+        return None
+    total = search.losses.total(sum(search.losses.additive(x.mean) for x in known if x.samples))
+    return Loss(search.losses.judge.metric.name, total, total, min(x.samples for x in known if x.samples))
+
+
+def everywhere(search: Search, kind: str, most: int | None = None, ends: Callable[[Loss], bool] = always) -> Loss:
+    return search.losses.of(moves_of(search.classes, search.whole(kind)), f"{kind} everywhere", most, ends)
 
 
 def far(search: Search, loss: Loss) -> bool:

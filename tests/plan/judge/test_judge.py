@@ -59,6 +59,9 @@ def test_a_first_idea_is_measured_on_the_first_samples():
     """Whole batches of 3 and 2 samples: one is enough for 3, both for 4."""
     judged = judge()
     assert [judged.loss(Scaled(1.25), most=n).samples for n in (1, 3, 4, 99)] == [3, 3, 5, 5]
+    asked = []
+    assert judged.loss(Scaled(1.25), most=1, ends=lambda first: asked.append(first.samples)).samples == 5
+    assert asked == [3]  # of the first batch; it was not enough
 
 
 def test_padding_does_not_count():

@@ -104,6 +104,17 @@ def test_a_spec_without_a_kernel_is_refused(shop, classes, monkeypatch):
         bare.built(moves_of(classes, (1, 0, 0)))
 
 
+def test_what_is_run_a_few_times_is_given_kernels_that_need_no_compiler(shop, classes, monkeypatch):
+    monkeypatch.setattr("attnopt.plan.choose.LOWERINGS", tuple(Kernel(name, host="torch") for name in ("tvm-prefill", "sdpa")))
+    times = {"tvm-prefill": 1e-3, "sdpa": 2e-3}
+    monkeypatch.setattr(Workshop, "seconds", lambda self, site, name, *_: times[name])
+    bare = replace(shop, known={})
+    ((_, changed),) = classes[0].options[1].specs()
+    assert [bare.kernel_for(changed, brief).name for brief in (False, True)] == ["tvm-prefill", "sdpa"]
+    times["sdpa"] = 20e-3  # so much slower that compiling pays all the same
+    assert replace(shop, known={}).kernel_for(changed, brief=True).name == "tvm-prefill"
+
+
 def test_prices(shop, classes):
     prices = Prices(shop, [Load(shop.sizes)])
     int8 = classes[1].options[1]

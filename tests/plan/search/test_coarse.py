@@ -18,8 +18,8 @@ from attnopt.plan.search.survey import measure
 @pytest.fixture(scope="module")
 def search():
     """int8 of six layers, and an output that is off by 1 % or 5 %; no time to measure any option alone."""
-    asked = setting(layers(), 0.5, (DynamicInt8(), Off((0.01, 0.05))), effort=replace(EFFORTS["low"], seconds=-1.0))
-    made = prepared(asked)
+    made = prepared(setting(layers(), 0.5, (DynamicInt8(), Off((0.01, 0.05)))))
+    made.effort = made.spent.effort = replace(EFFORTS["low"], seconds=-1.0)
     measure(made)
     return made
 

@@ -11,8 +11,9 @@ from small_searches import layers, setting
 
 from attnopt.passes import DynamicInt8
 from attnopt.plan.budgeted import prepared
+from attnopt.plan.judge.quality import Loss
 from attnopt.plan.search.effort import EFFORTS, Spent
-from attnopt.plan.search.survey import FEW, in_turns, measure
+from attnopt.plan.search.survey import FEW, combined_far, in_turns, measure
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,27 @@ def test_one_kind_tells_where_another_hurts(host, measured):
 
 
 def test_kinds_are_bounded_by_time_too(measured):
-    """Ten seconds, two for each kind on all samples: four so, four on few samples, and one not at all."""
-    search = measured(10.0, tuple(Off((0.01 * i,), name=f"off {i}") for i in range(1, 10)))
+    """Five seconds, one for each kind: four on all samples, two on few, and three not at all."""
+    search = measured(5.0, tuple(Off((0.01 * i,), name=f"off {i}") for i in range(1, 10)))
     samples = [loss.samples for loss in search.everywhere.values()]
-    assert {n: samples.count(n) for n in (16, FEW, 0)} == {16: 4, FEW: 4, 0: 1}
+    assert {n: samples.count(n) for n in (16, FEW, 0)} == {16: 4, FEW: 2, 0: 3}
     assert search.notes[:2] == [
-        "1 of 9 kinds were not measured: time was up, a higher effort has more",
-        "the times of 4 of 8 kinds are predicted: time was up",
+        "3 of 9 kinds were not measured: time was up, a higher effort has more",
+        "the times of 2 of 6 kinds are predicted: time was up",
     ]
+
+
+def test_what_combines_a_kind_far_over_the_budget_is_not_measured():
+    """It loses about what its parts lose together, and that is too much already."""
+    metric = SimpleNamespace(name="mean KL")
+    search = SimpleNamespace(
+        parts={"drop": ("drop",), "drop + window": ("drop", "window"), "int8 + window": ("int8", "window")},
+        everywhere={"drop": Loss("mean KL", 0.5, 0.6, 4), "window": Loss("mean KL", 0.002, 0.003, 16)},
+        losses=SimpleNamespace(additive=lambda x: x, total=lambda x: x, judge=SimpleNamespace(metric=metric)),
+        allowed=0.01,
+    )
+    assert combined_far(search, "drop + window").mean == pytest.approx(0.502)
+    assert combined_far(search, "drop") is combined_far(search, "int8 + window") is None
 
 
 def test_one_kind_of_each_pass_comes_before_the_second_of_any():
