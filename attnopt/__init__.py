@@ -16,6 +16,8 @@ _HOMES = {
     "kernels": "attnopt.api",
     "load": "attnopt.api",
     "calibrate": "attnopt.api",
+    "export_decoder": "attnopt.decoder",
+    "Decoder": "attnopt.decoder",
     "Optimized": "attnopt.api",
     "Budget": "attnopt.plan.judge.budget",
     "attention": "attnopt.runtime.attention",

@@ -27,6 +27,7 @@ from attnopt.ir.expr import Term
 Tile = tuple[int, int]
 SPLIT_KEYS = 512  # keys that one task of a decoding kernel reads at least, where few queries leave units idle
 PASSES = {"torch": "elementwise", "onnxruntime": "ort-elementwise"}  # families of nodes that go through a tensor once
+HIDDEN = 10.0  # operations of a hidden score, where it costs any: some CPUs are slow on numbers near the smallest float
 
 
 def phases(kernel: str, problem: Problem, target: Target) -> list[Phase]:
@@ -187,14 +188,27 @@ def local(problem: Problem, target: Target, *, runtime: str, family: str) -> lis
     ]  # fmt: skip
     if runtime == "torch":
         return [*before, fused(chunk, target, family, (cut.rows, cut.keys), skips=False, mask=pairs * problem.width)]
-    return [*before, *spelled_out(chunk, runtime, pairs * problem.width, family)]
+    seen = problem.heads * problem.pairs()
+    return [*before, *spelled_out(chunk, runtime, pairs * problem.width, family), *hidden(chunk.heads * chunk.all_pairs - seen)]
 
 
 def eager(problem: Problem, target: Target, *, runtime: str = "torch") -> list[Phase]:
     """Product, score terms, softmax, product as nodes of their own: each reads and writes the score matrix."""
     grown = many_heads(problem)
     before = [*repeated(problem, PASSES[runtime]), *additive(problem, PASSES[runtime])]
-    return [*before, *spelled_out(grown, runtime, mask_bytes(problem), "eager" if runtime == "torch" else "ort-eager")]
+    if runtime == "torch":
+        return [*before, *spelled_out(grown, runtime, mask_bytes(problem), "eager")]
+    unseen = problem.heads * (problem.all_pairs - problem.pairs())
+    return [*before, *spelled_out(grown, runtime, mask_bytes(problem), "ort-eager"), *hidden(unseen)]
+
+
+def hidden(scores: float) -> list[Phase]:
+    """onnxruntime's softmax computes the exponential of a hidden score too, by numbers below the smallest normal float.
+
+    Processors that take such numbers out of their pipelines spend more on them than on the rest of the kernel
+    (`session.set_denormal_as_zero` makes them zeros; no graph can ask for it).
+    """
+    return [Phase("hidden scores", "ort-hidden", operations=HIDDEN * scores, launches=0)] if scores > 0 else []
 
 
 def spelled_out(problem: Problem, runtime: str, mask: float, family: str) -> list[Phase]:
@@ -218,8 +232,10 @@ def product(problem: Problem, scores: float, matrix: float, width: int, family: 
                  rows=problem["q"], tasks=problem.heads * math.ceil(problem["q"] / 128))  # fmt: skip
 
 
-def by_head(problem: Problem, target: Target, family: str, *, builtin: bool) -> list[Phase]:
+def by_head(problem: Problem, target: Target, family: str, *, builtin: bool, exponentials: bool = True) -> list[Phase]:
     """onnxruntime's operators: one call, in which each head makes its whole score matrix; what is hidden is not normalised.
+
+    exponentials: whether those of hidden scores are computed.
 
     A mask that is not built in is a tensor, and is copied for every head before its scores are added to it.
     """
@@ -234,11 +250,12 @@ def by_head(problem: Problem, target: Target, family: str, *, builtin: bool) -> 
         bytes=once, working_set=once, rereads=passes * problem.heads * head, rereads_set=head * min(problem.heads, max(1, target.units)),
         rows=problem["q"], tasks=problem.heads,
     )  # fmt: skip
-    return [*([] if builtin else additive(problem, PASSES["onnxruntime"])), call]
+    unseen = hidden(problem.heads * (problem.all_pairs - problem.pairs())) if exponentials else []
+    return [*([] if builtin else additive(problem, PASSES["onnxruntime"])), call, *unseen]
 
 
 def ort_gqa(problem: Problem, target: Target) -> list[Phase]:
-    return [*turned(problem), *by_head(problem, target, "ort-gqa", builtin=True)]
+    return [*turned(problem), *by_head(problem, target, "ort-gqa", builtin=True, exponentials=False)]
 
 
 def ort_mha(problem: Problem, target: Target) -> list[Phase]:

@@ -26,7 +26,7 @@ from attnopt.plan.search.coarse import measure_coarse
 from attnopt.plan.search.effort import Effort, Spent
 from attnopt.plan.search.knapsack import Option, Place, Problem, Solution, solve
 from attnopt.plan.search.survey import measure
-from attnopt.plan.timing.pricing import Prices
+from attnopt.plan.timing.pricing import Prices, passes_of
 from attnopt.plan.timing.stepwise import Stopwatch
 
 ATTEMPTS = 4  # plans that are validated at most
@@ -82,7 +82,7 @@ class Search:
     validator: the judge on the other half; None where there are no data but the examples, on which then the mean has to do.
     stopwatch: None where nothing is timed. goal: "time", "memory" (bytes of weights and cache), or "everything" (as many rewrites as hold).
     until: seconds after which a plan is not tightened further. tried: what plans lost where they are chosen by; one that was made for
-    another budget or goal counts for this one too. measured: seconds that whole plans were timed to save.
+    another budget or goal counts for this one too. measured: seconds that whole plans were timed to save; noise: below which two are equal.
     """
 
     classes: Sequence[Class]
@@ -104,6 +104,7 @@ class Search:
     tried: dict[tuple[int, ...], Loss] = field(default_factory=dict)
     judged_elsewhere: dict[tuple[Move, ...], Loss] = field(default_factory=dict)  # by the validator
     measured: dict[tuple[int, ...], float] = field(default_factory=dict)
+    noise: float = 0.0
     wholes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of a kind: it everywhere
     rivals: dict[tuple[str, str], bool] = field(default_factory=dict)  # pairs of kinds that are alternatives (`coarse`)
     until: float | None = None
@@ -138,7 +139,7 @@ class Search:
 
     @cached_property
     def makers(self) -> Mapping[str, tuple[str, ...]]:
-        return {o.kind: tuple(m.rewrite.name for m in o.moves) for _, o in places(self.classes) if o.moves}
+        return {o.kind: passes_of(o) for _, o in places(self.classes) if o.moves}
 
     @cached_property
     def bonds(self) -> tuple[tuple[tuple[Place, ...], ...], tuple[tuple[Place, Place], ...]]:
@@ -200,10 +201,12 @@ class Search:
         return self.holding(allowed)
 
     def holding(self, allowed: float) -> list[Planned]:
-        """The plans that were measured and lose no more where they were chosen by, best first."""
+        """The plans that were measured and lose no more where they were chosen by, best first; of those as fast, what loses least."""
         known = {self.whole(kind): loss for kind, loss in self.everywhere.items()} | self.tried
         held = [Planned(p, self.total_worth(p), loss) for p, loss in known.items() if any(p) and self.limit(loss) <= allowed]
-        return sorted(held, key=lambda p: (-p.saved, p.picks))
+        held.sort(key=lambda p: (-p.saved, p.picks))
+        even = [p for p in held if p.saved >= held[0].saved - self.noise and {p.picks, held[0].picks} <= self.measured.keys()]
+        return sorted(even, key=lambda p: p.loss.mean) + [p for p in held if p not in even]
 
     def promises_little(self, picks: tuple[int, ...], allowed: float) -> bool:
         """Whether a plan that holds saves about as much as these picks are predicted to."""

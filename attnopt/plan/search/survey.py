@@ -10,7 +10,7 @@ before much is known of few.
 A loss on a few samples is scaled by what all samples of its kind everywhere lose beside these few. What is not measured alone has a part
 of what its kind loses everywhere: spread over the groups as another kind of the same passes is, which was measured for each (windows of
 64 tell where windows of 256 hurt), times what each loses at its site beside that one (`site_errors`); else as the losses at the sites, else
-in equal parts. So the kind of each pass that saves most comes first. What is not timed is predicted by the cost model.
+in equal parts. So the kind of each pass that saves most comes first. What is not timed is predicted by the cost model, as its kin was.
 """
 
 from __future__ import annotations
@@ -222,8 +222,9 @@ def remember(search: Search, key: tuple[str, str], moves: tuple[Move, ...], touc
     """Time these moves together, and keep what each option of the key saves."""
     assert search.stopwatch is not None
     saved = search.stopwatch.saved(search.losses.workshop.built(moves).runner())
-    before = sum(search.prices.predicted(o)[0] for o in touched)
-    search.prices.timed[key] = Timed(saved, before, max(1, len(touched)))
+    predicted = [search.prices.predicted(o) for o in touched]
+    before, promised = sum(b for b, _ in predicted), sum(b - a for b, a in predicted)
+    search.prices.timed[key] = Timed(saved, before, max(1, len(touched)), promised, search.passes_of(key[0]))
 
 
 def said(search: Search, rough: list[Place]) -> None:

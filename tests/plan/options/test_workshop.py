@@ -19,7 +19,7 @@ from attnopt.passes.candidate import Per
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import classes_of, moves_of
 from attnopt.plan.options.workshop import Workshop
-from attnopt.plan.timing.pricing import Load, Prices, Timed
+from attnopt.plan.timing.pricing import Load, Prices, Timed, passes_of
 
 
 class Causal(nn.Module):
@@ -115,3 +115,18 @@ def test_prices(shop, classes):
     prices.timed[int8.kind, ""] = Timed(saved=8e-3, touched=2 * before, options=2)
     assert prices.saved(int8) == pytest.approx(4e-3)
     assert Timed(6e-3, 0.0, 3).share(0.0) == pytest.approx(2e-3)  # no price is known: equal shares
+
+
+def test_a_kind_that_was_not_timed_is_predicted_as_wrongly_as_its_kin(shop, classes):
+    prices = Prices(shop, [Load(shop.sizes)])
+    int8, window = classes[1].options[1], classes[0].options[1]
+    smoothed = replace(int8, moves=tuple(replace(m, candidate=replace(m.candidate, kind="int8 smoothed")) for m in int8.moves))
+    before, after = prices.predicted(smoothed)
+    alone = prices.saved(window)
+    prices.timed["other", ""] = Timed(saved=3e-3, touched=2 * before, options=2, promised=1e-3, passes=passes_of(int8))
+    assert prices.saved(smoothed) == pytest.approx(3 * (before - after))
+    assert prices.saved(window) == alone  # another pass
+    prices.timed["other", ""] = Timed(saved=3e-3, touched=2 * before, options=2, promised=-1e-3, passes=passes_of(int8))
+    assert prices.saved(smoothed) == pytest.approx(
+        before - after + 2e-3
+    )  # what was predicted to cost saved: by as much of what is touched

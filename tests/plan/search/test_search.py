@@ -13,6 +13,7 @@ from attnopt.analysis.store import Store
 from attnopt.passes import Candidate, DynamicInt8
 from attnopt.plan.budgeted import UNSEEN, prepared, under_budget
 from attnopt.plan.judge.judge import Judge
+from attnopt.plan.judge.quality import Loss
 from attnopt.plan.search.effort import EFFORTS, effort_named
 
 
@@ -165,3 +166,15 @@ def test_when_time_is_up_what_was_not_measured_is_predicted_from_its_kind(host):
 def test_efforts():
     assert [e.seconds for e in EFFORTS.values()] == sorted(e.seconds for e in EFFORTS.values())
     assert effort_named("high").rounds > effort_named("low").rounds
+
+
+def test_of_plans_that_were_timed_as_fast_the_one_that_loses_least_is_best(host):
+    search = prepared(setting(host, 0.5, (DynamicInt8(),)))
+    search.goal = "time"
+    losses = {(1, 1, 0, 0, 0, 0): 0.2, (0, 1, 1, 0, 0, 0): 0.1, (0, 0, 0, 1, 0, 0): 0.05}
+    search.tried = {picks: Loss("kl", x, x, 4) for picks, x in losses.items()}
+    search.measured = dict(zip(losses, (1.0, 0.99, 0.5), strict=True))
+    search.noise = 0.02
+    assert [p.loss.mean for p in search.holding(0.5)] == [0.1, 0.2, 0.05]
+    search.noise = 0.005
+    assert [p.loss.mean for p in search.holding(0.5)] == [0.2, 0.1, 0.05]
