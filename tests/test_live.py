@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +75,20 @@ def test_a_plan_is_applied_without_a_search(model, small):
     assert again.report.search is None and len(again.plan.steps) == len(small.plan.steps)
     with torch.no_grad():
         assert torch.equal(again(**tokens()).logits, small(**tokens()).logits)
+
+
+def test_the_page_runs(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "live.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    random = torch.Generator().manual_seed(0)
+    texts = ["".join(chr(97 + int(i)) for i in torch.randint(0, 26, (20,), generator=random)) for _ in range(32)]
+    given = {
+        "model": language_model("llama"), "texts": texts, "folder": tmp_path / "small", "prompt": tokens(), "print": str,
+        "tok": lambda text: {"input_ids": [ord(c) - 60 for c in text]},
+    }  # fmt: skip
+    exec(code, given)
+    assert isinstance(given["again"], LiveModel)
+    assert torch.equal(given["again"](**tokens()).logits, given["small"](**tokens()).logits)
 
 
 def test_example_inputs_give_a_traced_model(model):

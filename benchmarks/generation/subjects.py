@@ -1,6 +1,6 @@
 """The models that `generate.py` measures: the trained one of examples/, and random weights in the shapes of four families.
 
-About 100 M parameters each, 8 layers of 512 with a wide vocabulary left out: what is measured is the stack, not the head.
+About 100 M parameters each: 12 layers of 768, 12 heads on 4, and a vocabulary of 8,192.
 """
 
 from __future__ import annotations
