@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,17 +24,34 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def exact(model):
-    return attnopt.optimize(model, select="always", passes=["fuse-attention"])
+def page(model, tmp_path_factory):
+    """What the code of docs/live.md leaves: `fast` is exact, `small` has layers in int8, `again` is read from its folder."""
+    text = (Path(__file__).parents[1] / "docs" / "live.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    random = torch.Generator().manual_seed(0)
+    left = {
+        "model": model,
+        "texts": ["".join(chr(97 + int(i)) for i in torch.randint(0, 26, (10,), generator=random)) for _ in range(32)],
+        "tok": lambda text: {"input_ids": [ord(c) - 60 for c in text]},
+        "folder": tmp_path_factory.mktemp("live") / "small",
+        "prompt": tokens(),
+        "print": str,
+    }
+    timed = code.replace(
+        "optimize(model", 'optimize(model, minimise="memory", select="always"'
+    )  # int8 saves no time at this size
+    exec(timed, left)
+    return left
 
 
 @pytest.fixture(scope="module")
-def small(model):
-    """With layers in int8: the plan is given, so that nothing is searched."""
-    batches = [torch.randint(2, 97, (4, 10), generator=torch.Generator().manual_seed(i)) for i in range(8)]
-    return attnopt.optimize(
-        model, select="model", passes=["fuse-attention", "dynamic-int8"], budget=0.5, calibration=batches, minimise="memory"
-    )
+def exact(page):
+    return page["fast"]
+
+
+@pytest.fixture(scope="module")
+def small(page):
+    return page["small"]
 
 
 def test_the_result_is_a_model_of_the_same_class_that_generates_the_same(model, exact):
@@ -54,25 +73,30 @@ def test_a_budget_stores_layers_in_codes_and_keeps_generate(model, small):
     assert generated(small, tokens()).shape == generated(model, tokens()).shape
 
 
-@pytest.mark.parametrize("kind", ["exact", "small"])
-def test_a_folder_holds_the_whole_of_it(kind, request, tmp_path):
-    fast = request.getfixturevalue(kind)
-    fast.save_pretrained(tmp_path / "fast")
+def test_a_folder_holds_the_whole_of_it(small, tmp_path):
+    small.save_pretrained(tmp_path / "fast")
     again = attnopt.load(tmp_path / "fast")
-    assert torch.equal(generated(again, tokens()), generated(fast, tokens()))
-    assert again.plan == fast.plan and again.report["sites"]
-    assert [p for p, m in again.named_modules() if hasattr(m, HELD)] == [p for p, m in fast.named_modules() if hasattr(m, HELD)]
+    assert torch.equal(generated(again, tokens()), generated(small, tokens()))
+    assert again.report["sites"]
+    assert [p for p, m in again.named_modules() if hasattr(m, HELD)] == [p for p, m in small.named_modules() if hasattr(m, HELD)]
     config = json.loads((tmp_path / "fast" / "config.json").read_text())
     assert "attnopt" not in json.dumps(config)
     again.save_pretrained(tmp_path / "second")
-    assert torch.equal(generated(attnopt.load(tmp_path / "second"), tokens()), generated(fast, tokens()))
+    with torch.no_grad():
+        assert torch.equal(attnopt.load(tmp_path / "second")(**tokens()).logits, small(**tokens()).logits)
 
 
 def test_a_plan_is_applied_without_a_search(model, small):
-    again = attnopt.optimize(model, plan=small.plan, select="model")
+    again = attnopt.optimize(model, plan=small.plan, select="always")
     assert again.report.search is None and len(again.plan.steps) == len(small.plan.steps)
     with torch.no_grad():
         assert torch.equal(again(**tokens()).logits, small(**tokens()).logits)
+
+
+def test_what_was_saved_with_layers_in_codes_computes_the_same(page):
+    with torch.no_grad():
+        assert torch.equal(page["again"](**tokens()).logits, page["small"](**tokens()).logits)
+    assert page["again"].plan == page["small"].plan
 
 
 def test_example_inputs_give_a_traced_model(model):

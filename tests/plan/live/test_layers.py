@@ -1,0 +1,71 @@
+"""What a layer computes where transformers makes no mask, and when a kernel is worth leaving the model's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from attnopt.codegen.library.sdpa import Sdpa
+from attnopt.codegen.tvm.lowerings.tvm_prefill import TvmPrefill
+from attnopt.cost.target import read
+from attnopt.hosts.module.layer_attention import AttentionCall
+from attnopt.ir.expr import render
+from attnopt.ir.site import Refusal
+from attnopt.ir.spec import parse
+from attnopt.plan.choose import Chosen
+from attnopt.plan.live.layers import Chooser, by_position, specs
+from attnopt.report.data import Choice
+
+CALL = AttentionCall(4, 2, 2, 16, 16, 0.25, None, True, None, "float32")
+
+
+def site(line: str):
+    return SimpleNamespace(name="layers.0", spec=parse(line))
+
+
+def test_padding_and_documents_are_left_out_of_a_mask():
+    assert render(by_position(parse("softmax causal & window(6) & padding").mask)) == "causal & window(6)"
+    assert by_position(parse("softmax padding").mask) is None
+    assert by_position(None) is None
+
+
+def test_a_prompt_has_the_mask_of_its_layer_and_one_query_none():
+    prompt, query = specs(site("softmax heads(4, 2) width(16) scale(0.5) causal & window(6) & padding empty(zero)"), CALL)
+    assert str(prompt) == "softmax scale(0.25) causal & window(6) empty(zero)"  # the factor of the call
+    assert str(query) == "softmax scale(0.25)"
+
+
+def test_a_soft_cap_is_that_of_the_call():
+    prompt, _ = specs(site("softmax scale(0.25) softcap(50.0) causal"), replace(CALL, softcap=50.0))
+    assert str(prompt) == "softmax scale(0.25) softcap(50.0) causal empty(zero)"
+
+
+@pytest.mark.parametrize(
+    ("line", "call", "why"),
+    [
+        ("sigmoid scale(0.25) causal", CALL, "own attention"),
+        ("softmax scale(0.25) add(-0.5 * (q - k)) causal", CALL, "bias"),
+        ("softmax scale(0.25)", CALL, "do not agree"),
+        ("softmax scale(0.25) causal", replace(CALL, others=("s_aux",)), "s_aux"),
+    ],
+)
+def test_what_a_kernel_of_ours_does_not_know_is_refused(line, call, why):
+    found = specs(site(line), call)
+    assert isinstance(found, Refusal) and why in found.reason and found.node == "layers.0"
+
+
+@pytest.mark.parametrize(("seconds", "own_sdpa", "taken"), [(0.8, True, True), (0.95, True, False), (0.95, False, True)])
+def test_the_models_own_sdpa_is_left_for_a_clear_gain_only(seconds, own_sdpa, taken):
+    choices = (Choice("tvm-prefill", True, "", seconds), Choice("sdpa", False, "", 1.0))
+    chooser = Chooser("measure", read("cpu"), own_sdpa=own_sdpa)
+    found = chooser.worth_it(Chosen(site("softmax"), TvmPrefill(), "", choices))
+    assert (found.lowering is not None) == taken
+
+
+def test_sdpa_itself_is_the_models_own():
+    found = Chooser("measure", read("cpu"), own_sdpa=True).worth_it(
+        Chosen(site("softmax"), Sdpa(), "", (Choice("sdpa", True, "", 1.0),))
+    )
+    assert found.lowering is None
