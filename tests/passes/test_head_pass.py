@@ -31,7 +31,6 @@ PASSES = [
     (KeyNormGroups(groups=(2,)), "packed"),
     (PruneHeads(shares=(0.5,)), "packed"),
     (EigenAttention(thresholds=(0.6,), multiple=1), "packed"),
-    (MeanPooling(), "turned"),
     (EigenAttention(thresholds=(0.6,), multiple=1), "turned"),
 ]
 
