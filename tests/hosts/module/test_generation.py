@@ -48,6 +48,7 @@ def test_greedy_tokens_are_equal(pairs, family, way, padded):
     assert torch.equal(generated(fast, given, **WAYS[way]), generated(model, given, **WAYS[way]))
 
 
+@pytest.mark.exhaustive  # layers of another class, the same way
 def test_gpt2_whose_layers_are_conv1d(pairs):
     model, fast = pairs("gpt2")
     assert torch.equal(generated(fast, tokens(padded=2)), generated(model, tokens(padded=2)))

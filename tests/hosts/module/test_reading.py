@@ -42,7 +42,7 @@ def changes_of(host, made) -> list[Change]:
         ("llama", "round-weights", {"rounded"}),
         ("llama", "round-tables", {"rows"}),
         ("gpt2", "dynamic-int8", {"int8"}),
-        ("gemma2", "drop-attention", {"no-attention", "no-norm"}),
+        pytest.param("gemma2", "drop-attention", {"no-attention", "no-norm"}, marks=pytest.mark.exhaustive),
         ("gpt2", "drop-attention", {"no-attention", "no-norm"}),
     ],
 )
