@@ -24,6 +24,7 @@ from attnopt.hosts.module.model import as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
 from attnopt.ir.site import Refusal
 from attnopt.opening import Opened
+from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.converting import Live, attach, live, read_back
 from attnopt.plan.live.layers import Chooser, with_kernels
@@ -52,10 +53,14 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     host = ModuleHost.open(model, {**inputs, "use_cache": False})
     opened = Opened(host, inputs, "torch", 0)
     request = replace(asked, calibration=batches).request(opened, checked)
+    folds = [p.name for p in request.passes if is_fold(p)]
+    request = replace(request, passes=tuple(p for p in request.passes if not is_fold(p)))
     _, report = run(host, request)
     result = edited(host, report, request)
     changes = read_back(host, result)
     notes: list[str] = []
+    if asked.passes is not None and folds:
+        notes.append(f"{', '.join(folds)}: folds are for traced graphs, a live model keeps its layers and shares their weights")
     if isinstance(changes, Refusal):
         notes.append(f"the plan stays on paper, a live model cannot hold it: {changes}")
         changes, result, report = [], host, replace(report, plan=None if report.plan is None else replace(report.plan, steps=()))

@@ -16,7 +16,7 @@ import warnings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from sparse import corrections, losses, plans, saved, steps, times
+from sparsifying import corrections, losses, plans, saved, steps, times
 
 PARTS = {"losses": losses, "corrections": corrections, "times": times, "steps": steps, "plans": plans}
 TITLES = {

@@ -11,8 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import harness
-from sparse import losses, saved, times
-from sparse.forms import FORMS, chance, spec_of, visible, window
+from sparsifying import losses, saved, times
+from sparsifying.forms import FORMS, chance, spec_of, visible, window
 
 from attnopt.ir.reference import attend
 from attnopt.ir.spec import parse

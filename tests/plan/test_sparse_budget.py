@@ -61,7 +61,7 @@ class Meaning(TritonSparse):
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
-    monkeypatch.setattr(Workshop, "kernel_for", lambda self, site: Meaning())
+    monkeypatch.setattr(Workshop, "kernel_for", lambda self, site, brief=False: Meaning())
 
 
 def subject(model, tokens):

@@ -27,7 +27,7 @@ from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.site import Site
 from attnopt.patterns import recognise
 from attnopt.plan.timing.timing import Timing, in_turn
-from sparse.losses import Logits, error
+from sparsifying.losses import Logits, error
 
 GAMMA, TAIL = 64, 128  # every so many rows are dense, and so many last ones
 WIDER = (1.5, 2, 3, 4, 6, 8, 12, 16)  # times the window

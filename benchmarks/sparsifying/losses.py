@@ -30,7 +30,7 @@ from attnopt.ir.site import Host
 from attnopt.ir.spec import AttentionSpec
 from attnopt.patterns import recognise
 from attnopt.plan.choose import emit
-from sparse.forms import FORMS, LONG, chance, spec_of, visible, window
+from sparsifying.forms import FORMS, LONG, chance, spec_of, visible, window
 
 KERNELS = (TvmSparse(), TvmPrefill())
 COLUMNS = [

@@ -22,7 +22,7 @@ from recall_task import recall_batch
 
 import attnopt
 from attnopt.plan.timing.timing import counted, in_turn
-from sparse.losses import Logits
+from sparsifying.losses import Logits
 
 BUDGET, SEEDS = 0.01, (0, 1, 2)
 SEEN, UNSEEN = 32, 16  # samples

@@ -29,7 +29,7 @@ from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
 from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.timing.timing import in_turn
-from sparse.corrections import captured
+from sparsifying.corrections import captured
 
 TRACED = 48  # keys of the past that the graph is traced with
 TOKENS = 1024  # that a query reads

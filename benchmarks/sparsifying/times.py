@@ -24,7 +24,7 @@ from attnopt.plan.timing.timing import in_turn
 from attnopt.selectors.pages import state_of
 from attnopt.selectors.select import select, tiling
 from attnopt.selectors.shown import shown_tiles
-from sparse.corrections import captured
+from sparsifying.corrections import captured
 
 GOAL, LEAST, SKIPPED = 0.4, 8192, 0.35  # of dense time where about 70 % of the tiles are skipped, from this length on
 LENGTHS = {8192: 4.0, 16384: 4.0, 32768: 1.0}  # tokens -> seconds of each contender
