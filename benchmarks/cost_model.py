@@ -9,7 +9,8 @@ prediction alone means: of the kernels of one runtime at one line, the one with 
 
 `benchmarks/ship_efficiencies.py` makes shipped defaults of a calibration.
 
-On one thread the seconds are those of the process (what others do on the machine is not counted), on several those of the clock.
+On one thread the seconds are those of the process (what others do on the machine is not counted), on several those of the clock; both
+are counted beside a product that is timed in turn with each line, because a shared processor is slower for seconds at a time (`pace`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from attnopt.cost.machine import clock
 from attnopt.cost.target import Target
 from attnopt.plan.calibrate.calibrate import PART, measured, timed
 from attnopt.plan.calibrate.kernel_points import KERNELS, Point
+from attnopt.plan.calibrate.pace import Pace
 from attnopt.plan.calibrate.point_grid import groups, share
 from attnopt.runtime.flex_source import compiler_at_hand
 
@@ -78,8 +80,9 @@ def judge(target: Target, limit: int, notes: list[str]) -> list[Judged]:
     """Every kernel at the lines that the calibration left out, up to a number of points."""
     rest = [g for g in groups(flex=compiler_at_hand()) if share(g[0].spec, g[0].shape, PART) != 0]
     rows: list[Judged] = []
+    pace = Pace.found(clock())
     for i, group in enumerate(rest):
-        for at, seconds in timed(group, clock(), lambda p, why: notes.append(f"{p}: {why[:120]}")).items():
+        for at, seconds in timed(group, pace, lambda p, why: notes.append(f"{p}: {why[:120]}")).items():
             rows.append(judged(at, seconds, target))
         print(f"\r{i + 1} of {len(rest)} lines, {len(rows)} points", end="", file=sys.stderr, flush=True)
         if len(rows) >= limit:

@@ -5,8 +5,9 @@
 
 Each family in the measured file takes the place of its table in attnopt/cost/efficiencies.toml, with a source that names processor,
 threads and versions. Families that were not measured stay, and so do those of GPUs. Shares alone are taken: rates are each machine's own.
-Those of int8 and int4 layers hold for the instructions of the machine that was measured: one with AMX fills `cpu-amx`, one with VNNI
-`cpu-vnni`, and one with neither `cpu`. What `cost_model.py --target h200` fitted on a GPU (its .toml) goes to `gpu` in the same way.
+They hold for machines with the instructions of the one that was measured, all or none, because shares of one fit belong together: one with
+AMX fills `cpu-amx`, one with VNNI `cpu-vnni`, and one with neither `cpu`, which stands for all that were not measured. What
+`cost_model.py --target h200` fitted on a GPU (its .toml) goes to `gpu` in the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from attnopt.cost.efficiency import BYTES, efficiencies
+from attnopt.cost.efficiency import efficiencies
 from attnopt.cost.target_file import as_toml, measured_path
 
 SHIPPED = Path(__file__).parents[1] / "attnopt" / "cost" / "efficiencies.toml"
@@ -49,9 +50,9 @@ def merged(text: str, measured: Mapping[str, Any]) -> str:
     tables = tomllib.loads(text)
     said = source(measured)
     kind = measured.get("kind", "cpu")
-    by_bytes = "-".join([kind, *measured.get("features", ())[-1:]]) if kind == "cpu" else kind
+    of_machine = "-".join([kind, *measured.get("features", ())[-1:]]) if kind == "cpu" else kind
     for family, shares in fitted.items():
-        tables.setdefault(by_bytes if family in BYTES else kind, {})[family] = {
+        tables.setdefault(of_machine, {})[family] = {
             "source": said,
             **{name: float(f"{value:.3g}") for name, value in shares.items()},
         }

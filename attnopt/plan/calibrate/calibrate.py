@@ -27,8 +27,8 @@ from attnopt.cost.target_file import processor, save
 from attnopt.ir.spec import parse
 from attnopt.plan.calibrate.kernel_points import Point, ready
 from attnopt.plan.calibrate.linear_points import LinearPoint, linear_points
+from attnopt.plan.calibrate.pace import Pace
 from attnopt.plan.calibrate.point_grid import TVM_WIDTH, groups, share
-from attnopt.plan.timing.timing import in_turn
 from attnopt.runtime.flex_source import compiler_at_hand
 
 PART = 3  # every third line is measured; the others are left to judge
@@ -65,17 +65,18 @@ def measured(*, said: Said = lambda what, done: None, clock: Clock | None = None
     machine = Target(name="cpu", kind="cpu", description=f"{processor()}, {threads} thread{'s' * (threads > 1)}",
                      source="measured by attnopt calibrate", **{**this_machine(), "units": threads})  # type: ignore[arg-type]  # fmt: skip
     rated = with_rates(machine, seconds=RATE, said=lambda what: said(what, 0.0))
-    samples = [*linear_samples(said, clock), *attention_samples(rated, said, clock)]
+    pace = Pace.found(clock, RATE)
+    samples = [*linear_samples(said, pace), *attention_samples(rated, said, pace)]
     said("fitting", 1.0)
     return replace(rated, efficiencies=fit(samples, rated), measured=datetime.date.today().isoformat())
 
 
-def linear_samples(said: Said, clock: Clock) -> Iterator[Sample]:
+def linear_samples(said: Said, pace: Pace) -> Iterator[Sample]:
     chosen = [p for p in linear_points() if share(f"linear {p.inputs} {p.outputs}", {"rows": p.rows}, PART) == 0]
     for i, (_, group) in enumerate(grouped := by_layer(chosen)):
         said(f"linear layers of {group[0].rows} x {group[0].inputs} x {group[0].outputs}", 0.2 * i / len(grouped))
-        times = in_turn({str(p): p.call() for p in group}, seconds=EACH, clock=clock)
-        yield from (Sample(tuple(p.passes), "float32", times[str(p)].median) for p in group)
+        times = pace.times({str(p): p.call() for p in group}, EACH)
+        yield from (Sample(tuple(p.passes), "float32", times[str(p)]) for p in group)
 
 
 def by_layer(points: list[LinearPoint]) -> list[tuple[tuple[int, int, int], list[LinearPoint]]]:
@@ -83,16 +84,16 @@ def by_layer(points: list[LinearPoint]) -> list[tuple[tuple[int, int, int], list
     return [(key, list(group)) for key, group in keyed]
 
 
-def attention_samples(target: Target, said: Said, clock: Clock) -> Iterator[Sample]:
+def attention_samples(target: Target, said: Said, pace: Pace) -> Iterator[Sample]:
     chosen = [g for g in groups(flex=compiler_at_hand()) if share(g[0].spec, g[0].shape, PART) == 0]
     for i, group in enumerate(chosen):
         said(f"{group[0].spec} at {' x '.join(str(size) for _, size in group[0].sizes)}", 0.2 + 0.8 * i / len(chosen))
-        for at, seconds in timed(group, clock).items():
+        for at, seconds in timed(group, pace).items():
             yield Sample(tuple(at.passes(target)), at.dtype, seconds)
 
 
-def timed(group: list[Point], clock: Clock, failed: Callable[[Point, str], None] = lambda at, why: None) -> dict[Point, float]:
-    """Median seconds of every kernel of one line, run in turn."""
+def timed(group: list[Point], pace: Pace, failed: Callable[[Point, str], None] = lambda at, why: None) -> dict[Point, float]:
+    """Seconds of every kernel of one line at full speed, run in turn."""
     calls = ready(group, failed)
-    times = in_turn({str(at): run for at, run in calls.items()}, seconds=EACH, clock=clock) if calls else {}
-    return {at: times[str(at)].median for at in calls}
+    times = pace.times({str(at): run for at, run in calls.items()}, EACH)
+    return {at: times[str(at)] for at in calls}
