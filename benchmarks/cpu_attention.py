@@ -25,7 +25,7 @@ from cpu.cases import decodes, named, prefills
 from cpu.contenders import BASELINE, OURS, ready
 from cpu.goals import goals
 from cpu.row import Row, beside_float32
-from cpu.visits import BLOCK, Visit, follow
+from cpu.visits import BLOCK, LIMIT, Visit, follow
 from gpu.case import Case, flops, make
 
 import attnopt.operators  # noqa: F401  (registers them)
@@ -72,13 +72,14 @@ def table(rows: Sequence[Row]) -> str:
     return harness.markdown(columns, [list(cells(row)) for row in rows])
 
 
-def notes_of(rows: Sequence[Row], visits: Sequence[Visit], busy: float) -> list[str]:
+def notes_of(rows: Sequence[Row], busy: float) -> list[str]:
     threads = torch.get_num_threads()
     reasons = sorted({f"{name}: {why}" for row in rows for name, why in row.reasons.items()})
     return [
         f"{harness.machine()['processor']}, {threads} thread{'s' * (threads > 1)}, compiled for {host().name}; other processes used "
         f"{busy:.2f} cores when it began",
         "medians of calls in turn; ratios above 1: attnopt is faster",
+        LIMIT,
         *(f"not measured, {reason}" for reason in reasons),
     ]
 
@@ -117,7 +118,7 @@ def main() -> None:
         visits = follow(SHORT if given.quick else LENGTH, seconds)
     rows = beside_float32(rows)
     asked = goals(rows, visits)
-    notes = notes_of(rows, visits, busy)
+    notes = notes_of(rows, busy)
     parts = [
         table(rows),
         visits_table(visits),
