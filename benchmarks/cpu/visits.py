@@ -26,10 +26,10 @@ DOCUMENTS = (32, 4)  # or holds so many documents
 SHARES = (0.1, 0.3)  # of the blocks that a list keeps
 DENSE = ("full", "causal")
 LIMIT = (
-    "visits: a block of 64 queries reads its queries and writes its output however few keys it sees, which shows where a query sees 256 "
-    "keys and fewer. Tried on what a block costs beside its products, 7 us: queries and outputs turned in registers (2.7 us less; window 256 in "
-    "0.95 and 32 documents in 0.92 of the time), what a piece of keys has in common read once for it: both kept; prefetching of queries "
-    "(1 to 4 %): not kept"
+    "visits: a block of 64 queries reads its queries and writes its output however few keys it sees, which shows where a query "
+    "sees 256 keys and fewer. Tried on what a block costs beside its products, 7 us: queries and outputs turned in registers (2.7 "
+    "us less; window 256 in 0.95 and 32 documents in 0.92 of the time), what a piece of keys has in common read once for it: both "
+    "kept; prefetching of queries (1 to 4 %): not kept"
 )
 
 
