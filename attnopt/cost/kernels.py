@@ -189,7 +189,11 @@ def local(problem: Problem, target: Target, *, runtime: str, family: str) -> lis
     if runtime == "torch":
         return [*before, fused(chunk, target, family, (cut.rows, cut.keys), skips=False, mask=pairs * problem.width)]
     seen = problem.heads * problem.pairs()
-    return [*before, *spelled_out(chunk, runtime, pairs * problem.width, family), *hidden(chunk.heads * chunk.all_pairs - seen)]
+    return [
+        *before,
+        *spelled_out(chunk, runtime, pairs * problem.width, family),
+        *hidden(chunk.heads * chunk.all_pairs - seen, target),
+    ]
 
 
 def eager(problem: Problem, target: Target, *, runtime: str = "torch") -> list[Phase]:
@@ -199,16 +203,20 @@ def eager(problem: Problem, target: Target, *, runtime: str = "torch") -> list[P
     if runtime == "torch":
         return [*before, *spelled_out(grown, runtime, mask_bytes(problem), "eager")]
     unseen = problem.heads * (problem.all_pairs - problem.pairs())
-    return [*before, *spelled_out(grown, runtime, mask_bytes(problem), "ort-eager"), *hidden(unseen)]
+    return [*before, *spelled_out(grown, runtime, mask_bytes(problem), "ort-eager"), *hidden(unseen, target)]
 
 
-def hidden(scores: float) -> list[Phase]:
+def hidden(scores: float, target: Target) -> list[Phase]:
     """onnxruntime's softmax computes the exponential of a hidden score too, by numbers below the smallest normal float.
 
-    Processors that take such numbers out of their pipelines spend more on them than on the rest of the kernel
+    CPUs that take such numbers out of their pipelines spend more on them than on the rest of the kernel
     (`session.set_denormal_as_zero` makes them zeros; no graph can ask for it).
     """
-    return [Phase("hidden scores", "ort-hidden", operations=HIDDEN * scores, launches=0)] if scores > 0 else []
+    return (
+        [Phase("hidden scores", "ort-hidden", operations=HIDDEN * scores, launches=0)]
+        if scores > 0 and target.kind == "cpu"
+        else []
+    )
 
 
 def spelled_out(problem: Problem, runtime: str, mask: float, family: str) -> list[Phase]:
@@ -250,7 +258,7 @@ def by_head(problem: Problem, target: Target, family: str, *, builtin: bool, exp
         bytes=once, working_set=once, rereads=passes * problem.heads * head, rereads_set=head * min(problem.heads, max(1, target.units)),
         rows=problem["q"], tasks=problem.heads,
     )  # fmt: skip
-    unseen = hidden(problem.heads * (problem.all_pairs - problem.pairs())) if exponentials else []
+    unseen = hidden(problem.heads * (problem.all_pairs - problem.pairs()), target) if exponentials else []
     return [*([] if builtin else additive(problem, PASSES["onnxruntime"])), call, *unseen]
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_target import SHAPE, TOY, with_shares
 
+from attnopt.cost.efficiency import Efficiency
 from attnopt.cost.estimate import NOTHING, estimate, estimate_linear, estimate_pass, spoken
 from attnopt.cost.kernels import KERNELS
 from attnopt.cost.target import Target, load_target
@@ -200,3 +201,19 @@ def test_what_layers_of_bytes_gain_is_a_matter_of_instructions(name, runtime):
     if runtime == "onnxruntime":
         assert ratio(128, "int4 group 32") < 2.0
         assert ratio(1, "int4 group 32") < 0.5
+
+
+def test_onnxruntime_pays_for_hidden_scores_on_a_cpu():
+    shape = {"b": 1, "h": 4, "g": 4, "q": 256, "k": 256, "d": 32, "e": 32}
+    slow = replace(TOY, kind="cpu", efficiencies={**TOY.efficiencies, "ort-hidden": Efficiency(scores=0.002)})
+    for kernel in ("onnx-attention", "ort-mha", "ort-eager"):
+        costs = [
+            estimate("softmax causal & window(8)", shape, kernel=kernel, target=t).seconds
+            for t in (slow, replace(TOY, kind="cpu"))
+        ]
+        assert costs[0] > 1.5 * costs[1]
+    gqa = [estimate("softmax causal", shape, kernel="ort-gqa", target=t) for t in (slow, replace(TOY, kind="cpu"))]
+    assert gqa[0] == gqa[1]  # computes no exponential of what is hidden
+    assert estimate("softmax", shape, kernel="ort-mha", target=slow) == estimate(
+        "softmax", shape, kernel="ort-mha", target=replace(TOY, kind="cpu")
+    )
