@@ -5,7 +5,10 @@ export_decoder(model, "fast/", target="cpu")   ->   fast/prefill.onnx, fast/deco
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +71,6 @@ def export_decoder(
             "a prompt of two tokens or fewer leaves no past to trace", where="input_ids", next_move="Give three or more."
         )
     batches = [prompt(model, batch) for batch in calibration] if calibration is not None else None
-    place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise OutputNotWritable(f"'{place}' cannot be made: {failure.strerror}", next_move="Choose another folder.") from None
     step = last_token(both[0], given)
     inputs = (given, step)
     data = (batches, None if batches is None else [last_token(both[0], batch) for batch in batches])
@@ -80,11 +78,27 @@ def export_decoder(
         graph(phase, named_inputs, data[i], format, decodes=bool(i), layers=len(step["past_key_values"]), **options)
         for i, (phase, named_inputs) in enumerate(zip(both, inputs, strict=True))
     ]
-    first, second = (fast.export(place / f"{name}.{format}") for name, fast in zip(("prefill", "decode"), made, strict=True))
-    for config in (model.config, getattr(model, "generation_config", None)):
-        if config is not None:
-            config.save_pretrained(place)
+    first, second = written(Path(folder), model, made, format)
     return Decoder(first, second, len(step["past_key_values"]), (made[0].report, made[1].report))
+
+
+def written(place: Path, model: nn.Module, made: Sequence[Optimized], format: str) -> tuple[Path, Path]:
+    """Both graphs and the configurations, all or nothing: they are written beside their places and moved when all are there."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=place, prefix="."))
+    except OSError as failure:
+        raise OutputNotWritable(f"'{place}' cannot be written: {failure.strerror}", next_move="Choose another folder.") from None
+    try:
+        names = [fast.export(beside / f"{name}.{format}").name for name, fast in zip(("prefill", "decode"), made, strict=True)]
+        for config in (model.config, getattr(model, "generation_config", None)):
+            if config is not None:
+                config.save_pretrained(beside)
+        for file in sorted(beside.iterdir()):
+            os.replace(file, place / file.name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return place / names[0], place / names[1]
 
 
 def graph(

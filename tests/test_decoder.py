@@ -11,7 +11,8 @@ import torch
 from hf_models import VOCABULARY, build
 
 import attnopt
-from attnopt.errors import InputMismatch, UnsupportedFormat
+from attnopt.decoder import written
+from attnopt.errors import InputMismatch, OutputNotWritable, UnsupportedFormat
 
 SHORT, LONG = [5, 9, 2, 71], [8, 3, 60, 41, 11, 17, 29]
 
@@ -84,3 +85,19 @@ def test_what_cannot_be_exported_so_is_told_before_anything_is_written(tmp_path)
     with pytest.raises(InputMismatch, match="leaves no past"):
         attnopt.export_decoder(build("llama"), folder, example_inputs={"input_ids": ids[:, :2]})
     assert not folder.exists()
+
+
+def test_where_one_graph_cannot_be_written_there_is_none(tmp_path):
+    class Broken:
+        def export(self, path):
+            raise OutputNotWritable("the disk is full", next_move="Make room.")
+
+    class Fine:
+        def export(self, path):
+            path.write_text("graph")
+            return path
+
+    (tmp_path / "prefill.onnx").write_text("of an earlier export")
+    with pytest.raises(OutputNotWritable, match="the disk is full"):
+        written(tmp_path, build("llama"), (Fine(), Broken()), "onnx")
+    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("prefill.onnx", "of an earlier export")]
