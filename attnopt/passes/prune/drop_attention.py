@@ -19,8 +19,8 @@ from attnopt.errors import PlanError
 from attnopt.ir.site import Refusal
 from attnopt.ir.sublayer import Sublayer, sublayer
 from attnopt.passes.candidate import FITTED, Candidate, Evidence, Group, Per
-from attnopt.passes.removal import emptied, refuses_removal, remove
-from attnopt.passes.removal_fit import fitted, next_writer
+from attnopt.passes.edits.layers.removal import emptied, refuses_removal, remove
+from attnopt.passes.edits.layers.removal_fit import fitted, next_writer
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from attnopt.ir.graph import Value
 from attnopt.ir.site import Refusal
 from attnopt.ir.sublayer import Sublayer, sublayer
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.removal import emptied, refuses_removal, remove
+from attnopt.passes.edits.layers.removal import emptied, refuses_removal, remove
 
 SOURCE = "Data-Free Pruning of Self-Attention Layers in LLMs"
 

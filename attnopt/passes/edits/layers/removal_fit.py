@@ -22,8 +22,8 @@ from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Host, NotIsolated, Refusal
 from attnopt.ir.sublayer import Sublayer
 from attnopt.passes.candidate import Evidence, Group
-from attnopt.passes.linear_layers import matrix, suits
-from attnopt.passes.output_fit import FEW, RIDGE, ROWS
+from attnopt.passes.edits.heads.output_fit import FEW, RIDGE, ROWS
+from attnopt.passes.edits.layers.linear_layers import matrix, suits
 
 MOST_NODES = 8  # between a linear layer and the addition of what it makes
 
