@@ -11,7 +11,7 @@ from cached_step import Step, example
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.reference import reference
-from attnopt.passes.cache_plan import forms_of
+from attnopt.passes.edits.caches.plan import forms_of
 from attnopt.patterns import recognise
 from attnopt.plan.options.groups import Grouping
 

@@ -50,7 +50,8 @@ def test_kebab():
 
 
 def test_every_pass_in_the_folder_is_in_the_tuple():
-    families = (f for f in (PACKAGE / "passes").iterdir() if f.is_dir() and (f / "__init__.py").exists())
+    shared = "edits"  # how graphs are changed; every other folder is a family of passes
+    families = (f for f in (PACKAGE / "passes").iterdir() if (f / "__init__.py").exists() and f.name != shared)
     assert {type(p).__module__ for p in ALL} == set().union(*(units(family) for family in families))
 
 

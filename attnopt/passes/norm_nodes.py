@@ -13,7 +13,7 @@ import torch
 from attnopt.ir.block import HeadNorm, Norm
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal
-from attnopt.passes.cache_nodes import Nodes
+from attnopt.passes.edits.caches.nodes import Nodes
 
 
 def refuses_norm(step: HeadNorm, what: str, change: str) -> Refusal | None:

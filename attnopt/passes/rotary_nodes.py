@@ -16,7 +16,7 @@ from attnopt.ir.block import Rotary
 from attnopt.ir.dims import Dim
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Builder, Refusal
-from attnopt.passes.cache_nodes import Nodes
+from attnopt.passes.edits.caches.nodes import Nodes
 
 
 def refuses_rotary(rotary: Rotary) -> Refusal | None:

@@ -21,7 +21,7 @@ from attnopt.ir.graph import Node, Value
 from attnopt.ir.residual_stream import ResidualStream
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes.candidate import Group
-from attnopt.passes.linear_layers import matrix
+from attnopt.passes.edits.layers.linear_layers import matrix
 from attnopt.rounding.hadamard import in_blocks, rotation
 
 

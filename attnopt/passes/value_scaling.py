@@ -21,7 +21,7 @@ from torch import Tensor
 from attnopt.ir.block import Block, Projection
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Host, Refusal, Site
-from attnopt.passes.linear_layers import keeps_channels, source
+from attnopt.passes.edits.layers.linear_layers import keeps_channels, source
 from attnopt.passes.rotation import head_refusal
 
 FAR = 32  # nodes between the layer and the attention, beyond which nothing is known of what stands there

@@ -15,7 +15,7 @@ from attnopt.errors import PlanError
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Host, Refusal
 from attnopt.passes.candidate import Candidate, Group, Needs
-from attnopt.passes.linear_layers import matrix, suits
+from attnopt.passes.edits.layers.linear_layers import matrix, suits
 from attnopt.rounding.rounded_weight import RoundedWeight, unfit
 from attnopt.rounding.weight_format import WeightFormat, nearest_divisor
 

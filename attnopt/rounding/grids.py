@@ -17,13 +17,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from attnopt.rounding.rounded_before import RoundedBefore
 from attnopt.rounding.rounded_weight import RoundedWeight, grouped, rounded
 from attnopt.rounding.weight_format import WeightFormat
 
 Kind = Literal["extremes", "squares", "gaussian"]
 CLIPS = tuple(1.0 - 0.02 * i for i in range(36))  # 1 … 0.3
 GAUSSIAN = {1: 0.79788, 2: 1.49353, 3: 2.05107, 4: 2.51393, 5: 2.91609, 6: 3.27660, 7: 3.60105, 8: 3.88494}
-AT_ONCE = 2**21  # numbers that grids are tried on at a time
+AT_ONCE = 2**17  # numbers that grids are tried on at a time: what a core's cache holds
+BEFORE = RoundedBefore()
 Grid = tuple[Tensor, Any]  # zero points are a tensor or one number
 
 
@@ -40,6 +42,13 @@ class Gridding:
             return gaussian_grid(weight, format)
         parts = grouped(weight, format)
         counts = None if importance is None else importance.to(weight.dtype).reshape(parts.shape[1:])
+        rows = max(1, AT_ONCE // max(1, weight.shape[1]))
+        found = [self.searched(some, format, counts) for some in parts.split(rows)]
+        steps, zeros = (torch.cat(some) for some in zip(*found, strict=True))
+        return steps, zeros if format.zeros else float(format.middle)
+
+    def searched(self, parts: Tensor, format: WeightFormat, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(steps, zeros) of least error [out, groups] for weights [out, groups, in a group]: each group for itself."""
         tried = candidates(parts, format, self.clips if self.kind == "squares" else (1.0,))
         best: list[Tensor] = []
         for at in range(0, len(tried), many := max(1, AT_ONCE // max(1, parts.numel()))):
@@ -49,12 +58,13 @@ class Gridding:
             found = [x.gather(0, least)[0] for x in found]
             better = found[0] < best[0] if best else None
             best = found if better is None else [torch.where(better, new, old) for new, old in zip(found, best, strict=True)]
-        return best[1], best[2] if format.zeros else float(format.middle)
+        return best[1], best[2]
 
     def rounded(self, weight: Tensor, format: WeightFormat, importance: Tensor | None = None) -> RoundedWeight:
         """The nearest levels of the grid of these weights [out, in], which must be finite and fit the format (`unfit`)."""
         work = weight if weight.dtype == torch.float64 else weight.float()
-        return rounded(work, *self.grid(work, format, importance), format)
+        key = self.kind, tuple(self.clips), format
+        return BEFORE.of(key, (work, importance), lambda: rounded(work, *self.grid(work, format, importance), format))
 
 
 def errors(parts: Tensor, steps: Tensor, zeros: Tensor, format: WeightFormat, counts: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ from attnopt.passes import (
     WeightedGroups,
 )
 from attnopt.passes.candidate import FITTED
-from attnopt.passes.head_map import HeadMap
+from attnopt.passes.edits.heads.head_map import HeadMap
 from attnopt.plan.memory.memory import Memory
 from attnopt.plan.options.groups import Grouping
 

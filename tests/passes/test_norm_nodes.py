@@ -10,9 +10,9 @@ from shrunk_models import seen as seen_by
 from attnopt.ir.block import HeadNorm
 from attnopt.ir.site import Refusal
 from attnopt.passes import EigenAttention, KeyNormGroups, MeanPooling, PruneHeads, WeightedGroups
-from attnopt.passes.head_changes import HeadChanges, refuses_change
-from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_writer import write
+from attnopt.passes.edits.heads.changes import HeadChanges, refuses_change
+from attnopt.passes.edits.heads.head_map import HeadMap
+from attnopt.passes.edits.heads.writer import write
 from attnopt.passes.norm_nodes import refuses_norm
 from attnopt.plan.options.groups import Grouping
 

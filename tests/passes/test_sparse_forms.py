@@ -29,7 +29,7 @@ from attnopt.passes import (
     SinksWindow,
     SpargeAttn,
 )  # fmt: skip
-from attnopt.passes.cache_pages import Pages
+from attnopt.passes.edits.caches.pages import Pages
 from attnopt.passes.sparsify import dilated_window, neighborhood
 from attnopt.patterns import recognise
 from attnopt.plan.options.groups import Grouping

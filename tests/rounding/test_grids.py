@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attnopt.rounding import grids
 from attnopt.rounding.grids import GAUSSIAN, Gridding
 from attnopt.rounding.rounded_weight import RoundedWeight, grouped, unfit
 from attnopt.rounding.weight_format import WeightFormat
@@ -111,3 +112,12 @@ def test_zeros_stay_zeros():
     for kind in KINDS:
         for zeros in (False, True):
             assert torch.equal(Gridding(kind).rounded(weight, WeightFormat(4, 16, zeros)).matrix(), weight)
+
+
+@pytest.mark.parametrize("format", [WeightFormat(8, 32, False), WeightFormat(3, 0, True)], ids=str)
+def test_rows_are_searched_apart_with_the_same_result(format, monkeypatch):
+    weight, counts = weights(0, outputs=13), torch.rand(64, generator=torch.Generator().manual_seed(1))
+    whole = Gridding().grid(weight, format, counts)
+    monkeypatch.setattr(grids, "AT_ONCE", 3 * 64)
+    apart = Gridding().grid(weight, format, counts)
+    torch.testing.assert_close(apart, whole, rtol=0, atol=0)

@@ -29,11 +29,11 @@ from attnopt.errors import OutOfRange
 from attnopt.ir.block import Block, HeadNorm, Rotary
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.head_candidates import candidate_of, shared_by
-from attnopt.passes.head_changes import HeadChanges, refuses_change, refuses_late_turn
-from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_pass import HeadPass, with_fitted
-from attnopt.passes.head_statistics import HeadMoments, moments
+from attnopt.passes.edits.heads.candidates import candidate_of, shared_by
+from attnopt.passes.edits.heads.changes import HeadChanges, refuses_change, refuses_late_turn
+from attnopt.passes.edits.heads.head_map import HeadMap
+from attnopt.passes.edits.heads.head_pass import HeadPass, with_fitted
+from attnopt.passes.edits.heads.statistics import HeadMoments, moments
 
 SOURCE = "Eigen Attention: Attention in Low-Rank Space for KV Cache Compression"
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.residual_stream import Reader, ResidualStream, Table
 from attnopt.ir.site import Host, Refusal
-from attnopt.passes.cache_nodes import Nodes
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.layer_edits import as_wide, set_bias
-from attnopt.passes.layer_ends import LayerEnds, ends_of
-from attnopt.passes.linear_layers import matrix
+from attnopt.passes.edits.caches.nodes import Nodes
+from attnopt.passes.edits.layers.ends import LayerEnds, ends_of
+from attnopt.passes.edits.layers.linear_layers import matrix
+from attnopt.passes.edits.layers.writer import as_wide, set_bias
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from torch import Tensor
 from attnopt.ir.block import Block, CacheUpdate, Projection
 from attnopt.ir.empty_rows import never_empty
 from attnopt.ir.site import Host, Refusal, Site
-from attnopt.passes.cache_basis import score_refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.layer_edits import as_wide, drop_bias, set_bias
-from attnopt.passes.layer_ends import LayerEnds, ends_of
+from attnopt.passes.edits.caches.basis import score_refusal
+from attnopt.passes.edits.layers.ends import LayerEnds, ends_of
+from attnopt.passes.edits.layers.writer import as_wide, drop_bias, set_bias
 from attnopt.passes.rotation import head_refusal
 
 SHIFTED = ("scale", "add")  # terms of a score that a constant over a row passes through

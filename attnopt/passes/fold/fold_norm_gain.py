@@ -17,9 +17,9 @@ from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.constant_values import fixed
-from attnopt.passes.layer_edits import as_wide, set_bias, set_matrix
-from attnopt.passes.layer_ends import LayerEnds, ends_of
-from attnopt.passes.linear_layers import matrix, read_by_all
+from attnopt.passes.edits.layers.ends import LayerEnds, ends_of
+from attnopt.passes.edits.layers.linear_layers import matrix, read_by_all
+from attnopt.passes.edits.layers.writer import as_wide, set_bias, set_matrix
 
 
 @dataclass(frozen=True)

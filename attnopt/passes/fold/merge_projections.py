@@ -23,12 +23,12 @@ from attnopt.ir.block import Block, CacheUpdate, Projection
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.edits.heads.changes import HeadChanges, layer_of, refuses_change
+from attnopt.passes.edits.heads.head_map import HeadMap
+from attnopt.passes.edits.heads.site import sizes_after
+from attnopt.passes.edits.heads.writer import Writer
+from attnopt.passes.edits.layers.writer import as_wide
 from attnopt.passes.fold.fold_biases import SHIFTED, sums_to_one
-from attnopt.passes.head_changes import HeadChanges, layer_of, refuses_change
-from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_site import sizes_after
-from attnopt.passes.head_writer import Writer
-from attnopt.passes.layer_edits import as_wide
 
 WHAT = {"k": "keys", "v": "values"}
 INTO = {"k": "q", "v": "o"}  # whose projection takes that of the side

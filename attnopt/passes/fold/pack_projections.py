@@ -20,11 +20,11 @@ from torch import Tensor
 from attnopt.ir.block import Block
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Refusal
-from attnopt.passes.cache_nodes import Nodes
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.head_writer import applied
-from attnopt.passes.layer_ends import LayerEnds, ends_of
-from attnopt.passes.linear_layers import matrix, outputs
+from attnopt.passes.edits.caches.nodes import Nodes
+from attnopt.passes.edits.heads.writer import applied
+from attnopt.passes.edits.layers.ends import LayerEnds, ends_of
+from attnopt.passes.edits.layers.linear_layers import matrix, outputs
 
 
 @dataclass(frozen=True)

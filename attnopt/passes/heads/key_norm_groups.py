@@ -20,11 +20,11 @@ from torch import Tensor
 
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.head_candidates import candidate_of, shared_by
-from attnopt.passes.head_changes import HeadChanges, refuses_change
-from attnopt.passes.head_groups import contiguous, divisors, shared
-from attnopt.passes.head_pass import HeadPass, with_fitted
-from attnopt.passes.head_statistics import moments
+from attnopt.passes.edits.heads.candidates import candidate_of, shared_by
+from attnopt.passes.edits.heads.changes import HeadChanges, refuses_change
+from attnopt.passes.edits.heads.groups import contiguous, divisors, shared
+from attnopt.passes.edits.heads.head_pass import HeadPass, with_fitted
+from attnopt.passes.edits.heads.statistics import moments
 
 SOURCE = "Beyond Uniform Query Distribution: Key-Driven Grouped Query Attention"
 

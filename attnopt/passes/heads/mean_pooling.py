@@ -21,11 +21,11 @@ from torch import Tensor
 from attnopt.ir.block import Rotary
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.head_candidates import candidate_of
-from attnopt.passes.head_changes import HeadChanges, refuses_change
-from attnopt.passes.head_groups import Groups, aligned, contiguous, divisors, shared
-from attnopt.passes.head_pass import HeadPass, with_fitted
-from attnopt.passes.head_statistics import of_weights
+from attnopt.passes.edits.heads.candidates import candidate_of
+from attnopt.passes.edits.heads.changes import HeadChanges, refuses_change
+from attnopt.passes.edits.heads.groups import Groups, aligned, contiguous, divisors, shared
+from attnopt.passes.edits.heads.head_pass import HeadPass, with_fitted
+from attnopt.passes.edits.heads.statistics import of_weights
 
 SOURCE = "Fast Transformer Decoding: One Write-Head is All You Need"
 

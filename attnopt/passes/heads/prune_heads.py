@@ -25,10 +25,10 @@ from attnopt.errors import OutOfRange
 from attnopt.ir.block import Block
 from attnopt.ir.site import Refusal, Site
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.head_candidates import candidate_of, shared_by
-from attnopt.passes.head_changes import HeadChanges, refuses_change
-from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_pass import HeadPass, with_fitted
+from attnopt.passes.edits.heads.candidates import candidate_of, shared_by
+from attnopt.passes.edits.heads.changes import HeadChanges, refuses_change
+from attnopt.passes.edits.heads.head_map import HeadMap
+from attnopt.passes.edits.heads.head_pass import HeadPass, with_fitted
 
 SOURCE = "Are Sixteen Heads Really Better than One?"
 RIDGE = 1e-6  # of the mean of what is inverted

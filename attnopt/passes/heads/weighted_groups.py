@@ -3,7 +3,7 @@
     K' of a group = sum of w_h K_h R_h       min over w of  sum_h |Q_h R_h (K_h R_h - K')'|²         a system of |group| equations
     V' of a group = sum of w_h V_h R_h       min over w of  sum_h |(V_h R_h - V') R_h' W_O,h|²       one weight for each channel
 
-Q, K and V on calibration tokens; R_h turns heads of a group towards each other first, which by itself changes nothing (`head_groups`).
+Q, K and V on calibration tokens; R_h turns heads of a group towards each other first, which by itself changes nothing (`heads.groups`).
 Weights and rotations are folded into the projections: what is computed is heads(H, G), as with mean pooling. Equal weights and no
 rotation are mean pooling; groups = heads is the identity; identical heads lose nothing. The source finds its weights by training: the
 closed form is an addition, and so are the rotations.
@@ -23,11 +23,11 @@ from torch import Tensor
 from attnopt.ir.block import Block, Rotary
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.head_candidates import candidate_of, shared_by
-from attnopt.passes.head_changes import HeadChanges, refuses_change
-from attnopt.passes.head_groups import Groups, aligned, contiguous, divisors, shared, turned_moments
-from attnopt.passes.head_pass import HeadPass, with_fitted
-from attnopt.passes.head_statistics import HeadMoments, moments
+from attnopt.passes.edits.heads.candidates import candidate_of, shared_by
+from attnopt.passes.edits.heads.changes import HeadChanges, refuses_change
+from attnopt.passes.edits.heads.groups import Groups, aligned, contiguous, divisors, shared, turned_moments
+from attnopt.passes.edits.heads.head_pass import HeadPass, with_fitted
+from attnopt.passes.edits.heads.statistics import HeadMoments, moments
 
 SOURCE = "Weighted Grouped Query Attention in Transformers"
 NO_DATA = Refusal("its weights are found on calibration data")

@@ -7,7 +7,7 @@
     k -> k H, q -> q H leaves every score as it is, since H H' = 1; outliers of single channels spread over all of them first.
 
 H of values is folded into the layers around them where nothing stands between, and H of keys where no position turns them
-(`passes.cache_basis`): a candidate of its own, because it changes weights that other passes may want to round. Elsewhere, and in the
+(`edits.caches.basis`): a candidate of its own, because it changes weights that other passes may want to round. Elsewhere, and in the
 other candidates, rows are turned when they come and turned back when they are read.
 The paper is on vision-language models: text tokens have 4 bits and images 2 in its text-salient layers. In a language model all
 tokens are text, so a layer is either of pivots (2 bits) or of text (4 bits). It is of text where, in calibration, more than `text` of
@@ -24,12 +24,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from attnopt.ir.site import Refusal
-from attnopt.passes.cache_basis import basis_refusal, turned_layers
-from attnopt.passes.cache_plan import applied, codes, unfit
-from attnopt.passes.cache_rows import Rows
-from attnopt.passes.cache_slots import SIDES, Slot, slots
-from attnopt.passes.cache_state import Kept
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.edits.caches.basis import basis_refusal, turned_layers
+from attnopt.passes.edits.caches.plan import applied, codes, unfit
+from attnopt.passes.edits.caches.rows import Rows
+from attnopt.passes.edits.caches.slots import SIDES, Slot, slots
+from attnopt.passes.edits.caches.state import Kept
 
 SOURCE = "AKVQ-VL"
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnopt.ir.site import Refusal
-from attnopt.passes.cache_plan import applied, balanced, codes, unfit
-from attnopt.passes.cache_rows import Rows
-from attnopt.passes.cache_slots import slots
-from attnopt.passes.cache_state import Kept
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.edits.caches.plan import applied, balanced, codes, unfit
+from attnopt.passes.edits.caches.rows import Rows
+from attnopt.passes.edits.caches.slots import slots
+from attnopt.passes.edits.caches.state import Kept
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attnopt.ir.site import Refusal
-from attnopt.passes.cache_block_state import Pair, keep_blocks, unfit
-from attnopt.passes.cache_blocks import Blocks
-from attnopt.passes.cache_slots import Slot, slots
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.edits.caches.block_state import Pair, keep_blocks, unfit
+from attnopt.passes.edits.caches.blocks import Blocks
+from attnopt.passes.edits.caches.slots import Slot, slots
 
 
 @dataclass(frozen=True)

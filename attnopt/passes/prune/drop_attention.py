@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from attnopt.errors import PlanError
 from attnopt.ir.site import Refusal
 from attnopt.ir.sublayer import Sublayer, sublayer
 from attnopt.passes.candidate import FITTED, Candidate, Evidence, Group, Per
-from attnopt.passes.removal import emptied, refuses_removal, remove
-from attnopt.passes.removal_fit import fitted, next_writer
+from attnopt.passes.edits.layers.removal import emptied, refuses_removal, remove
+from attnopt.passes.edits.layers.removal_fit import fitted, next_writer, put
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class DropAttention:
     def arrays(self, candidate: Candidate, group: Group, evidence: Evidence) -> Mapping[str, Mapping[str, Tensor]] | Refusal:
         """The fitted weight [out, in] of the layer that writes next."""
         gone = sublayer(group.host.graph, group.sites[0], group.blocks[0])
-        found = gone if isinstance(gone, Refusal) else fitted(group, gone, evidence)
-        return found if isinstance(found, Refusal) else {found[0].name: {"weight": found[1]}}
+        found = gone if isinstance(gone, Refusal) else fitted(group, [gone], evidence)
+        return found if isinstance(found, Refusal) else {node.name: {"weight": weight} for node, weight in found.items()}
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Edits the host of the group in place; give it a copy, and finish it.
@@ -71,15 +70,3 @@ class DropAttention:
             put(candidate, group)
         remove(group, set(candidate.options["sites"]))
         return group
-
-
-def put(candidate: Candidate, group: Group) -> None:
-    (layer,) = candidate.nodes
-    node = next(n for n in group.host.graph.of("linear", "matmul") if n.name == layer.name)
-    held, weight = node.inputs[1], candidate.arrays.get(layer.name, {}).get("weight")
-    if weight is None or held is None or held.load is None:
-        raise PlanError(
-            f"the plan does not hold the numbers that '{candidate.pass_name}' found: '{layer.name}' was fitted on calibration data",
-            next_move="Give the calibration data that the plan was found with, or use the model that was written with it.",
-        )
-    group.host.set_input(node, held, (weight if node.op == "linear" else weight.mT).to(held.load().dtype).contiguous())

@@ -9,13 +9,16 @@ Weights alone, no data. The candidates remove the 1, 2, … layers of least g; l
 decision. Not seen: W_V, W_O, what norms of queries and keys do. Which of the two g the paper takes, and whether a norm's gain is
 folded in, is not known: hence the flags; biases are outside of its formula.
 
+With calibration data and tuning each candidate has a twin, whose next writers into the residual stream are fitted to make up for what is
+gone (`removal_fit`). That is no part of the source.
+
 Source: "Data-Free Pruning of Self-Attention Layers in LLMs" (Gate-Norm).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,8 +27,9 @@ from attnopt.ir.block import Block, Joined, Projection
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Refusal
 from attnopt.ir.sublayer import Sublayer, sublayer
-from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.removal import emptied, refuses_removal, remove
+from attnopt.passes.candidate import FITTED, Candidate, Evidence, Group, Per
+from attnopt.passes.edits.layers.removal import emptied, refuses_removal, remove
+from attnopt.passes.edits.layers.removal_fit import fitted, next_writers, put
 
 SOURCE = "Data-Free Pruning of Self-Attention Layers in LLMs"
 
@@ -61,7 +65,8 @@ class GateNorm:
             refusal = refuses_removal(group.host, taken)
             if refusal is not None:
                 return found or refusal
-            found.append(self.candidate(taken, layers, g))
+            plain = self.candidate(taken, layers, g)
+            found += [plain, *self.twin(plain, self.ordered(group, taken), evidence)]
         return found or Refusal(f"no layer may go: {layers} layers, {self.protect} protected, at most {self.most:g} of them")
 
     def candidate(self, gone: Sequence[Sublayer], layers: int, g: float) -> Candidate:
@@ -72,6 +77,36 @@ class GateNorm:
             self.name, False, what, SOURCE, options={"sites": names}, kind=f"{len(gone)} of {layers}", changes=("structure",),
             removes=removes, cached=emptied(gone),
         )  # fmt: skip
+
+    def twin(self, plain: Candidate, gone: Sequence[Sublayer], evidence: Evidence | None) -> list[Candidate]:
+        """The candidate whose next writers are fitted, where all of them are known and seen."""
+        writers = next_writers(gone)
+        if evidence is None or isinstance(writers, Refusal) or not all(evidence.sees(layer) for layer in writers):
+            return []
+        what = f"{plain.description}, {', '.join(layer.name for layer in writers)} fitted"
+        options = {**plain.options, "fitted": True}
+        return [replace(plain, description=what, kind=plain.kind + FITTED, nodes=tuple(writers), options=options, needs="tuning")]
+
+    def ordered(self, group: Group, gone: Sequence[Sublayer]) -> list[Sublayer]:
+        """In the order of the graph."""
+        at = {site.name: i for i, site in enumerate(group.sites)}
+        return sorted(gone, key=lambda s: at[s.site.name])
+
+    def tune(self, candidate: Candidate, group: Group, evidence: Evidence) -> Candidate | Refusal:
+        """As it is: it is fitted when it is first applied."""
+        return candidate
+
+    def arrays(self, candidate: Candidate, group: Group, evidence: Evidence) -> Mapping[str, Mapping[str, Tensor]] | Refusal:
+        """The fitted weights [out, in] of the layers that write next."""
+        gone: list[Sublayer] = []
+        for site, block in zip(group.sites, group.blocks, strict=True):
+            if site.name in candidate.options["sites"]:
+                found = sublayer(group.host.graph, site, block)
+                if isinstance(found, Refusal):
+                    return found
+                gone.append(found)
+        weights = fitted(group, gone, evidence)
+        return weights if isinstance(weights, Refusal) else {node.name: {"weight": w} for node, w in weights.items()}
 
     def ranked(self, group: Group) -> list[tuple[float, tuple[Sublayer, ...]]] | Refusal:
         """The decisions with their g, the least first. Sublayers that hold the same weights are one."""
@@ -112,7 +147,12 @@ class GateNorm:
         return rows if bias is None else torch.cat([rows, bias.to(rows)[..., None]], -1)
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
-        """Edits the host of the group in place; give it a copy, and finish it."""
+        """Edits the host of the group in place; give it a copy, and finish it.
+
+        Raises PlanError where it was fitted and the numbers are not there.
+        """
+        if candidate.options.get("fitted"):
+            put(candidate, group)
         remove(group, set(candidate.options["sites"]))
         return group
 

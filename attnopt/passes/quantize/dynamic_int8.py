@@ -21,7 +21,7 @@ from attnopt.ir.block import Norm
 from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.linear_layers import matrix, outputs, read_by_all, source, suits
+from attnopt.passes.edits.layers.linear_layers import matrix, outputs, read_by_all, source, suits
 from attnopt.passes.smoothing import best_smoothing, factors
 from attnopt.passes.value_scaling import bias_is_known, bias_of, rows_of, scale_values, scaled_by_factor, scaled_by_values
 from attnopt.rounding.rounded_weight import not_finite

@@ -18,7 +18,7 @@ from torch import Tensor
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.linear_layers import matrix
+from attnopt.passes.edits.layers.linear_layers import matrix
 from attnopt.passes.weight_rounding import Wish, candidate, formats, formats_of, kept_codes, nodes_of
 from attnopt.rounding import gptq
 

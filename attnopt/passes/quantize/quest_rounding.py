@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.linear_layers import matrix
-from attnopt.passes.mixed_inputs import mixed_inputs
+from attnopt.passes.edits.layers.linear_layers import matrix
+from attnopt.passes.edits.layers.mixed_inputs import mixed_inputs
 from attnopt.passes.weight_rounding import Wish, candidate, formats, nodes_of
 from attnopt.rounding.grids import Gridding
 from attnopt.rounding.hadamard import BLOCK, LEAST_BLOCK, block_width, in_blocks

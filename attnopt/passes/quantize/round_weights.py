@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.linear_layers import matrix
+from attnopt.passes.edits.layers.linear_layers import matrix
 from attnopt.passes.weight_rounding import Wish, candidate, formats, nodes_of
 from attnopt.rounding.grids import Gridding
 from attnopt.rounding.weight_format import WeightFormat

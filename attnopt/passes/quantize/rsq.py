@@ -3,7 +3,7 @@
     residual stream x -> x Q, values v -> v R, what an MLP narrows -> x H      H = X' diag(r) X / rows      W' -> V' on the grid, by GPTQ
 
 The rotations of stream and values (`passes.rotation`) change no output and cost nothing; H of what the last layer of an MLP reads is
-computed while the model runs, in blocks (`passes.mixed_inputs`; the authors' is of the whole width). r is the attention concentration
+computed while the model runs, in blocks (`edits.layers.mixed_inputs`; the authors' is of the whole width). r is the attention concentration
 (`analysis.concentration`), each layer's own. What is no part of a layer, the head, is kept in 8 bits. Where the stream cannot be rotated
 (a norm with means, a norm after the addition) only values are. Layers that make massive values of queries or keys
 (`analysis.massive_values`) are kept in 8 bits, which is no part of RSQ; with protect=0 they are not.
@@ -25,11 +25,11 @@ from torch import Tensor
 from attnopt.analysis.massive_values import FACTOR, massive_values
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Refusal
-from attnopt.passes.attention_layers import layers_of, narrowing
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
-from attnopt.passes.layer_moments import LayerAfterLayer, moments_at_once
-from attnopt.passes.linear_layers import matrix
-from attnopt.passes.mixed_inputs import mixed_inputs
+from attnopt.passes.edits.layers.attention_layers import layers_of, narrowing
+from attnopt.passes.edits.layers.linear_layers import matrix
+from attnopt.passes.edits.layers.mixed_inputs import mixed_inputs
+from attnopt.passes.edits.layers.moments import LayerAfterLayer, moments_at_once
 from attnopt.passes.rotation import Rotated, rotated, turns
 from attnopt.passes.weight_rounding import Wish, candidate, formats, formats_of, kept_codes, nodes_of
 from attnopt.rounding import gptq

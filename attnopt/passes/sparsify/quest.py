@@ -17,9 +17,9 @@ from typing import Any
 
 from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec, parse
-from attnopt.passes.cache_pages import Pages, keep_pages, unfit
-from attnopt.passes.cache_slots import Slot, slots
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
+from attnopt.passes.edits.caches.pages import Pages, keep_pages, unfit
+from attnopt.passes.edits.caches.slots import Slot, slots
 from attnopt.passes.sparsity import UNSEEN, changed
 
 NEWEST = parse("softmax offset(size(k) - size(q))").offset

@@ -16,7 +16,7 @@ from attnopt.cost.phase import Phase
 from attnopt.hosts.fx import FxHost
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.hosts.single_linear import single_linear
-from attnopt.passes.linear_layers import matrix
+from attnopt.passes.edits.layers.linear_layers import matrix
 from attnopt.rounding.grids import Gridding
 from attnopt.rounding.weight_format import WeightFormat
 

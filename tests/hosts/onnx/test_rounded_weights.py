@@ -10,7 +10,7 @@ from onnx import helper
 
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.hosts.onnx.rounded_weights import refusal
-from attnopt.passes.linear_layers import matrix
+from attnopt.passes.edits.layers.linear_layers import matrix
 from attnopt.rounding.grids import Gridding
 from attnopt.rounding.weight_format import WeightFormat
 

@@ -14,10 +14,10 @@ from attnopt.errors import OutOfRange
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.site import Refusal
 from attnopt.passes import EigenAttention
+from attnopt.passes.edits.heads.candidates import shared_by
+from attnopt.passes.edits.heads.statistics import moments, of_weights
+from attnopt.passes.edits.heads.writer import write
 from attnopt.passes.factorize.eigen_attention import eigen, spectra
-from attnopt.passes.head_candidates import shared_by
-from attnopt.passes.head_statistics import moments, of_weights
-from attnopt.passes.head_writer import write
 from attnopt.plan.options.groups import Grouping
 
 FINE = EigenAttention(thresholds=(1.0, 0.95, 0.8, 0.6), multiple=1)
@@ -121,7 +121,7 @@ def late(group, held):
     """All directions of keys, and still kept before they turn."""
     from dataclasses import replace
 
-    from attnopt.passes.head_map import HeadMap
+    from attnopt.passes.edits.heads.head_map import HeadMap
 
     changes = of_rank(group, held, 7, 8)
     basis = spectra(held, True, shared_by(group.blocks[0]))[0][1]

@@ -12,8 +12,8 @@ from torch import nn
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.site import Refusal
 from attnopt.passes import MeanPooling
-from attnopt.passes.head_changes import refuses_change
-from attnopt.passes.head_writer import write
+from attnopt.passes.edits.heads.changes import refuses_change
+from attnopt.passes.edits.heads.writer import write
 from attnopt.passes.heads.prune_heads import pruned
 from attnopt.plan.options.groups import Grouping
 

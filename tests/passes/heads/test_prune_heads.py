@@ -11,7 +11,7 @@ from shrunk_models import IDS, evidence, host, output, rewritten
 from attnopt.errors import OutOfRange
 from attnopt.ir.site import Refusal
 from attnopt.passes import PruneHeads
-from attnopt.passes.head_writer import write
+from attnopt.passes.edits.heads.writer import write
 from attnopt.passes.heads.prune_heads import output_moment, pruned
 from attnopt.plan.options.groups import Grouping
 

@@ -7,11 +7,11 @@ import torch
 from shrunk_models import applied, evidence, host, output, rewritten
 
 from attnopt.passes import MeanPooling, WeightedGroups
-from attnopt.passes.head_changes import HeadChanges
-from attnopt.passes.head_groups import aligned, contiguous, nearest_in_pairs
-from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_statistics import moments
-from attnopt.passes.head_writer import write
+from attnopt.passes.edits.heads.changes import HeadChanges
+from attnopt.passes.edits.heads.groups import aligned, contiguous, nearest_in_pairs
+from attnopt.passes.edits.heads.head_map import HeadMap
+from attnopt.passes.edits.heads.statistics import moments
+from attnopt.passes.edits.heads.writer import write
 from attnopt.passes.heads.weighted_groups import by_channel, by_head
 from attnopt.plan.options.groups import Grouping
 

@@ -12,7 +12,7 @@ from rounded_steps import check_step, opened, rewritten, whole
 
 import attnopt
 from attnopt.passes import AkvqVl
-from attnopt.passes.cache_plan import forms_of
+from attnopt.passes.edits.caches.plan import forms_of
 
 SMALL = AkvqVl(recent=3, pivots=2, group=4)
 

@@ -15,7 +15,7 @@ import attnopt
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.site import Refusal
 from attnopt.passes import Int8Cache
-from attnopt.passes.cache_rows import Rows
+from attnopt.passes.edits.caches.rows import Rows
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])

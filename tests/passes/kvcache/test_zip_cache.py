@@ -16,7 +16,7 @@ from attnopt.ir.packing import row_bytes
 from attnopt.ir.reference import attend
 from attnopt.ir.spec import as_spec
 from attnopt.passes import ZipCache
-from attnopt.passes.cache_blocks import Blocks
+from attnopt.passes.edits.caches.blocks import Blocks
 
 SMALL = ZipCache(block=4)
 LINE = (

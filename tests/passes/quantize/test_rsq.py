@@ -15,9 +15,9 @@ from attnopt.analysis.evidence import Evidence
 from attnopt.ir.site import Refusal
 from attnopt.opening import open_model
 from attnopt.passes import Gptq, Rsq
-from attnopt.passes.attention_layers import layers_of
-from attnopt.passes.layer_moments import LayerAfterLayer, moments_at_once
-from attnopt.passes.linear_layers import matrix
+from attnopt.passes.edits.layers.attention_layers import layers_of
+from attnopt.passes.edits.layers.linear_layers import matrix
+from attnopt.passes.edits.layers.moments import LayerAfterLayer, moments_at_once
 from attnopt.passes.rotation import rotated
 from attnopt.passes.weight_rounding import Wish
 from attnopt.plan.options.groups import Grouping

@@ -14,7 +14,7 @@ from attnopt.analysis.evidence import Evidence
 from attnopt.ir.reference import attend
 from attnopt.ir.site import Refusal
 from attnopt.passes import Quest
-from attnopt.passes.cache_pages import Pages
+from attnopt.passes.edits.caches.pages import Pages
 from attnopt.selectors.pages import state_of
 
 SMALL = Quest(size=4, budgets=(12,), dense=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attnopt.passes.head_map import HeadMap
+from attnopt.passes.edits.heads.head_map import HeadMap
 
 
 def test_rows_bias_and_past_of_a_cache_are_mapped_alike():

@@ -19,11 +19,11 @@ from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Projection, Rotary, S
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.layout import Operand
 from attnopt.ir.site import Builder, Refusal, Site
-from attnopt.passes.cache_nodes import Nodes
 from attnopt.passes.candidate import Group
-from attnopt.passes.head_changes import HeadChanges, layer_of, past_of, slot_of
-from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_site import changed, heads_of, layout_of, regrouped
+from attnopt.passes.edits.caches.nodes import Nodes
+from attnopt.passes.edits.heads.changes import HeadChanges, layer_of, past_of, slot_of
+from attnopt.passes.edits.heads.head_map import HeadMap
+from attnopt.passes.edits.heads.site import changed, heads_of, layout_of, regrouped
 from attnopt.passes.norm_nodes import normalized
 from attnopt.passes.rotary_nodes import turned, waves
 

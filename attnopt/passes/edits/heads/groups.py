@@ -17,9 +17,9 @@ from torch import Tensor
 
 from attnopt.errors import OutOfRange
 from attnopt.ir.block import Block, Rotary
-from attnopt.passes.head_candidates import shared_by
-from attnopt.passes.head_changes import HeadChanges
-from attnopt.passes.head_map import HeadMap
+from attnopt.passes.edits.heads.candidates import shared_by
+from attnopt.passes.edits.heads.changes import HeadChanges
+from attnopt.passes.edits.heads.head_map import HeadMap
 
 ROUNDS = 10  # of turning each head towards the mean of its group
 

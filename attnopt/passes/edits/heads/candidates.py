@@ -7,9 +7,9 @@ from typing import Any
 
 from attnopt.ir.block import Block, CacheUpdate
 from attnopt.passes.candidate import Candidate, Group
-from attnopt.passes.head_changes import SIDES, HeadChanges, layer_of
-from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_site import sizes_after
+from attnopt.passes.edits.heads.changes import SIDES, HeadChanges, layer_of
+from attnopt.passes.edits.heads.head_map import HeadMap
+from attnopt.passes.edits.heads.site import sizes_after
 
 
 def candidate_of(
@@ -23,7 +23,7 @@ def candidate_of(
     *,
     needs_data: bool = True,
 ) -> Candidate:
-    """The candidate whose `apply` is `head_writer.write` of these changes. options: from which its pass finds them again."""
+    """The candidate whose `apply` is `heads.writer.write` of these changes. options: from which its pass finds them again."""
     block = group.blocks[0]
     layers = {s: layer for b in group.blocks for s in SIDES if (layer := layer_of(b, s)) is not None}
     cached = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from attnopt.ir.packing import Packed, unpack
 from attnopt.ir.storage import hadamard
-from attnopt.passes.cache_rows import Rows
+from attnopt.passes.edits.caches.rows import Rows
 
 WIDTH = 32
 seeds = st.integers(0, 10_000)

@@ -1,4 +1,4 @@
-"""Fit what writes into the residual stream next, once an attention sublayer is gone: that layer makes up for it as far as it can.
+"""Fit what writes into the residual stream next, once attention sublayers are gone: those layers make up for them as far as they can.
 
     s = x + attention(norm(x)),  y = s + W h(s)      ->      y' = x + W' h(x)
 
@@ -6,24 +6,28 @@
     one factor for the whole layer, W' = s W                                                   where rows are few
 
 The next writer is the output layer of the MLP beside the removed attention. A closed form of second moments, added up batch by batch: the
-model as it was and a copy whose attention gives zeros read the same calibration data, at most ROWS rows of them.
+model as it was and a copy whose attention gives zeros read the same calibration data, at most ROWS rows of them. Several are fitted in
+the order of the graph: x and h are then those of a copy in which what was removed before is gone and what was fitted before is in place,
+so that each layer makes up for what those before it could not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from attnopt.analysis.padding import Padding, real
+from attnopt.errors import PlanError
 from attnopt.ir.block import Block
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Host, NotIsolated, Refusal
 from attnopt.ir.sublayer import Sublayer
-from attnopt.passes.candidate import Evidence, Group
-from attnopt.passes.linear_layers import matrix, suits
-from attnopt.passes.output_fit import FEW, RIDGE, ROWS
+from attnopt.passes.candidate import Candidate, Evidence, Group
+from attnopt.passes.edits.heads.output_fit import FEW, RIDGE, ROWS
+from attnopt.passes.edits.layers.linear_layers import matrix, suits
 
 MOST_NODES = 8  # between a linear layer and the addition of what it makes
 
@@ -82,13 +86,46 @@ def made_by(value: Value) -> tuple[Node, Tensor | None] | None:
     return None
 
 
-def fitted(group: Group, gone: Sublayer, evidence: Evidence) -> tuple[Node, Tensor] | Refusal:
-    """The next writer and its new weight [out, in], from a copy of the host in which the sublayer gives zeros."""
-    found = next_writer(gone)
-    if isinstance(found, Refusal):
-        return found
+def next_writers(gone: Sequence[Sublayer]) -> dict[Node, tuple[NextWriter, int]] | Refusal:
+    """The layers that can make up for these sublayers, each with how many of those, in order, are gone where it writes.
+
+    One that goes itself makes up for nothing.
+    """
+    removed = {node.name for s in gone for node in s.removed}
+    found: dict[Node, tuple[NextWriter, int]] = {}
+    for count, sublayer in enumerate(gone, 1):
+        writer = next_writer(sublayer)
+        if isinstance(writer, Refusal):
+            return writer
+        if writer.layer.name not in removed:
+            found[writer.layer] = writer, count
+    return found or Refusal("what writes into the residual stream behind it goes as well", gone[0].ending)
+
+
+def fitted(group: Group, gone: Sequence[Sublayer], evidence: Evidence) -> dict[Node, Tensor] | Refusal:
+    """The next writers and their new weights [out, in]. gone: in the order of the graph."""
+    writers = next_writers(gone)
+    if isinstance(writers, Refusal):
+        return writers
+    weights: dict[Node, Tensor] = {}
+    for layer, (writer, count) in writers.items():
+        found = fitted_one(group, writer, gone[:count], weights, evidence)
+        if isinstance(found, Refusal):
+            return found
+        weights[layer] = found
+    return weights
+
+
+def fitted_one(
+    group: Group, found: NextWriter, gone: Sequence[Sublayer], weights: dict[Node, Tensor], evidence: Evidence
+) -> Tensor | Refusal:
+    """The new weight of one writer, from a copy of the host in which sublayers give zeros and layers have the weights found so far."""
     made = group.host.copy()
-    silence(made, gone.block)
+    for sublayer in gone:
+        silence(made, sublayer.block)
+    for node, weight in weights.items():
+        if (there := twin(made, node)) is not None:
+            set_weight(made, there, weight)
     made.finish()
     layer, ending = twin(made, found.layer), twin(made, found.ending)
     if layer is None or ending is None or None in (layer.inputs[0], ending.inputs[found.side]):
@@ -97,7 +134,27 @@ def fitted(group: Group, gone: Sublayer, evidence: Evidence) -> tuple[Node, Tens
         seen = moments(group, found, made, [layer.inputs[0], ending.inputs[found.side]], evidence)  # type: ignore[list-item]
     except NotIsolated as failure:
         return Refusal(f"what the layer that follows reads cannot be tapped: {failure}", found.layer)
-    return found.layer, solved(matrix(found.layer).double(), *seen)
+    return solved(matrix(found.layer).double(), *seen)
+
+
+def put(candidate: Candidate, group: Group) -> None:
+    """Give the layers of a fitted candidate their weights, in the host of the group. Raises PlanError where the numbers are not there."""
+    for layer in candidate.nodes:
+        node = next(n for n in group.host.graph.of("linear", "matmul") if n.name == layer.name)
+        weight = candidate.arrays.get(layer.name, {}).get("weight")
+        if weight is None:
+            raise PlanError(
+                f"the plan does not hold the numbers that '{candidate.pass_name}' found: '{layer.name}' was fitted on calibration data",
+                next_move="Give the calibration data that the plan was found with, or use the model that was written with it.",
+            )
+        set_weight(group.host, node, weight)
+
+
+def set_weight(host: Host, node: Node, weight: Tensor) -> None:
+    """weight: [out, in]."""
+    held = node.inputs[1]
+    assert held is not None and held.load is not None
+    host.set_input(node, held, (weight if node.op == "linear" else weight.mT).to(held.load().dtype).contiguous())
 
 
 def silence(host: Host, block: Block) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal, Site
 from attnopt.passes.candidate import Group
-from attnopt.passes.linear_layers import matrix
+from attnopt.passes.edits.layers.linear_layers import matrix
 
 Layer = tuple[Site, Sequence[Node]]
 

@@ -22,10 +22,10 @@ from attnopt.ir.dims import Dim, product, symbol
 from attnopt.ir.expr import Const, Size, Term, apply
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site, arrange
-from attnopt.passes.cache_blocks import Blocks
-from attnopt.passes.cache_nodes import Nodes
-from attnopt.passes.cache_slots import Slot
 from attnopt.passes.candidate import Group
+from attnopt.passes.edits.caches.blocks import Blocks
+from attnopt.passes.edits.caches.nodes import Nodes
+from attnopt.passes.edits.caches.slots import Slot
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,8 +27,8 @@ from attnopt.ir.dims import Dim, Shape, product, symbol
 from attnopt.ir.graph import Value
 from attnopt.ir.packing import PER_BYTE, pack, uneven
 from attnopt.ir.storage import safe
-from attnopt.passes.cache_nodes import Nodes, whole
-from attnopt.passes.cache_rows import SCALES, quantised
+from attnopt.passes.edits.caches.nodes import Nodes, whole
+from attnopt.passes.edits.caches.rows import SCALES, quantised
 
 
 @dataclass(frozen=True)

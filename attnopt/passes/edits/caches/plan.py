@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from attnopt.ir.block import CacheUpdate
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Refusal
-from attnopt.passes.cache_basis import weights_turned
-from attnopt.passes.cache_slots import SIDES, Slot, slots
-from attnopt.passes.cache_state import Kept, clause, keep
 from attnopt.passes.candidate import Candidate, Evidence, Group, Needs
+from attnopt.passes.edits.caches.basis import weights_turned
+from attnopt.passes.edits.caches.slots import SIDES, Slot, slots
+from attnopt.passes.edits.caches.state import Kept, clause, keep
 
 Balance = Mapping[str, Sequence[Sequence[float]]]
 

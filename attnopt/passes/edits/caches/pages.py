@@ -24,9 +24,9 @@ from attnopt.ir.graph import Value
 from attnopt.ir.layout import Axis
 from attnopt.ir.site import Builder, Operand, Refusal, Site, arrange
 from attnopt.ir.spec import AttentionSpec
-from attnopt.passes.cache_nodes import Nodes
-from attnopt.passes.cache_slots import Slot
 from attnopt.passes.candidate import Group
+from attnopt.passes.edits.caches.nodes import Nodes
+from attnopt.passes.edits.caches.slots import Slot
 from attnopt.selectors.pooling import highest, lowest
 
 SHOWN = "shown_keys"  # the operand that says which keys of the chosen pages there are

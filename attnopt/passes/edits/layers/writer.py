@@ -12,9 +12,9 @@ from torch import Tensor
 
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Host
-from attnopt.passes.head_writer import applied
-from attnopt.passes.layer_ends import LayerEnds
-from attnopt.passes.linear_layers import matrix
+from attnopt.passes.edits.heads.writer import applied
+from attnopt.passes.edits.layers.ends import LayerEnds
+from attnopt.passes.edits.layers.linear_layers import matrix
 
 
 def as_wide(data: Tensor) -> Tensor:

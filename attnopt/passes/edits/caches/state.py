@@ -25,10 +25,10 @@ from attnopt.ir.dims import Dim, Shape, symbol
 from attnopt.ir.expr import Index, apply
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Site
-from attnopt.passes.cache_nodes import Nodes
-from attnopt.passes.cache_rows import Rows
-from attnopt.passes.cache_slots import Slot
 from attnopt.passes.candidate import Group
+from attnopt.passes.edits.caches.nodes import Nodes
+from attnopt.passes.edits.caches.rows import Rows
+from attnopt.passes.edits.caches.slots import Slot
 
 EXACT = 16  # bits of a token that is kept as it is, in the words of a spec
 

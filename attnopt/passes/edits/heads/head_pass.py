@@ -17,9 +17,9 @@ from torch import Tensor
 from attnopt.errors import PlanError
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import FITTED, Candidate, Evidence, Group
-from attnopt.passes.head_changes import HeadChanges
-from attnopt.passes.head_writer import write
-from attnopt.passes.output_fit import fitted
+from attnopt.passes.edits.heads.changes import HeadChanges
+from attnopt.passes.edits.heads.output_fit import fitted
+from attnopt.passes.edits.heads.writer import write
 
 
 class HeadPass:

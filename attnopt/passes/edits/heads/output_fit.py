@@ -24,10 +24,10 @@ from attnopt.ir.block_reference import turned
 from attnopt.ir.reference import reference
 from attnopt.ir.site import NotIsolated, Refusal
 from attnopt.passes.candidate import Evidence, Group
-from attnopt.passes.head_changes import HeadChanges
-from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_site import changed
-from attnopt.passes.head_statistics import turned_back
+from attnopt.passes.edits.heads.changes import HeadChanges
+from attnopt.passes.edits.heads.head_map import HeadMap
+from attnopt.passes.edits.heads.site import changed
+from attnopt.passes.edits.heads.statistics import turned_back
 
 ROWS = 16384  # of calibration tokens that a fit looks at
 FEW = 4  # rows for each channel of a': with fewer a whole matrix would fit the data, not the model

@@ -12,9 +12,9 @@ from torch import nn
 
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
-from attnopt.passes.head_changes import HeadChanges, refuses_change
-from attnopt.passes.head_map import HeadMap
-from attnopt.passes.head_writer import write
+from attnopt.passes.edits.heads.changes import HeadChanges, refuses_change
+from attnopt.passes.edits.heads.head_map import HeadMap
+from attnopt.passes.edits.heads.writer import write
 from attnopt.plan.options.groups import Grouping
 
 

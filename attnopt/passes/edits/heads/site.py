@@ -13,7 +13,7 @@ from attnopt.ir.expr import Const
 from attnopt.ir.layout import Axis, Layout, Operand, size_of
 from attnopt.ir.layout import Group as Axes
 from attnopt.ir.site import Site
-from attnopt.passes.head_changes import HeadChanges
+from attnopt.passes.edits.heads.changes import HeadChanges
 
 
 def changed(site: Site, changes: HeadChanges) -> Site:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Host
-from attnopt.passes.attention_layers import Layer
 from attnopt.passes.candidate import Evidence, Group
+from attnopt.passes.edits.layers.attention_layers import Layer
 from attnopt.passes.rotation import Rotated, dtype_of
 from attnopt.rounding.hadamard import in_blocks
 from attnopt.rounding.rounded_weight import RoundedWeight

@@ -4,7 +4,7 @@
     up [G, D, r]                        keys are r numbers until they are read: cached so, then times `up`, then turned
     reads (0, 0, 1, 2, …)               the key head of each query head, where groups are of different sizes
 
-Written by `passes/head_writer.py`. As data of a candidate: arrays by the name of each projection's node.
+Written by `passes/edits/heads/writer.py`. As data of a candidate: arrays by the name of each projection's node.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from attnopt.ir.graph import LAYOUT
 from attnopt.ir.layout import Group as Axes
 from attnopt.ir.layout import Operand
 from attnopt.ir.site import Refusal, Site
-from attnopt.passes.cache_slots import Slot, slot
 from attnopt.passes.candidate import Candidate, Group
-from attnopt.passes.head_map import HeadMap
+from attnopt.passes.edits.caches.slots import Slot, slot
+from attnopt.passes.edits.heads.head_map import HeadMap
 from attnopt.passes.norm_nodes import refuses_norm
 from attnopt.passes.rotary_nodes import counts_from, refuses_rotary
 

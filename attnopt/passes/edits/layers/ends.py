@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from attnopt.ir.graph import Node, Value
 from attnopt.ir.site import Refusal
-from attnopt.passes.linear_layers import keeps_channels, outputs, source
+from attnopt.passes.edits.layers.linear_layers import keeps_channels, outputs, source
 from attnopt.passes.value_scaling import bias_of
 
 

@@ -6,7 +6,7 @@ import torch
 from shrunk_models import IDS, evidence, host
 
 from attnopt.ir.block_reference import projected
-from attnopt.passes.head_statistics import moments
+from attnopt.passes.edits.heads.statistics import moments
 from attnopt.plan.options.groups import Grouping
 
 

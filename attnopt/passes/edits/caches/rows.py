@@ -26,7 +26,7 @@ from attnopt.ir.graph import Value
 from attnopt.ir.packing import PER_BYTE, pack, uneven
 from attnopt.ir.site import Builder
 from attnopt.ir.storage import hadamard
-from attnopt.passes.cache_nodes import Nodes, whole
+from attnopt.passes.edits.caches.nodes import Nodes, whole
 
 SCALES = {"fp32": "float32", "fp16": "float16"}
 LARGEST = {"fp16": 65504.0}
@@ -37,7 +37,7 @@ MIDDLE = 128.0  # of int8
 class Rows:
     """bits: 8, 4, 2 or 1. group: channels that share a scale, 0 for all. clip: the share of the range that levels cover.
 
-    turned: rounded in a Hadamard basis. folded: rows come and are read in that basis already (`cache_basis`). balance: shift and spread
+    turned: rounded in a Hadamard basis. folded: rows come and are read in that basis already (`caches.basis`). balance: shift and spread
     of each channel of each head, [2, H * D], or None.
     """
 

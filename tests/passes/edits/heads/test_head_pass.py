@@ -17,9 +17,9 @@ from attnopt.errors import PlanError
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.site import Refusal
 from attnopt.passes import EigenAttention, KeyNormGroups, MeanPooling, PruneHeads, WeightedGroups
-from attnopt.passes.head_changes import HeadChanges
-from attnopt.passes.head_map import HeadMap
-from attnopt.passes.output_fit import ROWS, OutputMoments, fitted, map_of, matrix_of, output_moments, scaled
+from attnopt.passes.edits.heads.changes import HeadChanges
+from attnopt.passes.edits.heads.head_map import HeadMap
+from attnopt.passes.edits.heads.output_fit import ROWS, OutputMoments, fitted, map_of, matrix_of, output_moments, scaled
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
 from attnopt.plan.replay import step_of

@@ -13,7 +13,7 @@ from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.block import Rotary
 from attnopt.ir.storage import hadamard
 from attnopt.passes import AkvqVl
-from attnopt.passes.cache_basis import basis_refusal, turned_layers, weights_turned
+from attnopt.passes.edits.caches.basis import basis_refusal, turned_layers, weights_turned
 
 DOUBLE = torch.float64
 

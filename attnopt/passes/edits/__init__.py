@@ -1,0 +1,1 @@
+"""How passes change a graph: what several of them share, whichever of them decides where."""
