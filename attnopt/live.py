@@ -104,7 +104,7 @@ def rewritten(host: ModuleHost, report: Report, request: Request) -> Rewritten:
     if not others:
         return Rewritten(edited, edited)
     specs = {site.source.module: site.spec for site in respecified(Grouping(edited), others).values()}
-    whole: Any = shop.rewritten(moves)
+    whole: Any = shop.rewritten(moves, brief=True)
     return Rewritten(edited, whole, specs)
 
 

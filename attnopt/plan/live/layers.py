@@ -114,13 +114,18 @@ def specs(site: Site, call: AttentionCall, planned: AttentionSpec | None = None)
     if read := [name for name in operands(planned.mask) if name not in own]:
         return Refusal(f"the new mask reads the tensor '{read[0]}', which no call of the layer hands over", site.name)
     parts = {name: getattr(planned, name) for name in ("selection", "correction", "precision")}
+    if planned.correction is not None and (dense := planned.correction.expr_or_none("dense")) is not None:
+        options = {**dict(planned.correction.options), "dense": by_position(dense)}
+        parts["correction"] = replace(planned.correction, options=tuple((n, x) for n, x in options.items() if x is not None))
     prompt = prompt.with_(mask=by_position(planned.mask), **parts)
     return prompt, one_query(prompt, narrows(site, planned))
 
 
 def narrows(site: Site, planned: AttentionSpec | None) -> bool:
-    """Whether a plan hides other keys by their positions than the layer itself."""
-    return planned is not None and by_position(planned.mask) != by_position(site.spec.mask)
+    """Whether a plan hides other keys by their positions than the layer itself, and of every call: a correction is of prompts alone."""
+    if planned is None or planned.correction is not None:
+        return False
+    return by_position(planned.mask) != by_position(site.spec.mask)
 
 
 def one_query(prompt: AttentionSpec, narrowed: bool) -> AttentionSpec:

@@ -16,6 +16,7 @@ from attnopt.cost.target import read
 from attnopt.errors import AttnoptError
 from attnopt.hosts.module.narrowing import Reach, joined, reach_of
 from attnopt.ir.grammar import parse_expr
+from attnopt.ir.reference import reference
 from attnopt.passes.sparsity import changed
 from attnopt.patterns import recognise
 from attnopt.plan.choose import Chosen
@@ -164,3 +165,20 @@ def test_queries_stand_where_they_see_themselves():
     added = joined(parse_expr("causal & window(2)"), torch.where(seen, 0.5, lowest), q, k)
     assert torch.equal(added, torch.where(own, 0.5, lowest))
     assert joined(parse_expr("causal & window(2)"), None, q, k)[0, 0].int().tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1]]
+
+
+@pytest.mark.exhaustive  # TVM compiles three kernels
+@pytest.mark.parametrize("adds", ["block_topk(4, 2)", "(window(3) | global(1)) delta(4, dense=causal)"])
+def test_prompts_alone_are_sparse(adds):
+    """On an empty cache and without padding; the rest goes as the model goes."""
+    host = host_of("llama")
+    planned = {s.source.module: changed(s.spec, adds) for s in recognise(host.graph).sites}
+    found = live(host, [], tokens(), Chooser("always", read("cpu"), length=16), planned)
+    assert not found.refusals
+    held = found.layers["model.layers.0.self_attn"]
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, n, 12, 16, generator=random) for n in (4, 2, 2))
+    assert torch.allclose(held.prefill(q, k, v)[0], reference(held.spec, q, k, v), atol=1e-5)
+    with torch.no_grad():
+        same = [torch.allclose(found.model(**x).logits, host.model(**x).logits, atol=1e-4) for x in (tokens(), tokens(padded=3))]
+    assert same == [False, True]
