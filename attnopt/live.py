@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,18 @@ from attnopt.cost.target import load_target
 from attnopt.errors import BudgetError, InputMismatch, UnsupportedFormat
 from attnopt.hosts.module.host import ModuleHost
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
-from attnopt.hosts.module.layer_attention import AttentionCall
+from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.model import as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
 from attnopt.ir.site import Refusal
+from attnopt.ir.spec import AttentionSpec
 from attnopt.opening import Opened
 from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.converting import Live, attach, live, read_back
 from attnopt.plan.live.layers import Chooser, with_kernels
-from attnopt.plan.options.workshop import Workshop
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.workshop import Workshop, respecified
 from attnopt.plan.pipeline import Request, run
 from attnopt.plan.replay import moves_from
 from attnopt.report.data import Report
@@ -56,41 +58,71 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     folds = [p.name for p in request.passes if is_fold(p)]
     request = replace(request, passes=tuple(p for p in request.passes if not is_fold(p)))
     _, report = run(host, request)
-    result = edited(host, report, request)
-    changes = read_back(host, result)
+    plan = rewritten(host, report, request)
+    changes = read_back(host, plan.edited)
     notes: list[str] = []
     if asked.passes is not None and folds:
         notes.append(f"{', '.join(folds)}: folds are for traced graphs, a live model keeps its layers and shares their weights")
-    if isinstance(changes, Refusal):
-        notes.append(f"the plan stays on paper, a live model cannot hold it: {changes}")
-        changes, result, report = [], host, replace(report, plan=None if report.plan is None else replace(report.plan, steps=()))
     own = model.config._attn_implementation
     fuses = any(p.exact for p in request.passes) and (request.plan is None or bool(request.plan.kernels))
     device = next(model.parameters()).device.type
-    chooser = Chooser(request.select, checked.machine, device=device, own_sdpa=own == "sdpa") if fuses else None
-    made = live(host, changes, inputs, chooser)
-    compare(host, result, made, inputs)
-    return dressed(made, replace(report, refusals=named(report.refusals), notes=(*report.notes, *notes, *lines(made, chooser))))
+    chooser = Chooser(request.select, checked.machine, device=device, own_sdpa=own == "sdpa")
+    made = changes if isinstance(changes, Refusal) else live(host, changes, inputs, chooser, plan.specs, fuses=fuses)
+    unmade = made if isinstance(made, Refusal) else next((r for path, r in made.refusals.items() if path in plan.specs), None)
+    if unmade is not None:
+        notes.append(f"the plan stays on paper, a live model cannot hold it: {unmade}")
+        plan, report = (
+            Rewritten(host, host),
+            replace(report, plan=None if report.plan is None else replace(report.plan, steps=())),
+        )
+        made = live(host, [], inputs, chooser, fuses=fuses)
+    assert isinstance(made, Live)
+    compare(host, plan, made, inputs)
+    said = lines(made, chooser if fuses else None, plan.specs)
+    return dressed(made, replace(report, refusals=named(report.refusals), notes=(*report.notes, *notes, *said)))
 
 
-def edited(host: ModuleHost, report: Report, request: Request) -> ModuleHost:
-    """The graph after the rewrites of the plan, with the model's own attention: what stands in its nodes is read back from them."""
+@dataclass(frozen=True)
+class Rewritten:
+    """The graph after a plan. edited: with the model's own attention, what stands in its nodes is read back from them. whole: with
+    kernels for the attentions that the plan changed. specs: of those, by the paths of their modules.
+    """
+
+    edited: ModuleHost
+    whole: ModuleHost
+    specs: Mapping[str, AttentionSpec] = field(default_factory=dict)
+
+
+def rewritten(host: ModuleHost, report: Report, request: Request) -> Rewritten:
     if report.plan is None or not report.plan.steps:
-        return host
+        return Rewritten(host, host)
     sizes = host.graph.sizes(request.inputs or {})
     shop = Workshop(host, {}, load_target(request.target)[0], request.runtime, request.opset, sizes)
-    return shop.edited(host.copy(), shop.arrays.ready(moves_from(report.plan.steps, host)), {})  # type: ignore[return-value]
+    moves = shop.arrays.ready(moves_from(report.plan.steps, host))
+    edited: Any = shop.edited(host.copy(), [m for m in moves if m.edits], {})
+    others = [m for m in moves if not m.edits]
+    if not others:
+        return Rewritten(edited, edited)
+    specs = {site.source.module: site.spec for site in respecified(Grouping(edited), others).values()}
+    whole: Any = shop.rewritten(moves, brief=True)
+    return Rewritten(edited, whole, specs)
 
 
-def compare(host: ModuleHost, result: ModuleHost, made: Live, inputs: Mapping[str, Tensor]) -> None:
-    """Raises AccuracyError where the live model computes something else than the graph that it was made of."""
+def compare(host: ModuleHost, plan: Rewritten, made: Live, inputs: Mapping[str, Tensor]) -> None:
+    """Raises AccuracyError where the live model computes something else than the graph that it was made of.
+
+    With another attention both read the tokens without padding: there the live model computes what only prompts have.
+    """
+    if plan.specs:
+        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
     original = host.runner()(inputs)
     with torch.no_grad():
         logits = [made.model(**inputs, use_cache=False).logits]
-    if made.changes:
-        require_rounded_alike(result.runner()(inputs), logits, original)
+    rounded = any(spec.selection or spec.precision for spec in plan.specs.values())
+    if made.changes or rounded:
+        require_rounded_alike(plan.whole.runner()(inputs), logits, original)
     else:
-        require_equal(original, logits)
+        require_equal(plan.whole.runner()(inputs) if plan.specs else original, logits)
 
 
 def dressed(made: Live, report: Report) -> Any:
@@ -100,11 +132,18 @@ def dressed(made: Live, report: Report) -> Any:
         "attention": getattr(config, BEFORE, None) or config._attn_implementation,
         "windows": bool(getattr(config, WINDOWS, False)),
         "changes": [c.to_json() for c in made.changes],
-        "layers": {p: {"spec": x.spec, "call": asdict(x.call), "names": list(x.names)} for p, x in made.layers.items()},
+        "layers": {
+            p: {"spec": x.spec, "call": asdict(x.call), "names": list(x.names), "narrowed": x.narrowed}
+            for p, x in made.layers.items()
+        },
         "report": json.loads(json.dumps(report.to_json(), default=str)),
         "plan": None if report.plan is None else report.plan.to_json(),
     }
     return as_live(made.model, report, report.plan, record)
+
+
+def layer_record(held: LayerAttention) -> dict[str, Any]:
+    return {"spec": held.spec, "call": asdict(held.call), "names": list(held.names), "narrowed": held.narrowed}
 
 
 def load_live(folder: Path) -> Any:
@@ -114,7 +153,11 @@ def load_live(folder: Path) -> Any:
     device = next(model.parameters()).device.type
     layers = {
         path: with_kernels(
-            each["spec"], AttentionCall(**{**each["call"], "others": tuple(each["call"]["others"])}), each["names"], device
+            each["spec"],
+            AttentionCall(**{**each["call"], "others": tuple(each["call"]["others"])}),
+            each["names"],
+            device,
+            bool(each.get("narrowed", False)),
         )
         for path, each in record["layers"].items()
     }
@@ -129,7 +172,7 @@ def named(refusals: Sequence[Refusal]) -> tuple[Refusal, ...]:
     return tuple(Refusal(r.reason, r.node, r.reached, r.remedy) for r in refusals)
 
 
-def lines(made: Live, chooser: Chooser | None) -> list[str]:
+def lines(made: Live, chooser: Chooser | None, planned: Mapping[str, AttentionSpec]) -> list[str]:
     """What the report says of the live model."""
     said = []
     for phase, at in (("prefill", 0), ("decode", 1)):
@@ -137,6 +180,7 @@ def lines(made: Live, chooser: Chooser | None) -> list[str]:
         if names:
             counted = ", ".join(f"{name} in {names.count(name)} layers" for name in dict.fromkeys(names))
             said.append(f"live, {phase}: {counted}")
+    said += [f"live, {path}: computes '{made.layers[path].spec}'" for path in planned if path in made.layers]
     if chooser is not None and not made.layers:
         why = "; ".join(dict.fromkeys(c.why for c in chooser.chosen.values()))
         said.append(f"live: every layer computes attention as before ({why or 'no layer was recognised'})")

@@ -11,11 +11,15 @@ import torch
 from live_models import generated, language_model, tokens
 
 import attnopt
+from attnopt.codegen.library.sdpa import Sdpa
 from attnopt.errors import BudgetError, InputMismatch, UnreadableModel, UnsupportedFormat
 from attnopt.hosts.module.interface import HELD, NAME
 from attnopt.hosts.module.layers import Int8Linear
 from attnopt.hosts.module.model import LiveModel
+from attnopt.ir.site import Refusal
 from attnopt.live import token_batches
+from attnopt.plan.options.workshop import Workshop
+from attnopt.report.plan import Plan, PlanStep
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,34 @@ def test_a_plan_is_applied_without_a_search(model, small):
     assert again.report.search is None and len(again.plan.steps) == len(small.plan.steps)
     with torch.no_grad():
         assert torch.equal(again(**tokens()).logits, small(**tokens()).logits)
+
+
+def test_a_plan_that_narrows_masks_holds_for_every_token_and_in_its_folder(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(Workshop, "kernel_for", lambda self, site, brief=False: Sdpa())  # none that is compiled
+    path = "model.layers.0.self_attn"
+    step = PlanStep("sinks-window", "site", path, "", "", changes=("mask",), options={"sinks": 1, "window": 3})
+    fast = attnopt.optimize(model, plan=Plan("torch", "cpu", "torch", steps=(step,)), select="always")
+    assert f"live, {path}: computes 'softmax scale(0.25) causal & (window(3) | global(1)) empty(zero)'" in str(fast.report)
+    held = [m for m in fast.modules() if hasattr(m, HELD)]
+    assert [getattr(m, HELD).narrowed for m in held] == [True] and held[0] is fast.get_submodule(path)
+    assert not torch.equal(generated(fast, tokens()), generated(model, tokens()))
+    fast.save_pretrained(tmp_path)
+    again = attnopt.load(tmp_path)
+    for given in (tokens(), tokens(padded=3)):
+        assert torch.equal(generated(again, given), generated(fast, given))
+        assert torch.equal(generated(fast, given, use_cache=False), generated(fast, given))
+
+
+@pytest.mark.exhaustive  # traces the model once more
+def test_a_plan_that_a_layer_cannot_hold_stays_on_paper(model, monkeypatch):
+    monkeypatch.setattr(Workshop, "kernel_for", lambda self, site, brief=False: Sdpa())
+    monkeypatch.setattr("attnopt.plan.live.converting.layer_attention", lambda site, *rest: Refusal("it is odd", site.name))
+    step = PlanStep(
+        "sinks-window", "site", "model.layers.0.self_attn", "", "", changes=("mask",), options={"sinks": 1, "window": 3}
+    )
+    fast = attnopt.optimize(model, plan=Plan("torch", "cpu", "torch", steps=(step,)), select="always")
+    assert "the plan stays on paper" in str(fast.report) and "it is odd" in str(fast.report) and fast.plan.steps == ()
+    assert torch.equal(generated(fast, tokens()), generated(model, tokens()))
 
 
 def test_what_was_saved_with_layers_in_codes_computes_the_same(page):

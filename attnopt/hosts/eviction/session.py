@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLa
 from attnopt.errors import AttnoptError, InputMismatch
 from attnopt.hosts.eviction.layer import EvictingLayer
 from attnopt.hosts.eviction.turning import Turning, function_of, reads, turns, unreadable
+from attnopt.hosts.module.interface import HELD
 from attnopt.ir.clause import Clause
 from attnopt.ir.eviction import Policy, Room, Seen, choose
 from attnopt.ir.spec import AttentionSpec, as_spec
@@ -90,6 +91,12 @@ class Session:
                 raise unsupported("a cache whose keys several layers read", getattr(module, "layer_idx", -1))
             return function(module, q, k, v, mask, **given)
         config = getattr(module, "config", None)
+        if getattr(getattr(module, HELD, None), "narrowed", False):
+            raise AttnoptError(
+                "a plan hides keys of this layer by their places in its cache, which a cache policy changes",
+                where=f"layer {layer.index}",
+                next_move="Optimise the model without passes that narrow masks, or generate outside of attnopt.cache(…).",
+            )
         if getattr(config, "is_encoder_decoder", False):
             raise unsupported("the cache of an encoder and decoder", layer.index)
         assert layer.places is not None

@@ -16,10 +16,12 @@ from attnopt.errors import UnsupportedFormat, UntraceableModel
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.fx.capture import Captured
 from attnopt.hosts.module.copying import shared_copy
+from attnopt.ir.expr import Term, conjuncts, operands
 from attnopt.ir.site import Refusal, Site
 
 TRACED = ("sdpa", "eager")  # implementations whose attention a trace shows
 HELD = ("weights", "structure")  # what of a model its modules can hold
+CARRIED = ("mask", "selection", "correction", "precision")  # what its attention function can compute otherwise
 
 
 @dataclass
@@ -44,7 +46,11 @@ class ModuleHost(FxHost):
         self, changes: Collection[str], sites: Collection[Site], shapes: Mapping[str, Mapping[str, int]]
     ) -> Refusal | None:
         for change in changes:
-            if change not in HELD:
+            if change in CARRIED:
+                refused = next((found for s in sites if (found := refuses_attention(s, change)) is not None), None)
+                if refused is not None:
+                    return refused
+            elif change not in HELD:
                 return Refusal(
                     f"a live model goes on computing attention as its layers call it, without another {change}",
                     remedy="give example_inputs for a traced model, which takes it",
@@ -54,6 +60,25 @@ class ModuleHost(FxHost):
             if any(sizes[axis] != widths.get(name, {}).get(axis, sizes[axis]) for axis in "de" if axis in sizes):
                 return Refusal("a live layer cuts its projections into heads of the width in its configuration", name)
         return None
+
+
+def refuses_attention(site: Site, change: str) -> Refusal | None:
+    """None where the function that a live layer calls for its attention can compute it with another mask, selection, …"""
+    spec = site.spec
+    parts = conjuncts(spec.mask)
+    windows = [p for p in parts if p != Term("causal") and not operands(p)]
+    checks = (
+        (bool(site.source.module), "no module is known that computes it"),
+        (spec.normalizer.name == "softmax" and not spec.special, f"'{spec}' is left to the model's own attention"),
+        (all(c.name in ("scale", "softcap") for c in spec.score), "the layer adds a bias to its scores"),
+        (Term("causal") in parts, "it shows later keys, and a live model generates by its causal layers"),
+        (
+            change != "mask" or not windows,
+            f"its cache holds what '{spec.mask}' shows, so positions in it are not those of tokens",
+        ),
+    )
+    why = next((reason for ok, reason in checks if not ok), None)
+    return None if why is None else Refusal(why, site.name, remedy="give example_inputs for a traced model, which may take it")
 
 
 def traced(model: Any, inputs: Mapping[str, Any]) -> Captured:

@@ -4,7 +4,7 @@
 
 The function looks up what the layer holds (`LayerAttention`). What no kernel computes, a mask that transformers has made, dropout, a
 packed batch, goes the way that the model had before. A mask is left out where positions alone say what is seen, of windows too:
-transformers makes one for each prompt that is longer than a window.
+transformers makes one for each prompt that is longer than a window. The mask of a plan holds on every way.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.hosts.module.layer_attention import STRANGE, AttentionCall, LayerAttention
+from attnopt.hosts.module.narrowing import joined
 
 NAME = "attnopt"
 HELD = "attnopt_held"  # of an attention module: its LayerAttention
@@ -57,7 +58,12 @@ def attnopt_attention(
         kernel = held.kernel(query, key, causal, kwargs)
         if kernel is not None:
             return kernel(query, key, value)[0].transpose(1, 2).contiguous(), None
-    if attention_mask is None and causal and queries > 1:
+    if held is not None and held.mask is not None:
+        if attention_mask is None and queries == 1 and held.reach is not None:
+            key, value = held.reach.cut(key), held.reach.cut(value)
+        else:
+            attention_mask = joined(held.mask, attention_mask, query, key)
+    elif attention_mask is None and causal and queries > 1:
         attention_mask = windowed(queries, kwargs.get("sliding_window"), query.device)
     return own_way(module)(module, query, key, value, attention_mask, scaling=factor, dropout=dropout, is_causal=causal, **kwargs)
 

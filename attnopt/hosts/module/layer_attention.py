@@ -5,6 +5,9 @@
 transformers hands a layer its queries, the keys of its cache, and a mask, or no mask where positions alone say what is seen. Without one
 there are two cases: a prompt on an empty cache, whose spec has the layer's own mask, and one query on a cache whose keys it all sees. Each
 has a kernel of its own, or None where the model's own way stays.
+
+A plan may have narrowed the mask: then it holds for every call, and what no kernel computes goes the model's own way with both masks.
+Selections, corrections and rounded products are of prompts alone.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from attnopt.hosts.module.narrowing import Reach
+from attnopt.ir.expr import Expr
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Any]
 # What a layer may hand over beside q, k and v that changes what is computed, and that no spec of ours says.
@@ -44,7 +50,11 @@ class AttentionCall:
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """spec: the line of what a prompt on an empty cache computes. names: of the kernels of both phases, "" where there is none."""
+    """spec: the line of what a prompt on an empty cache computes. names: of the kernels of both phases, "" where there is none.
+
+    mask: that of a plan, which hides more than the model's own. reach: the keys that one query sees of a cache, where they can be cut
+    out of it.
+    """
 
     spec: str
     call: AttentionCall
@@ -52,6 +62,12 @@ class LayerAttention:
     decode: Kernel | None = None
     names: tuple[str, str] = ("", "")
     device: str = "cpu"
+    mask: Expr | None = None
+    reach: Reach | None = None
+
+    @property
+    def narrowed(self) -> bool:
+        return self.mask is not None
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -25,6 +25,7 @@ from attnopt.hosts.module.reading import changes_between
 from attnopt.hosts.module.reshaping import reshaped
 from attnopt.ir.expr import Term, conjuncts
 from attnopt.ir.site import Refusal, Site
+from attnopt.ir.spec import AttentionSpec
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
 from attnopt.plan.live.layers import Chooser, layer_attention
@@ -74,21 +75,31 @@ def changed(model: Any, changes: Sequence[Change]) -> Any:
     return made
 
 
-def live(host: ModuleHost, changes: Sequence[Change], inputs: Mapping[str, Tensor], chooser: Chooser | None) -> Live:
-    """chooser: of kernels; None leaves the attention of every layer its own."""
-    model = changed(host.model, changes)
-    if chooser is None:
+def live(
+    host: ModuleHost,
+    changes: Sequence[Change],
+    inputs: Mapping[str, Tensor],
+    chooser: Chooser,
+    planned: Mapping[str, AttentionSpec] | None = None,
+    *,
+    fuses: bool = True,
+) -> Live:
+    """planned: specs of sites that a plan changes, by the paths of their modules. fuses: give the other layers kernels too."""
+    model, planned = changed(host.model, changes), planned or {}
+    if not fuses and not planned:
         return Live(model, tuple(changes))
     calls = noted(model, inputs)
     sites = {s.source.module: s for s in recognise(host.graph).sites}
     layers: dict[str, LayerAttention] = {}
     refusals: dict[str, Refusal] = {}
     for path, call in calls.items():
-        site = sites.get(path)
-        found = Refusal("no attention was recognised there", path) if site is None else layer_attention(site, call, chooser)
+        if not fuses and path not in planned:
+            continue
+        site, spec = sites.get(path), planned.get(path)
+        found = Refusal("no attention was recognised there", path) if site is None else layer_attention(site, call, chooser, spec)
         if isinstance(found, Refusal):
             refusals[path] = found
-        elif any(found.names):
+        elif any(found.names) or found.narrowed:
             layers[path] = found
     refusals |= {
         path: Refusal("its attention does not go through transformers' AttentionInterface", path)

@@ -141,9 +141,15 @@ def classes_of(
                 found.refusals.append((rewrite.name, proposed))
             else:
                 ready = [tuning.of(rewrite, group, c, evidence) if tuning is not None else c for c in proposed]
+                ready = [c if isinstance(c, Refusal) else refused(group, c) or c for c in ready]
                 found.refusals += [(rewrite.name, c) for c in ready if isinstance(c, Refusal)]
                 found.by_pass.append([Move(rewrite, group, c) for c in ready if isinstance(c, Candidate)])
     return [Class(o.name, (AS_IT_IS, *combined(o.by_pass)), tuple(o.refusals)) for o in offers.values()]
+
+
+def refused(group: Group, candidate: Candidate) -> Refusal | None:
+    """Why the host cannot hold what a candidate makes of its sites."""
+    return group.host.refuses_change(candidate.changes, group.sites, candidate.shapes)
 
 
 def combined(by_pass: Sequence[Sequence[Move]]) -> list[Proposal]:

@@ -102,12 +102,8 @@ class Workshop:
         reshaped = {name for m in moves if m.edits for name in m.candidate.shapes}
         if not others and not self.kernels and not coded and not reshaped:
             return result
-        changed: dict[str, Site] = {}
         there = Grouping(result)
-        for move in others:
-            group = twin(there, move)
-            group = replace(group, sites=tuple(changed.get(s.name, s) for s in group.sites))
-            changed |= {s.name: s for s in move.rewrite.apply(move.candidate, group).sites}
+        changed = respecified(there, others)
         replaced: dict[Value, Value] = {}
         for site in there.sites:
             lowering: Lowering | Refusal | None = self.kernels.get(site.name)
@@ -172,6 +168,16 @@ class Workshop:
         except KeyError:  # a length that only running the model would tell: the first kernel that fits
             return 0.0
         return estimate(site.spec, shape, site.q.value.dtype or "float32", kernel, target=self.target).seconds
+
+
+def respecified(there: Grouping, moves: Sequence[Move]) -> dict[str, Site]:
+    """The sites, by name, whose specs are others after moves that edit no host."""
+    changed: dict[str, Site] = {}
+    for move in moves:
+        group = twin(there, move)
+        group = replace(group, sites=tuple(changed.get(s.name, s) for s in group.sites))
+        changed |= {s.name: s for s in move.rewrite.apply(move.candidate, group).sites}
+    return changed
 
 
 def on_codes(site: Site, coded: Site, graph: Graph) -> Site | None:

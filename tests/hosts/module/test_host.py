@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -9,6 +11,7 @@ from live_models import host_of, language_model
 
 from attnopt.errors import UnsupportedFormat
 from attnopt.hosts.module.host import ModuleHost, require_interface
+from attnopt.ir.spec import parse
 from attnopt.patterns import recognise
 
 
@@ -17,10 +20,26 @@ def host():
     return host_of("llama")
 
 
-@pytest.mark.parametrize("change", ["mask", "selection", "precision", "cache", "score", "kernel"])
+@pytest.mark.parametrize("change", ["cache", "score", "kernel"])
 def test_changes_of_the_attention_itself_are_refused_with_a_way_out(host, change):
     refusal = host.refuses_change((change,), (), {})
     assert change in refusal.reason and "example_inputs" in refusal.remedy
+
+
+@pytest.mark.parametrize("change", ["mask", "selection", "correction", "precision"])
+def test_what_its_attention_function_computes_is_taken(host, change):
+    (site, *_) = recognise(host.graph).sites
+    assert host.refuses_change((change,), (site,), {}) is None
+    odd = replace(site, spec=parse("softmax heads(4, 2) width(16) scale(0.25)"))
+    refusal = host.refuses_change((change,), (odd,), {})
+    assert "later keys" in refusal.reason and refusal.node == site.name
+
+
+def test_another_mask_is_refused_where_the_cache_holds_a_window():
+    host = host_of("mistral")
+    (site, *_) = recognise(host.graph).sites
+    assert "positions in it" in host.refuses_change(("mask",), (site,), {}).reason
+    assert host.refuses_change(("precision",), (site,), {}) is None
 
 
 def test_weights_and_heads_of_the_same_width_are_held(host):

@@ -56,6 +56,40 @@ def test_what_a_kernel_of_ours_does_not_know_is_refused(line, call, why):
     assert isinstance(found, Refusal) and why in found.reason and found.node == "layers.0"
 
 
+OWN = "softmax heads(4, 2) width(16) scale(0.25) causal & padding"
+
+
+@pytest.mark.parametrize(
+    ("planned", "prompt", "query"),
+    [
+        (
+            f"{OWN} & (window(3) | global(1))",
+            "softmax scale(0.25) causal & (window(3) | global(1)) empty(zero)",
+            "softmax offset(size(k) - size(q)) scale(0.25) causal & (window(3) | global(1)) empty(zero)",
+        ),
+        (f"{OWN} block_topk(4, 2)", "softmax scale(0.25) causal empty(zero) block_topk(4, 2)", "softmax scale(0.25)"),
+        (
+            f"{OWN} precision(q=int8, k=int8)",
+            "softmax scale(0.25) causal empty(zero) precision(q=int8, k=int8)",
+            "softmax scale(0.25)",
+        ),
+        (
+            f"{OWN} & window(3) delta(4, dense=causal & padding)",
+            "softmax scale(0.25) causal & window(3) empty(zero) delta(4, dense=causal)",
+            "softmax scale(0.25)",
+        ),
+    ],
+)
+def test_a_plan_narrows_both_phases_and_gives_the_rest_to_prompts(planned, prompt, query):
+    """A correction makes up for what a prompt leaves out; a query behind it sees all."""
+    assert tuple(map(str, specs(site(OWN), CALL, parse(planned)))) == (prompt, query)
+
+
+def test_a_mask_that_reads_a_tensor_of_its_own_is_refused():
+    found = specs(site(OWN), CALL, parse(f"{OWN} & load(table, h, k) > 0"))
+    assert isinstance(found, Refusal) and "'table'" in found.reason
+
+
 @pytest.mark.parametrize(("seconds", "own_sdpa", "taken"), [(0.8, True, True), (0.95, True, False), (0.95, False, True)])
 def test_the_models_own_sdpa_is_left_for_a_clear_gain_only(seconds, own_sdpa, taken):
     choices = (Choice("tvm-prefill", True, "", seconds), Choice("sdpa", False, "", 1.0))

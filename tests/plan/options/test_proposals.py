@@ -60,6 +60,17 @@ def test_different_changes_are_offered_together(grouping):
     assert kinds_of(classes)["masks: w64 + caches: int8"] == 2
 
 
+def test_what_the_host_cannot_hold_is_not_offered(monkeypatch):
+    def refuses(self, changes, sites, shapes):
+        return Refusal("no caches here", sites[0].name) if "cache" in changes else None
+
+    monkeypatch.setattr(OnnxHost, "refuses_change", refuses)
+    there = Grouping(OnnxHost.from_model(small_models.two_layers()))
+    first, _ = classes_of(there, (Says("masks", ("w64",)), Says("caches", ("int8",), ("cache",))), None)
+    assert [kinds(o) for o in first.options] == [(), ("w64",)]
+    assert [(name, refusal.reason) for name, refusal in first.refusals] == [("caches", "no caches here")]
+
+
 def test_equal_changes_are_not(grouping):
     classes = classes_of(grouping, (Says("masks", ("w64",)), Says("others", ("global",))), None)
     assert [kinds(o) for o in classes[0].options] == [(), ("w64",), ("global",)]
