@@ -17,6 +17,7 @@ from torch import Tensor
 from attnopt.asked import Asked
 from attnopt.cost.target import load_target
 from attnopt.errors import BudgetError, InputMismatch, UnsupportedFormat
+from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.module.host import ModuleHost
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
 from attnopt.hosts.module.layer_attention import AttentionCall
@@ -24,9 +25,11 @@ from attnopt.hosts.module.model import as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
 from attnopt.ir.site import Refusal
 from attnopt.opening import Opened
+from attnopt.passes.kvcache.eviction import BY_NAME
 from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.converting import Live, attach, live, read_back
+from attnopt.plan.live.evicting import half_of, proposed
 from attnopt.plan.live.layers import Chooser, with_kernels
 from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.pipeline import Request, run
@@ -55,6 +58,8 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     request = replace(asked, calibration=batches).request(opened, checked)
     folds = [p.name for p in request.passes if is_fold(p)]
     request = replace(request, passes=tuple(p for p in request.passes if not is_fold(p)))
+    if checked.policies:
+        request = replace(request, budget=half_of(request.budget))
     _, report = run(host, request)
     result = edited(host, report, request)
     changes = read_back(host, result)
@@ -70,7 +75,18 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     chooser = Chooser(request.select, checked.machine, device=device, own_sdpa=own == "sdpa") if fuses else None
     made = live(host, changes, inputs, chooser)
     compare(host, result, made, inputs)
-    return dressed(made, replace(report, refusals=named(report.refusals), notes=(*report.notes, *notes, *lines(made, chooser))))
+    policy: ChosenPolicy | None = None
+    if checked.policies and request.calibration is not None:
+        policy, said = proposed(
+            made.model, model, request.calibration, checked.budget, checked.policies, minimise=request.minimise, seed=request.seed
+        )
+        notes += said
+        report = replace(report, budget=checked.budget.allowed)
+    elif checked.plan is not None and checked.plan.cache_policy:
+        policy = ChosenPolicy.from_json(checked.plan.cache_policy, BY_NAME)
+        notes.append(f"cache policy {policy}: as the plan says")
+    notes = [*report.notes, *notes, *lines(made, chooser)]
+    return dressed(made, replace(report, refusals=named(report.refusals), notes=tuple(notes)), policy)
 
 
 def edited(host: ModuleHost, report: Report, request: Request) -> ModuleHost:
@@ -93,9 +109,11 @@ def compare(host: ModuleHost, result: ModuleHost, made: Live, inputs: Mapping[st
         require_equal(original, logits)
 
 
-def dressed(made: Live, report: Report) -> Any:
+def dressed(made: Live, report: Report, policy: ChosenPolicy | None = None) -> Any:
     """The model with its report, its plan, and the record of it for a folder."""
     config = made.model.config
+    if policy is not None and report.plan is not None:
+        report = replace(report, plan=replace(report.plan, cache_policy=policy.to_json()))
     record = {
         "attention": getattr(config, BEFORE, None) or config._attn_implementation,
         "windows": bool(getattr(config, WINDOWS, False)),
@@ -104,7 +122,7 @@ def dressed(made: Live, report: Report) -> Any:
         "report": json.loads(json.dumps(report.to_json(), default=str)),
         "plan": None if report.plan is None else report.plan.to_json(),
     }
-    return as_live(made.model, report, report.plan, record)
+    return as_live(made.model, report, report.plan, record, policy)
 
 
 def load_live(folder: Path) -> Any:
@@ -121,7 +139,8 @@ def load_live(folder: Path) -> Any:
     attach(model, layers, windows=record["windows"])
     plan = None if record["plan"] is None else Plan.from_json(record["plan"])
     kept = {name: record[name] for name in ("attention", "windows", "changes", "layers", "report", "plan")}
-    return as_live(model, record["report"], plan, kept)
+    policy = record.get("cache_policy")
+    return as_live(model, record["report"], plan, kept, None if policy is None else ChosenPolicy.from_json(policy, BY_NAME))
 
 
 def named(refusals: Sequence[Refusal]) -> tuple[Refusal, ...]:
