@@ -31,7 +31,7 @@ def model():
 @pytest.fixture(scope="module")
 def fast(model):
     """int8 layers and a policy."""
-    given = {"calibration": DATA, "passes": ["fuse-attention", "dynamic-int8"], "minimise": "memory", "select": "always"}
+    given = {"calibration": DATA, "passes": ["dynamic-int8"], "minimise": "memory", "select": "always"}
     return attnopt.optimize(model, budget=BUDGET, policies=POLICIES, **given)
 
 
