@@ -30,6 +30,7 @@ from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.converting import Live, attach, live, read_back
 from attnopt.plan.live.evicting import half_of, proposed
+from attnopt.plan.live.generating import on_prompts, paces, usual
 from attnopt.plan.live.layers import Chooser, with_kernels
 from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.pipeline import Request, run
@@ -56,6 +57,10 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     host = ModuleHost.open(model, {**inputs, "use_cache": False})
     opened = Opened(host, inputs, "torch", 0)
     request = replace(asked, calibration=batches).request(opened, checked)
+    if request.workload is not None:
+        request = replace(request, workload=on_prompts(request.workload))
+    elif not checked.budget.exact and request.minimise == "time" and checked.plan is None:
+        request = replace(request, workload=on_prompts(usual(inputs["input_ids"].shape[1])))
     folds = [p.name for p in request.passes if is_fold(p)]
     request = replace(request, passes=tuple(p for p in request.passes if not is_fold(p)))
     if checked.policies:
@@ -64,6 +69,8 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     result = edited(host, report, request)
     changes = read_back(host, result)
     notes: list[str] = []
+    if request.workload is not None:
+        notes.append(f"planned for {request.workload}; a step of decoding counts as a prompt of one token")
     if asked.passes is not None and folds:
         notes.append(f"{', '.join(folds)}: folds are for traced graphs, a live model keeps its layers and shares their weights")
     if isinstance(changes, Refusal):
@@ -86,6 +93,12 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         policy = ChosenPolicy.from_json(checked.plan.cache_policy, BY_NAME)
         notes.append(f"cache policy {policy}: as the plan says")
     notes = [*report.notes, *notes, *lines(made, chooser)]
+    if request.select == "measure" and (made.changes or policy is not None):
+        ids = inputs["input_ids"][:1]
+        measured = paces({"before": (model, None), "after": (made.model, policy)}, ids)
+        notes.append(
+            f"measured on a prompt of {ids.shape[1]}: " + "; ".join(f"{name}, {pace}" for name, pace in measured.items())
+        )
     return dressed(made, replace(report, refusals=named(report.refusals), notes=tuple(notes)), policy)
 
 
