@@ -14,6 +14,7 @@ from attnopt.hosts.module.model import generates
 from attnopt.ir.block import Block
 from attnopt.ir.cost import cost
 from attnopt.ir.dims import evaluate as evaluate_dim
+from attnopt.ir.eviction import Policy
 from attnopt.ir.site import Site
 from attnopt.opening import Opened, open_model
 from attnopt.optimized import Optimized
@@ -75,6 +76,7 @@ def optimize(
     tune: bool = False,
     tokenizer: Any = None,
     host: str | None = None,
+    policies: Sequence[str | Policy] | None = None,
 ) -> Any:
     """Return the same model with its attentions computed by faster kernels; the given model is not touched.
 
@@ -98,13 +100,17 @@ def optimize(
     minimise: what the plan makes least within the budget, "time" or "memory" (bytes of weights and key/value caches, at whatever speed).
     tune: also offer rewrites that are fitted to the calibration data: output projections by least squares where heads changed, rounding
     layer after layer; the report says what that recovered. It takes time of the search's; effort "high" does it anyway.
+    policies: of the key/value cache (names of `attnopt.cache`), of which a live model is given the one that keeps the fewest bytes within
+    the budget; its rewrites are then found in half of it. Default: the whole cache.
     tokenizer: where calibration is a list of texts. host: "module" for a live model, "graph" for a traced one; default: as said above.
 
     The traced result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves.
     Raises AccuracyError rather than return a model that differs beyond the tolerance of its dtype, UnknownTarget,
     UnknownPass, UnreadableModel, UntraceableModel, InputMismatch, BudgetError, WorkloadError, PlanError.
     """
-    asked = Asked(target, budget, calibration, select, passes, quality, shapes, effort, seed, plan, cache, minimise, tune)
+    asked = Asked(
+        target, budget, calibration, select, passes, quality, shapes, effort, seed, plan, cache, minimise, tune, policies
+    )
     if host not in (None, "module", "graph"):
         raise UnsupportedFormat(f"host={host!r} is neither of module and graph", next_move="Leave it out.")
     if host == "module" or (host is None and example_inputs is None and dynamic_shapes is None and generates(model)):
@@ -112,6 +118,11 @@ def optimize(
 
         return optimize_live(model, asked, tokenizer)
     checked = asked.checked()
+    if checked.policies or (checked.plan is not None and checked.plan.cache_policy):
+        raise UnsupportedFormat(
+            "a cache policy belongs to a model that generates, and this one is traced",
+            next_move="Give a transformers model without example inputs, or leave policies= out, and plans with one.",
+        )
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=True)
     result, report = run(opened.host, asked.request(opened, checked))
     return Optimized(opened, result, report)  # type: ignore[arg-type]  # a copy of opened.host

@@ -18,9 +18,11 @@ from attnopt.analysis.store import Store
 from attnopt.cost.target import Target, load_target
 from attnopt.cost.workload import Workload, parse_workload
 from attnopt.errors import BudgetError, PlanError, UnknownPass
+from attnopt.ir.eviction import Policy
 from attnopt.opening import Opened
 from attnopt.optimized import load
 from attnopt.passes import ALL, Pass
+from attnopt.passes.kvcache.eviction import policy_named
 from attnopt.plan.judge.budget import QUALITY, Budget
 from attnopt.plan.judge.quality import Score
 from attnopt.plan.pipeline import Request
@@ -43,6 +45,7 @@ class Checked:
     workload: Workload | None
     plan: Plan | None
     store: Store
+    policies: tuple[Policy, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Asked:
     cache: str | Path | None = None
     minimise: str = "time"
     tune: bool = False
+    policies: Sequence[str | Policy] | None = None
 
     def checked(self) -> Checked:
         """Raises UnknownTarget, UnknownPass, BudgetError, WorkloadError, PlanError, OutputNotWritable."""
@@ -85,7 +89,8 @@ class Asked:
         plan = None if self.plan is None else plan_from(self.plan)
         effort = effort_named(self.effort)
         effort = replace(effort, tunes=effort.tunes or self.tune)
-        return Checked(machine, runtime, chosen, budget, effort, workload, plan, Store.open(self.cache))
+        policies = policies_named(self.policies, budget, plan)
+        return Checked(machine, runtime, chosen, budget, effort, workload, plan, Store.open(self.cache), policies)
 
     def request(self, opened: Opened, checked: Checked) -> Request:
         """Raises InputMismatch for calibration data that do not fit the model, or are too few to be cut in two."""
@@ -110,6 +115,18 @@ class Asked:
             plan=checked.plan,
             minimise=self.minimise,
         )
+
+
+def policies_named(given: Sequence[str | Policy] | None, budget: Budget, plan: Plan | None) -> tuple[Policy, ...]:
+    """Raises UnknownPolicy, BudgetError where none may lose anything, and PlanError where a plan says already which is used."""
+    if not given:
+        return ()
+    found = tuple(policy_named(each) for each in ([given] if isinstance(given, str) else given))
+    if plan is not None:
+        raise PlanError("a plan holds its own cache policy, or none", next_move="Leave policies= or plan= out.")
+    if budget.exact:
+        raise BudgetError("a cache that forgets is not exact", next_move="Give budget=0.01, or leave policies= out.")
+    return found
 
 
 def budget_from(given: float | Budget) -> Budget:

@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attnopt.errors import BudgetError, InputMismatch, UnknownPolicy
+from attnopt.errors import BudgetError, InputMismatch
 from attnopt.ir.eviction import Policy, Room
 from attnopt.ir.spec import as_spec
-from attnopt.passes.kvcache.eviction import POLICIES, QFilters
+from attnopt.passes.kvcache.eviction import QFilters, policy_named
 from attnopt.passes.kvcache.eviction.q_filters import filters_of
 
 SPEC = as_spec("softmax causal")
@@ -23,12 +23,13 @@ SPEC = as_spec("softmax causal")
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from attnopt.hosts.eviction.chosen import ChosenPolicy
     from attnopt.hosts.eviction.session import Session
     from attnopt.plan.cache_choice import CacheChoice
 
 
 def cache(
-    policy: str | Policy | CacheChoice,
+    policy: str | Policy | CacheChoice | ChosenPolicy,
     keep: float | None = None,
     *,
     capacity: int | None = None,
@@ -42,7 +43,8 @@ def cache(
 ) -> AbstractContextManager[Session]:
     """Transformers models that run inside keep what a policy chooses of their caches: of the prompt behind it, and later what came.
 
-    policy: sinks-window, key-norm, snapkv, expected-attention, q-filters, one made by hand, or what `choose_cache` chose, alone.
+    policy: sinks-window, key-norm, snapkv, expected-attention, q-filters, one made by hand, or, alone, what `choose_cache` chose
+    or the `cache_policy` of a live model.
     keep: the share of tokens that each head keeps, protected ones among them; capacity: their number instead. layers: another share by
     layer; heads: by layer, one for each key head. sinks, recent: protected first and newest tokens, in place of the policy's own.
     every: tokens between two evictions while decoding; 0 is the policy's own way, which also compresses behind every further piece of a
@@ -54,6 +56,7 @@ def cache(
     Raises BudgetError for shares that mean nothing, UnknownPolicy, and inside the block AttnoptError for caches that cannot forget.
     """
     try:
+        from attnopt.hosts.eviction.chosen import ChosenPolicy
         from attnopt.hosts.eviction.patches import active
         from attnopt.hosts.eviction.session import Session
         from attnopt.hosts.eviction.stored import storage
@@ -61,11 +64,11 @@ def cache(
     except ImportError as error:
         raise InputMismatch("a cache policy needs transformers", next_move="pip install transformers") from error
     room = Room(keep, capacity, dict(layers or {}), dict(heads or {}), sinks, recent, every)
-    if isinstance(policy, CacheChoice):
+    if isinstance(policy, (CacheChoice, ChosenPolicy)):
         if room != Room(every=every) or store is not None or fields:
             raise BudgetError("what was chosen has its own room", next_move="Give the choice alone, or a policy and its room.")
         return policy.session(every)
-    made = named(policy) if isinstance(policy, str) else policy
+    made = policy_named(policy)
     try:
         made = replace(made, **fields) if fields else made  # type: ignore[type-var]
     except TypeError as error:
@@ -104,14 +107,7 @@ def choose_cache(
 
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
         raise BudgetError(f"budget {budget!r} allows no token to leave", where="budget", next_move="Give one above 0, in nats.")
-    return choose_policy(model, sequences, budget, [named(p) if isinstance(p, str) else p for p in policies], **options)
-
-
-def named(name: str) -> Policy:
-    known = {kind().name: kind for kind in POLICIES}
-    if name not in known:
-        raise UnknownPolicy(name, known)
-    return known[name]()
+    return choose_policy(model, sequences, budget, [policy_named(p) for p in policies], **options)
 
 
 def check(room: Room) -> None:

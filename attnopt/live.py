@@ -17,6 +17,7 @@ from torch import Tensor
 from attnopt.asked import Asked
 from attnopt.cost.target import load_target
 from attnopt.errors import BudgetError, InputMismatch, UnsupportedFormat
+from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.module.host import ModuleHost
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
@@ -25,9 +26,12 @@ from attnopt.hosts.module.saving import read_record, restored
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.opening import Opened
+from attnopt.passes.kvcache.eviction import BY_NAME
 from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.converting import Live, attach, live, read_back
+from attnopt.plan.live.evicting import half_of, proposed
+from attnopt.plan.live.generating import on_prompts, paces, usual
 from attnopt.plan.live.layers import Chooser, with_kernels
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.workshop import Workshop, respecified
@@ -55,12 +59,20 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     host = ModuleHost.open(model, {**inputs, "use_cache": False})
     opened = Opened(host, inputs, "torch", 0)
     request = replace(asked, calibration=batches).request(opened, checked)
+    if request.workload is not None:
+        request = replace(request, workload=on_prompts(request.workload))
+    elif not checked.budget.exact and request.minimise == "time" and checked.plan is None:
+        request = replace(request, workload=on_prompts(usual(inputs["input_ids"].shape[1])))
     folds = [p.name for p in request.passes if is_fold(p)]
     request = replace(request, passes=tuple(p for p in request.passes if not is_fold(p)))
+    if checked.policies:
+        request = replace(request, budget=half_of(request.budget))
     _, report = run(host, request)
     plan = rewritten(host, report, request)
     changes = read_back(host, plan.edited)
     notes: list[str] = []
+    if request.workload is not None:
+        notes.append(f"planned for {request.workload}; a step of decoding counts as a prompt of one token")
     if asked.passes is not None and folds:
         notes.append(f"{', '.join(folds)}: folds are for traced graphs, a live model keeps its layers and shares their weights")
     own = model.config._attn_implementation
@@ -78,8 +90,27 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         made = live(host, [], inputs, chooser, fuses=fuses)
     assert isinstance(made, Live)
     compare(host, plan, made, inputs)
-    said = lines(made, chooser if fuses else None, plan.specs)
-    return dressed(made, replace(report, refusals=named(report.refusals), notes=(*report.notes, *notes, *said)))
+    policy: ChosenPolicy | None = None
+    narrowed = any(held.narrowed for held in made.layers.values())
+    if checked.policies and narrowed:
+        notes.append("no cache policy: a plan that narrows what layers see is not held beside one; name passes without such masks")
+    elif checked.policies and request.calibration is not None:
+        policy, said = proposed(
+            made.model, model, request.calibration, checked.budget, checked.policies, minimise=request.minimise, seed=request.seed
+        )
+        notes += said
+        report = replace(report, budget=checked.budget.allowed)
+    elif checked.plan is not None and checked.plan.cache_policy:
+        policy = ChosenPolicy.from_json(checked.plan.cache_policy, BY_NAME)
+        notes.append(f"cache policy {policy}: as the plan says")
+    notes = [*report.notes, *notes, *lines(made, chooser if fuses else None, plan.specs)]
+    if request.select == "measure" and (made.changes or policy is not None):
+        ids = inputs["input_ids"][:1]
+        measured = paces({"before": (model, None), "after": (made.model, policy)}, ids)
+        notes.append(
+            f"measured on a prompt of {ids.shape[1]}: " + "; ".join(f"{name}, {pace}" for name, pace in measured.items())
+        )
+    return dressed(made, replace(report, refusals=named(report.refusals), notes=tuple(notes)), policy)
 
 
 @dataclass(frozen=True)
@@ -125,9 +156,11 @@ def compare(host: ModuleHost, plan: Rewritten, made: Live, inputs: Mapping[str, 
         require_equal(plan.whole.runner()(inputs) if plan.specs else original, logits)
 
 
-def dressed(made: Live, report: Report) -> Any:
+def dressed(made: Live, report: Report, policy: ChosenPolicy | None = None) -> Any:
     """The model with its report, its plan, and the record of it for a folder."""
     config = made.model.config
+    if policy is not None and report.plan is not None:
+        report = replace(report, plan=replace(report.plan, cache_policy=policy.to_json()))
     record = {
         "attention": getattr(config, BEFORE, None) or config._attn_implementation,
         "windows": bool(getattr(config, WINDOWS, False)),
@@ -139,7 +172,7 @@ def dressed(made: Live, report: Report) -> Any:
         "report": json.loads(json.dumps(report.to_json(), default=str)),
         "plan": None if report.plan is None else report.plan.to_json(),
     }
-    return as_live(made.model, report, report.plan, record)
+    return as_live(made.model, report, report.plan, record, policy)
 
 
 def layer_record(held: LayerAttention) -> dict[str, Any]:
@@ -164,7 +197,8 @@ def load_live(folder: Path) -> Any:
     attach(model, layers, windows=record["windows"])
     plan = None if record["plan"] is None else Plan.from_json(record["plan"])
     kept = {name: record[name] for name in ("attention", "windows", "changes", "layers", "report", "plan")}
-    return as_live(model, record["report"], plan, kept)
+    policy = record.get("cache_policy")
+    return as_live(model, record["report"], plan, kept, None if policy is None else ChosenPolicy.from_json(policy, BY_NAME))
 
 
 def named(refusals: Sequence[Refusal]) -> tuple[Refusal, ...]:

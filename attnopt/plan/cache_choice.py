@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnopt.errors import BudgetError
+from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.patches import active
 from attnopt.hosts.eviction.session import Session
 from attnopt.hosts.eviction.stored import storage
@@ -32,8 +33,8 @@ METRIC = "mean KL"
 
 @dataclass(frozen=True)
 class Weighed:
-    """A candidate with what it takes and loses. share: bytes behind the prompt, of those of the full cache. held: the loss on data that
-    did not choose it; None where it was not asked for."""
+    """A candidate with what it takes and loses. share: bytes behind the prompt, of those of the full cache, which takes whole_bytes
+    a token. held: the loss on data that did not choose it; None where it was not asked for."""
 
     policy: Policy
     keep: float
@@ -41,6 +42,11 @@ class Weighed:
     share: float
     loss: Loss
     held: Loss | None = None
+    whole_bytes: float = 0.0
+
+    @property
+    def chosen(self) -> ChosenPolicy:
+        return ChosenPolicy(self.policy, self.keep, self.store)
 
     @property
     def candidate(self) -> Candidate:
@@ -72,8 +78,7 @@ class CacheChoice:
             raise BudgetError(
                 f"no policy holds a budget of {self.budget:g}", next_move="Generate without one, or give a larger budget."
             )
-        taken = self.taken
-        return active(Session(taken.policy, Room(keep=taken.keep, every=every), storage(taken.store)))
+        return self.taken.chosen.session(every)
 
     def __str__(self) -> str:
         lines = [f"cache policies, budget {self.budget:g} in {METRIC}:"]
@@ -107,18 +112,37 @@ def choose_policy(
             next_move="Give token ids [N, L] of at least four texts: half of them choose, the others hold the budget.",
         )
     order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))
-    choosing, holding = sequences[order[::2]], sequences[order[1::2]]
-    cut = min(sequences.shape[1] - 1, max(1, round(prompt * sequences.shape[1])))
+    halves = sequences[order[::2]], sequences[order[1::2]]
+    return choose_by(model, halves, budget, policies, keeps=keeps, stores=stores, prompt=prompt, batch=batch, seed=seed)
+
+
+def choose_by(
+    model: nn.Module,
+    halves: tuple[Tensor, Tensor],
+    budget: float,
+    policies: Sequence[Policy],
+    *,
+    original: nn.Module | None = None,
+    keeps: Sequence[float] = KEEPS,
+    stores: Sequence[str | None] = (None, "int8"),
+    prompt: float = 0.75,
+    batch: int = 4,
+    seed: int = 0,
+) -> CacheChoice:
+    """halves: token ids [N, L] to choose by, and to hold the budget on. original: another model than this one with its full cache, whose
+    logits losses are measured against: they are then of both, the policy and what makes the models differ."""
+    choosing, holding = halves
+    cut = min(choosing.shape[1] - 1, max(1, round(prompt * choosing.shape[1])))
     left = [(policy, store) for policy in policies for store in stores]
     weighed: list[Weighed] = []
     for keep in sorted(keeps, reverse=True):
-        found = list(measured(model, choosing, cut, [(p, keep, s) for p, s in left], batch, seed))
+        found = list(measured(model, choosing, cut, [(p, keep, s) for p, s in left], batch, seed, original))
         weighed += found
         left = [(one.policy, one.store) for one in found if one.loss.upper <= budget]
     fits = sorted((one for one in weighed if one.loss.upper <= budget), key=lambda one: (one.share, one.loss.mean))
     for one in fits:
-        (again,) = measured(model, holding, cut, [(one.policy, one.keep, one.store)], batch, seed)
-        checked = Weighed(one.policy, one.keep, one.store, one.share, one.loss, again.loss)
+        (again,) = measured(model, holding, cut, [(one.policy, one.keep, one.store)], batch, seed, original)
+        checked = replace(one, held=again.loss)
         weighed[weighed.index(one)] = checked
         if again.loss.upper <= budget:
             return CacheChoice(budget, tuple(weighed), checked)
@@ -127,22 +151,30 @@ def choose_policy(
 
 @torch.no_grad()
 def measured(
-    model: nn.Module, sequences: Tensor, cut: int, chosen: Sequence[tuple[Policy, float, str | None]], batch: int, seed: int
+    model: nn.Module,
+    sequences: Tensor,
+    cut: int,
+    chosen: Sequence[tuple[Policy, float, str | None]],
+    batch: int,
+    seed: int,
+    original: nn.Module | None = None,
 ) -> Iterator[Weighed]:
-    """Each candidate behind the same prompts; the full cache's logits are computed once a batch."""
+    """Each candidate behind the same prompts; the full cache's logits, of the original, are computed once a batch."""
     losses: list[list[float]] = [[] for _ in chosen]
     shares: list[list[float]] = [[] for _ in chosen]
+    token = 0.0
     for part in sequences.split(batch) if chosen else ():
         part = part.to(next(model.parameters()).device)
-        whole = continued(model, part, cut)
+        whole = continued(model if original is None else original, part, cut)
         for i, (policy, keep, store) in enumerate(chosen):
             with active(Session(policy, Room(keep=keep, every=None), storage(store))) as session:
                 past = model(part[:, :cut]).past_key_values
                 shares[i].append(session.bytes / max(1, session.whole_bytes))
+                token = session.whole_bytes / (len(part) * cut)
                 made = continued(model, part, cut, past)
             losses[i] += [kl(before, after) for before, after in zip(whole, made, strict=True)]
     for (policy, keep, store), values, share in zip(chosen, losses, shares, strict=True):
-        yield Weighed(policy, keep, store, sum(share) / len(share), Loss.of(METRIC, values, seed))
+        yield Weighed(policy, keep, store, sum(share) / len(share), Loss.of(METRIC, values, seed), whole_bytes=token)
 
 
 def continued(model: nn.Module, part: Tensor, cut: int, past: Any = None) -> Tensor:

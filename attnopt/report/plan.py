@@ -54,6 +54,7 @@ class Plan:
     Where a step gives a site another spec, its kernel is predicted anew.
 
     seed, data: of the half of the data that it was chosen by, and the fingerprint of that half: what moves computed from it.
+    cache_policy: of a live model, with share and storage, as `hosts.eviction.chosen` writes it; empty where its cache is whole.
     metric, loss, bound: what the plan lost on the data that judged it; None for an exact plan, or where nothing was held back.
     """
 
@@ -68,6 +69,7 @@ class Plan:
     bound: float | None = None
     seed: int = 0
     data: str = ""
+    cache_policy: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     def with_arrays(self, of: Callable[[PlanStep], Mapping[str, Mapping[str, Any]]]) -> Plan:

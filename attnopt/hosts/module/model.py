@@ -29,17 +29,33 @@ def generates(model: Any) -> bool:
 
 
 class LiveModel:
-    """report: what was done and why. plan: to do it again. Everything else is the model's own."""
+    """report: what was done and why. plan: to do it again. cache_policy: what `generate` keeps of its cache; None keeps all.
+
+    Everything else is the model's own."""
 
     report: Any = None
     plan: Any = None
+    cache_policy: Any = None
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """As the model's own, with the cache that its policy keeps. An attnopt.cache(…) around the call is used in place of it."""
+        own = super().generate  # type: ignore[misc]
+        if self.cache_policy is None:
+            return own(*args, **options)
+        from attnopt.hosts.eviction.patches import ACTIVE
+
+        if ACTIVE.get() is not None:
+            return own(*args, **options)
+        with self.cache_policy.session():
+            return own(*args, **options)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write a folder that `attnopt.load` reads: configuration, weights in the form they have here, report, plan and kernels.
 
         Raises OutputNotWritable where it cannot be written. Options of transformers' method do not apply.
         """
-        save(self, Path(save_directory), getattr(self, RECORD))
+        kept = None if self.cache_policy is None else self.cache_policy.to_json()
+        save(self, Path(save_directory), {**getattr(self, RECORD), "cache_policy": kept})
 
 
 @lru_cache(maxsize=64)
@@ -49,9 +65,9 @@ def live_class(kind: type) -> type:
     return type(own.__name__, (LiveModel, own), {"__module__": own.__module__, "__qualname__": own.__qualname__})
 
 
-def as_live(model: Any, report: Any, plan: Any, record: Mapping[str, Any]) -> Any:
+def as_live(model: Any, report: Any, plan: Any, record: Mapping[str, Any], cache_policy: Any = None) -> Any:
     """The model itself, with another class. record: plain data for its folder."""
     model.__class__ = live_class(type(model))  # type: ignore[arg-type]
-    model.report, model.plan = report, plan
+    model.report, model.plan, model.cache_policy = report, plan, cache_policy
     setattr(model, RECORD, dict(record))
     return model

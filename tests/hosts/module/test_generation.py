@@ -9,6 +9,7 @@ import pytest
 import torch
 from live_models import generated, host_of, language_model, tokens
 
+import attnopt
 from attnopt.cost.target import read
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.interface import BEFORE, HELD, NAME
@@ -131,3 +132,37 @@ def test_torch_compile_takes_it_whole(pairs):
     compiled = torch.compile(fast.forward, backend="eager", fullgraph=True)
     with torch.no_grad():
         assert torch.allclose(compiled(tokens()["input_ids"]).logits, model(tokens()["input_ids"]).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "given"), [("snapkv", {"window": 3}), ("expected-attention", {})])
+@pytest.mark.parametrize("padded", [0, 3])
+def test_a_cache_that_forgets_around_kernels(pairs, name, given, padded):
+    found = []
+    for model in pairs("llama"):
+        with attnopt.cache(name, keep=0.5, **given) as held:
+            found.append(generated(model, tokens(length=16, padded=padded)))
+        assert held.evicted == 16
+    assert torch.equal(*found)
+
+
+def test_compiled_with_a_cache_of_fixed_size(pairs):
+    model, fast = pairs("llama")
+    fast = compiled(fast)
+    assert torch.equal(generated(fast, tokens(padded=2), cache_implementation="static"), generated(model, tokens(padded=2)))
+
+
+@pytest.mark.exhaustive  # dynamo traces each length again
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_compiled_with_a_cache_that_forgets(pairs, keep):
+    found = []
+    for model in (pairs("llama")[0], compiled(pairs("llama")[1])):
+        with attnopt.cache("snapkv", keep=keep, window=3):
+            found.append(generated(model, tokens(length=16)))
+    assert torch.equal(*found)
+
+
+def compiled(model):
+    """A copy whose forward dynamo traces; what the graph is compiled to is not ours to test."""
+    made = copy.deepcopy(model)
+    made.forward = torch.compile(made.forward, backend="eager")
+    return made

@@ -1,0 +1,57 @@
+"""What generation asks of a traced prompt, and the time of both phases of a live model."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from live_models import host_of, language_model, tokens
+
+import attnopt
+from attnopt.cost.workload import parse_workload
+from attnopt.hosts.eviction.chosen import ChosenPolicy
+from attnopt.passes.kvcache.eviction import SinksWindow
+from attnopt.patterns import recognise
+from attnopt.plan.live.generating import on_prompts, paces, usual
+from attnopt.plan.timing.shaped import resized
+
+
+def test_a_decoding_step_is_a_prompt_of_one_token():
+    asked = parse_workload("prefill:512 decode:1024x8@3")
+    made = on_prompts(asked)
+    assert [(x.kind, x.batch, x.query, x.past, x.weight) for x in made.loads] == [
+        ("prefill", 1, 512, 0, 0.25),
+        ("prefill", 8, 1, 0, 0.75),
+    ]
+    assert str(made) == str(asked)
+
+
+def test_the_usual_weighs_calls_as_generation_makes_them():
+    prompt, step = usual(256).loads
+    assert (prompt.query, step.past) == (256, 256) and abs(step.weight / prompt.weight - 128) < 1e-9
+
+
+def test_the_traced_prompt_computes_such_a_step():
+    host = host_of("llama")
+    (bound,) = on_prompts(parse_workload("decode:64x3")).bind(recognise(host.graph).sites)
+    given = resized(host, tokens(), bound.sizes)
+    assert given["input_ids"].shape == (3, 1)
+    with torch.no_grad():
+        expected = host.model(**given).logits
+    torch.testing.assert_close(host.runner()(given)[0], expected)
+
+
+def test_both_phases_are_timed_with_the_policy_on():
+    model = language_model("llama")
+    policy = ChosenPolicy(SinksWindow(), 0.5)
+    found = paces({"before": (model, None), "after": (model, policy)}, tokens(rows=1)["input_ids"], seconds=0.01)
+    assert all(pace.first > 0 and pace.step > 0 for pace in found.values())
+    assert re.fullmatch(r"[\d.e+-]+ ms to the first token, then [\d.e+-]+ tokens a second", str(found["after"]))
+
+
+def test_a_search_for_time_prices_decoding_too():
+    rows = torch.randint(2, 97, (32, 24), generator=torch.Generator().manual_seed(0))
+    found = attnopt.optimize(
+        language_model("llama"), budget=0.5, calibration=list(rows.split(8)), passes=["dynamic-int8"], select="model"
+    )
+    assert "planned for prefill:24 decode:24@128; a step of decoding counts as a prompt of one token" in found.report.notes
