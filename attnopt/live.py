@@ -28,6 +28,7 @@ from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.converting import Live, attach, live, read_back
 from attnopt.plan.live.layers import Chooser, with_kernels
+from attnopt.plan.live.nudging import nudged
 from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.pipeline import Request, run
 from attnopt.plan.replay import moves_from
@@ -88,7 +89,7 @@ def compare(host: ModuleHost, result: ModuleHost, made: Live, inputs: Mapping[st
     with torch.no_grad():
         logits = [made.model(**inputs, use_cache=False).logits]
     if made.changes:
-        require_rounded_alike(result.runner()(inputs), logits, original)
+        require_rounded_alike(result.runner()(inputs), logits, original, nudged(made.model, inputs))
     else:
         require_equal(original, logits)
 
