@@ -41,7 +41,7 @@ class Says:
                 removes=removes,
                 tie=self.tie and f"{self.tie} {k}",
                 cached={s.name: self.cached for s in group.sites if self.cached},
-            )  # fmt: skip
+            )
             for k in self.kinds
         ]
 
