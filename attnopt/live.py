@@ -33,6 +33,7 @@ from attnopt.plan.live.converting import Live, attach, live, read_back
 from attnopt.plan.live.evicting import half_of, proposed
 from attnopt.plan.live.generating import on_prompts, paces, usual
 from attnopt.plan.live.layers import Chooser, with_kernels
+from attnopt.plan.live.nudging import nudged
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.workshop import Workshop, respecified
 from attnopt.plan.pipeline import Request, run
@@ -93,7 +94,9 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     policy: ChosenPolicy | None = None
     narrowed = any(held.narrowed for held in made.layers.values())
     if checked.policies and narrowed:
-        notes.append("no cache policy: a plan that narrows what layers see is not held beside one; name passes without such masks")
+        notes.append(
+            "no cache policy: a plan that narrows what layers see is not held beside one; name passes without such masks"
+        )
     elif checked.policies and request.calibration is not None:
         policy, said = proposed(
             made.model, model, request.calibration, checked.budget, checked.policies, minimise=request.minimise, seed=request.seed
@@ -151,7 +154,7 @@ def compare(host: ModuleHost, plan: Rewritten, made: Live, inputs: Mapping[str, 
         logits = [made.model(**inputs, use_cache=False).logits]
     rounded = any(spec.selection or spec.precision for spec in plan.specs.values())
     if made.changes or rounded:
-        require_rounded_alike(plan.whole.runner()(inputs), logits, original)
+        require_rounded_alike(plan.whole.runner()(inputs), logits, original, nudged(made.model, inputs))
     else:
         require_equal(plan.whole.runner()(inputs) if plan.specs else original, logits)
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, combinations, islice
 
 from attnopt.ir.site import Refusal, Site
+from attnopt.ir.spec import as_spec
 from attnopt.passes import Candidate, Evidence, Group, Pass
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.tuning import Tuning
@@ -48,12 +50,19 @@ class Move:
         """Nodes of the sites whose spec it changes."""
         return frozenset() if self.edits else frozenset(n.name for s in self.group.sites for n in s.nodes)
 
+    @cached_property
+    def caches(self) -> frozenset[str]:
+        """The caches that it stores in another form, each side of each site: "k of layers.0.attn"."""
+        clauses = {name: as_spec(f"softmax {text}").cache for name, text in self.candidate.cached.items() if text}
+        return frozenset(f"{side} of {name}" for name, c in clauses.items() for side in "kv" if c and c.word(side) != "fp32")
+
     def excludes(self, other: Move) -> bool:
-        """Whether both cannot be applied: they change one weight, or one removes what the other changes."""
+        """Whether both cannot be applied: they change one weight or one cache, or one removes what the other changes."""
         mine, others = self.candidate, other.candidate
         removed, gone = ({n.name for n in c.removes} for c in (mine, others))
         disturbed = mine.disturbs(others) or others.disturbs(mine)
-        return bool(disturbed or mine.touches & others.touches or removed & other.sites or gone & self.sites)
+        shared = mine.touches & others.touches or self.caches & other.caches
+        return bool(disturbed or shared or removed & other.sites or gone & self.sites)
 
 
 def described(move: Move) -> str:
@@ -82,7 +91,9 @@ class Proposal:
 
     @property
     def nodes(self) -> frozenset[str]:
-        return frozenset().union(*(m.candidate.touches | m.sites | {n.name for n in m.candidate.scales} for m in self.moves))
+        """Names that options of other classes may share: only such can exclude each other."""
+        scaled = ({n.name for n in m.candidate.scales} for m in self.moves)
+        return frozenset().union(*(m.candidate.touches | m.sites | m.caches | s for m, s in zip(self.moves, scaled, strict=True)))
 
     def specs(self) -> tuple[tuple[Site, Site], ...]:
         """(site as it is, site as the moves make it) where the spec changes. Nothing is edited."""

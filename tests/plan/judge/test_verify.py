@@ -88,6 +88,14 @@ def test_what_rounds_may_differ_by_a_share_of_what_rounding_does():
         require_rounded_alike(wanted, near, wanted)
 
 
+def test_where_a_last_bit_comes_far_two_runtimes_that_round_alike_may_too():
+    wanted = [torch.tensor([1.0, 2.0, 4.0])]
+    after, nudged = ([wanted[0] + gap] for gap in (0.12, 0.05))
+    assert require_rounded_alike(wanted, after, wanted, nudged).max_abs == pytest.approx(0.12)
+    with pytest.raises(AccuracyError):  # from itself it differs by half of that and less
+        require_rounded_alike(wanted, after, wanted, [after[0] - 0.05])
+
+
 def test_outputs_are_matched_by_name_where_a_rewrite_removed_some():
     """present.1 went, so that present.2 moved up: only what is no part of that family is the same output still."""
     before = ("logits", "present.0", "present.1", "present.2", "hidden")

@@ -25,13 +25,23 @@ class Says:
     per: Per = "site"
     tie: str = ""
     exact: bool = False
+    cached: str = ""
 
     def propose(self, group, evidence):
         if not self.kinds:
             return Refusal("nothing to say", group.name)
         removes = group.sites[0].nodes if "structure" in self.changes else ()
         return [
-            Candidate(self.name, False, k, kind=k, changes=self.changes, removes=removes, tie=self.tie and f"{self.tie} {k}")
+            Candidate(
+                self.name,
+                False,
+                k,
+                kind=k,
+                changes=self.changes,
+                removes=removes,
+                tie=self.tie and f"{self.tie} {k}",
+                cached={s.name: self.cached for s in group.sites if self.cached},
+            )
             for k in self.kinds
         ]
 
@@ -109,3 +119,10 @@ def test_groups_are_what_the_pass_asked_for(grouping):
 
     classes_of(grouping, (Looks("looks", (), per="model"),), None)
     assert [g.sites for g in seen] == [grouping.sites]
+
+
+def test_two_passes_do_not_store_one_cache(grouping):
+    """Each is a class of its own where passes look at the whole model; keys of one and values of another go together."""
+    forms = ("cache(k=int8, v=int8)", "cache(k=int4, v=fp32)", "cache(k=fp32, v=int4)")
+    passes = [Says(f"store{i}", ("all",), ("weights",), "model", cached=form) for i, form in enumerate(forms)]
+    assert exclusions_of(classes_of(grouping, passes, None)) == (((0, 1), (1, 1)), ((0, 1), (2, 1)))
