@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=430.0, help="after which no further row is begun")
     parser.add_argument("--out", type=Path, default=os.environ.get("OUT") or None, help="one more folder for the results")
     parser.add_argument("--small", action="store_true", help="tiny shapes, on the CPU where there is no GPU; nothing is kept")
+    parser.add_argument("--seed", type=int, help="of the data, which are fresh in each run without it")
     parser.add_argument("--empty", action="store_true", help="write the table with nothing measured")
     parser.add_argument("--tiles", action="store_true", help="time tiles instead, and write what corrects their ranking")
     asked = parser.parse_args()
@@ -106,7 +107,7 @@ def main() -> None:
     folders = [Path(asked.out)] if asked.out else []
     folders += [] if asked.small else [harness.RESULTS]
     found: list[Row] = []
-    for row in measured(cases, device, started + asked.seconds):
+    for row in measured(cases, device, started + asked.seconds, asked.seed):
         found.append(row)
         if not row.state or row.seconds:
             print(f"{time.monotonic() - started:4.0f} s  " + "  ".join(c for c in cells(row, found, top) if c), flush=True)

@@ -15,13 +15,15 @@ from gpu.ours import OURS, kernels
 ALLOWED = 2e-2  # largest |a - b| / max(1, |b|): a step of bf16 grows with the number
 APART = 4e-2  # largest |a - b| / largest |b| between two kernels in bf16
 LENGTH = 333
-NEAR = 0.999  # of all numbers: where products are rounded, one that lies between two codes may become either
+# Of all numbers: where products are rounded, one that lies between two codes may become either. Two codes of fp8 are 6 to 12 % apart, so
+# that one weight may move a whole row that sees few keys, and the first rows of a causal mask are nearly one in a hundred here.
+NEAR = {"int8 fp16": 0.999, "int8 fp8": 0.99}
 
 
 def checked(case: Case, device: torch.device, generator: torch.Generator) -> tuple[float, float | None]:
     """Largest difference of the case's kernel from the reference, at a length of its own and two rows of a batch.
 
-    Where products are rounded, the difference that NEAR of the numbers keep, and the cosine of the result to the exact one.
+    Where products are rounded, the difference that its share NEAR of the numbers keep, and the cosine of the result to the exact one.
     """
     trial = replace(case, q_len=min(case.q_len, LENGTH), kv_len=min(case.kv_len, LENGTH), batch=2, window=min(case.window, 100))
     data = make(trial, device, generator)
@@ -30,7 +32,8 @@ def checked(case: Case, device: torch.device, generator: torch.Generator) -> tup
         got = kernels(trial)[OURS](trial, data)().double()
         gaps = gap(got, reference(trial.spec, q, k, v, **data.operands)).flatten()
         exact = reference(trial.spec.removesuffix(ROUNDED[trial.rounded]), q, k, v, **data.operands)
-        return float(gaps.quantile(NEAR)), float(torch.nn.functional.cosine_similarity(got.flatten(), exact.flatten(), dim=0))
+        alike = torch.nn.functional.cosine_similarity(got.flatten(), exact.flatten(), dim=0)
+        return float(gaps.quantile(NEAR[trial.rounded])), float(alike)
     wanted = attend_cache(trial.spec, data.q.double(), data.cache, **data.operands).output
     gaps = [gap(prepare(trial, data)().double(), wanted).max() for prepare in kernels(trial).values()]
     return float(torch.stack(gaps).max()), None  # NaN if one is

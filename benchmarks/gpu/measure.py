@@ -44,10 +44,16 @@ class Row:
         return not (self.error or 0.0) <= ALLOWED or not (self.apart or 0.0) <= APART
 
 
-def measured(cases: Sequence[Case], device: torch.device, deadline: float) -> Iterator[Row]:
-    """Rows in order; the last one's length is taken for the next one's, so that a row is not begun that cannot be ended."""
+def measured(cases: Sequence[Case], device: torch.device, deadline: float, seed: int | None = None) -> Iterator[Row]:
+    """Rows in order; the last one's length is taken for the next one's, so that a row is not begun that cannot be ended.
+
+    Data are fresh in each run unless `seed` is given.
+    """
     generator = torch.Generator(device)
-    generator.seed()  # fresh data
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
     errors: Errors = {}
     longest, lost = 0.0, ""
     for case in cases:
