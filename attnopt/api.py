@@ -104,7 +104,8 @@ def optimize(
     the budget; its rewrites are then found in half of it. Default: the whole cache.
     tokenizer: where calibration is a list of texts. host: "module" for a live model, "graph" for a traced one; default: as said above.
 
-    The traced result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves.
+    The traced result is called like the model and returns what it returns; `.report` says what was done, `.export(path)` saves. Times
+    "before" are those of the given model's own call; where nothing was gained, it is what the result calls.
     Raises AccuracyError rather than return a model that differs beyond the tolerance of its dtype, UnknownTarget,
     UnknownPass, UnreadableModel, UntraceableModel, InputMismatch, BudgetError, WorkloadError, PlanError.
     """
@@ -124,8 +125,10 @@ def optimize(
             next_move="Give a transformers model without example inputs, or leave policies= out, and plans with one.",
         )
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=True)
-    result, report = run(opened.host, asked.request(opened, checked))
-    return Optimized(opened, result, report)  # type: ignore[arg-type]  # a copy of opened.host
+    own = opened.own_call()
+    result, report = run(opened.host, asked.request(opened, checked, own))
+    gained = result is not opened.host
+    return Optimized(opened, result, report, itself=None if gained else own)  # type: ignore[arg-type]  # a copy of opened.host
 
 
 def load(path: str | Path) -> Any:
@@ -173,7 +176,7 @@ def explore(
         raise BudgetError("a budget of 0 leaves nothing to explore", next_move="Leave it out to sweep up to 0.1.")
     opened = open_model(model, example_inputs, dynamic_shapes=dynamic_shapes, need_inputs=True)
     name = Path(model).name if isinstance(model, (str, Path)) else type(model).__name__
-    return explored(exact_setting(opened.host, asked.request(opened, checked)), name)
+    return explored(exact_setting(opened.host, asked.request(opened, checked, opened.own_call())), name)
 
 
 def kernels(

@@ -25,6 +25,7 @@ from attnopt.passes import ALL, Pass
 from attnopt.passes.kvcache.eviction import policy_named
 from attnopt.plan.judge.budget import QUALITY, Budget
 from attnopt.plan.judge.quality import Score
+from attnopt.plan.judge.verify import OwnModel
 from attnopt.plan.pipeline import Request
 from attnopt.plan.search.effort import Effort, effort_named
 from attnopt.plan.search.search import GOALS
@@ -92,8 +93,11 @@ class Asked:
         policies = policies_named(self.policies, budget, plan)
         return Checked(machine, runtime, chosen, budget, effort, workload, plan, Store.open(self.cache), policies)
 
-    def request(self, opened: Opened, checked: Checked) -> Request:
-        """Raises InputMismatch for calibration data that do not fit the model, or are too few to be cut in two."""
+    def request(self, opened: Opened, checked: Checked, own: OwnModel | None = None) -> Request:
+        """own: the model itself, where what was opened is a trace of it.
+
+        Raises InputMismatch for calibration data that do not fit the model, or are too few to be cut in two.
+        """
         data: Calibration | None = None if self.calibration is None else opened.calibration(self.calibration)
         if data is not None and not checked.budget.exact:
             data.split(self.seed)
@@ -114,6 +118,7 @@ class Asked:
             store=checked.store,
             plan=checked.plan,
             minimise=self.minimise,
+            own=own,
         )
 
 

@@ -13,21 +13,29 @@ from torch import Tensor
 from attnopt.analysis.calibration import Calibration, read_calibration
 from attnopt.errors import UnreadableModel, UnsupportedFormat
 from attnopt.hosts.fx import FxHost, capture
+from attnopt.hosts.fx.own_call import OwnCall, own_call
 from attnopt.hosts.onnx import OnnxHost
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model in its host, with named example inputs (None where there are none)."""
+    """A model in its host, with named example inputs (None where there are none). model: as it was given, where it was traced."""
 
     host: FxHost | OnnxHost
     inputs: Mapping[str, Tensor] | None
     runtime: str
     opset: int
+    model: Any = None
 
     @property
     def output_name(self) -> str:
         return self.host.output_names[0] if self.host.output_names else ""
+
+    def own_call(self) -> OwnCall | None:
+        """The given model on named inputs, where it is more than a graph and a call leaves no mark."""
+        if self.inputs is None or not isinstance(self.host, FxHost):
+            return None
+        return own_call(self.model, self.host, self.inputs)
 
     def symbols(self) -> dict[str, int]:
         """Values of the graph's symbolic sizes at the example inputs."""
@@ -58,7 +66,7 @@ def open_model(model: Any, example_inputs: Any, *, dynamic_shapes: Any, need_inp
         return Opened(host, inputs, "onnxruntime", host.opset)
     captured = capture(model, example_inputs, dynamic_shapes)
     fx = FxHost.from_captured(captured)
-    return Opened(fx, fx.example_inputs(), "torch", 0)
+    return Opened(fx, fx.example_inputs(), "torch", 0, model)
 
 
 def is_onnx(model: Any) -> bool:

@@ -14,6 +14,7 @@ from attnopt.cost.target import load_target
 from attnopt.emission import emit_kernels, require_kernels
 from attnopt.errors import AccuracyError, UnsupportedFormat
 from attnopt.hosts.fx import FxHost, load_pt2
+from attnopt.hosts.fx.own_call import Itself, OwnCall
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.opening import Opened
 from attnopt.patterns import recognise
@@ -36,11 +37,12 @@ METADATA_KEY, PLAN_KEY = "attnopt.report", "attnopt.plan"
 class Optimized:
     """An optimised model. Call it like the original; `report` prints; `export(path)` writes .onnx or .pt2."""
 
-    def __init__(self, opened: Opened, host: FxHost | OnnxHost, report: Report) -> None:
+    def __init__(self, opened: Opened, host: FxHost | OnnxHost, report: Report, itself: OwnCall | None = None) -> None:
+        """itself: the given model, where it is called as it was."""
         self.report = report
         self._opened = opened
         self._host = host
-        self._call = host.callable()
+        self._call = host.callable() if itself is None else Itself(itself)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)

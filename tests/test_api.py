@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from plan_fakes import clock
 from self_attention import SPEC, SelfAttention, example
 from torch import nn
 
@@ -24,6 +25,7 @@ from attnopt.errors import (
     UnsupportedFormat,
     UntraceableModel,
 )
+from attnopt.plan.timing.timing import Timing
 
 KINDS = ["module", "program", "graph_module", "pt2", "proto", "onnx"]
 
@@ -206,3 +208,41 @@ def test_inputs_that_do_not_fit_an_onnx_model(kinds):
 def test_what_is_at_hand():
     (cpu, _), (gpu, _), here = load_target("cpu"), load_target("h200"), {"x": torch.zeros(2)}
     assert [at_hand(cpu, here), at_hand(cpu, None), at_hand(gpu, here), at_hand(gpu, None)] == [True, True, False, False]
+
+
+class TracedOtherwise(nn.Module):
+    """Does more, or something else, while torch.export looks on."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.attention, self.what, self.calls = SelfAttention(), what, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_exporting():
+            x = x + 1 if self.what == "other" else x
+        else:
+            self.calls += 1
+        return self.attention(x, many=False)
+
+
+def test_the_time_before_is_that_of_the_model_itself(monkeypatch):
+    timed = {}
+
+    def turns(calls, **options):
+        timed.update({name: call() for name, call in calls.items()})
+        return {name: Timing((2.0 if name == "after" else 1.0,)) for name in calls}
+
+    monkeypatch.setattr("attnopt.plan.pipeline.in_turn", turns)
+    model, x = TracedOtherwise("more").eval(), torch.randn(2, 5, 64)
+    monkeypatch.setattr("attnopt.plan.choose.in_turn", clock({"sdpa": 0.5}))
+    fast = attnopt.optimize(model, (x,), passes=["fuse-attention"], select="measure")
+    assert isinstance(timed["before"], torch.Tensor) and isinstance(timed["after"], list)  # its own type, and the graph's outputs
+    assert fast.report.fused == 0 and fast.report.notes[0].startswith("rolled back: the whole model measured 2e+03 ms")
+    before = model.calls
+    assert torch.equal(fast(x), model(x))
+    assert model.calls == before + 2
+
+
+def test_a_trace_of_something_else_is_not_optimised():
+    with pytest.raises(UntraceableModel, match="something else than the model: its outputs differ by"):
+        attnopt.optimize(TracedOtherwise("other").eval(), (torch.randn(2, 5, 64),))

@@ -29,6 +29,7 @@ from attnopt.plan.judge.judge import MEMORY as OUTPUTS
 from attnopt.plan.judge.judge import Judge
 from attnopt.plan.judge.losses import Losses
 from attnopt.plan.judge.quality import Loss, Score
+from attnopt.plan.judge.verify import OwnModel
 from attnopt.plan.memory.memory import Held, Memory
 from attnopt.plan.memory.room import Room
 from attnopt.plan.options.groups import Grouping
@@ -55,7 +56,8 @@ UNSEEN = "no calibration data were given: the loss was chosen and judged by the 
 class Setting:
     """What a search is given. data: calibration given by the user, None where there are only the example inputs.
 
-    shaped: inputs of the workload's shapes, to time models on. minimise: of search.GOALS.
+    shaped: inputs of the workload's shapes, to time models on. minimise: of search.GOALS. own: the model that `host` was traced from,
+    which a frontier's times are shares of.
     """
 
     host: Host
@@ -78,6 +80,7 @@ class Setting:
     shaped: Shaped = Shaped(())
     store: Store = field(default_factory=Store)
     minimise: str = "time"
+    own: OwnModel | None = None
 
 
 @dataclass(frozen=True)

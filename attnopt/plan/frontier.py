@@ -76,7 +76,7 @@ class Bench:
     original: float = 0.0
 
     def __post_init__(self) -> None:
-        self.run, self.data = self.setting.host.runner(), halves(self.setting)[0].fingerprint
+        self.run, self.data = self.setting.own or self.setting.host.runner(), halves(self.setting)[0].fingerprint
         if self.search.stopwatch is None:
             self.original = predicted_seconds(self.setting, self.search, exact=False)
 

@@ -27,7 +27,7 @@ from attnopt.plan.choose import Chosen, apply_choices, choose
 from attnopt.plan.folding import Folded, Folding, again, fold_steps, is_fold
 from attnopt.plan.judge.budget import QUALITY, Budget
 from attnopt.plan.judge.quality import Score
-from attnopt.plan.judge.verify import difference, require_equal, seeded
+from attnopt.plan.judge.verify import OwnModel, difference, require_equal, require_same_model, seeded
 from attnopt.plan.memory.fitting import left, within_memory
 from attnopt.plan.options.proposals import Move
 from attnopt.plan.options.workshop import Workshop
@@ -50,7 +50,8 @@ class Request:
 
     names: of the outputs. quality: the user's score, for a budget in it. plan: applied as it is, without a search. shaped: inputs of
     the workload's shapes, once they are made.
-    minimise: "time", or "memory" (weights and caches), for which a slower model is kept.
+    minimise: "time", or "memory" (weights and caches), for which a slower model is kept. own: the model itself, where `host` was traced
+    from it: what is timed as before.
     """
 
     target: str
@@ -70,6 +71,7 @@ class Request:
     plan: Plan | None = None
     shaped: Shaped = Shaped(())
     minimise: str = "time"
+    own: OwnModel | None = None
 
 
 @dataclass
@@ -171,6 +173,8 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
     inputs = request.inputs
     with clock.step("verify"):
         original = seeded(state.original.runner(), inputs)
+        if request.own is not None:
+            require_same_model(seeded(request.own.outputs, inputs), original)
         if state.result is state.original:
             state.exact = difference(original, original)
         elif state.moves:
@@ -192,7 +196,7 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
         state.notes.append(said)
     if request.select == "measure" and loads and state.result is not state.original:
         with clock.step("time"):
-            runners = {"before": state.original.runner(), "after": state.result.runner()}
+            runners = {"before": request.own or state.original.runner(), "after": state.result.runner()}
             times = summed([(w, in_turn({n: partial(r, x) for n, r in runners.items()}, clock=counted())) for w, x in loads])
         state.seconds = (times["before"].median, times["after"].median)
         slower = times["after"].ratio(times["before"]) > SLOWER and request.plan is None
@@ -241,6 +245,7 @@ def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, 
         shaped=request.shaped,
         store=request.store,
         minimise=request.minimise,
+        own=request.own,
     )
 
 

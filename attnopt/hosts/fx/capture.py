@@ -177,7 +177,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
 
 def require_that_it_runs(model: nn.Module, signature: inspect.Signature, arguments: Arguments) -> None:
     """Inputs that the model itself refuses are the inputs' fault, not the tracer's."""
-    args, kwargs = split(signature, pytree.tree_map(lambda leaf: leaf, arguments))  # a cache is a new one: the model adds to it
+    copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, arguments)  # a cache is a new one
+    args, kwargs = split(signature, copied)  # the model may add to them
     try:
         with buffers_kept(model):
             model(*args, **kwargs)

@@ -320,16 +320,20 @@ class FxCallable(torch.nn.Module):
     def __init__(self, module: fx.GraphModule, convention: Convention, specs: Sequence[InputSpec]) -> None:
         super().__init__()
         self.graph_module = module
+        self.names = [n.name for n in module.graph.nodes if n.op == "placeholder"]
         self.convention = convention
         self.specs = specs
         self.__signature__ = convention.signature
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        leaves = self.convention.flatten(args, kwargs)
-        names = [n.name for n in self.graph_module.graph.nodes if n.op == "placeholder"]
-        check_inputs(self.specs, {n: leaf for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)})
         with torch.no_grad():
-            return self.convention.unflatten(self.graph_module(*leaves))
+            return self.convention.unflatten(self.graph_module(*self.checked(args, kwargs)))
+
+    def checked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The flat inputs of the graph. Raises InputMismatch for what was not traced."""
+        leaves = self.convention.flatten(args, kwargs)
+        check_inputs(self.specs, {n: leaf for n, leaf in zip(self.names, leaves, strict=True) if isinstance(leaf, Tensor)})
+        return leaves
 
 
 def as_tensor(x: Any) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from attnopt.errors import AccuracyError
+from attnopt.errors import AccuracyError, UntraceableModel
 from attnopt.ir.site import Runner
 from attnopt.report.data import Difference
 
@@ -17,6 +18,14 @@ from attnopt.report.data import Difference
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2}
 NUDGED = 2.0  # of what one runtime differs by from itself with its inputs nudged, two may differ by
 ROUNDED = 0.25  # of what rounding to codes changes, two runtimes may differ by; measured on the recall model: 0.015
+
+
+class OwnModel(Protocol):
+    """A model as its user has it, on named inputs: what it returns, in its own type or as a graph's runner does."""
+
+    def __call__(self, inputs: Mapping[str, Tensor], /) -> Any: ...
+
+    def outputs(self, inputs: Mapping[str, Tensor], /) -> list[Tensor]: ...
 
 
 def difference(
@@ -86,6 +95,19 @@ def seeded(run: Runner, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return run(inputs)
+
+
+def require_same_model(own: Sequence[Tensor], traced: Sequence[Tensor]) -> None:
+    """UntraceableModel where a graph computes something else than the model it was traced from."""
+    try:
+        found = difference(own, traced)
+    except AccuracyError as failure:
+        found = Difference(failure.max_abs, failure.max_rel, failure.tolerance)
+    if not found.max_rel <= found.tolerance:
+        raise UntraceableModel(
+            f"the graph that torch.export made computes something else than the model: its outputs differ by {found.max_abs:.3g}",
+            next_move="Make what the model does depend on its inputs alone, or give the program that you exported yourself.",
+        )
 
 
 def require_equal(before: Sequence[Tensor], after: Sequence[Tensor]) -> Difference:
