@@ -186,7 +186,7 @@ def site_calls(
     seconds: dict[str, float] = {}
     for lowering in fits:
         trial = host.copy()
-        twin = next(s for s in recognise(trial.graph).sites if s.name == site.name)
+        twin = like(site, next(s for s in recognise(trial.graph).sites if s.name == site.name))
         try:
             result = emit(trial, twin, lowering)
             call = bind(trial.isolate(boundary(twin), [result]), data)
@@ -205,6 +205,13 @@ def site_calls(
             failures.append(Choice(name, False, why, seconds.pop(name)))
             del calls[name]
     return calls, failures
+
+
+def like(site: Site, twin: Site) -> Site:
+    """The site of a copy of the host, computing what the site is to compute: a layer's spec may stand for what the host's nodes say."""
+    operands = {name: twin.operands[name] for name in site.operands}
+    form = None if site.tensor_form is None else twin.tensor_form
+    return replace(twin, spec=site.spec, operands=operands, tensor_form=form, steps=site.steps)
 
 
 def hopeless(seconds: Mapping[str, float]) -> list[str]:

@@ -6,16 +6,20 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from attnopt.codegen.library.local_sdpa import LocalSdpa
 from attnopt.codegen.library.sdpa import Sdpa
 from attnopt.codegen.tvm.lowerings.tvm_prefill import TvmPrefill
 from attnopt.cost.target import read
 from attnopt.hosts.module.layer_attention import AttentionCall
 from attnopt.ir.expr import render
+from attnopt.ir.reference import reference
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import parse
-from attnopt.plan.choose import Chosen
+from attnopt.plan.choose import Chosen, site_calls
 from attnopt.plan.live.layers import Chooser, by_position, specs
+from attnopt.plan.live.phases import PREFILL, Shape, example, opened, site_of
 from attnopt.report.data import Choice
 
 CALL = AttentionCall(4, 2, 2, 16, 16, 0.25, None, True, None, "float32")
@@ -103,3 +107,14 @@ def test_sdpa_itself_is_the_models_own():
         Chosen(site("softmax"), Sdpa(), "", (Choice("sdpa", True, "", 1.0),))
     )
     assert found.lowering is None
+
+
+def test_kernels_are_timed_on_what_the_layer_computes_and_not_on_what_stands_in_its_place():
+    shape = Shape(2, 1, 1, 16, 16, "float32")
+    inputs = example(PREFILL, shape, length=24)
+    asked = site_of(opened(PREFILL, shape), parse("softmax scale(0.5) causal & window(6) empty(zero)"))
+    calls, failed = site_calls(opened(PREFILL, shape), asked, [Sdpa(), LocalSdpa()], inputs)
+    wanted = reference(str(asked.spec), *inputs.values())
+    assert not failed
+    for name in ("sdpa", "local-sdpa"):
+        torch.testing.assert_close(calls[name]()[0], wanted, atol=1e-5, rtol=1e-5)
