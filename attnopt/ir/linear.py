@@ -66,7 +66,7 @@ def collected(terms: Iterable[tuple[Expr, int]], constant: int) -> Linear:
 
 
 def rank(atom: Expr) -> tuple[int, str]:
-    return (ORDER[atom.name] if isinstance(atom, Index) else 5 if isinstance(atom, Size) else 6, render(atom))
+    return (ORDER.get(atom.name, 5) if isinstance(atom, Index) else 5 if isinstance(atom, Size) else 6, render(atom))
 
 
 def linear(expr: Expr, whole: Callable[[Expr], bool]) -> Linear | None:

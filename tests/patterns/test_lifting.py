@@ -13,6 +13,7 @@ from spelling import B, L, Recorder
 
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.onnx import OnnxHost
+from attnopt.ir.dims import symbol
 from attnopt.patterns import recognise
 
 SPECS = {
@@ -179,6 +180,36 @@ def test_documents_and_prefixes():
     _, columns = rows_and_columns(r)
     inside = r.binary("lt", columns, r.reshape(prefix, B, 1), dtype="bool")
     assert attention(r, mask=r.reshape(inside, B, 1, 1, L)) == "padding"
+
+
+def packed(r: Recorder, positions, before):
+    """transformers' documents of packed rows: positions [B, L] that do not follow the last one, counted; before: what stands ahead."""
+    joined = r.node("concat", before, positions, shape=(B, symbol("length + 1")), dtype="int64", axis=1)
+    ahead = r.node("slice", joined, shape=(B, L), dtype="int64", axis=1, start=1, stop=None, step=1)
+    behind = r.node("slice", joined, shape=(B, L), dtype="int64", axis=1, start=0, stop=-1, step=1)
+    jumps = r.binary("ne", r.binary("sub", ahead, behind, dtype="int64"), 1, dtype="bool")
+    ids = r.node("cumsum", r.unary("cast", jumps, dtype="int64"), shape=(B, L), dtype="int64", axis=1)
+    return r.binary("eq", r.reshape(ids, B, 1, L, 1), r.reshape(ids, B, 1, 1, L), dtype="bool")
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "ahead", "said"),
+    [(0, 1, -1, ""), (5, 1, -1, ""), (0, 1, -2, "document"), (0, 2, -1, "document"), (0, 1, None, "document")],
+)
+def test_documents_of_positions_that_only_count_are_one(start, step, ahead, said):
+    """torch.diff(arange, prepend=arange[:1] - 1) != 1 is false in every place. ahead: of the first position; None: an input."""
+    r = Recorder()
+    counted = r.expand(r.reshape(r.node("iota", shape=(L,), dtype="int64", start=start, step=step), 1, L), B, L)
+    first = r.node("slice", counted, shape=(B, 1), dtype="int64", axis=1, start=0, stop=1, step=1)
+    before = r.input("first", B, 1, dtype="int64") if ahead is None else r.binary("add", first, ahead, dtype="int64")
+    assert attention(r, mask=packed(r, counted, before)) == said
+
+
+def test_documents_of_positions_that_are_given_are_read():
+    r = Recorder()
+    given = r.input("positions", B, L, dtype="int64")
+    first = r.node("slice", given, shape=(B, 1), dtype="int64", axis=1, start=0, stop=1, step=1)
+    assert attention(r, mask=packed(r, given, r.binary("sub", first, 1, dtype="int64"))) == "document"
 
 
 def test_chunks_and_both_sided_windows():

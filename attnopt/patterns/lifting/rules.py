@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attnopt.ir.dims import Shape
-from attnopt.ir.expr import Const, Expr, Load
+from attnopt.ir.expr import Const, Expr, Index, Load
 from attnopt.ir.graph import Node, Value
 from attnopt.patterns.lifting.reshaping import regrouped
 
@@ -22,6 +22,7 @@ SAME = ("and", "or", "not", "eq", "ne", "lt", "le", "gt", "ge", "abs", "neg", "f
 NAMES = {"maximum": "max", "minimum": "min"}
 ARITHMETIC = ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "floordiv", "mod")
 REAL = ("exp", "log", "sqrt", "tanh", "sigmoid", "sin", "cos")
+ANYWHERE = "i"  # an index of which nothing is known but that it is no less than zero
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
@@ -73,6 +74,8 @@ def slice_(lifter: Lifter, node: Node, at: Indices) -> Expr | None:
 def concat(lifter: Lifter, node: Node, at: Indices) -> Expr | None:
     """Piece by piece; each is read inside of its own bounds, also where another is meant."""
     axis = node.attrs["axis"]
+    if (one := continued(lifter, node, at, axis)) is not None:
+        return one
     pieces: list[Expr] = []
     ends: list[Expr] = []
     start: Expr = Const(0)
@@ -92,6 +95,30 @@ def concat(lifter: Lifter, node: Node, at: Indices) -> Expr | None:
     for piece, end in zip(pieces[-2::-1], ends[-2::-1], strict=True):
         result = lifter.build("where", lifter.build("lt", at[axis], end), piece, result)
     return result
+
+
+def continued(lifter: Lifter, node: Node, at: Indices, axis: int) -> Expr | None:
+    """Where one row stands before a count that goes on from it (-1, then 0, 1, 2, …), the count alone: torch.diff begins like this."""
+    first, rest = node.inputs[0], node.inputs[-1]
+    if len(node.inputs) != 2 or first is None or rest is None or first.shape is None or first.shape[axis] != 1:
+        return None
+    where = lifter.build("sub", at[axis], Const(1))
+    places: list[tuple[Value, Expr]] = [(first, Const(0)), (rest, Const(0)), (rest, where)]
+    sums = [lifter.simplifier.sum(lifter.lift(x, (*at[:axis], i, *at[axis + 1 :]))) for x, i in places]
+    place = lifter.simplifier.sum(where)
+    if place is None or sums[0] is None or sums[1] is None or sums[2] is None:
+        return None
+    goes_on = (sums[1] - sums[0]).number == 1 and (sums[2] - sums[1] - place).number == 0
+    return sums[2].expr() if goes_on else None
+
+
+def cumsum(lifter: Lifter, node: Node, at: Indices) -> Expr | None:
+    """Of what is the same number all along: whole numbers only, which no order of adding rounds."""
+    x, axis = source(node), node.attrs["axis"]
+    if x is None or x.shape is None or "int" not in node.output.dtype:
+        return None
+    each = lifter.lift(x, (*at[:axis], Index(ANYWHERE), *at[axis + 1 :]))
+    return lifter.build("mul", lifter.build("add", at[axis], Const(1)), each) if isinstance(each, Const) else None
 
 
 def gather(lifter: Lifter, node: Node, at: Indices) -> Expr | None:
@@ -210,6 +237,7 @@ RULES: dict[str, Rule] = {
     "expand": expand,
     "slice": slice_,
     "concat": concat,
+    "cumsum": cumsum,
     "gather": gather,
     "index": index,
     "iota": iota,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from prefill_kernels import attention
 from attnopt.codegen.tvm.availability import missing
 from attnopt.codegen.tvm.cpu import host, named
 from attnopt.ir.reference import reference
+from attnopt.plan.timing.timing import in_turn
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -81,6 +84,17 @@ def test_extreme_scores(factor):
     o, _ = attention("softmax scale(0.25)", q * factor, k, v)
     best = v.gather(2, (q @ k.mT).argmax(-1)[..., None].expand(-1, -1, -1, 16))
     torch.testing.assert_close(o, best, atol=1e-3, rtol=1e-3)
+
+
+def test_a_sharp_attention_takes_no_longer_than_another():
+    """Weights that are next to nothing are nothing: sums of subnormal numbers took five times as long."""
+    q, k, v = (torch.randn(1, 2, 512, 16) for _ in range(3))
+    calls = {name: partial(attention, "softmax scale(0.25)", q * factor, k, v) for name, factor in (("flat", 1), ("sharp", 30))}
+    times = in_turn(calls, seconds=0.1, clock=time.process_time)
+    assert times["sharp"].ratio(times["flat"]) < 2.0
+    o, _ = calls["sharp"]()
+    want = reference("softmax scale(0.25)", q.double() * 30, k.double(), v.double())
+    torch.testing.assert_close(o.double(), want, atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("lengths", [(0, 5), (3, 0)])

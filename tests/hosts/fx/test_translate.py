@@ -108,6 +108,8 @@ class Spellings(nn.Module):
         "slice_assigned": assigned,
         "length": lambda x, y: nn.functional.normalize(x, dim=-1) + torch.linalg.vector_norm(x, dim=1, keepdim=True),
         "logic": lambda x, y: ((x > 0) & ~(x > 1) | (x < -1)).float().cumsum(-1),
+        "differences": lambda x, y: x.diff(dim=2, prepend=x[:, :, :1] - 1, append=y[..., :2, :1].expand(2, 3, 2, 6)),
+        "differences_alone": lambda x, y: x.diff(),
         "pad_two": lambda x, y: nn.functional.pad(x, (1, 0, 0, 2), value=-1.5) + nn.functional.pad(x, (0, 1, 2, 0)),
         "pad_nothing": lambda x, y: nn.functional.pad(x, (0, 0)) * 2,
         "in_place": lambda x, y: x.clone().add_(1.0).mul_(2.0),

@@ -54,7 +54,7 @@ from attnopt.codegen.tvm.kernels.sight import (
     sink_logit,
 )
 from attnopt.codegen.tvm.kernels.decode_values import AHEAD, E_PARTS, V_LINE, V_LINES, mean_of_values, value_tile
-from attnopt.codegen.tvm.kernels.vectors import exp2_below
+from attnopt.codegen.tvm.kernels.vectors import softmax_weight
 
 INTEGER = False
 FAR = 50331648  # bytes of keys and values: with fewer, asking ahead takes more time than it saves
@@ -308,7 +308,7 @@ def attention(
         for e in range(E):
             X[e] = T.float32(0)
         for s in range(splits):
-            weight: T.float32 = exp2_below((TOPS[(b * groups + g) * splits + s, r] - safe) * T.float32(UNIT))
+            weight: T.float32 = softmax_weight((TOPS[(b * groups + g) * splits + s, r] - safe) * T.float32(UNIT))
             total = total + weight * SUMS[(b * groups + g) * splits + s, r]
             if V_STEPS == "token" and V_SHIFTS:
                 shift = shift + weight * V_SHIFTED[(b * groups + g) * splits + s, r]
@@ -316,7 +316,7 @@ def attention(
                 X[e] = X[e] + weight * PARTS[(b * groups + g) * splits + s, r, e]
         all_weight: T.float32 = total
         if SINK:
-            all_weight = all_weight + exp2_below((logit - safe) * T.float32(UNIT))
+            all_weight = all_weight + softmax_weight((logit - safe) * T.float32(UNIT))
         if LSE:
             LOG_SUMS[b, h, row] = top * T.float32(UNIT * LN2) + T.log(all_weight)
         if MEAN_OF_EMPTY:

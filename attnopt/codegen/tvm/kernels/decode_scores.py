@@ -15,7 +15,7 @@ from attnopt.codegen.tvm.kernels.decode_side import (
 from attnopt.codegen.tvm.kernels.decode_lanes import across, plus, rest, unrolled, vector, whole
 from attnopt.codegen.tvm.kernels.decode_rows import D
 from attnopt.codegen.tvm.kernels.sight import held_values, inner_mask_mod, mask_mod, score_mod
-from attnopt.codegen.tvm.kernels.vectors import exp2_below
+from attnopt.codegen.tvm.kernels.vectors import softmax_weight
 
 E = 16
 ROWS = 4
@@ -150,12 +150,12 @@ def weights(S, TOPS, SUMS, V_SHIFTED, PARTS, V_STEP, V_ZERO, task, r):
         # Rows that have seen nothing yet: exp2(-inf - 0) is 0, -inf - -inf would be NaN.
         safe: T.float32 = T.if_then_else(top[0] == T.float32("-inf"), T.float32(0), top[0])
         for lane in T.vectorized(LANES):
-            decay[lane] = exp2_below((TOPS[task, r + i] - safe) * T.float32(UNIT))
+            decay[lane] = softmax_weight((TOPS[task, r + i] - safe) * T.float32(UNIT))
             total[lane] = T.float32(0)
         TOPS[task, r + i] = top[0]
         for c in range(BLOCK // LANES):
             for lane in T.vectorized(LANES):
-                S[i, c * LANES + lane] = exp2_below((S[i, c * LANES + lane] - safe) * T.float32(UNIT))
+                S[i, c * LANES + lane] = softmax_weight((S[i, c * LANES + lane] - safe) * T.float32(UNIT))
             for lane in T.vectorized(LANES):
                 total[lane] += S[i, c * LANES + lane]
         total[vector(0, LANES)] = across(plus, total[vector(0, LANES)], LANES)

@@ -33,7 +33,7 @@ from attnopt.codegen.tvm.kernels.sight import (
     between, end_key, first_key, held_values, inner_end_key, inner_first_key, inner_mask_mod, leading_keys, mask_mod, match_operands,
     operands, query_offset, score_mod, sink_logit,
 )  # fmt: skip
-from attnopt.codegen.tvm.kernels.vectors import exp2_below
+from attnopt.codegen.tvm.kernels.vectors import softmax_weight
 
 
 @T.prim_func(s_tir=True)
@@ -208,7 +208,7 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                     # Queries that have seen nothing yet: 2^(-inf - 0) is 0, -inf - -inf would be NaN.
                     high[x * LANES + j] = T.Select(new == T.float32("-inf"), T.float32(0), new)
                     fall: T.let = (top[x * LANES + j] - high[x * LANES + j]) * T.float32(UNIT)
-                    decay[x * LANES + j] = exp2_below(fall)
+                    decay[x * LANES + j] = softmax_weight(fall)
                     top[x * LANES + j] = new
                     sum_t[x * LANES + j] = total[x * LANES + j] * decay[x * LANES + j]
             for n in range(keys):
@@ -216,7 +216,7 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                     for j in T.vectorized(LANES):
                         # The difference comes first: the largest score weighs 1 exactly, however large it is.
                         power: T.let = (s_t[n, x * LANES + j] - high[x * LANES + j]) * T.float32(UNIT)
-                        weight: T.let = exp2_below(power)
+                        weight: T.let = softmax_weight(power)
                         s_t[n, x * LANES + j] = weight
                         sum_t[x * LANES + j] += weight
             for x in T.unroll(VECTORS):
@@ -370,8 +370,8 @@ def attention(p_q: T.handle, p_k: T.handle, p_v: T.handle, given: T.handle, p_o:
                     safe: T.let = T.Select(new == T.float32("-inf"), T.float32(0), new)
                     fall: T.let = (top[x * LANES + j] - safe) * T.float32(UNIT)
                     rise: T.let = (sink - safe) * T.float32(UNIT)
-                    decay[x * LANES + j] = exp2_below(fall)
-                    total[x * LANES + j] = total[x * LANES + j] * decay[x * LANES + j] + exp2_below(rise)
+                    decay[x * LANES + j] = softmax_weight(fall)
+                    total[x * LANES + j] = total[x * LANES + j] * decay[x * LANES + j] + softmax_weight(rise)
                     top[x * LANES + j] = safe
         for x in T.unroll(VECTORS):
             for j in T.vectorized(LANES):

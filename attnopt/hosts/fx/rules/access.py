@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnopt.hosts.fx.rules.layout import Arguments, Rule
-from attnopt.ir.dims import Dim
+from attnopt.ir.dims import Dim, symbol
 from attnopt.ir.graph import Value
 
 if TYPE_CHECKING:
@@ -62,6 +62,20 @@ def narrow(t: Translation, a: Arguments) -> bool:
 def piece(t: Translation, value: Value, axis: int, start: int | None, size: Dim) -> Value:
     stop = start + size if start is not None and isinstance(size, int) else None
     return t.emit("slice", value, shape=replaced(value, axis, size), axis=axis, start=start, stop=stop, step=1)
+
+
+def diff(t: Translation, a: Arguments) -> bool:
+    """What each row is more than the one before it, of the rows with what is put before and behind them."""
+    rows = [t.value(a[name]) for name in ("prepend", "self", "append") if a.get(name) is not None]
+    if a["n"] != 1 or any(v is None or v.shape is None or v.dtype == "bool" for v in rows):
+        return False
+    axis, parts = a["dim"] % len(t.shape), [v for v in rows if v is not None]
+    fewer = t.shape[axis]
+    count = fewer + 1 if isinstance(fewer, int) else symbol(f"{fewer} + 1")
+    whole = parts[0] if len(parts) == 1 else t.emit("concat", *parts, shape=replaced(parts[0], axis, count), axis=axis)
+    ahead = t.emit("slice", whole, shape=t.shape, axis=axis, start=1, stop=None, step=1)
+    behind = t.emit("slice", whole, shape=t.shape, axis=axis, start=0, stop=-1, step=1)
+    return t.result("sub", ahead, behind)
 
 
 def select(t: Translation, a: Arguments) -> bool:
@@ -213,6 +227,7 @@ def triangle(upper: bool) -> Rule:
 RULES: dict[str, Rule] = {
     "aten.slice": slice_,
     "aten.narrow": narrow,
+    "aten.diff": diff,
     "aten.select": select,
     **{f"aten.{name}": pieces for name in ("chunk", "split", "split_with_sizes", "tensor_split")},
     "aten.unbind": unbind,
