@@ -44,7 +44,7 @@ def test_through_torch(family, attention):
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("family", "attention", "exporter"), CASES)
 def test_through_onnx(family, attention, exporter, tmp_path):
     proto = export(family, attention, exporter)

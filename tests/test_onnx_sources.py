@@ -39,7 +39,7 @@ def equal(wanted, got):
         np.testing.assert_allclose(b, a, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("family", "attention", "exporter"), CASES)
 def test_all_found_and_equal(family, attention, exporter):
     if (family, exporter) in NOT_EXPORTED:

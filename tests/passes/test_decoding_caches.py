@@ -44,7 +44,7 @@ def kept(rewrite, host, kind):
 CASES = [("llama", *one) for one in METHODS] + [("gpt2", *METHODS[i]) for i in (3, 4)]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("family", "rewrite", "kind", "near"), CASES, ids=[f"{f} {r.name} {kind}" for f, r, kind, _ in CASES])
 def test_steps_of_a_model(family, rewrite, kind, near, tmp_path):
     model, hosts = steps(family)

@@ -45,7 +45,7 @@ def require_said(family: str, sites) -> None:
     assert all(any(wanted in text for text in said) for wanted in SPECS[family]), said
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("family", "attention"), hf_models.CASES)
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_torch_models(family, attention, padding):
@@ -56,7 +56,7 @@ def test_torch_models(family, attention, padding):
     lifted.check(host, sites, host.named_inputs({n: x for n, x in given.items() if isinstance(x, torch.Tensor)}))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("family", "attention", "exporter"), onnx_exports.CASES)
 def test_onnx_models(family, attention, exporter):
     host = exported(family, attention, exporter)

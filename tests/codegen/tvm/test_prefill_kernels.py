@@ -21,7 +21,7 @@ from attnopt.plan.timing.timing import in_turn
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", TABLE)
 def test_table(name):
     case = TABLE[name]

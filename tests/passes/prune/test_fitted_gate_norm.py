@@ -6,6 +6,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
 from attnopt.hosts.fx import FxHost, capture
@@ -16,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))
 import trained_models
 
 
+@pytest.mark.exhaustive
 def test_several_layers_are_fitted_in_order_and_lose_less():
     model, windows = trained_models.code_lm(), trained_models.code_windows(24, 128)
     judged, seen = windows[:4, :64], windows[4:]

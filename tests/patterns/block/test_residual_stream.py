@@ -20,7 +20,7 @@ def opened(family, kind):
     return FxHost.from_captured(capture(hf_models.build(family), hf_models.inputs(family)))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_everything_that_touches_it_is_listed(family, kind):
