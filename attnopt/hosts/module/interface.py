@@ -65,7 +65,7 @@ def attnopt_attention(
             attention_mask = joined(held.mask, attention_mask, query, key)
     elif attention_mask is None and causal and queries > 1:
         attention_mask = windowed(queries, kwargs.get("sliding_window"), query.device)
-    return own_way(module)(module, query, key, value, attention_mask, scaling=factor, dropout=dropout, is_causal=causal, **kwargs)
+    return own_way(module, query, key, value, attention_mask, scaling=factor, dropout=dropout, is_causal=causal, **kwargs)
 
 
 def described(query: Tensor, key: Tensor, value: Tensor, factor: float, causal: bool, kwargs: dict[str, Any]) -> AttentionCall:
@@ -93,31 +93,27 @@ def windowed(queries: int, window: int | None, device: torch.device) -> Tensor |
     return ((apart >= 0) & (apart < window))[None, None]
 
 
-def own_way(module: nn.Module) -> Callable[..., Any]:
-    """The function by which the model's file computes attention without us."""
+def own_way(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+    """What the model's file computes without us."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    eager = eager_of(module)
+    strange = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
     before = getattr(getattr(module, "config", None), BEFORE, "sdpa")
-
-    def attend(m: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-        strange = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
-        if eager is None or not (strange or before == "eager"):
-            return sdpa_attention_forward(m, q, k, v, mask, **kwargs)
-        if mask is None and kwargs["is_causal"] and q.shape[2] > 1:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
-        if mask is not None and mask.dtype == torch.bool:
-            lowest = torch.tensor(torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device)
-            mask = torch.where(mask, torch.zeros((), dtype=q.dtype, device=q.device), lowest)
-        del kwargs["is_causal"]
-        return eager(m, q, k, v, mask, **kwargs)
-
-    return attend
+    eager = eager_of(type(module)) if strange or before == "eager" else None
+    if eager is None:
+        return sdpa_attention_forward(module, q, k, v, mask, **kwargs)
+    if mask is None and kwargs["is_causal"] and q.shape[2] > 1:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
+    if mask is not None and mask.dtype == torch.bool:
+        lowest = torch.tensor(torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device)
+        mask = torch.where(mask, torch.zeros((), dtype=q.dtype, device=q.device), lowest)
+    del kwargs["is_causal"]
+    return eager(module, q, k, v, mask, **kwargs)
 
 
-def eager_of(module: nn.Module) -> Callable[..., Any] | None:
-    """`eager_attention_forward` of the file that defines the module's class."""
-    for kind in type(module).__mro__:
+def eager_of(module_class: type[nn.Module]) -> Callable[..., Any] | None:
+    """`eager_attention_forward` of the file that defines the class."""
+    for kind in module_class.__mro__:
         found = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
         if found is not None:
             return found  # type: ignore[no-any-return]

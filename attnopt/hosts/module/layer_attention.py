@@ -75,10 +75,12 @@ class LayerAttention:
 
     def kernel(self, query: Tensor, key: Tensor, causal: bool, kwargs: dict[str, Any]) -> Kernel | None:
         """For a call without a mask; None where the model's own attention computes it: in another dtype, elsewhere, with gradients."""
+        queries = query.shape[2]
+        kernel = self.decode if queries == 1 else self.prefill if queries == key.shape[2] else None
+        if kernel is None:
+            return None
         if query.dtype is not self.dtype or query.device.type != self.device or query.requires_grad or causal != self.call.causal:
             return None
         if any(kwargs.get(name) is not None for name in STRANGE):
             return None
-        if query.shape[2] == 1:
-            return self.decode
-        return self.prefill if query.shape[2] == key.shape[2] else None
+        return kernel
