@@ -1,8 +1,9 @@
 """Generation by live models beside transformers' own: time to first token, tokens per second, cache bytes per token, peak memory.
 
 Contenders: transformers with eager and with sdpa attention, its forward under torch.compile, `attnopt.optimize` with nothing lost, and with
-a budget. Each row runs in a process of its own, so that peak memory is its own; the contenders of one prompt length run one after
-the other, and times are medians of several prompts of equal length. Greedy decoding, float32, batch 1. Results are kept after each row.
+a budget. Each row runs in a process of its own: its peak memory is read before transformers' sdpa joins it there and takes turns with it,
+prompt by prompt, so that ratios are those of one minute. Medians of several prompts of equal length, greedy decoding, float32, batch 1.
+Results are kept after each row.
 
     python benchmarks/generate.py [--models llama] [--lengths 256 1024] [--quick] [--resume]
 """
@@ -10,7 +11,6 @@ the other, and times are medians of several prompts of equal length. Greedy deco
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import resource
 import statistics
@@ -24,7 +24,8 @@ import harness
 import torch
 from generation.subjects import NAMES, batches, longest, subject
 
-CONTENDERS = ("eager", "sdpa", "torch.compile", "attnopt exact", "attnopt budget")
+BASE = "sdpa"
+CONTENDERS = ("eager", BASE, "torch.compile", "attnopt exact", "attnopt budget")
 BUDGET, TOKENS, RUNS = 0.02, 128, 3
 
 
@@ -32,7 +33,8 @@ BUDGET, TOKENS, RUNS = 0.02, 128, 3
 class Row:
     """Seconds to the first token, tokens per second after it (medians), bytes of cache per token, peak memory of the process in bytes.
 
-    equal: whether the tokens are those of sdpa. prepared: seconds until it could generate. note: what attnopt did.
+    sooner, faster: times sdpa's, in turn with it. equal: whether the tokens are those of sdpa. prepared: seconds until it could generate.
+    note: what attnopt did.
     """
 
     model: str
@@ -42,7 +44,9 @@ class Row:
     rate: float
     cache: float
     peak: int
-    tokens: str
+    sooner: float
+    faster: float
+    equal: bool
     prepared: float
     note: str = ""
 
@@ -81,30 +85,47 @@ def prepared(name: str, contender: str, length: int, small: bool) -> tuple[Any, 
     return fast, "; ".join([*live, *sorted({f"{s.rewrite} {s.kind}" for s in fast.plan.steps})])
 
 
+@dataclass(frozen=True)
+class Run:
+    """One prompt continued: seconds to its first token, tokens per second after it, the new tokens, bytes of cache per token."""
+
+    first: float
+    rate: float
+    tokens: list[int]
+    cache: float
+
+
+def continued(model: Any, prompt: torch.Tensor, count: int) -> Run:
+    clock, begun, length = Clock(), time.perf_counter(), len(prompt)
+    made = model.generate(
+        prompt[None], attention_mask=torch.ones(1, length, dtype=torch.long), max_new_tokens=count, min_new_tokens=count,
+        do_sample=False, pad_token_id=0, logits_processor=[clock], return_dict_in_generate=True,
+    )  # fmt: skip
+    held = [x for layer in made.past_key_values.layers for x in (layer.keys, layer.values) if x is not None]
+    cache = sum(x.numel() * x.element_size() for x in held) / (length + count - 1)
+    rate = (count - 1) / (clock.times[-1] - clock.times[0])
+    return Run(clock.times[0] - begun, rate, made.sequences[0, length:].tolist(), cache)
+
+
 def measured(name: str, contender: str, length: int, count: int, runs: int, small: bool) -> Row:
     started = time.perf_counter()
     model, note = prepared(name, contender, length, small)
     prompts = torch.randint(3, 4096, (runs + 1, length), generator=torch.Generator().manual_seed(length))
-    firsts, rates, cache, tokens = [], [], 0.0, []
-    spent = 0.0
-    for i, prompt in enumerate(prompts):
-        clock = Clock()
-        begun = time.perf_counter()
-        made = model.generate(
-            prompt[None], attention_mask=torch.ones(1, length, dtype=torch.long), max_new_tokens=count, min_new_tokens=count,
-            do_sample=False, pad_token_id=0, logits_processor=[clock], return_dict_in_generate=True,
-        )  # fmt: skip
-        if i == 0:  # compiles, and warms up
-            spent = time.perf_counter() - started
-            continue
-        firsts.append(clock.times[0] - begun)
-        rates.append((count - 1) / (clock.times[-1] - clock.times[0]))
-        tokens += made.sequences[0, length:].tolist()
-        held = [x for layer in made.past_key_values.layers for x in (layer.keys, layer.values) if x is not None]
-        cache = sum(x.numel() * x.element_size() for x in held) / (length + count - 1)
+    warm = continued(model, prompts[0], count)  # compiles, and warms up
+    spent = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    digest = hashlib.blake2b(json.dumps(tokens).encode(), digest_size=8).hexdigest()
-    return Row(name, length, contender, statistics.median(firsts), statistics.median(rates), cache, peak, digest, spent, note)
+    base = model if contender == BASE else subject(name, "sdpa", small)
+    alike = [continued(base, prompts[0], count).tokens == warm.tokens]
+    pairs = []
+    for prompt in prompts[1:]:
+        pairs.append((continued(base, prompt, count), continued(model, prompt, count)))
+        alike.append(pairs[-1][0].tokens == pairs[-1][1].tokens)
+    ours = [b for _, b in pairs]
+    return Row(
+        name, length, contender, statistics.median(b.first for b in ours), statistics.median(b.rate for b in ours), warm.cache, peak,
+        statistics.median(a.first / b.first for a, b in pairs), statistics.median(b.rate / a.rate for a, b in pairs), all(alike),
+        spent, note,
+    )  # fmt: skip
 
 
 def in_own_process(given: argparse.Namespace, name: str, contender: str, length: int) -> Row | str:
@@ -122,13 +143,9 @@ def table(rows: list[Row]) -> str:
     columns = ("model", "prompt", "contender", "first token", "tokens/s", "cache/token", "peak", "tokens", "what")
     lines = []
     for r in rows:
-        base = next((b for b in rows if b.key == (r.model, r.length, "sdpa")), None)
-        same = "" if base is None else "equal" if base.tokens == r.tokens else "differ"
-        faster = "" if base is None else f" ({r.rate / base.rate:.2f}x)"
-        sooner = "" if base is None else f" ({base.first / r.first:.2f}x)"
         lines.append(
-            (r.model, str(r.length), r.contender, f"{r.first * 1e3:.0f} ms{sooner}", f"{r.rate:.1f}{faster}",
-             f"{r.cache / 1e3:.1f} kB", f"{r.peak / 1e6:.0f} MB", same, r.note)
+            (r.model, str(r.length), r.contender, f"{r.first * 1e3:.0f} ms ({r.sooner:.2f}x)", f"{r.rate:.1f} ({r.faster:.2f}x)",
+             f"{r.cache / 1e3:.1f} kB", f"{r.peak / 1e6:.0f} MB", "equal" if r.equal else "differ", r.note)
         )  # fmt: skip
     return harness.markdown(columns, lines)
 
@@ -143,9 +160,12 @@ def kept() -> list[Row]:
 
 def save(rows: list[Row], given: argparse.Namespace, failures: list[str]) -> None:
     rows = sorted(rows, key=lambda r: (NAMES.index(r.model), r.length, CONTENDERS.index(r.contender)))
-    notes = [f"{given.threads} threads, {given.tokens} new tokens, budget {BUDGET}, medians of {given.runs} prompts", *failures]
+    notes = [
+        f"{given.threads} threads, {given.tokens} new tokens, budget {BUDGET}, medians of {given.runs} prompts, each contender in turn with sdpa",
+        *failures,
+    ]
     harness.save("generate", rows, notes)
-    head = f"# Generation\n\n`python benchmarks/generate.py`. {notes[0]}; x is against sdpa.\n\n"
+    head = f"# Generation\n\n`python benchmarks/generate.py`. {notes[0]}; x is against sdpa, in turn with it.\n\n"
     more = "".join(f"\n{line}\n" for line in failures)
     (harness.RESULTS / "generate.md").write_text(head + table(rows) + more)
 
