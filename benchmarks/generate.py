@@ -161,7 +161,7 @@ def kept() -> list[Row]:
 def save(rows: list[Row], given: argparse.Namespace, failures: list[str]) -> None:
     rows = sorted(rows, key=lambda r: (NAMES.index(r.model), r.length, CONTENDERS.index(r.contender)))
     notes = [
-        f"{given.threads} threads, {given.tokens} new tokens, budget {BUDGET}, medians of {given.runs} prompts, each contender in turn with sdpa",
+        f"{given.threads} threads, {given.tokens} new tokens, budget {BUDGET}, medians of {given.runs} prompts",
         *failures,
     ]
     harness.save("generate", rows, notes)
