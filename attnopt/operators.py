@@ -6,7 +6,7 @@ attnopt::triton_attention(q, k, v, operands, spec) computes a spec by the kernel
 interpreter. On CPU tensors outside of the interpreter it computes the spec's meaning in plain PyTorch, exact and slow, so that a
 model that was made for a GPU can be checked, saved and tried where there is none.
 
-attnopt::tvm_attention, tvm_sparse and tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing by torch's. They are
+attnopt::tvm_attention, tvm_sparse, tvm_pages and tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing by torch's. They are
 declared by their schemas, because a call through `custom_op` takes three times as long, which counts beside a short kernel.
 """
 
@@ -156,6 +156,7 @@ SCHEMAS = {
     "tvm_attention_packed": f"({PACKED}, Tensor[] operands, str spec) -> Tensor",
     "tvm_attention_packed_lse": f"({PACKED}, Tensor[] operands, str spec) -> (Tensor, Tensor)",
     "tvm_sparse": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
+    "tvm_pages": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
     "tvm_decode": f"({CACHED}, Tensor[] operands, str spec) -> Tensor",
     "tvm_decode_lse": f"({CACHED}, Tensor[] operands, str spec) -> (Tensor, Tensor)",
 }
@@ -186,6 +187,14 @@ def tvm_sparse(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: st
 
     no_gradients("TVM", spec, q, k, v, *operands)
     return run_checked(run, q, k, v, operands, spec, PARTS)
+
+
+def tvm_pages(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str) -> Any:
+    """As tvm_attention, of one query that chooses pages of a cache by their bounds."""
+    from attnopt.codegen.tvm.page_attention import run_tvm_pages
+
+    no_gradients("TVM", spec, q, k, v, *operands)
+    return run_tvm_pages(q, k, v, operands, spec)
 
 
 def tvm_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any, lse: bool = False) -> Any:
@@ -233,6 +242,7 @@ FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
     "tvm_attention": (tvm_attention, fake_attention),
     "tvm_attention_packed": (tvm_attention_packed, fake_attention_packed),
     "tvm_sparse": (tvm_sparse, fake_attention),
+    "tvm_pages": (tvm_pages, fake_attention),
     "tvm_decode": (tvm_decode, fake_decode),
 }
 for name, schema in SCHEMAS.items():

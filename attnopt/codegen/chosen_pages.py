@@ -1,8 +1,9 @@
 """One query against the pages of a cache that it chose: a table of pages for the kernels of few queries.
 
     softmax scale(s) offset(size(k) - size(q)) causal pages(16, 8, group=max)      q [B, H, 1, D], k [B, G, K, D], v [B, G, K, E]
-        ->   softmax scale(s) cache(layout=paged, page=16)                         q [B G, H / G, 1, D], k [B G P, 1, 16, D], table [B G, 8]
+        ->   softmax scale(s) cache(layout=paged, page=16)                         q [B G, H / G, 1, D], k [places, 1, 16, D], table [B G, 8]
 
+A page is named by its first row, counted over all rows of the cache: places overlap, so that a cache of any length is read as it lies.
 Heads that choose apart are sequences of their own to the kernel, whose pages are the same memory. The newest page comes last in a
 table and may be short: a length says so. Nothing of a page that was not chosen is read.
 """
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from attnopt.errors import InputMismatch
 from attnopt.ir.clause import Clause
@@ -49,32 +51,45 @@ def paged(spec: AttentionSpec) -> AttentionSpec:
 
 
 def run_pages(
-    run: Decode, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, state: PageState, tables: Tables | None = None
-) -> Tensor:
-    """o [B, H, 1, E] for the newest query q [B, H, 1, D]; k [B, G, K, D] and v are a cache of whole pages, `state.length` keys in it.
+    run: Decode, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, state: PageState, tables: Tables | None = None,
+    within: bool = False,
+) -> Tensor:  # fmt: skip
+    """o [B, H, 1, E] for the newest query q [B, H, 1, D]; k [B, G, K, D] and v are a cache with `state.length` keys in it.
 
-    tables: a kernel that chooses. Raises InputMismatch where the cache holds no whole pages, or there is more than one query.
+    tables: a kernel that chooses. within: `run` reads no row behind the length of a sequence, so the last page may end behind the
+    cache. Raises InputMismatch where there is more than one query, or keys and values are not as many.
     """
     clause = spec.selection
     assert clause is not None
     size, (batch, groups, room, _) = clause.count(0), k.shape
-    if q.shape[2] != 1 or room % size or not (k.is_contiguous() and v.is_contiguous()) or v.shape[1] != groups:
+    if q.shape[2] != 1 or v.shape[:3] != k.shape[:3] or not 0 < state.length <= room:
         raise InputMismatch(
-            f"{q.shape[2]} queries, {room} rows of a cache",
+            f"{q.shape[2]} queries, {state.length} keys in caches {list(k.shape)} and {list(v.shape)}",
             where=str(spec),
-            next_move=f"Give one query, and whole pages of {size}.",
+            next_move="Give one query, and keys and values of as many heads and rows.",
         )
-    found = None if tables is None else tables(clause, q, state, room // size)
-    pages, lengths = by_torch(clause, q, state, room // size) if found is None else found
-    pool_k, pool_v = (x.view(batch * groups * (room // size), 1, size, x.shape[3]) for x in (k, v))
+    more = -room % size if not within or batch * groups * room <= size else 0
+    if more:
+        k, v, room = F.pad(k, (0, 0, 0, more)), F.pad(v, (0, 0, 0, more)), room + more
+    found = None if tables is None else tables(clause, q, state, room)
+    pages, lengths = by_torch(clause, q, state, room) if found is None else found
     together = q.shape[1] * batch // len(pages)  # query heads of a table
-    cache = Cache(pool_k, pool_v, pages=pages, lengths=lengths)
+    cache = Cache(overlapping(k.contiguous(), size), overlapping(v.contiguous(), size), pages=pages, lengths=lengths)
     made = run(paged(spec), q.reshape(len(pages), together, 1, q.shape[3]), cache)
     return made.reshape(batch, q.shape[1], 1, v.shape[3])
 
 
-def by_torch(clause: Clause, q: Tensor, state: PageState, pages_of_head: int) -> tuple[Tensor, Tensor]:
-    """Pages int32 [tables, n] and how many keys are in them, int32 [tables]; a table for each head, or group, that chooses for itself."""
+def overlapping(x: Tensor, size: int) -> Tensor:
+    """x [B, G, K, D] as [places, 1, size, D]: at each row begins a page."""
+    rows, width = x.shape[:3].numel(), x.shape[3]
+    return x.as_strided((rows - size + 1, 1, size, width), (width, size * width, width, 1))
+
+
+def by_torch(clause: Clause, q: Tensor, state: PageState, room: int) -> tuple[Tensor, Tensor]:
+    """First rows of pages, int32 [tables, n], and how many keys are in them, int32 [tables]; a table for each head, or group, that chooses.
+
+    room: rows of the cache of a key head.
+    """
     size, groups = clause.count(0), state.low.shape[:2].numel()
     chosen = choose(clause, q, state).flatten(0, 1)  # [B G or B H, P]
     count = int(chosen[0].sum())
@@ -82,8 +97,8 @@ def by_torch(clause: Clause, q: Tensor, state: PageState, pages_of_head: int) ->
     newest = -(-state.length // size) - 1
     lengths = torch.where(pages[:, -1] == newest, state.length - newest * size, size) + (count - 1) * size
     apart = len(chosen) // groups  # tables of each key head
-    place = torch.arange(len(chosen), device=q.device)[:, None] // apart * pages_of_head
-    return (place + pages).to(torch.int32), lengths.to(torch.int32)
+    place = torch.arange(len(chosen), device=q.device)[:, None] // apart * room
+    return (place + size * pages).to(torch.int32), lengths.to(torch.int32)
 
 
 def by_tvm(spec: AttentionSpec, q: Tensor, cache: Cache, operands: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -94,11 +109,11 @@ def by_tvm(spec: AttentionSpec, q: Tensor, cache: Cache, operands: Mapping[str, 
     return made
 
 
-def tables_by_tvm(clause: Clause, q: Tensor, state: PageState, pages_of_head: int) -> tuple[Tensor, Tensor] | None:
+def tables_by_tvm(clause: Clause, q: Tensor, state: PageState, room: int) -> tuple[Tensor, Tensor] | None:
     """The choice by a kernel on a CPU, where there is one."""
     from attnopt.codegen.tvm.page_choice import choose_pages
 
-    return choose_pages(clause, q, state, pages_of_head)
+    return choose_pages(clause, q, state, room)
 
 
 @functools.lru_cache(maxsize=256)

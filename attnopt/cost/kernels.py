@@ -173,6 +173,17 @@ def tvm_decode(problem: Problem, target: Target) -> list[Phase]:
     return [fused(problem, target, "tvm-decode", (16, 128), skips=True, packs=True)]
 
 
+def tvm_pages(problem: Problem, target: Target) -> list[Phase]:
+    """The bounds of all pages are read, then the keys of those that are chosen."""
+    clause = problem.spec.selection
+    size = 1 if clause is None else clause.count(0)
+    pages = problem["b"] * problem["g"] * problem["k"] / size
+    bounds = 2.0 * pages * problem["d"]
+    choice = Phase("choice", "tvm-decode", operations=bounds * problem["h"] / problem["g"] + 64.0 * pages, bytes=bounds * problem.width,
+                   working_set=bounds * problem.width)  # fmt: skip
+    return [choice, *tvm_decode(problem, target)]
+
+
 def local(problem: Problem, target: Target, *, runtime: str, family: str) -> list[Phase]:
     """Queries in chunks, each beside the keys of its band: keys and values are gathered, then attended to."""
     cut = chunking(band(problem.spec.mask) or Band(0, 0))
@@ -312,6 +323,7 @@ KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
     "tvm-sparse": partial(sparse, family="tvm", tile=(64, 64)),
     "triton-sparse": partial(sparse, family="triton", tile=(128, 64)),
     "tvm-decode": tvm_decode,
+    "tvm-pages": tvm_pages,
     "triton-prefill": triton_prefill,
     "triton-decode": blocks("triton", (16, 64)),
     "local-sdpa": partial(local, runtime="torch", family="local-sdpa"),

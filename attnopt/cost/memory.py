@@ -31,6 +31,7 @@ FUSED = (
     "tvm-sparse",
     "triton-sparse",
     "tvm-decode",
+    "tvm-pages",
     "local-sdpa",
 )
 

@@ -46,7 +46,7 @@ def site_report(chosen: Chosen, moves: Sequence[Move], shop: Workshop) -> SiteRe
     spec = after.spec.with_(cache=as_spec(f"softmax {cached}").cache) if cached else after.spec
     named = tuple(m.rewrite.name for m in own if not m.edits or site.name in m.candidate.cached)
     report = replace(exact, after=str(spec), steps=(*exact.steps, *named))
-    if cached and after is site and (reader := shop.reads_codes(replace(site, spec=spec))) is not None:
+    if cached and after is site and (reader := shop.reads_stored(replace(site, spec=spec))) is not None:
         return replace(report, kernel=reader.name, why="reads the cache as it is stored", seconds_after=None)
     return report if after is site else with_kernel(report, shop, after)
 

@@ -57,6 +57,6 @@ def test_the_kernel_reads_the_codes(rewrite, wish, read):
 def test_elsewhere_codes_are_read_before():
     host, shop, move, made = built("onnx", Int8Cache(), "int8")
     assert "attnopt" not in {n.domain for n in made.model.graph}
-    assert shop.reads_codes(replace(move.group.sites[0], spec=move.group.sites[0].spec)) is None
+    assert shop.reads_stored(replace(move.group.sites[0], spec=move.group.sites[0].spec)) is None
     output, *_ = made.runner()(made.adapt(inputs_of(host, past=9)))
     torch.testing.assert_close(output, wanted(move.candidate, past=9)[0], atol=2e-6, rtol=2e-6)

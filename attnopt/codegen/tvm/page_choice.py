@@ -1,6 +1,6 @@
 """Choose pages by a kernel: kernels/page_choice.py for one width and one way to choose, compiled when it is first asked for.
 
-    choose_pages(pages(16, 128, recent=1), q [B, H, 1, D], state, pages_of_head)   ->   pages int32 [tables, n], lengths int32 [tables]
+    choose_pages(pages(16, 128, recent=1), q [B, H, 1, D], state, room)   ->   pages int32 [tables, n], lengths int32 [tables]
 
 A call takes some ten microseconds, where torch takes as many operations, and copies the state where heads share keys. What the kernel
 has not (rows that are not float32, many heads to a key head) is None: torch chooses.
@@ -45,8 +45,8 @@ class ChoiceTile:
     lanes: int
 
 
-def choose_pages(clause: Clause, q: Tensor, state: PageState, pages_of_head: int) -> tuple[Tensor, Tensor] | None:
-    """Tables of the pages for q [B, H, 1, D], in the order of heads; pages_of_head: how many a key head has room for."""
+def choose_pages(clause: Clause, q: Tensor, state: PageState, room: int) -> tuple[Tensor, Tensor] | None:
+    """Tables of the first rows of the pages for q [B, H, 1, D], in the order of heads; room: rows of the cache of a key head."""
     batch, heads, _, width = q.shape
     groups, count = state.low.shape[1:3]
     fits = all(x.dtype == torch.float32 and x.stride(-1) == 1 and x.device.type == "cpu" for x in (q, state.low, state.high))
@@ -59,7 +59,7 @@ def choose_pages(clause: Clause, q: Tensor, state: PageState, pages_of_head: int
     pages = torch.empty(tables, min(clause.count(1), count), dtype=torch.int32)
     lengths = torch.empty(tables, dtype=torch.int32)
     follow_torch()
-    run(q, state.low, state.high, torch.tensor([state.length, pages_of_head], dtype=torch.int32), pages, lengths)
+    run(q, state.low, state.high, torch.tensor([state.length, room], dtype=torch.int32), pages, lengths)
     return pages, lengths
 
 

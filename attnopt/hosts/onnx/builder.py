@@ -24,7 +24,10 @@ from attnopt.ir.graph import Value
 
 @dataclass
 class OnnxBuilder:
-    """Inserts before `before`. Sizes are looked up in `places`, those of the canonical graph; new nodes are noted in `written`."""
+    """Inserts before `before`. Sizes are looked up in `places`, those of the canonical graph; new nodes are noted in `written`.
+
+    `holders` says which new value first has a size that the model had not: how many pages a length begins.
+    """
 
     model: ir.Model
     places: Places
@@ -33,6 +36,7 @@ class OnnxBuilder:
     written: list[ir.Node] = field(default_factory=list)
     sizes: dict[Dim, Value] = field(default_factory=dict)
     made: dict[Value, Value] = field(default_factory=dict)
+    holders: dict[Dim, tuple[Value, int]] = field(default_factory=dict)
 
     def emit(self, op: str, *inputs: Value | None, shape: Shape, dtype: str = "", **attrs: Any) -> Value:
         known = dtype or next((i.dtype for i in inputs if i is not None), "")
@@ -82,7 +86,11 @@ class OnnxBuilder:
         held.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in shape])
         self.before.graph.insert_before(self.before, made)  # type: ignore[union-attr]
         self.written.append(made)
-        return Value(held.name, shape, dtype, handle=held)
+        value = Value(held.name, shape, dtype, handle=held)
+        for axis, dim in enumerate(shape):
+            if not isinstance(dim, int):
+                self.holders.setdefault(dim, (value, axis))
+        return value
 
     def handle(self, value: Value) -> ir.Value:
         """The ONNX value; one that exists only in the canonical graph is written now."""
@@ -155,6 +163,8 @@ class OnnxBuilder:
         found: Value | None = None
         for names, count in sums.items():
             if sums == {names: 1} and len(names) == 1:
+                if dim in self.holders:
+                    return self.along(*self.holders[dim])
                 raise NotImplementedError(f"no value has a dimension of size {dim}")
             factors = [self.size(Symbol(1, (name,))) for name in names]
             if abs(count) != 1 or not names:
@@ -171,8 +181,8 @@ class OnnxBuilder:
 
     def read_size(self, dim: Dim) -> Value | None:
         found = self.places.before(self.before.name or "", dim)
-        if found is None:
-            return None
-        value, axis = found
+        return None if found is None else self.along(*found)
+
+    def along(self, value: Value, axis: int) -> Value:
         whole = self.node("Shape", [value], (len(value.shape or ()),), "int64")
         return self.node("Gather", [whole, self.vector(axis)], (1,), "int64", axis=0)

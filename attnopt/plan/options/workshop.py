@@ -9,16 +9,17 @@ written once. What is only run a few times, to see what it loses, is given kerne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from attnopt.codegen import ON_CODES, ON_CPU, ON_GPU
+from attnopt.codegen import AS_STORED, ON_CPU, ON_GPU
 from attnopt.codegen.lowering import Lowering
 from attnopt.cost.estimate import estimate
 from attnopt.cost.target import Target
 from attnopt.ir.dims import evaluate
 from attnopt.ir.graph import Graph, Value
+from attnopt.ir.layout import Operand
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import Group
 from attnopt.plan.arrays import Arrays
@@ -75,8 +76,8 @@ class Workshop:
         """The linear layers of each group, where the kernels are in."""
         return {g.name: names(g) for g in Grouping(self.fused).of("linear")}
 
-    def edited(self, result: Host, edits: Sequence[Move], coded: dict[str, Site]) -> Host:
-        """The host itself after moves that edit it. coded: filled with the sites whose caches come and go in codes from now on."""
+    def edited(self, result: Host, edits: Sequence[Move], stored: dict[str, Site]) -> Host:
+        """The host itself after moves that edit it. stored: filled with sites on their caches as these come and go from now on."""
         if edits:
             there = Grouping(result)
             first = [m for m in edits if m.candidate.scales]
@@ -86,8 +87,9 @@ class Workshop:
                 result.finish()
                 there = Grouping(result)
             for move in (m for m in edits if not m.candidate.scales):
-                made = move.rewrite.apply(move.candidate, twin(there, move))
-                coded.update({s.name: s for s in made.sites if s.codes})
+                group = twin(there, move)
+                made = [s for s in move.rewrite.apply(move.candidate, group).sites if all(s is not old for old in group.sites)]
+                stored.update({s.name: s for s in made if s.codes or s.spec.selection is not None})
                 if "structure" in move.candidate.changes:  # what the next move reads is not there any more: look anew
                     result.finish()
                     there = Grouping(result)
@@ -96,29 +98,34 @@ class Workshop:
 
     def rewritten(self, moves: Sequence[Move], brief: bool = False) -> Host:
         """A copy of the original after any moves, with kernels."""
-        coded: dict[str, Site] = {}
-        result = self.edited(self.host.copy(), [m for m in moves if m.edits], coded)
+        stored: dict[str, Site] = {}
+        result = self.edited(self.host.copy(), [m for m in moves if m.edits], stored)
         others = [m for m in moves if not m.edits]
         reshaped = {name for m in moves if m.edits for name in m.candidate.shapes}
-        if not others and not self.kernels and not coded and not reshaped:
+        if not others and not self.kernels and not stored and not reshaped:
             return result
         there = Grouping(result)
         changed = respecified(there, others)
         replaced: dict[Value, Value] = {}
+        for made in (s for s in stored.values() if not s.codes):
+            paged = on_pages(made, result.graph)
+            if paged is not None and (reader := self.reads_stored(paged)) is not None:
+                replaced[paged.output.value] = emit(result, paged, reader)
         for site in there.sites:
             lowering: Lowering | Refusal | None = self.kernels.get(site.name)
             if site.name in changed:
                 lowering = self.kernel_for(changed[site.name], brief)
             elif site.name in reshaped:  # written as plain nodes; what suited the old heads may not suit the new ones
                 lowering = self.faster(site, brief)
-            held = on_codes(changed.get(site.name, site), coded[site.name], result.graph) if site.name in coded else None
-            if held is not None and (reader := self.reads_codes(held)) is not None:
+            coded = stored.get(site.name)
+            held = on_codes(changed.get(site.name, site), coded, result.graph) if coded is not None and coded.codes else None
+            if held is not None and (reader := self.reads_stored(held)) is not None:
                 changed[site.name], lowering = held, reader
             if isinstance(lowering, Refusal) and site.name in changed:
                 raise RuntimeError(f"no kernel computes '{changed[site.name].spec}': {lowering.reason}")
             if lowering is not None and not isinstance(lowering, Refusal):
-                current = changed.get(site.name, site).reading(replaced)
-                replaced[site.output.value] = emit(result, current, lowering)
+                reading = changed.get(site.name, site).reading(replaced)
+                replaced[site.output.value] = emit(result, reading, lowering)
         result.finish()
         return result
 
@@ -138,10 +145,10 @@ class Workshop:
             self.known[key] = min(fits, key=spent, default=None) or why
         return self.known[key]
 
-    def reads_codes(self, site: Site) -> Lowering | None:
-        """The kernel that computes a spec on a cache as its clause stores it; None where the codes have to be read before."""
+    def reads_stored(self, site: Site) -> Lowering | None:
+        """The kernel that computes a spec on a cache as it is stored; None where nodes have to decode or gather it before."""
         here = ON_CPU if self.target.kind == "cpu" else ON_GPU
-        fits = (x for x in ON_CODES if x in here and x.host == self.host.kind)
+        fits = (x for x in AS_STORED if x in here and x.host == self.host.kind)
         return next((x for x in fits if x.supports(site, self.runtime) is None), None)
 
     def faster(self, site: Site, brief: bool = False) -> Lowering | None:
@@ -182,15 +189,25 @@ def respecified(there: Grouping, moves: Sequence[Move]) -> dict[str, Site]:
 
 def on_codes(site: Site, coded: Site, graph: Graph) -> Site | None:
     """A site on the cache in codes that a pass made of it, in the graph as it is now; None where that has lost something of it."""
-    there = {id(v.handle): v for v in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs)) if v.handle is not None}
     sides = {side: getattr(coded, side).value for side in "kv" if f"{side}_scales" in coded.codes}
-    if coded.spec.cache is None or any(id(v.handle) not in there for v in (*sides.values(), *coded.codes.values())):
+    now = current(graph, (*sides.values(), *coded.codes.values()))
+    if coded.spec.cache is None or now is None:
         return None
+    codes = {name: now[value] for name, value in coded.codes.items()}
+    return site.on_codes(coded.spec.cache, {side: now[value] for side, value in sides.items()}, codes)
 
-    def now(held: Mapping[str, Value]) -> dict[str, Value]:
-        return {name: there[id(value.handle)] for name, value in held.items()}
 
-    return site.on_codes(coded.spec.cache, now(sides), now(coded.codes))
+def on_pages(made: Site, graph: Graph) -> Site | None:
+    """A site that chooses pages of its cache, in the graph as it is now, whose nodes choose, gather and attend; None as above."""
+    now = current(graph, [made.output.value, *(operand.value for operand in made.reads)])
+    return None if now is None else replace(made.reading(now), output=Operand(now[made.output.value], made.output.layout))
+
+
+def current(graph: Graph, values: Iterable[Value]) -> dict[Value, Value] | None:
+    """Values of a graph before it was read anew as those that it has now; None where one is gone."""
+    there = {id(v.handle): v for v in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs)) if v.handle is not None}
+    found = {value: there.get(id(value.handle)) for value in values}
+    return None if None in found.values() else {value: now for value, now in found.items() if now is not None}
 
 
 def names(group: Group) -> tuple[str, ...]:

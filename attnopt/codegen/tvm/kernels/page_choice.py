@@ -1,6 +1,7 @@
 """Which pages of a cache the newest query reads: those of the highest bounds, as a table for the decode family.
 
-    bound(page) = sum_c max(q_c, 0) high_c + min(q_c, 0) low_c      PAGES[t] the n of highest bound, ascending      TOKENS[t] their keys
+    bound(page) = sum_c max(q_c, 0) high_c + min(q_c, 0) low_c
+    PAGES[t] the n of highest bound, ascending, by their first rows in the cache      TOKENS[t] their keys
 
 parallel  over key heads, whose HEADS query heads read the smallest and largest channels of a page once; then over tables, one for each
           query head (APART) or for each key head, whose query heads go by the largest of their bounds, or (MEAN) by the mean
@@ -38,7 +39,7 @@ def attention(q: T.handle, low: T.handle, high: T.handle, sizes: T.handle, pages
     Q = T.match_buffer(q, (batch, heads, T.int64(1), D), "float32", strides=(s_qb, s_qh, s_qm, 1), align=1)
     LOW = T.match_buffer(low, (batch, groups, count, D), "float32", strides=(s_lb, s_lh, s_lp, 1), align=1)
     HIGH = T.match_buffer(high, (batch, groups, count, D), "float32", strides=(s_hb, s_hh, s_hp, 1), align=1)
-    SIZES = T.match_buffer(sizes, (T.int64(2),), "int32")  # keys of a sequence; pages that a key head has room for
+    SIZES = T.match_buffer(sizes, (T.int64(2),), "int32")  # keys of a sequence; rows that a key head has room for
     PAGES = T.match_buffer(pages, (tables, chosen), "int32", align=1)
     TOKENS = T.match_buffer(tokens, (tables,), "int32", align=1)
 
@@ -114,6 +115,6 @@ def attention(q: T.handle, low: T.handle, high: T.handle, sizes: T.handle, pages
             state[1] -= equal
         base: T.let = T.cast(whole(t, TABLES), "int32") * SIZES[1]
         for n in range(chosen):
-            PAGES[t, n] = base + TAKEN[n]
+            PAGES[t, n] = base + TAKEN[n] * PAGE
         short: T.let = T.cast(count * PAGE, "int32") - SIZES[0]  # keys that the newest page lacks
         TOKENS[t] = T.cast(chosen * PAGE, "int32") - T.Select(TAKEN[chosen - 1] == T.cast(count - 1, "int32"), short, 0)

@@ -6,7 +6,8 @@
              pages = the n of the largest bound, the newest among them;  attention(q, keys and values of these pages alone)
 
 low and high come in and go out beside the keys; a step reads them, and of keys and values no more than n pages. The reference of the same
-choice is `pages(16, n, recent=1)` of a spec. Where there are fewer than n pages, places are left over, whose keys nobody sees.
+choice is `pages(16, n, recent=1)` of a spec: the sites that come back say so, for kernels that read pages where they lie. Where there
+are fewer than n pages, places are left over, whose keys nobody sees.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from attnopt.ir.expr import Const, Index, Load, Size, Term, apply
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Axis
 from attnopt.ir.site import Builder, Operand, Refusal, Site, arrange
-from attnopt.ir.spec import AttentionSpec
+from attnopt.ir.spec import AttentionSpec, parse
 from attnopt.passes.candidate import Group
 from attnopt.passes.edits.caches.nodes import Nodes
 from attnopt.passes.edits.caches.slots import Slot
 from attnopt.selectors.pooling import highest, lowest
 
 SHOWN = "shown_keys"  # the operand that says which keys of the chosen pages there are
+BOUNDS = {"low": "page_minima", "high": "page_maxima"}  # operands of a spec that chooses by them
+NEWEST = Clause("offset", (apply("sub", Size("k"), Size("q")),))
 LARGE = 3.0e38
 
 
@@ -92,6 +95,7 @@ def keep_pages(group: Group, chosen: Sequence[tuple[Slot, Slot, Pages]]) -> Grou
     host = group.host
     outputs: dict[Value, list[tuple[str, Value]]] = {}
     replaced: dict[Value, Value] = {}
+    made: dict[str, Site] = {}
     for k, v, pages in chosen:
         keys, low, high = host.split_input(k.past, pages.parts(k), pages.packed)
         assert k.present.producer is not None and k.site.output.value.producer is not None
@@ -102,29 +106,43 @@ def keep_pages(group: Group, chosen: Sequence[tuple[Slot, Slot, Pages]]) -> Grou
         outputs[k.present] = [("keys", present), *state.items()]
         replaced[k.present] = present
         end = host.builder(k.site.output.value.producer)
-        replaced[k.site.output.value] = attended(group, k.site, end, pages, present, v.present, state)
+        output = attended(group, k.site, end, pages, present, v.present, state)
+        replaced[k.site.output.value] = output
+        made[k.site.name] = of_cache(k.site, pages, present, v.present, state, output)
     host.split_outputs(outputs)
     for old, new in replaced.items():
         host.replace(old, new)
-    return group
+    return replace(group, sites=tuple(made.get(site.name, site) for site in group.sites))
 
 
-def newest(n: Nodes, pages: Pages, length: Dim) -> tuple[Value, Value]:
-    """The number of each page of T keys, int64 [P], and whether it is the last one: every 16th of T places begins a page."""
-    first = n.cut(n.places(length), 0, 0, None, pages.of(length), pages.size)
-    return n.binary("floordiv", first, pages.size), n.binary("ge", n.add(first, pages.size), n.size(length))
+def of_cache(site: Site, pages: Pages, keys: Value, values: Value, state: Mapping[str, Value], output: Value) -> Site:
+    """The site as one that chooses pages of its cache, its state in operands."""
+    a = site.axes
+    assert (selection := parse(f"softmax {pages.clause}").selection) is not None
+    bounds = Axis("pages", pages.of(site.size("k")))
+    return replace(
+        site, spec=site.spec.with_(selection=replace(selection, options=(*selection.options, *BOUNDS.items())), offset=NEWEST),
+        k=Operand(keys, (a["b"], a["g"], a["k"], a["d"])), v=Operand(values, (a["b"], a["g"], a["k"], a["e"])),
+        operands={name: Operand(state[word], (a["b"], a["g"], (bounds,), a["d"])) for word, name in BOUNDS.items()},
+        output=Operand(output, site.output.layout), tensor_form=None, steps=(*site.steps, "quest"),
+    )  # fmt: skip
+
+
+def first_keys(n: Nodes, pages: Pages, length: Dim) -> Value:
+    """The number of the first key of each page of T keys, int64 [P]: every 16th of T places begins a page."""
+    return n.cut(n.places(length), 0, 0, None, pages.of(length), pages.size)
 
 
 def extended(n: Nodes, pages: Pages, past: Mapping[str, Value], new: Value, length: Dim) -> dict[str, Value]:
     """low and high with a new key [B, G, 1, D] in the last page, which it may be the first of."""
-    number, last = newest(n, pages, length)
-    last = n.reshaped(last, 1, 1, pages.of(length), 1)
+    number = (first_keys(n, pages, length).shape or ())[0]  # what a slice goes up to must be the size of something
     made = {}
     for word, op in (("low", "minimum"), ("high", "maximum")):
         count = (past[word].shape or ())[2]
         room = n.joined([past[word], new], 2, count + 1 if isinstance(count, int) else symbol(f"{count} + 1"))
-        there = n.taken(room, number, 2)
-        made[word] = n.where(last, n.binary(op, there, new), there)
+        there = n.cut(room, 2, 0, number, number)
+        full = n.cut(there, 2, 0, -1, number - 1 if isinstance(number, int) else symbol(f"{number} - 1"))
+        made[word] = n.joined([full, n.binary(op, n.cut(there, 2, -1, None, 1), new)], 2, number)
     return made
 
 
@@ -178,12 +196,13 @@ def choice(n: Nodes, pages: Pages, q: Value, state: Mapping[str, Value], length:
     if pages.together:
         bound = n.reduced("max", bound, 2)
     count = pages.of(length)
-    _, last = newest(n, pages, length)
-    bound = n.where(n.reshaped(last, 1, 1, 1, count), LARGE, bound)
     batch, heads, rows = (bound.shape or ())[:3]
-    left = n.builder.emit("full", shape=(batch, heads, rows, pages.count), dtype="float32", value=-LARGE)
-    more = count + pages.count if isinstance(count, int) else symbol(f"{count} + {pages.count}")
-    ranked = n.joined([bound, left], 3, more)
+    newest, left = (n.builder.emit("full", shape=(batch, heads, rows, many), dtype="float32", value=value)
+                    for many, value in ((1, LARGE), (pages.count, -LARGE)))  # fmt: skip
+    before, more = (count - 1, count + pages.count) if isinstance(count, int) else (
+        symbol(f"{count} - 1"), symbol(f"{count} + {pages.count}")
+    )  # fmt: skip
+    ranked = n.joined([n.cut(bound, 3, 0, -1, before), newest, left], 3, more)
     return n.builder.emit("topk", ranked, shape=(batch, heads, rows, pages.count), dtype="int64", count=pages.count)
 
 
