@@ -21,8 +21,9 @@ from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.module.host import ModuleHost
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
-from attnopt.hosts.module.model import as_live, generates
+from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
+from attnopt.hosts.module.traceable import traceable
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.opening import Opened
@@ -52,6 +53,8 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
             f"{type(model).__name__} is no transformers model that generates with one stack of layers",
             next_move='Leave host="module" out, and give example_inputs for a traced model.',
         )
+    earlier = before(model)
+    model = model if earlier is None else traceable(model)
     checked = asked.checked()
     batches = None if asked.calibration is None else token_batches(asked.calibration, tokenizer)
     if not checked.budget.exact and batches is None and checked.plan is None:
@@ -72,6 +75,8 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     plan = rewritten(host, report, request)
     changes = read_back(host, plan.edited)
     notes: list[str] = []
+    if earlier is not None:
+        notes.append("the given model was live: what its layers hold stays, and losses, times and the plan count from it")
     if request.workload is not None:
         notes.append(f"planned for {request.workload}; a step of decoding counts as a prompt of one token")
     if asked.passes is not None and folds:
@@ -113,7 +118,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         notes.append(
             f"measured on a prompt of {ids.shape[1]}: " + "; ".join(f"{name}, {pace}" for name, pace in measured.items())
         )
-    return dressed(made, replace(report, refusals=named(report.refusals), notes=tuple(notes)), policy)
+    return dressed(made, replace(report, refusals=named(report.refusals), notes=tuple(notes)), policy, earlier or ())
 
 
 @dataclass(frozen=True)
@@ -159,19 +164,21 @@ def compare(host: ModuleHost, plan: Rewritten, made: Live, inputs: Mapping[str, 
         require_equal(plan.whole.runner()(inputs) if plan.specs else original, logits)
 
 
-def dressed(made: Live, report: Report, policy: ChosenPolicy | None = None) -> Any:
-    """The model with its report, its plan, and the record of it for a folder."""
+def before(model: Any) -> list[dict[str, Any]] | None:
+    """The changes that a live model records already; None for another."""
+    return getattr(model, RECORD)["changes"] if isinstance(model, LiveModel) else None
+
+
+def dressed(made: Live, report: Report, policy: ChosenPolicy | None = None, earlier: Sequence[dict[str, Any]] = ()) -> Any:
+    """The model with its report, its plan, and the record of it for a folder. earlier: changes of an earlier plan."""
     config = made.model.config
     if policy is not None and report.plan is not None:
         report = replace(report, plan=replace(report.plan, cache_policy=policy.to_json()))
     record = {
         "attention": getattr(config, BEFORE, None) or config._attn_implementation,
         "windows": bool(getattr(config, WINDOWS, False)),
-        "changes": [c.to_json() for c in made.changes],
-        "layers": {
-            p: {"spec": x.spec, "call": asdict(x.call), "names": list(x.names), "narrowed": x.narrowed}
-            for p, x in made.layers.items()
-        },
+        "changes": [*earlier, *(c.to_json() for c in made.changes)],
+        "layers": {path: layer_record(held) for path, held in made.layers.items()},
         "report": json.loads(json.dumps(report.to_json(), default=str)),
         "plan": None if report.plan is None else report.plan.to_json(),
     }
