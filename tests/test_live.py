@@ -13,6 +13,7 @@ from live_models import generated, language_model, tokens
 import attnopt
 from attnopt.codegen.library.sdpa import Sdpa
 from attnopt.errors import BudgetError, InputMismatch, UnreadableModel, UnsupportedFormat
+from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.module.interface import HELD, NAME
 from attnopt.hosts.module.layers import Int8Linear
 from attnopt.hosts.module.model import LiveModel
@@ -77,6 +78,15 @@ def test_a_budget_stores_layers_in_codes_and_keeps_generate(model, small):
     assert generated(small, tokens()).shape == generated(model, tokens()).shape
 
 
+def test_the_cache_is_in_codes_in_every_loop(model, small, page):
+    words = "cache(k=int8, v=int8)"
+    assert (small.cache_codes, small.plan.cache_codes, page["again"].cache_codes) == (words, words, words)
+    assert f"the cache is kept as {words}: 192 bytes a token in place of 512" in str(small.report)
+    with torch.no_grad():
+        assert type(small(**tokens()).past_key_values.layers[0]) is CodedLayer
+    assert type(model(**tokens()).past_key_values.layers[0]) is not CodedLayer
+
+
 def test_a_folder_holds_the_whole_of_it(small, tmp_path):
     small.save_pretrained(tmp_path / "fast")
     again = attnopt.load(tmp_path / "fast")
@@ -93,6 +103,7 @@ def test_a_folder_holds_the_whole_of_it(small, tmp_path):
 def test_a_plan_is_applied_without_a_search(model, small):
     again = attnopt.optimize(model, plan=small.plan, select="always")
     assert again.report.search is None and len(again.plan.steps) == len(small.plan.steps)
+    assert again.cache_codes == small.cache_codes
     with torch.no_grad():
         assert torch.equal(again(**tokens()).logits, small(**tokens()).logits)
 
