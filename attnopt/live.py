@@ -19,7 +19,7 @@ from attnopt.cost.target import load_target
 from attnopt.errors import BudgetError, InputMismatch, UnsupportedFormat
 from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.stored import storage
-from attnopt.hosts.module.host import ModuleHost
+from attnopt.hosts.module.host import TRACED, ModuleHost
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates
@@ -34,7 +34,8 @@ from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.coding import coded, is_cache_pass
 from attnopt.plan.live.converting import Live, attach, live, read_back
 from attnopt.plan.live.evicting import half_of, proposed
-from attnopt.plan.live.generating import Used, on_prompts, paces, usual
+from attnopt.plan.live.foretelling import Foretold
+from attnopt.plan.live.generating import Used, on_prompts, paces, spoken, usual
 from attnopt.plan.live.layers import Chooser, with_kernels
 from attnopt.plan.live.nudging import nudged
 from attnopt.plan.options.groups import Grouping
@@ -124,12 +125,13 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         chosen, said = coded(made.model, model, request.calibration, checked.budget, codes, request.seed)
         words, notes, report = chosen or "", notes + said, replace(report, budget=checked.budget.allowed)
     notes = [*report.notes, *notes, *lines(made, chooser if fuses else None, plan.specs)]
-    if request.select == "measure" and (made.changes or policy is not None or words):
+    form, steps = storage(words or None), () if report.plan is None else report.plan.steps
+    keep = 1.0 if policy is None else policy.keep
+    if request.select != "always" and (made.changes or made.layers or policy is not None or form is not None):
         ids = inputs["input_ids"][:1]
-        measured = paces({"before": Used(model), "after": Used(made.model, policy, storage(words or None))}, ids)
-        notes.append(
-            f"measured on a prompt of {ids.shape[1]}: " + "; ".join(f"{name}, {pace}" for name, pace in measured.items())
-        )
+        foretold = Foretold(host, checked.machine, own if own in TRACED else "sdpa", form, keep).paces(made, steps, ids.shape[1])
+        used = {"before": Used(model), "after": Used(made.model, policy, form)}
+        notes += spoken(paces(used, ids) if request.select == "measure" else {}, foretold, ids.shape[1])
     return dressed(made, replace(report, refusals=named(report.refusals), notes=tuple(notes)), policy, words, earlier or ())
 
 

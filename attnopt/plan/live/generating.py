@@ -93,3 +93,12 @@ def paces(models: Mapping[str, Used], ids: Tensor, seconds: float = SECONDS) -> 
     held = {name: bytes_per_token(past) for name, past in pasts.items()}
     steps = in_turn({name: lambda name=name: step(name) for name in models}, seconds=seconds)  # type: ignore[misc]
     return {name: Pace(first[name].median, steps[name].median, held[name]) for name in models}
+
+
+def spoken(measured: Mapping[str, Pace], foretold: Mapping[str, Pace], length: int) -> list[str]:
+    """Lines of a report: what was measured, and beside it what the cost model predicts of the same."""
+    said = []
+    for word, found in (("measured", measured), ("predicted", foretold)):
+        if found:
+            said.append(f"{word} on a prompt of {length}: " + "; ".join(f"{name}, {pace}" for name, pace in found.items()))
+    return said
