@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -85,6 +86,29 @@ def test_the_cache_is_in_codes_in_every_loop(model, small, page):
     with torch.no_grad():
         assert type(small(**tokens()).past_key_values.layers[0]) is CodedLayer
     assert type(model(**tokens()).past_key_values.layers[0]) is not CodedLayer
+
+
+@pytest.mark.exhaustive  # dynamo traces each length again
+def test_torch_compile_takes_layers_and_caches_in_codes(small):
+    torch._dynamo.reset()
+    with torch.no_grad():
+        whole = torch.compile(small.forward, backend="eager", fullgraph=True)(tokens()["input_ids"], use_cache=False)
+        assert torch.equal(whole.logits, small(tokens()["input_ids"], use_cache=False).logits)
+    made = copy.deepcopy(small)
+    made.forward = torch.compile(made.forward, backend="eager")
+    assert torch.equal(generated(made, tokens(padded=2), 3), generated(small, tokens(padded=2), 3))
+
+
+@pytest.mark.exhaustive  # exports two graphs
+def test_the_decoding_step_is_exported_with_layers_in_codes(small, tmp_path):
+    """The cache comes and goes as it is: codes of a cache in a graph are asked for by passes=."""
+    made = attnopt.export_decoder(small, tmp_path, format="pt2", passes=["fuse-attention"], select="always")
+    prefill = attnopt.load(made.prefill)
+    given = tokens()
+    logits, past = prefill(**given, position_ids=given["attention_mask"].cumsum(1) - 1)
+    with torch.no_grad():
+        assert torch.allclose(logits, small(**given, use_cache=False).logits, atol=1e-3)
+    assert past[0][0].dtype == torch.float32
 
 
 def test_a_folder_holds_the_whole_of_it(small, tmp_path):

@@ -12,6 +12,7 @@ import attnopt
 from attnopt.errors import UnsupportedFormat
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.module.changes import Change
+from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.interface import BEFORE, HELD, NAME
 from attnopt.hosts.module.layer_attention import LayerAttention
 from attnopt.hosts.module.layers import Int8Linear, RoundedLinear
@@ -62,6 +63,20 @@ def test_a_layer_whose_keys_a_plan_hides_is_named(fast, monkeypatch):
 def test_the_graph_host_sees_layers_in_codes_and_attentions(fast):
     found = attnopt.inspect(fast, {**tokens(), "use_cache": False})
     assert len(found.sites) == 2 and "softmax" in str(found.sites[0].spec)
+
+
+@pytest.mark.exhaustive  # traces the model once more
+def test_a_traced_graph_of_it_takes_folds(fast):
+    """Gains of norms go into the layers behind them, but for those that hold codes."""
+    made = shared_copy(fast)
+    for module in made.modules():
+        if "Norm" in type(module).__name__:
+            module.weight.data = torch.linspace(0.5, 1.5, module.weight.numel())
+    given = {**tokens(), "use_cache": False}
+    folded = attnopt.optimize(made, given, host="graph", passes=["fold-norm-gain", "pack-projections"], select="always")
+    assert {s.rewrite for s in folded.report.plan.steps} == {"fold-norm-gain", "pack-projections"}
+    with torch.no_grad():
+        torch.testing.assert_close(folded(**given).logits, made(**given).logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.exhaustive  # traces the model once more
