@@ -21,6 +21,7 @@ from attnopt.errors import InputMismatch, OutputNotWritable, UnsupportedFormat
 from attnopt.hosts.decoder.naming import named
 from attnopt.hosts.decoder.phases import Phase, last_token, phases, prompt
 from attnopt.hosts.fx import FxHost, capture
+from attnopt.hosts.module.traceable import traceable
 from attnopt.optimized import Optimized
 from attnopt.report.data import Report
 
@@ -52,7 +53,7 @@ def export_decoder(
 ) -> Decoder:
     """Write the two graphs of generation, each optimised as `optimize` would: `prefill` reads a prompt, `decode` one token more.
 
-    model: a …ForCausalLM of transformers whose layers all keep keys and values; it is not touched.
+    model: a …ForCausalLM of transformers whose layers all keep keys and values, live ones too; it is not touched.
     format: "onnx" (inputs input_ids, attention_mask, position_ids, past_key_values.N.key and .value; outputs logits, present.N.key and
     .value), or "pt2", whose decode takes past_key_values as pairs of tensors.
     example_inputs: input_ids [B, L], and an attention_mask [B, L] where texts are padded on the left; default: random tokens.
@@ -64,6 +65,7 @@ def export_decoder(
     """
     if format not in FORMATS:
         raise UnsupportedFormat(f"'{format}' is none of {', '.join(FORMATS)}", next_move="Leave it out for ONNX.")
+    model = traceable(model)
     both = phases(model)
     given = prompt(model, example_inputs if example_inputs is not None else random_tokens(model))
     if given["input_ids"].shape[1] < 3:

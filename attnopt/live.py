@@ -18,20 +18,24 @@ from attnopt.asked import Asked
 from attnopt.cost.target import load_target
 from attnopt.errors import BudgetError, InputMismatch, UnsupportedFormat
 from attnopt.hosts.eviction.chosen import ChosenPolicy
-from attnopt.hosts.module.host import ModuleHost
+from attnopt.hosts.eviction.stored import storage
+from attnopt.hosts.module.host import TRACED, ModuleHost
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
-from attnopt.hosts.module.model import as_live, generates
+from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
+from attnopt.hosts.module.traceable import traceable
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.opening import Opened
 from attnopt.passes.kvcache.eviction import BY_NAME
 from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
+from attnopt.plan.live.coding import coded, is_cache_pass
 from attnopt.plan.live.converting import Live, attach, live, read_back
 from attnopt.plan.live.evicting import half_of, proposed
-from attnopt.plan.live.generating import on_prompts, paces, usual
+from attnopt.plan.live.foretelling import Foretold
+from attnopt.plan.live.generating import Used, on_prompts, paces, spoken, usual
 from attnopt.plan.live.layers import Chooser, with_kernels
 from attnopt.plan.live.nudging import nudged
 from attnopt.plan.options.groups import Grouping
@@ -52,6 +56,8 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
             f"{type(model).__name__} is no transformers model that generates with one stack of layers",
             next_move='Leave host="module" out, and give example_inputs for a traced model.',
         )
+    earlier = before(model)
+    model = model if earlier is None else traceable(model)
     checked = asked.checked()
     batches = None if asked.calibration is None else token_batches(asked.calibration, tokenizer)
     if not checked.budget.exact and batches is None and checked.plan is None:
@@ -66,12 +72,18 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         request = replace(request, workload=on_prompts(usual(inputs["input_ids"].shape[1])))
     folds = [p.name for p in request.passes if is_fold(p)]
     request = replace(request, passes=tuple(p for p in request.passes if not is_fold(p)))
-    if checked.policies:
+    codes = [p for p in request.passes if is_cache_pass(p)] if asked.passes is not None or request.minimise == "memory" else []
+    codes = [] if checked.budget.exact or batches is None or checked.plan is not None else codes
+    if codes:
+        request = replace(request, passes=tuple(p for p in request.passes if p not in codes))
+    if checked.policies or codes:
         request = replace(request, budget=half_of(request.budget))
     _, report = run(host, request)
     plan = rewritten(host, report, request)
     changes = read_back(host, plan.edited)
     notes: list[str] = []
+    if earlier is not None:
+        notes.append("the given model was live: what its layers hold stays, and losses, times and the plan count from it")
     if request.workload is not None:
         notes.append(f"planned for {request.workload}; a step of decoding counts as a prompt of one token")
     if asked.passes is not None and folds:
@@ -106,14 +118,21 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     elif checked.plan is not None and checked.plan.cache_policy:
         policy = ChosenPolicy.from_json(checked.plan.cache_policy, BY_NAME)
         notes.append(f"cache policy {policy}: as the plan says")
+    words = checked.plan.cache_codes if checked.plan is not None else ""
+    if codes and policy is not None:
+        notes.append(f"no cache in codes beside {policy}, which has its own storage")
+    elif codes and request.calibration is not None:
+        chosen, said = coded(made.model, model, request.calibration, checked.budget, codes, request.seed)
+        words, notes, report = chosen or "", notes + said, replace(report, budget=checked.budget.allowed)
     notes = [*report.notes, *notes, *lines(made, chooser if fuses else None, plan.specs)]
-    if request.select == "measure" and (made.changes or policy is not None):
+    form, steps = storage(words or None), () if report.plan is None else report.plan.steps
+    keep = 1.0 if policy is None else policy.keep
+    if request.select != "always" and (made.changes or made.layers or policy is not None or form is not None):
         ids = inputs["input_ids"][:1]
-        measured = paces({"before": (model, None), "after": (made.model, policy)}, ids)
-        notes.append(
-            f"measured on a prompt of {ids.shape[1]}: " + "; ".join(f"{name}, {pace}" for name, pace in measured.items())
-        )
-    return dressed(made, replace(report, refusals=named(report.refusals), notes=tuple(notes)), policy)
+        foretold = Foretold(host, checked.machine, own if own in TRACED else "sdpa", form, keep).paces(made, steps, ids.shape[1])
+        used = {"before": Used(model), "after": Used(made.model, policy, form)}
+        notes += spoken(paces(used, ids) if request.select == "measure" else {}, foretold, ids.shape[1])
+    return dressed(made, replace(report, refusals=named(report.refusals), notes=tuple(notes)), policy, words, earlier or ())
 
 
 @dataclass(frozen=True)
@@ -159,23 +178,34 @@ def compare(host: ModuleHost, plan: Rewritten, made: Live, inputs: Mapping[str, 
         require_equal(plan.whole.runner()(inputs) if plan.specs else original, logits)
 
 
-def dressed(made: Live, report: Report, policy: ChosenPolicy | None = None) -> Any:
-    """The model with its report, its plan, and the record of it for a folder."""
+def before(model: Any) -> list[dict[str, Any]] | None:
+    """The changes that a live model records already; None for another."""
+    return getattr(model, RECORD)["changes"] if isinstance(model, LiveModel) else None
+
+
+def dressed(
+    made: Live,
+    report: Report,
+    policy: ChosenPolicy | None = None,
+    words: str = "",
+    earlier: Sequence[dict[str, Any]] = (),
+) -> Any:
+    """The model with its report, its plan, and the record of it for a folder.
+
+    words: how its cache is stored. earlier: changes of an earlier plan."""
     config = made.model.config
-    if policy is not None and report.plan is not None:
-        report = replace(report, plan=replace(report.plan, cache_policy=policy.to_json()))
+    if report.plan is not None:
+        kept = {} if policy is None else policy.to_json()
+        report = replace(report, plan=replace(report.plan, cache_policy=kept, cache_codes=words))
     record = {
         "attention": getattr(config, BEFORE, None) or config._attn_implementation,
         "windows": bool(getattr(config, WINDOWS, False)),
-        "changes": [c.to_json() for c in made.changes],
-        "layers": {
-            p: {"spec": x.spec, "call": asdict(x.call), "names": list(x.names), "narrowed": x.narrowed}
-            for p, x in made.layers.items()
-        },
+        "changes": [*earlier, *(c.to_json() for c in made.changes)],
+        "layers": {path: layer_record(held) for path, held in made.layers.items()},
         "report": json.loads(json.dumps(report.to_json(), default=str)),
         "plan": None if report.plan is None else report.plan.to_json(),
     }
-    return as_live(made.model, report, report.plan, record, policy)
+    return as_live(made.model, report, report.plan, record, policy, words or None)
 
 
 def layer_record(held: LayerAttention) -> dict[str, Any]:
@@ -201,7 +231,8 @@ def load_live(folder: Path) -> Any:
     plan = None if record["plan"] is None else Plan.from_json(record["plan"])
     kept = {name: record[name] for name in ("attention", "windows", "changes", "layers", "report", "plan")}
     policy = record.get("cache_policy")
-    return as_live(model, record["report"], plan, kept, None if policy is None else ChosenPolicy.from_json(policy, BY_NAME))
+    chosen = None if policy is None else ChosenPolicy.from_json(policy, BY_NAME)
+    return as_live(model, record["report"], plan, kept, chosen, record.get("cache_codes"))
 
 
 def named(refusals: Sequence[Refusal]) -> tuple[Refusal, ...]:

@@ -14,6 +14,7 @@ from attnopt.analysis.calibration import Calibration, read_calibration
 from attnopt.errors import UnreadableModel, UnsupportedFormat
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.fx.own_call import OwnCall, own_call
+from attnopt.hosts.module.traceable import traceable
 from attnopt.hosts.onnx import OnnxHost
 
 
@@ -64,7 +65,7 @@ def open_model(model: Any, example_inputs: Any, *, dynamic_shapes: Any, need_inp
         if inputs is None:
             inputs = host.example_inputs()
         return Opened(host, inputs, "onnxruntime", host.opset)
-    captured = capture(model, example_inputs, dynamic_shapes)
+    captured = capture(traceable(model), example_inputs, dynamic_shapes)
     fx = FxHost.from_captured(captured)
     return Opened(fx, fx.example_inputs(), "torch", 0, model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from live_models import generated, language_model, tokens
 import attnopt
 from attnopt.codegen.library.sdpa import Sdpa
 from attnopt.errors import BudgetError, InputMismatch, UnreadableModel, UnsupportedFormat
+from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.module.interface import HELD, NAME
 from attnopt.hosts.module.layers import Int8Linear
 from attnopt.hosts.module.model import LiveModel
@@ -77,6 +79,38 @@ def test_a_budget_stores_layers_in_codes_and_keeps_generate(model, small):
     assert generated(small, tokens()).shape == generated(model, tokens()).shape
 
 
+def test_the_cache_is_in_codes_in_every_loop(model, small, page):
+    words = "cache(k=int8, v=int8)"
+    assert (small.cache_codes, small.plan.cache_codes, page["again"].cache_codes) == (words, words, words)
+    assert f"the cache is kept as {words}: 192 bytes a token in place of 512" in str(small.report)
+    with torch.no_grad():
+        assert type(small(**tokens()).past_key_values.layers[0]) is CodedLayer
+    assert type(model(**tokens()).past_key_values.layers[0]) is not CodedLayer
+
+
+@pytest.mark.exhaustive  # dynamo traces each length again
+def test_torch_compile_takes_layers_and_caches_in_codes(small):
+    torch._dynamo.reset()
+    with torch.no_grad():
+        whole = torch.compile(small.forward, backend="eager", fullgraph=True)(tokens()["input_ids"], use_cache=False)
+        assert torch.equal(whole.logits, small(tokens()["input_ids"], use_cache=False).logits)
+    made = copy.deepcopy(small)
+    made.forward = torch.compile(made.forward, backend="eager")
+    assert torch.equal(generated(made, tokens(padded=2), 3), generated(small, tokens(padded=2), 3))
+
+
+@pytest.mark.exhaustive  # exports two graphs
+def test_the_decoding_step_is_exported_with_layers_in_codes(small, tmp_path):
+    """The cache comes and goes as it is: codes of a cache in a graph are asked for by passes=."""
+    made = attnopt.export_decoder(small, tmp_path, format="pt2", passes=["fuse-attention"], select="always")
+    prefill = attnopt.load(made.prefill)
+    given = tokens()
+    logits, past = prefill(**given, position_ids=given["attention_mask"].cumsum(1) - 1)
+    with torch.no_grad():
+        assert torch.allclose(logits, small(**given, use_cache=False).logits, atol=1e-3)
+    assert past[0][0].dtype == torch.float32
+
+
 def test_a_folder_holds_the_whole_of_it(small, tmp_path):
     small.save_pretrained(tmp_path / "fast")
     again = attnopt.load(tmp_path / "fast")
@@ -93,6 +127,7 @@ def test_a_folder_holds_the_whole_of_it(small, tmp_path):
 def test_a_plan_is_applied_without_a_search(model, small):
     again = attnopt.optimize(model, plan=small.plan, select="always")
     assert again.report.search is None and len(again.plan.steps) == len(small.plan.steps)
+    assert again.cache_codes == small.cache_codes
     with torch.no_grad():
         assert torch.equal(again(**tokens()).logits, small(**tokens()).logits)
 

@@ -128,8 +128,10 @@ def once(x: Tensor, clause: Clause, side: str) -> Tensor:
 
 
 def everywhere(x: Tensor, shape: torch.Size, clause: Clause, side: str) -> Tensor:
-    """`once` undone: each scale group's number for all of its members, [B, G, K, D]."""
+    """`once` undone: each scale group's number for all of its members, as [B, G, K, D] or what broadcasts to it."""
     axis = 2 if clause.word(f"{side}_axis") == "channel" else 3
+    if x.shape[axis] == 1:  # a number for the whole row stands for it as it is
+        return x
     return x.repeat_interleave(clause.count("group") or shape[axis], axis).narrow(axis, 0, shape[axis])
 
 

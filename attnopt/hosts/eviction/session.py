@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from attnopt.errors import AttnoptError, InputMismatch
+from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.eviction.layer import EvictingLayer
 from attnopt.hosts.eviction.turning import Turning, function_of, reads, turns, unreadable
 from attnopt.hosts.module.interface import HELD
@@ -60,14 +61,17 @@ class Session:
             self.layers[index] = self.waiting = layer
             layer.admitted = True
             return
-        if not any(type(x) is DynamicLayer or isinstance(x, EvictingLayer) for x in cache.layers):
+        if not any(type(x) is DynamicLayer or isinstance(x, (EvictingLayer, CodedLayer)) for x in cache.layers):
             raise refused(cache, index)
-        if type(layer) is not DynamicLayer:
+        if type(layer) is not DynamicLayer and not isinstance(layer, CodedLayer):
             self.left[index] = reason(layer) or raised(unsupported(f"a cache layer {type(layer).__name__}", index))
             return
-        made = EvictingLayer(index, self.clause)
+        coded = isinstance(layer, CodedLayer)
+        made = EvictingLayer(index, layer.clause if coded and self.clause is None else self.clause)
         if layer.is_initialized and layer.get_seq_length():
             made.take(layer.keys, layer.values)
+            if coded and made.clause == layer.clause:
+                made.k, made.v = layer.k, layer.v  # rounded once
         made.admitted = True
         cache.layers[index] = self.layers[index] = self.waiting = made
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -64,6 +65,7 @@ def joined(old: Packed, new: Packed) -> Packed:
     return Packed(*(None if a is None or b is None else torch.cat([a, b], 2) for a, b in pairs))  # type: ignore[arg-type]
 
 
+@lru_cache(maxsize=64)
 def storage(words: str | None) -> Clause | None:
     """ "int8" or "cache(k=int8, v=int4, group=32)" as a clause. Raises InputMismatch where tokens could not leave one by one."""
     if words is None:

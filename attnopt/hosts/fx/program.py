@@ -21,6 +21,7 @@ from attnopt.hosts.fx.call import Convention, split
 from attnopt.hosts.fx.capture import Captured, from_program, read_program
 from attnopt.hosts.fx.dynamic import shapes_tree
 from attnopt.hosts.fx.logs import quiet
+from attnopt.hosts.fx.onnx_translations import translations, untranslated
 from attnopt.hosts.fx.symbols import name_symbols
 
 PARAMETERS = "attnopt.parameters"
@@ -144,12 +145,18 @@ def to_onnx(module: fx.GraphModule, captured: Captured, output_names: Sequence[s
     program = program_of(module, captured) if edited else captured.program
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
     outputs = apart(output_names, [n.name for n in placeholders])
+    if operator := untranslated(program.graph):
+        raise UnsupportedFormat(
+            f"ONNX has no form of '{operator}', which this model computes",
+            next_move="Export it as .pt2, or optimise the original for ONNX: its passes write such layers by onnxruntime's operators.",
+        )
+    options: dict[str, Any] = {"dynamo": True, "verbose": False, "custom_translation_table": translations()}
     with quiet("torch.onnx"):
         try:
-            exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=outputs)
+            exported = torch.onnx.export(program, (), output_names=outputs, **options)
         except torch.onnx.OnnxExporterError:  # the exporter may take a reshape of a permuted tensor for a view
             program = program_of(with_copies(module), captured)
-            exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=outputs)
+            exported = torch.onnx.export(program, (), output_names=outputs, **options)
     names = name_symbols(placeholders).names
     proto = exported.model_proto
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):

@@ -31,11 +31,23 @@ def generates(model: Any) -> bool:
 class LiveModel:
     """report: what was done and why. plan: to do it again. cache_policy: what `generate` keeps of its cache; None keeps all.
 
-    Everything else is the model's own."""
+    cache_codes: how every call stores its cache, "int8" or a cache clause of a spec; None as it is. Everything else is the model's own."""
 
     report: Any = None
     plan: Any = None
     cache_policy: Any = None
+    cache_codes: str | None = None
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """As the model's own, on a cache in codes where that is asked for. Raises AttnoptError for a cache that cannot hold them."""
+        if self.cache_codes is not None:
+            from attnopt.hosts.eviction.coded import prepared
+            from attnopt.hosts.eviction.stored import storage
+
+            clause = storage(self.cache_codes)
+            assert clause is not None
+            options = prepared(self, clause, args, options)  # type: ignore[arg-type]
+        return super().__call__(*args, **options)  # type: ignore[misc]
 
     def generate(self, *args: Any, **options: Any) -> Any:
         """As the model's own, with the cache that its policy keeps. An attnopt.cache(…) around the call is used in place of it."""
@@ -55,7 +67,7 @@ class LiveModel:
         Raises OutputNotWritable where it cannot be written. Options of transformers' method do not apply.
         """
         kept = None if self.cache_policy is None else self.cache_policy.to_json()
-        save(self, Path(save_directory), {**getattr(self, RECORD), "cache_policy": kept})
+        save(self, Path(save_directory), {**getattr(self, RECORD), "cache_policy": kept, "cache_codes": self.cache_codes})
 
 
 @lru_cache(maxsize=64)
@@ -65,9 +77,11 @@ def live_class(kind: type) -> type:
     return type(own.__name__, (LiveModel, own), {"__module__": own.__module__, "__qualname__": own.__qualname__})
 
 
-def as_live(model: Any, report: Any, plan: Any, record: Mapping[str, Any], cache_policy: Any = None) -> Any:
+def as_live(
+    model: Any, report: Any, plan: Any, record: Mapping[str, Any], cache_policy: Any = None, cache_codes: str | None = None
+) -> Any:
     """The model itself, with another class. record: plain data for its folder."""
     model.__class__ = live_class(type(model))  # type: ignore[arg-type]
-    model.report, model.plan, model.cache_policy = report, plan, cache_policy
+    model.report, model.plan, model.cache_policy, model.cache_codes = report, plan, cache_policy, cache_codes
     setattr(model, RECORD, dict(record))
     return model

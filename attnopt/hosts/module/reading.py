@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from attnopt.hosts.fx import FxHost
 from attnopt.hosts.fx.translate import source_of
 from attnopt.hosts.module.changes import Change
+from attnopt.hosts.module.layers import Holding
 from attnopt.ir.site import Refusal
 
 INT8 = torch.ops.attnopt.linear_dynamic_int8.default
@@ -90,6 +91,8 @@ def stored_layers(after: FxHost, model: nn.Module) -> Iterator[Change | Refusal]
             continue
         path = source_of(node).module
         module = model.get_submodule(path) if path else model
+        if isinstance(module, Holding):  # of an earlier plan
+            continue
         table = node.target is ROWS
         if table != (type(module) is nn.Embedding) or type(module).__name__ not in ("Linear", "Conv1D", "Embedding"):
             yield Refusal(

@@ -34,8 +34,12 @@ class Int2Cache:
     per: Per = "model"
     group: int = 32
 
+    @property
+    def rows(self) -> Rows:
+        return Rows(bits=2, group=self.group, scales="fp16")
+
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
-        held, form = slots(group), Kept(Rows(bits=2, group=self.group, scales="fp16"))
+        held, form = slots(group), Kept(self.rows)
         if isinstance(held, Refusal):
             return held
         if (refusal := unfit(held, form)) is not None:

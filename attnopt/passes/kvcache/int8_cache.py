@@ -35,11 +35,15 @@ class Int8Cache:
     exact: bool = False
     per: Per = "model"
 
+    @property
+    def rows(self) -> Rows:
+        return Rows()
+
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
         held = slots(group)
         if isinstance(held, Refusal):
             return held
-        form, values = Kept(Rows()), [s for s in held if s.side == "v"]
+        form, values = Kept(self.rows), [s for s in held if s.side == "v"]
         found = [codes(group, self.name, "int8 values", values, form)] if values else []
         found.append(codes(group, self.name, "int8", held, form))
         if balance := balanced(held, evidence):

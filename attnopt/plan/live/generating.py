@@ -10,7 +10,7 @@ understated.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from attnopt.cost.workload import Load, Workload, parse_workload
 from attnopt.hosts.eviction.chosen import ChosenPolicy
+from attnopt.hosts.eviction.coded import bytes_per_token, fresh
+from attnopt.ir.clause import Clause
 from attnopt.plan.timing.timing import in_turn
 
 TOKENS = 128  # that are generated behind a prompt, where nobody says how many
@@ -37,30 +39,66 @@ def on_prompts(workload: Workload) -> Workload:
 
 
 @dataclass(frozen=True)
+class Used:
+    """A model as it is used: with its cache policy, and with its cache in codes."""
+
+    model: Any
+    policy: ChosenPolicy | None = None
+    codes: Clause | None = None
+
+    def read(self, ids: Tensor) -> Any:
+        """The cache behind a prompt."""
+        with self.session():
+            return self.model(ids, past_key_values=self.empty(), use_cache=True).past_key_values
+
+    def step(self, ids: Tensor, past: Any) -> None:
+        with self.session():
+            self.model(ids, past_key_values=past, use_cache=True)
+
+    def session(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.policy is None else self.policy.session()
+
+    def empty(self) -> Any:
+        return None if self.codes is None else fresh(self.model, self.codes)
+
+
+@dataclass(frozen=True)
 class Pace:
-    """Seconds to the first token behind a prompt, and for each further one."""
+    """Seconds to the first token behind a prompt, and for each further one; bytes of cache that each token of the prompt takes."""
 
     first: float
     step: float
+    cache: float = 0.0
 
     def __str__(self) -> str:
-        return f"{1e3 * self.first:.3g} ms to the first token, then {1 / self.step:.3g} tokens a second"
+        said = f"{1e3 * self.first:.3g} ms to the first token, then {1 / self.step:.3g} tokens a second"
+        return f"{said}, {self.cache:.0f} bytes of cache a token" if self.cache else said
 
 
 @torch.no_grad()
-def paces(models: Mapping[str, tuple[Any, ChosenPolicy | None]], ids: Tensor, seconds: float = SECONDS) -> dict[str, Pace]:
-    """Of each model with its cache policy, in turn, on a prompt [1, L]. Every timed step makes its cache a token longer."""
-    sessions = {name: None if policy is None else policy.session for name, (_, policy) in models.items()}
+def paces(models: Mapping[str, Used], ids: Tensor, seconds: float = SECONDS) -> dict[str, Pace]:
+    """Of each model, in turn, on a prompt [1, L].
+
+    A step is timed on a cache that holds the prompt, and makes it a token longer, as generation does: by at most a hundred in all.
+    """
     pasts: dict[str, Any] = {}
 
     def read(name: str) -> None:
-        with nullcontext() if (session := sessions[name]) is None else session():
-            pasts[name] = models[name][0](ids).past_key_values
+        pasts[name] = models[name].read(ids)
 
     def step(name: str) -> None:
-        with nullcontext() if (session := sessions[name]) is None else session():
-            models[name][0](ids[:, -1:], past_key_values=pasts[name])
+        models[name].step(ids[:, -1:], pasts[name])
 
     first = in_turn({name: lambda name=name: read(name) for name in models}, seconds=seconds)  # type: ignore[misc]
+    held = {name: bytes_per_token(past) for name, past in pasts.items()}
     steps = in_turn({name: lambda name=name: step(name) for name in models}, seconds=seconds)  # type: ignore[misc]
-    return {name: Pace(first[name].median, steps[name].median) for name in models}
+    return {name: Pace(first[name].median, steps[name].median, held[name]) for name in models}
+
+
+def spoken(measured: Mapping[str, Pace], foretold: Mapping[str, Pace], length: int) -> list[str]:
+    """Lines of a report: what was measured, and beside it what the cost model predicts of the same."""
+    said = []
+    for word, found in (("measured", measured), ("predicted", foretold)):
+        if found:
+            said.append(f"{word} on a prompt of {length}: " + "; ".join(f"{name}, {pace}" for name, pace in found.items()))
+    return said

@@ -126,6 +126,17 @@ def test_another_dtype_goes_the_models_own_way(pairs):
         assert torch.equal(half(**tokens()).logits, other(**tokens()).logits)
 
 
+def test_gradients_go_the_models_own_way(pairs):
+    model, fast = pairs("llama")
+    found = []
+    for each in (model, fast):
+        rows = each.get_input_embeddings()(tokens()["input_ids"]).detach().requires_grad_()
+        each(inputs_embeds=rows).logits.sum().backward()
+        found.append(rows.grad)
+    model.zero_grad()
+    torch.testing.assert_close(*found)
+
+
 def test_torch_compile_takes_it_whole(pairs):
     model, fast = pairs("llama")
     torch._dynamo.reset()

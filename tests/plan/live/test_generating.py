@@ -10,9 +10,10 @@ from live_models import host_of, language_model, tokens
 import attnopt
 from attnopt.cost.workload import parse_workload
 from attnopt.hosts.eviction.chosen import ChosenPolicy
+from attnopt.hosts.eviction.stored import storage
 from attnopt.passes.kvcache.eviction import SinksWindow
 from attnopt.patterns import recognise
-from attnopt.plan.live.generating import on_prompts, paces, usual
+from attnopt.plan.live.generating import Used, on_prompts, paces, usual
 from attnopt.plan.timing.shaped import resized
 
 
@@ -44,9 +45,13 @@ def test_the_traced_prompt_computes_such_a_step():
 def test_both_phases_are_timed_with_the_policy_on():
     model = language_model("llama")
     policy = ChosenPolicy(SinksWindow(), 0.5)
-    found = paces({"before": (model, None), "after": (model, policy)}, tokens(rows=1)["input_ids"], seconds=0.01)
+    found = paces(
+        {"before": Used(model), "after": Used(model, policy, storage("int8"))}, tokens(rows=1)["input_ids"], seconds=0.01
+    )
     assert all(pace.first > 0 and pace.step > 0 for pace in found.values())
-    assert re.fullmatch(r"[\d.e+-]+ ms to the first token, then [\d.e+-]+ tokens a second", str(found["after"]))
+    assert re.fullmatch(
+        r"[\d.e+-]+ ms to the first token, then [\d.e+-]+ tokens a second, \d+ bytes of cache a token", str(found["after"])
+    )
 
 
 def test_a_search_for_time_prices_decoding_too():

@@ -1,0 +1,158 @@
+"""A live cache in codes: each token is rounded once, when it comes, and read as its codes stand for it.
+
+    DynamicCache of DynamicLayer   ->   the same cache of CodedLayer       k, v [B, G, n, D] -> codes, scales, zeros     (`Stored`)
+
+What attention reads is what `cache(k=int8, v=int8)` of a spec means, to the last bit, for prompts and for new tokens alike. Beams, batches
+and rolling back work as on any cache of transformers. Layers that keep something else than all their tokens keep it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
+
+from attnopt.errors import AttnoptError
+from attnopt.hosts.eviction.stored import Stored
+from attnopt.ir.clause import Clause
+
+
+class CodedLayer(CacheLayerMixin):
+    """Keys and values of all tokens of one layer in the codes of a clause, which `stored.storage` made."""
+
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, clause: Clause) -> None:
+        self.clause = clause
+        self.k, self.v = Stored(clause, "k"), Stored(clause, "v")
+        super().__init__()
+
+    @property
+    def keys(self) -> Tensor | None:
+        return None if self.k.packed is None else self.k.read()
+
+    @keys.setter
+    def keys(self, given: Tensor | None) -> None:
+        if given is not None:
+            raise AttributeError("keys of a cache in codes come by update")
+
+    @property
+    def values(self) -> Tensor | None:
+        return None if self.v.packed is None else self.v.read()
+
+    @values.setter
+    def values(self, given: Tensor | None) -> None:
+        if given is not None:
+            raise AttributeError("values of a cache in codes come by update")
+
+    @property
+    def bytes(self) -> int:
+        return self.k.bytes + self.v.bytes
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        if key_states.shape[1] == key_states.shape[3] == 1:  # no key: a layer without attention counts its tokens by it
+            self.k, self.v = Stored(None, "k"), Stored(None, "v")
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.k, self.v = self.k.grown(key_states), self.v.grown(value_states)
+        return self.k.read(), self.v.read()
+
+    def get_seq_length(self) -> int:
+        return 0 if self.k.packed is None else self.k.packed.codes.shape[2]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.k, self.v = Stored(self.clause, "k"), Stored(self.clause, "v")
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """As transformers asks for it: so many tokens less, as a number below 0."""
+        left = self.get_seq_length() - abs(tokens_to_remove)
+        self.map(lambda x: x[:, :, :left])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.map(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.map(lambda x: x.index_select(0, indices.to(x.device)))
+
+    def map(self, change: Any) -> None:
+        self.k, self.v = self.k.mapped(change), self.v.mapped(change)
+
+
+def in_codes(cache: Cache, clause: Clause) -> None:
+    """Let the layers of a cache that keep all their tokens keep them in codes from now on; what they hold is rounded.
+
+    Raises AttnoptError for caches that cannot: of fixed size, quantised by transformers, moved between devices.
+    """
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = functools.partial(CodedLayer, clause)
+    if getattr(cache, "offloading", False):
+        raise cannot("a cache that is moved between devices")
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[i] = made = CodedLayer(clause)
+            if layer.get_seq_length():
+                made.update(layer.keys, layer.values)
+        elif not keeps_its_own(layer):
+            raise cannot(f"a {type(cache).__name__} of {type(layer).__name__}")
+
+
+def keeps_its_own(layer: Any) -> bool:
+    """Whether a layer holds codes already, forgets, or keeps a window or a state."""
+    window = getattr(layer, "is_sliding", False) and not hasattr(layer, "max_cache_len")
+    coded = isinstance(getattr(layer, "k", None), Stored)
+    return bool(coded or window or isinstance(layer, LinearAttentionCacheLayerMixin))
+
+
+def cannot(what: str) -> AttnoptError:
+    return AttnoptError(
+        f"this model keeps its cache in codes, and {what} cannot hold them",
+        next_move="Leave cache_implementation= and past_key_values= out, or set model.cache_codes = None.",
+    )
+
+
+def prepared(model: nn.Module, clause: Clause, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of a call of a model whose cache, the one that it is given or would make, is in codes."""
+    given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    cache, uses = given.get("past_key_values"), given.get("use_cache")
+    if cache is None:
+        config: Any = model.config
+        if not (config.use_cache if uses is None else uses):
+            return kwargs
+        return {**kwargs, "past_key_values": fresh(model, clause)}
+    in_codes(cache, clause)
+    return kwargs
+
+
+def fresh(model: Any, clause: Clause) -> Cache:
+    """An empty cache in codes, as the model would make one."""
+    cache = DynamicCache(config=model.config)
+    in_codes(cache, clause)
+    return cache
+
+
+def bytes_per_token(cache: Cache) -> float:
+    """What all layers hold, codes with their scales, for each token of each sequence that was seen."""
+    total, tokens = 0, 0
+    for layer in cache.layers:
+        sides = [x for x in (getattr(layer, "keys", None), getattr(layer, "values", None)) if isinstance(x, Tensor)]
+        total += getattr(layer, "bytes", sum(x.nbytes for x in sides))
+        tokens = max(tokens, len(sides[0]) * int(layer.get_seq_length()) if sides else 0)
+    return total / max(1, tokens)

@@ -1,0 +1,34 @@
+"""Operators of ours in the words of ONNX, for torch's exporter.
+
+    attnopt.linear_dynamic_int8(x, W, s_w, b)   ->   DynamicQuantizeLinear(x), MatMulInteger(…, W'), Cast, Mul(s_x s_w), Add(b)
+
+They come into a model that is exported when its layers hold weights in codes already, as those of a live model do. onnxruntime runs the
+nodes as one kernel. Weights of fewer bits have no such form here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """By operator; made when asked for, so that nothing else imports onnxscript."""
+    from onnxscript import opset18 as op
+
+    def linear_dynamic_int8(x: Any, weight: Any, scales: Any, bias: Any = None) -> Any:
+        data, scale, zero = op.DynamicQuantizeLinear(x)
+        product = op.Cast(op.MatMulInteger(data, op.Transpose(weight, perm=[1, 0]), zero), to=1)
+        found = op.Mul(product, op.Mul(scale, scales))
+        return found if bias is None else op.Add(found, bias)
+
+    return {torch.ops.attnopt.linear_dynamic_int8.default: linear_dynamic_int8}
+
+
+def untranslated(graph: torch.fx.Graph) -> str:
+    """The first of our operators in a graph that ONNX has no words for; empty where there is none."""
+    known = translations()
+    found = (n.target for n in graph.nodes if n.op == "call_function" and str(n.target).startswith("attnopt."))
+    return next((str(target) for target in found if target not in known), "")

@@ -1,0 +1,120 @@
+"""A cache in codes for a live model, under the budget that its rewrites are under too.
+
+    passes int8-cache, int4-cache, int2-cache   ->   clauses of a cache, each measured on the live model   ->   the fewest bytes that hold
+
+A graph traced on a prompt has no cache, so these passes have no site there; what they ask for is tried where the cache is. Tokens are
+rounded one by one, so a text read at once loses on a cache in codes what prompt and generation lose together: every position is judged.
+The loss is that of codes and rewrites, against the original. One half of the data chooses, on the other the 95 % bound is within the
+whole budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnopt.analysis.calibration import Calibration
+from attnopt.errors import AttnoptError
+from attnopt.hosts.eviction.coded import bytes_per_token, fresh
+from attnopt.hosts.eviction.stored import storage
+from attnopt.ir.clause import Clause
+from attnopt.passes import Pass
+from attnopt.passes.edits.caches.state import Kept, clause
+from attnopt.passes.kvcache.akvq_vl import AkvqVl
+from attnopt.passes.kvcache.int2_cache import Int2Cache
+from attnopt.passes.kvcache.int4_cache import Int4Cache
+from attnopt.passes.kvcache.int8_cache import Int8Cache
+from attnopt.passes.kvcache.zip_cache import ZipCache
+from attnopt.plan.judge.budget import Budget
+from attnopt.plan.judge.quality import Loss, kl
+from attnopt.plan.live.evicting import judged
+
+METRIC = "mean KL"
+CODES = (Int8Cache, Int4Cache, Int2Cache)
+MORE = (AkvqVl, ZipCache)  # they hold more beside codes than a live cache has room for
+
+
+def is_cache_pass(given: Pass) -> bool:
+    return isinstance(given, (*CODES, *MORE))
+
+
+def forms(passes: Sequence[Pass]) -> list[str]:
+    """The clauses that these passes ask for: values alone, where that is one of theirs, and both sides."""
+    found: list[Clause] = []
+    for each in passes:
+        if isinstance(each, CODES):
+            kept = Kept(each.rows)
+            sides = [{"k": kept, "v": kept}] if isinstance(each, Int2Cache) else [{"v": kept}, {"k": kept, "v": kept}]
+            found += [clause(side) for side in sides]
+    return [str(each) for each in found]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """One form of the cache: bytes of a token, and losses on both halves of the data (None where it was not asked for)."""
+
+    words: str
+    bytes: float
+    loss: Loss
+    held: Loss | None = None
+
+
+def coded(
+    model: Any, original: Any, data: Calibration, budget: Budget, passes: Sequence[Pass], seed: int
+) -> tuple[str | None, list[str]]:
+    """The form that a model's cache is kept in, or None, and what the report says of it. model: with its rewrites."""
+    said = [
+        f"{p.name}: a live cache holds codes, scales and zero points alone; traced graphs take it"
+        for p in passes
+        if isinstance(p, MORE)
+    ]
+    tried = forms(passes)
+    if not tried:
+        return None, said
+    if not judged(budget):
+        return None, [*said, f"no cache in codes: its loss is a KL of the next token, and the budget is in {budget.metric}"]
+    choosing, holding = data.split(seed)
+    whole = weighed(model, original, choosing, None, seed)
+    found: list[Coded] = []
+    for words in tried:
+        try:
+            found.append(weighed(model, original, choosing, words, seed))
+        except AttnoptError as failure:
+            said.append(f"no {words}: {failure}")
+    taken: Coded | None = None
+    for one in sorted(found, key=lambda x: (x.bytes, x.loss.mean)):
+        if taken is not None or one.bytes >= whole.bytes:
+            said.append(f"{one.words}: {one.bytes:.0f} bytes a token, no less than what was taken")
+        elif one.loss.upper > budget.allowed:
+            said.append(f"{one.words}: loses at most {one.loss.upper:.3g}, over the budget")
+        elif (held := weighed(model, original, holding, one.words, seed).loss).upper > budget.allowed:
+            said.append(f"{one.words}: loses at most {held.upper:.3g} on the texts held back, over the budget")
+        else:
+            taken = replace(one, held=held)
+    if taken is None:
+        return None, [f"the cache stays as it is, {whole.bytes:.0f} bytes a token", *said]
+    line = f"the cache is kept as {taken.words}: {taken.bytes:.0f} bytes a token in place of {whole.bytes:.0f}"
+    return taken.words, [f"{line}; with the rewrites {taken.held}, without it {whole.loss.mean:.3g}", *said]
+
+
+@torch.no_grad()
+def weighed(model: Any, original: Any, data: Calibration, words: str | None, seed: int) -> Coded:
+    """words: a clause of a cache; None leaves it as it is."""
+    form, losses, token = storage(words), [], 0.0
+    device = next(model.parameters()).device
+    for batch in data.batches:
+        given = {name: x.to(device) for name, x in batch.items()}
+        made = model(**given, use_cache=True, past_key_values=None if form is None else fresh(model, form))
+        losses += of_rows(original(**given, use_cache=False).logits, made.logits, given)
+        token = bytes_per_token(made.past_key_values)
+    return Coded(words or "", token, Loss.of(METRIC, losses, seed))
+
+
+def of_rows(before: Tensor, after: Tensor, given: Mapping[str, Tensor]) -> list[float]:
+    """The loss of each text, padding left out."""
+    mask = given["attention_mask"].bool()
+    return [kl(a[there], b[there]) for a, b, there in zip(before, after, mask, strict=True)]

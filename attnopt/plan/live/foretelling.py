@@ -1,0 +1,94 @@
+"""The pace of generation as the cost model predicts it, for the loads that are measured beside it.
+
+    a prompt of L tokens, one more token on a cache of L   ->   seconds of layers and of attentions, before and after a plan
+
+Layers are priced on the traced graph with the storage and widths that the plan's steps give them, attentions by the kernels that the live
+layers hold. A step's layers are those of a prompt of one token. Codes of a cache are read whole for each step, in plain torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from attnopt.cost.estimate import estimate, of_phases
+from attnopt.cost.kernels import KERNELS
+from attnopt.cost.nodes import estimate_nodes
+from attnopt.cost.phase import Phase
+from attnopt.cost.target import Target
+from attnopt.cost.workload import Bound
+from attnopt.errors import WorkloadError
+from attnopt.hosts.module.host import ModuleHost
+from attnopt.ir.clause import Clause
+from attnopt.ir.packing import row_bytes
+from attnopt.ir.site import Site
+from attnopt.ir.spec import AttentionSpec, parse
+from attnopt.patterns import recognise
+from attnopt.plan.live.converting import Live
+from attnopt.plan.live.generating import Pace, on_prompts, usual
+from attnopt.report.plan import PlanStep
+
+CODES = 4.0  # operations on a number that is read from its code: unpacked, cast, shifted, scaled
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """own: the kernel of the model's own attention. keep: the share of a prompt's tokens that a policy keeps."""
+
+    host: ModuleHost
+    target: Target
+    own: str
+    codes: Clause | None = None
+    keep: float = 1.0
+
+    def paces(self, made: Live, steps: Sequence[PlanStep], length: int) -> dict[str, Pace]:
+        """Before and after; empty where the traced model cannot have such a prompt."""
+        sites = recognise(self.host.graph).sites
+        try:
+            prompt, one = on_prompts(usual(length)).bind(sites)
+        except WorkloadError:
+            return {}
+        plain = replace(self, codes=None, keep=1.0)
+        return {
+            "before": Pace(*(plain.seconds(b, sites, Live(made.model), (), length, at) for at, b in enumerate((prompt, one)))),
+            "after": Pace(*(self.seconds(b, sites, made, steps, length, at) for at, b in enumerate((prompt, one)))),
+        }
+
+    def seconds(self, bound: Bound, sites: Sequence[Site], made: Live, steps: Sequence[PlanStep], length: int, at: int) -> float:
+        """at: 0 for a prompt, 1 for one query on a cache."""
+        storage, widths, shapes = (merged([getattr(s, name) for s in steps]) for name in ("storage", "layers", "shapes"))
+        inside = {id(node) for site in sites for node in site.nodes}
+        removed = {name for s in steps for name in s.removes}
+        rest = [n for n in self.host.graph.nodes if id(n) not in inside and n.name not in removed]
+        total = estimate_nodes(rest, bound.sizes, self.target, weights=storage, widths=widths).seconds
+        gone = {c.path for c in made.changes if c.kind == "no-attention"}
+        for site in (s for s in sites if s.source.module not in gone):
+            shape = {**bound.shape(site), **shapes.get(site.name, {})}
+            if at:
+                shape |= {"q": 1, "k": math.ceil(length * self.keep)}
+            total += self.attention(site, shape, made, at)
+            if self.codes is not None:
+                total += self.unpacked(self.codes, site, shape)
+        return total
+
+    def attention(self, site: Site, shape: Mapping[str, int], made: Live, at: int) -> float:
+        held = made.layers.get(site.source.module)
+        name = (held.names[at] if held is not None else "") or self.own
+        spec = AttentionSpec() if at else site.spec if held is None else parse(held.spec)
+        dtype = site.q.value.dtype or "float32"
+        return estimate(spec, shape, dtype, name if name in KERNELS else self.own, target=self.target).seconds
+
+    def unpacked(self, codes: Clause, site: Site, shape: Mapping[str, int]) -> float:
+        """Seconds in which the cache of one layer is read from its codes and written as numbers."""
+        rows = shape["b"] * shape["g"] * shape["k"]
+        numbers = float(rows * (shape["d"] + shape["e"]))
+        kept = rows * sum(row_bytes(codes, side, shape[axis], 4) for side, axis in (("k", "d"), ("v", "e")))
+        moved = kept + 4 * numbers
+        phase = Phase("codes", "elementwise", operations=CODES * numbers, bytes=moved, working_set=moved)
+        return of_phases([phase], site.q.value.dtype or "float32", self.target).seconds
+
+
+def merged(given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for each in given for name, value in each.items()}
