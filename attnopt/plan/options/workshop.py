@@ -24,6 +24,7 @@ from attnopt.passes import Group
 from attnopt.plan.arrays import Arrays
 from attnopt.plan.choose import applicable, emit
 from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.one_look import on_one_look
 from attnopt.plan.options.proposals import Move
 
 COMPILED = (
@@ -77,20 +78,19 @@ class Workshop:
 
     def edited(self, result: Host, edits: Sequence[Move], coded: dict[str, Site]) -> Host:
         """The host itself after moves that edit it. coded: filled with the sites whose caches come and go in codes from now on."""
-        if edits:
-            there = Grouping(result)
-            first = [m for m in edits if m.candidate.scales]
-            for move in first:
-                move.rewrite.apply(move.candidate, twin(there, move))
-            if first:  # others read the weights that these scaled
+        there, first = Grouping(result), [m for m in edits if m.candidate.scales]
+        for move in first:
+            move.rewrite.apply(move.candidate, twin(there, move))
+        anew = bool(first)  # others read the weights that these scaled
+        for run in on_one_look(m for m in edits if not m.candidate.scales):
+            if anew:
                 result.finish()
                 there = Grouping(result)
-            for move in (m for m in edits if not m.candidate.scales):
+            for move in run:
                 made = move.rewrite.apply(move.candidate, twin(there, move))
                 coded.update({s.name: s for s in made.sites if s.codes})
-                if "structure" in move.candidate.changes:  # what the next move reads is not there any more: look anew
-                    result.finish()
-                    there = Grouping(result)
+            anew = any("structure" in m.candidate.changes for m in run)  # what the next move reads is not there any more
+        if edits:
             result.finish()
         return result
 
