@@ -70,7 +70,9 @@ def test_an_interrupted_search_starts_anew_and_leaves_the_other_alone(subject, a
     for kind in planned.KINDS:
         planned.searched(subject, kind, kept)
     del kept.said["code-lm, planner, tuned"]
-    kept.rows = [r if "tuned" not in r.method else Shrunk("code-lm", "tuned plan: half", "", None, None, 1.0, 1.0) for r in kept.rows]
+    kept.rows = [
+        r if "tuned" not in r.method else Shrunk("code-lm", "tuned plan: half", "", None, None, 1.0, 1.0) for r in kept.rows
+    ]
     planned.searched(subject, TUNED, kept)
     assert [r.method for r in kept.rows] == ["planned: mean-pooling (2)", "tuned plan: mean-pooling (2)"]
 

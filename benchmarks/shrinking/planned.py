@@ -1,9 +1,10 @@
 """What the planner makes of all methods together, beside each kind everywhere, from one search of a trained model.
 
 Every plan of a search is a row, applied to torch and to its export and judged as single methods are. There are two searches: of rewrites
-as they are, and of these beside their twins that are tuned lightly (`tune=True`), whose rows have a word of their own before them. By the search's own numbers (loss
-on calibration data held back, its clock) a line says whether the frontier is anywhere behind a single kind: whether one kind everywhere
-loses no more and takes less time than the planner's best plan of at most that loss, by more than the noise of a timing.
+as they are, and of these beside their twins that are tuned lightly (`tune=True`), whose rows have a word of their own before them. By the
+search's own numbers (loss on calibration data held back, its clock) a line says whether the frontier is anywhere behind a single kind:
+whether one kind everywhere loses no more and takes less time than the planner's best plan of at most that loss, by more than the noise of
+a timing.
 """
 
 from __future__ import annotations
