@@ -1,9 +1,12 @@
 """Exact folds, each alone, in both runtimes: what the cost model predicts of each, and what it takes measured in turn with what was there.
 
-Random weights in the shapes of a small encoder (BERT, 384 wide), a small Llama (192 wide, 6 heads on 2) and a small GPT-2 (256 wide), with
-gains and biases that are not 1 and 0, for one token, a sentence, and batches of them. Times of whole models.
+Random weights in the shapes of a small encoder (BERT, 384 wide), a small Llama (192 wide, 6 heads on 2), a small GPT-2 (256 wide), a
+model of two query heads on one key head, all of its width, and one of windows with a table of relative positions (Swin's, 192 wide), with
+gains and biases that are not 1 and 0, for one token, a sentence, and batches of them; windows have 49 places. Times of whole models.
 
-    python benchmarks/fold.py [--seconds 0.6]
+    python benchmarks/fold.py [--seconds 0.6] [--models "wide head 256,windows 192"]
+
+With --models the rows of the others stay as the last run left them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from functools import partial
 import harness
 import torch
 import transformers
+from folding.random_models import PLACES, Stack, WideHead, Windowed
 from torch import Tensor, nn
 
 from attnopt.cost.target import load_target
@@ -54,7 +58,22 @@ def gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=256, n_layer=4, n_head=4, **SHARED))
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"BERT 384": encoder, "Llama 192": llama, "GPT-2 256": gpt2}
+def wide_head() -> nn.Module:
+    return Stack(WideHead, 256, 4, WORDS)
+
+
+def windows() -> nn.Module:
+    return Stack(Windowed, 192, 4, WORDS)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "BERT 384": encoder,
+    "Llama 192": llama,
+    "GPT-2 256": gpt2,
+    "wide head 256": wide_head,
+    "windows 192": windows,
+}
+FIXED = {"windows 192": ((1, PLACES), (8, PLACES), (64, PLACES))}  # shapes where the length is one
 
 
 @dataclass(frozen=True)
@@ -72,16 +91,19 @@ class Row:
     refused: str = ""
 
 
-def hosts(make: Callable[[], nn.Module]) -> Iterator[tuple[str, Host]]:
+def hosts(name: str) -> Iterator[tuple[str, Host]]:
     torch.manual_seed(0)
-    model = make().eval()
+    model = MODELS[name]().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
-    ids = torch.randint(0, WORDS, (2, 16))
-    cache = {} if isinstance(model, transformers.BertModel) else {"use_cache": False}
-    host = FxHost.from_captured(capture(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **cache}))
+    ids = torch.randint(0, WORDS, (2, PLACES if name in FIXED else 16))
+    given: dict[str, object] = {"input_ids": ids}
+    if not isinstance(model, Stack):
+        given["attention_mask"] = torch.ones_like(ids)
+        given |= {} if isinstance(model, transformers.BertModel) else {"use_cache": False}
+    host = FxHost.from_captured(capture(model, given))
     yield "torch", host
     yield "onnxruntime", OnnxHost.from_model(host.to_onnx())
 
@@ -102,7 +124,7 @@ def rows(name: str, runtime: str, host: Host, rewrite: Pass, seconds: float) -> 
         return
     folded = edited(host, moves)
     before, after = host.runner(), folded.runner()
-    for batch, length in SHAPES:
+    for batch, length in FIXED.get(name, SHAPES):
         given = inputs(host, batch, length)
         gap = max(float((a - b).abs().max()) for a, b in zip(before(given), after(given), strict=True))
         priced = Folding("model", load_target("cpu")[0], runtime, (), ((1.0, host.graph.sizes(given)),))
@@ -119,21 +141,30 @@ def line(row: Row) -> list[str]:
             f"{(row.seconds or 0.0) * 1e3:.2f} ms", f"{row.difference:.1e}"]  # fmt: skip
 
 
+def before(names: list[str]) -> list[Row]:
+    """The rows of the other models that the last run left."""
+    return [row for row in harness.kept("fold", Row) if row.model in MODELS and row.model not in names]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=0.6, help="of timing, for each fold and shape")
+    parser.add_argument("--models", default=",".join(MODELS), help="names with commas between")
     given = parser.parse_args()
+    names = given.models.split(",")
+    if unknown := [n for n in names if n not in MODELS]:
+        parser.error(f"'{unknown[0]}' is none of {', '.join(MODELS)}")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     busy = harness.busy_share()
     folds = [p for p in ALL if is_fold(p)]
-    found = [
-        row
-        for name, make in MODELS.items()
-        for runtime, host in hosts(make)
-        for rewrite in folds
-        for row in rows(name, runtime, host, rewrite, given.seconds)
-    ]
+    found = before(names)
+    for name in names:
+        for runtime, host in hosts(name):
+            for rewrite in folds:
+                print(f"{name}, {runtime}, {rewrite.name}", flush=True)
+                found += rows(name, runtime, host, rewrite, given.seconds)
+    found.sort(key=lambda r: list(MODELS).index(r.model))
     columns = ["model", "runtime", "fold", "batch x length", "predicted", "measured", "before", "largest difference"]
     table = harness.markdown(columns, [line(r) for r in found])
     notes = [

@@ -26,7 +26,7 @@ from quantize.subjects import Subject, code_lm, sentence_encoder
 from shrinking.gate_norm_scores import ranking, scored
 from shrinking.kept import Kept
 from shrinking.methods import droppable, dropped, evidence_of, kinds_of, layer_losses
-from shrinking.planned import ahead, explored, planned_rows
+from shrinking.planned import KINDS, searched
 from shrinking.random_models import expected, rows_of, shaped
 from shrinking.timing import compared, onnx_of
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def trained(subject: Subject, kept: Kept, quick: bool) -> None:
-    """Each method alone, then the planner with all of them; an interrupted search of the planner starts anew."""
+    """Each method alone, then the planner with all of them, without light tuning and with it."""
     exported = onnx_of(subject.torch)
     kept.add(
         compared(
@@ -67,12 +67,8 @@ def trained(subject: Subject, kept: Kept, quick: bool) -> None:
     twins = dropped({named[name]: loss for name, loss in losses.items()}, exported)
     kept.add(compared(subject, dropped(losses, subject.torch, evidence_of(subject, subject.torch)), twins, exported, kept, quick))
     kept.say(f"{subject.name}, rho", lambda: ranking(subject, losses))
-    topic = f"{subject.name}, planner"
-    if topic not in kept.said and not quick:  # a search needs more samples than a quick run has
-        found = explored(subject)
-        kept.rows = [r for r in kept.rows if r.model != subject.name or not r.method.startswith("planned")]
-        kept.add(planned_rows(subject, found))
-        kept.say(topic, lambda: [ahead(subject, found)])
+    for kind in () if quick else KINDS:  # a search needs more samples than a quick run has
+        searched(subject, kind, kept)
 
 
 if __name__ == "__main__":

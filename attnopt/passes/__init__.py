@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attnopt.passes.candidate import Candidate, Evidence, Group, Pass
 from attnopt.passes.factorize.eigen_attention import EigenAttention
+from attnopt.passes.factorize.low_rank import LowRank
 from attnopt.passes.fold.center_stream import CenterStream
 from attnopt.passes.fold.fold_biases import FoldBiases
 from attnopt.passes.fold.fold_norm_gain import FoldNormGain
@@ -59,6 +60,7 @@ ALL: tuple[Pass, ...] = (
     DropAttention(),
     GateNorm(),
     EigenAttention(),
+    LowRank(),
     MeanPooling(),
     KeyNormGroups(),
     WeightedGroups(),
@@ -105,6 +107,7 @@ __all__ = [
     "Int4Cache",
     "Int8Cache",
     "KeyNormGroups",
+    "LowRank",
     "MeanPooling",
     "MergeProjections",
     "MergeScoreTerms",

@@ -57,7 +57,7 @@ class Setting:
     """What a search is given. data: calibration given by the user, None where there are only the example inputs.
 
     shaped: inputs of the workload's shapes, to time models on. minimise: of search.GOALS. own: the model that `host` was traced from,
-    which a frontier's times are shares of.
+    which a frontier's times are shares of. given: the model before `folds`, where there are any: `host` is what they left.
     """
 
     host: Host
@@ -81,6 +81,8 @@ class Setting:
     store: Store = field(default_factory=Store)
     minimise: str = "time"
     own: OwnModel | None = None
+    given: Host | None = None
+    folds: tuple[Move, ...] = ()
 
 
 @dataclass(frozen=True)

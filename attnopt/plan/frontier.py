@@ -5,7 +5,8 @@ budgets 0.0001 … 0.1, and those that a kind of rewrite everywhere just holds  
 
 A point makes the promise of `optimize`: the one-sided 95 % bound of its loss on the data held back is within its budget. Where no plan
 of its own holds, or none is better than what a smaller budget has, it is the plan of the smaller budget: time never rises with the
-budget. Every time is a share of the original's, which ran in turn with it. Each kind of rewrite everywhere is there to compare.
+budget. Every time is a share of the original's, which ran in turn with it: the model as it was given, before weights were folded. Folds
+that save time are the first steps of each plan. Each kind of rewrite everywhere is there to compare.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from attnopt.analysis.progress import progress
 from attnopt.cost.nodes import estimate_nodes
+from attnopt.patterns import recognise
 from attnopt.plan.budgeted import UNSEEN, Setting, halves, prepared
 from attnopt.plan.judge.quality import Loss
 from attnopt.plan.options.proposals import Move, moves_of
@@ -76,7 +78,8 @@ class Bench:
     original: float = 0.0
 
     def __post_init__(self) -> None:
-        self.run, self.data = self.setting.own or self.setting.host.runner(), halves(self.setting)[0].fingerprint
+        given = self.setting.given or self.setting.host
+        self.run, self.data = self.setting.own or given.runner(), halves(self.setting)[0].fingerprint
         if self.search.stopwatch is None:
             self.original = predicted_seconds(self.setting, self.search, exact=False)
 
@@ -108,8 +111,11 @@ class Bench:
         found = self.point("exact", None, (0,) * len(self.search.classes), self.search.losses.of(()))
         if not found.timed or found.share <= SLOWER:
             return found
-        note = f"its kernels take {found.share:.2f} of the original's time, which is kept"
-        return replace(found, share=1.0, seconds=self.original, plan=replace(found.plan, kernels={}), note=note)
+        what, given = "folds and kernels" if self.setting.folds else "kernels", self.setting.given or self.setting.host
+        note = f"its {what} take {found.share:.2f} of the original's time, which is kept"
+        weights = replace(self.search.memory, graph=given.graph, known={}).weights
+        plan = replace(found.plan, kernels={}, steps=())
+        return replace(found, share=1.0, seconds=self.original, weights=weights, plan=plan, rewrites="none", note=note)
 
     def swept(self, exact: Point, budgets: Sequence[float], goal: str) -> list[Point]:
         """A point for each budget, none behind that of a smaller one."""
@@ -163,7 +169,7 @@ class Bench:
             target=setting.target.name,
             runtime=setting.runtime,
             kernels={c.site.name: c.lowering.name for c in setting.chosen if c.lowering is not None},
-            steps=tuple(map(step_of, search.losses.workshop.arrays.ready(moves))),
+            steps=tuple(map(step_of, (*setting.folds, *search.losses.workshop.arrays.ready(moves)))),
             seed=setting.seed,
             data=self.data,
             budget=budget or 0.0,
@@ -172,7 +178,7 @@ class Bench:
             bound=bound,
         )
         timed = search.stopwatch is not None
-        seconds, said = share * self.original, counted(moves)
+        seconds, said = share * self.original, counted((*setting.folds, *moves))
         return Point(name, budget, loss.mean, bound, seconds, held.weights, held.cache, said, plan, timed, share=share, note=note)
 
 
@@ -189,12 +195,14 @@ def said(point: Point, goal: str, original: float) -> str:
 def predicted_seconds(setting: Setting, search: Search, *, exact: bool = True) -> float:
     """Every node outside of attentions, and these by their kernels: those of the exact plan, or of the original."""
     shop, held = search.losses.workshop, {c.site.name: c.lowering for c in setting.chosen if exact and c.lowering is not None}
-    inside = {id(n) for s in setting.sites for n in s.nodes}
-    nodes = [n for n in setting.host.graph.nodes if id(n) not in inside]
+    host = setting.host if exact or setting.given is None else setting.given
+    sites = setting.sites if host is setting.host else recognise(host.graph).sites
+    inside = {id(n) for s in sites for n in s.nodes}
+    nodes = [n for n in host.graph.nodes if id(n) not in inside]
     total = 0.0
     for load in search.prices.loads:
         total += load.weight * estimate_nodes(nodes, load.sizes, setting.target, runtime=setting.runtime).seconds
-        for s in setting.sites:
+        for s in sites:
             before = (ONE_NODE if any(n.op == "attention" for n in s.nodes) else SPELLED_OUT)[setting.host.kind]
             total += load.weight * shop.seconds(s, held[s.name].name if s.name in held else before, load.sizes)
     return total

@@ -250,12 +250,16 @@ def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, 
 
 
 def exact_setting(host: Host, request: Request) -> Setting:
-    """What a search starts from: the model with its exact plan."""
+    """What a search starts from: the model with its exact plan, folds and kernels, as `run` chooses them."""
     sites = recognise(host.graph).sites
     request = with_shapes(host, sites, request)
+    folded = fold(host, sites, request)
+    given, host = host, folded.host
+    sites = sites if host is given else recognise(host.graph).sites
     chosen = select_kernels(host, sites, request)
-    state = State(host, apply_choices(host, chosen), chosen, Folded(host))
-    return setting_for(host, request, state, tuple(p for p in request.passes if not p.exact))
+    state = State(given, apply_choices(host, chosen), chosen, folded)
+    made = setting_for(host, request, state, tuple(p for p in request.passes if not p.exact))
+    return replace(made, given=given, folds=folded.moves) if folded.moves else made
 
 
 def with_shapes(host: Host, sites: Sequence[Site], request: Request) -> Request:

@@ -140,7 +140,7 @@ def transferred(steps: Sequence[PlanStep], before: Host, after: Host) -> list[Pl
                 next_move="Export as .pt2, or export the original to ONNX and optimise that file with the budget.",
             )
         layers = dict(zip((n.name for n in old.linears), (n.name for n in new.linears), strict=True))
-        names = dict(zip((n.name for n in groups[at].linears), (n.name for n in others[at].linears), strict=True))
+        names = {**layers, **dict(zip((n.name for n in groups[at].linears), (n.name for n in others[at].linears), strict=True))}
         names |= dict(zip(site_nodes(groups[at]), site_nodes(others[at]), strict=False))
         if len(mine := lookups(before)) == len(theirs := lookups(after)):
             names |= dict(zip(mine, theirs, strict=True))

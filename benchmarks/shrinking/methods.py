@@ -20,12 +20,13 @@ from attnopt.passes import (
     GateNorm,
     Group,
     KeyNormGroups,
+    LowRank,
     MeanPooling,
     Pass,
     PruneHeads,
     WeightedGroups,
 )
-from attnopt.passes.candidate import FITTED
+from attnopt.passes.candidate import FITTED, Computes
 from attnopt.passes.edits.heads.head_map import HeadMap
 from attnopt.plan.memory.memory import Memory
 from attnopt.plan.options.groups import Grouping
@@ -39,9 +40,11 @@ METHODS: tuple[tuple[str, Pass], ...] = (
     ("key-norm-groups", KeyNormGroups()),
     ("prune-heads", PruneHeads()),
     ("gate-norm", GateNorm(per_head=True)),
+    ("low-rank", LowRank()),
 )
 SHRINKING = (
     "eigen-attention",
+    "low-rank",
     "mean-pooling",
     "weighted-groups",
     "key-norm-groups",
@@ -95,6 +98,8 @@ def offered(name: str, rewrite: Pass, host: Host, evidence: Evidence | None, fit
                 continue
             if candidate.needs == "tuning":
                 candidate = tuned(rewrite, candidate, group, evidence)
+            elif candidate.nodes and not candidate.arrays and isinstance(rewrite, Computes) and evidence is not None:
+                candidate = with_arrays(rewrite, candidate, group, evidence)
             found.setdefault(candidate.kind, []).append((group.name, candidate))
     return [Kind(name, strength, rewrite, tuple(all_of)) for strength, all_of in found.items()]
 
@@ -102,10 +107,16 @@ def offered(name: str, rewrite: Pass, host: Host, evidence: Evidence | None, fit
 def tuned(rewrite: Any, candidate: Candidate, group: Group, evidence: Evidence | None) -> Candidate:
     """The candidate with all that was fitted for it."""
     found = rewrite.tune(candidate, group, evidence)
-    held = rewrite.arrays(found, group, evidence) if not isinstance(found, Refusal) else found
+    if isinstance(found, Refusal):
+        raise RuntimeError(f"{rewrite.name}, {candidate.kind}: {found}")
+    return with_arrays(rewrite, found, group, evidence)
+
+
+def with_arrays(rewrite: Any, candidate: Candidate, group: Group, evidence: Evidence | None) -> Candidate:
+    held = rewrite.arrays(candidate, group, evidence)
     if isinstance(held, Refusal):
         raise RuntimeError(f"{rewrite.name}, {candidate.kind}: {held}")
-    return replace(found, arrays=held)
+    return replace(candidate, arrays=held)
 
 
 def at_cache(share: float, host: Host, evidence: Evidence) -> Kind:

@@ -6,15 +6,18 @@ from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
+import folded_models
 import pytest
 from plan_fakes import clock
 from small_searches import layers, setting
 
 from attnopt.analysis.calibration import Calibration
-from attnopt.passes import DynamicInt8
+from attnopt.passes import DynamicInt8, MeanPooling, PackProjections
 from attnopt.plan.budgeted import prepared
 from attnopt.plan.frontier import explored, natural
+from attnopt.plan.judge.budget import Budget
 from attnopt.plan.judge.judge import Judge
+from attnopt.plan.pipeline import Request, exact_setting, run
 
 BUDGETS = (1e-6, 0.008, 0.02, 0.5)
 
@@ -124,3 +127,46 @@ def test_the_fastest_kinds_that_no_other_beats_have_budgets_of_their_own():
     assert natural(search, whole) == [0.121, 0.101]
     search.everywhere = dict.fromkeys(known, 0.005)
     assert natural(search, whole) == [0.121, 0.0101]
+
+
+class Own:
+    """A model whose every call is counted."""
+
+    def __init__(self, host):
+        self.outputs, self.calls = host.runner(), 0
+
+    def __call__(self, inputs):
+        self.calls += 1
+
+
+def test_folds_come_first_and_times_are_shares_of_the_given_model(monkeypatch):
+    """The clock gives the folded model half of the time of the one before it, and every plan a quarter of that of its user's model."""
+    monkeypatch.setattr("attnopt.plan.folding.in_turn", clock({"before": 2.0, "after": 1.0}))
+    monkeypatch.setattr("attnopt.plan.timing.stepwise.in_turn", clock({"before": 2.0, "after": 0.5}))
+    given = folded_models.host()
+    own, passes = Own(given), (PackProjections(), MeanPooling(groups=(1,)))
+    asked = Request("cpu", "torch", 0, "measure", Budget.of(1e6), passes, {"ids": folded_models.IDS}, own=own)
+    frontier = explored(exact_setting(given, asked), "language", (1e6,))
+    assert frontier.original == 2.0 and {p.share for p in frontier.points} == {0.25}
+    assert own.calls == 2  # beside the exact plan, and beside the one that shares heads
+    exact, pooled = frontier.points[0], frontier.points[-1]
+    assert exact.rewrites == "pack-projections: packed (1)"
+    assert [s.rewrite for s in pooled.plan.steps] == ["pack-projections", "mean-pooling"]
+    for point in (exact, pooled):
+        made, report = run(given, replace(asked, plan=point.plan, own=None, select="always"))
+        assert made is not given and report.plan.steps == point.plan.steps
+        assert (report.difference.max_rel > 0.01) == (point is pooled)
+
+
+def test_without_its_own_call_the_model_before_folds_is_what_plans_are_timed_beside(monkeypatch):
+    """Where nothing is timed, it is what they are predicted beside."""
+    given = folded_models.host()
+    asked = Request("h200", "torch", 0, "always", Budget.of(1e6), (PackProjections(),), {"ids": folded_models.IDS})
+    found = exact_setting(given, asked)
+    assert found.given is given and found.host is not given and [m.rewrite.name for m in found.folds] == ["pack-projections"]
+    exact = explored(replace(found, select="model"), "language", (1e6,)).points[0]
+    assert exact.share < 1.0 and [s.rewrite for s in exact.plan.steps] == ["pack-projections"]
+    monkeypatch.setattr("attnopt.plan.timing.stepwise.in_turn", clock({"before": 2.0, "after": 2.2}))
+    slower = explored(replace(found, select="measure"), "language", (1e6,)).points[0]
+    assert (slower.share, slower.plan.steps, slower.rewrites) == (1.0, (), "none")
+    assert slower.note == "its folds and kernels take 1.10 of the original's time, which is kept"

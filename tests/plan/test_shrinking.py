@@ -6,16 +6,20 @@ import functools
 from types import SimpleNamespace
 
 import torch
-from shrunk_models import IDS, host, model
+from shrunk_models import IDS, evidence, host, model, output
 
 import attnopt
+from attnopt.cost.target import load_target
 from attnopt.ir.block import Rotary
-from attnopt.passes import MeanPooling
+from attnopt.passes import DropAttention, MeanPooling
+from attnopt.plan.arrays import Arrays
 from attnopt.plan.budgeted import recovered
 from attnopt.plan.judge.quality import Loss
 from attnopt.plan.memory.memory import Memory
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
+from attnopt.plan.options.workshop import Workshop
+from attnopt.plan.replay import moves_from, step_of, transferred
 
 
 @functools.cache
@@ -70,3 +74,19 @@ def test_the_report_says_what_tuning_recovered():
         "tuned, a: 2 of 4 everywhere loses 0.4 -> 0.1: 75% of it recovered",
         "tuned, b everywhere loses 0.2 -> 0.3: nothing recovered",
     ]
+
+
+def test_a_layer_that_is_fitted_outside_of_its_block_is_carried_over_to_an_export():
+    """Without the first attention the output projection of the second is fitted, which stands in another block."""
+    given, other, found = host("turned", "torch"), host("turned", "onnx"), evidence("turned", "torch")
+    group, second = Grouping(given).of("block")
+    fitted = next(c for c in DropAttention().propose(group, found) if c.needs == "tuning")
+    assert fitted.nodes == (second.blocks[0].o.node,)
+    (move,) = Arrays(found).ready([Move(DropAttention(), group, fitted)])
+    steps = [step_of(move)]
+    made = []
+    for at, own in ((given, steps), (other, transferred(steps, given, other))):
+        shop = Workshop(at, {}, load_target("cpu")[0], "torch", 0, {})
+        made.append(output(shop.edited(at.copy(), moves_from(own, at), {})))
+    torch.testing.assert_close(*made, atol=1e-5, rtol=1e-5)
+    assert float((made[0] - output(given)).abs().max()) > 1e-2

@@ -25,6 +25,7 @@ from attnopt.passes import Group
 from attnopt.plan.arrays import Arrays
 from attnopt.plan.choose import applicable, emit
 from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.one_look import on_one_look
 from attnopt.plan.options.proposals import Move
 
 COMPILED = (
@@ -78,21 +79,20 @@ class Workshop:
 
     def edited(self, result: Host, edits: Sequence[Move], stored: dict[str, Site]) -> Host:
         """The host itself after moves that edit it. stored: filled with sites on their caches as these come and go from now on."""
-        if edits:
-            there = Grouping(result)
-            first = [m for m in edits if m.candidate.scales]
-            for move in first:
-                move.rewrite.apply(move.candidate, twin(there, move))
-            if first:  # others read the weights that these scaled
+        there, first = Grouping(result), [m for m in edits if m.candidate.scales]
+        for move in first:
+            move.rewrite.apply(move.candidate, twin(there, move))
+        anew = bool(first)  # others read the weights that these scaled
+        for run in on_one_look(m for m in edits if not m.candidate.scales):
+            if anew:
                 result.finish()
                 there = Grouping(result)
-            for move in (m for m in edits if not m.candidate.scales):
+            for move in run:
                 group = twin(there, move)
                 made = [s for s in move.rewrite.apply(move.candidate, group).sites if all(s is not old for old in group.sites)]
                 stored.update({s.name: s for s in made if s.codes or s.spec.selection is not None})
-                if "structure" in move.candidate.changes:  # what the next move reads is not there any more: look anew
-                    result.finish()
-                    there = Grouping(result)
+            anew = any("structure" in m.candidate.changes for m in run)  # what the next move reads is not there any more
+        if edits:
             result.finish()
         return result
 

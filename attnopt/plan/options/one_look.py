@@ -1,0 +1,55 @@
+"""Edits of blocks that need no new look at the graph between them: the last block of the graph is edited first.
+
+    pool layer 0, pool layer 1, drop layer 2 | quantise …      ->      (drop layer 2, pool layer 1, pool layer 0), (quantise), …
+
+To look anew is to write the graph down, to read it again and to recognise every attention of it: seconds for a large model, and once for
+each of its layers. An edit of a block reads what stands before the block and lets others read what the block gives. So one that stands
+later in the graph reads nothing that an earlier one is about to change, and what it wrote is given to read what the earlier one gives.
+Blocks that share weights, and those whose keys and values come in or go out of the model, are edited alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from attnopt.ir.graph import Graph
+from attnopt.ir.sublayer import past_inputs, reached_outputs
+from attnopt.passes import Group
+from attnopt.plan.options.proposals import Move
+
+
+def on_one_look(moves: Iterable[Move]) -> Iterator[list[Move]]:
+    """The moves in runs, each of which is made before the graph is read again; a run of one is made as it ever was."""
+    run: list[Move] = []
+    for move in moves:
+        fits = by_itself(move)
+        if run and (not fits or any(other.group.name == move.group.name for other in run)):
+            yield backwards(run)
+            run = []
+        if fits:
+            run.append(move)
+        else:
+            yield [move]
+    if run:
+        yield backwards(run)
+
+
+def by_itself(move: Move) -> bool:
+    """Whether it changes one block, and nothing that comes into the model or goes out."""
+    group, changes = move.group, move.candidate.changes
+    if move.rewrite.per != "block" or len(group.sites) != 1 or len(group.blocks) != 1 or set(changes) != {"structure"}:
+        return False
+    return not move.candidate.scales and not slots(group, group.host.graph)
+
+
+def slots(group: Group, graph: Graph) -> bool:
+    """Whether keys or values of its block are given, or are returned, or whether that cannot be told."""
+    (site,), (block,) = group.sites, group.blocks
+    past = past_inputs(graph, block)
+    return bool(past) or reached_outputs(graph, site, block, past) != ()
+
+
+def backwards(moves: list[Move]) -> list[Move]:
+    """The last of the graph first."""
+    at = {n: i for i, n in enumerate(moves[0].group.host.graph.nodes)}
+    return sorted(moves, key=lambda m: max(at.get(n, -1) for n in m.group.sites[0].nodes), reverse=True)
