@@ -89,7 +89,7 @@ def optimize(
     on the other the one-sided 95 % bound of the loss is within the budget. Default: the example inputs, for which alone it then holds.
     select: "measure" (time each kernel, keep what is faster), "model" (predict), "always" (every rewrite that holds); default: measure
     where the target is this machine's CPU, or the GPU that the example inputs are on, else predict.
-    passes: names to restrict the rewrites to; default all.
+    passes: names to restrict the rewrites to; default all. int8-cache, int4-cache and int2-cache let a live model keep its cache in codes.
     quality: for Budget(metric="quality", drop=…): a function of named inputs and outputs of a batch that returns a score per sample.
     shapes: what the plan is for ("prefill:4096 decode:32768x8"), timed where the model's sizes are open and a call is short; default: the
     example inputs. effort: "low" (about a minute of measuring), "medium", "high" (hours). seed: of the halves and of the bound; equal

@@ -24,7 +24,7 @@ from attnopt.hosts.module.interface import BEFORE, WINDOWS
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
-from attnopt.hosts.module.traceable import traceable
+from attnopt.hosts.module.traceable import runs_here, traceable
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.opening import Opened
@@ -57,7 +57,8 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
             next_move='Leave host="module" out, and give example_inputs for a traced model.',
         )
     earlier = before(model)
-    model = model if earlier is None else traceable(model)
+    asked_for = model.config._attn_implementation
+    model = model if earlier is None and runs_here(model) else traceable(model)
     checked = asked.checked()
     batches = None if asked.calibration is None else token_batches(asked.calibration, tokenizer)
     if not checked.budget.exact and batches is None and checked.plan is None:
@@ -83,7 +84,14 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     changes = read_back(host, plan.edited)
     notes: list[str] = []
     if earlier is not None:
-        notes.append("the given model was live: what its layers hold stays, and losses, times and the plan count from it")
+        notes.append(
+            "the given model was live: what its layers hold stays, and losses, times and the plan count from it; what its cache was "
+            "kept by does not"
+        )
+    elif asked_for != model.config._attn_implementation:
+        notes.append(
+            f"{asked_for} does not run on this device: before is the model by sdpa, which also computes what no kernel does"
+        )
     if request.workload is not None:
         notes.append(f"planned for {request.workload}; a step of decoding counts as a prompt of one token")
     if asked.passes is not None and folds:

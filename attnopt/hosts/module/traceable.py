@@ -38,6 +38,12 @@ def traceable(model: Any) -> Any:
     return by_own(undressed(shared_copy(model)), before if before in TRACED else "sdpa")
 
 
+def runs_here(model: Any) -> bool:
+    """Whether its own attention computes on the device that it is on: flash attention has kernels for GPUs alone."""
+    own = str(getattr(model.config, "_attn_implementation", None))
+    return not own.startswith("flash") or next(model.parameters()).device.type != "cpu"
+
+
 def planned(spec: str) -> bool:
     """Whether it is more than a mask of positions: such a spec comes of a plan alone."""
     parsed = parse(spec)

@@ -30,7 +30,9 @@ from attnopt.plan.live.converting import Live
 from attnopt.plan.live.generating import Pace, on_prompts, usual
 from attnopt.report.plan import PlanStep
 
-CODES = 4.0  # operations on a number that is read from its code: unpacked, cast, shifted, scaled
+CODES = 4.0  # operations on a number that is read from its code: cast, shifted by the middle and by its zero point, scaled
+MOVED = 4 + 3 * 8  # bytes that these move: the first writes the number, each other reads and writes it
+CALLS = 60.0  # of torch in one layer: a token is rounded, joined and read, on both sides
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,12 @@ class Foretold:
         return estimate(spec, shape, dtype, name if name in KERNELS else self.own, target=self.target).seconds
 
     def unpacked(self, codes: Clause, site: Site, shape: Mapping[str, int]) -> float:
-        """Seconds in which the cache of one layer is read from its codes and written as numbers."""
+        """Seconds in which one layer rounds what comes, and reads its cache from codes into numbers."""
         rows = shape["b"] * shape["g"] * shape["k"]
         numbers = float(rows * (shape["d"] + shape["e"]))
         kept = rows * sum(row_bytes(codes, side, shape[axis], 4) for side, axis in (("k", "d"), ("v", "e")))
-        moved = kept + 4 * numbers
-        phase = Phase("codes", "elementwise", operations=CODES * numbers, bytes=moved, working_set=moved)
+        moved = kept + MOVED * numbers
+        phase = Phase("codes", "elementwise", operations=CODES * numbers, bytes=moved, working_set=moved, launches=CALLS)
         return of_phases([phase], site.q.value.dtype or "float32", self.target).seconds
 
 

@@ -17,7 +17,7 @@ from attnopt.hosts.module.interface import BEFORE, HELD, NAME
 from attnopt.hosts.module.layer_attention import LayerAttention
 from attnopt.hosts.module.layers import Int8Linear, RoundedLinear
 from attnopt.hosts.module.model import LiveModel, as_live
-from attnopt.hosts.module.traceable import traceable
+from attnopt.hosts.module.traceable import runs_here, traceable
 from attnopt.plan.live.converting import attach, changed, noted
 from attnopt.runtime.dynamic_int8 import quantize_weight
 
@@ -49,6 +49,7 @@ def test_what_can_be_traced_is_itself_and_flash_attention_is_read_by_sdpa():
     assert traceable(model) is model and traceable(model.lm_head) is model.lm_head
     model.config._attn_implementation_internal = "flash_attention_2"
     made = traceable(model)
+    assert runs_here(made) and not runs_here(model)
     assert (made.config._attn_implementation, model.config._attn_implementation) == ("sdpa", "flash_attention_2")
 
 
