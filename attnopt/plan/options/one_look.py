@@ -21,20 +21,26 @@ def on_one_look(moves: Iterable[Move]) -> Iterator[list[Move]]:
     for move in moves:
         fits = by_itself(move)
         if run and (not fits or any(other.group.name == move.group.name for other in run)):
-            yield backwards(run)
+            yield from apart(run)
             run = []
         if fits:
             run.append(move)
         else:
             yield [move]
-    if run:
-        yield backwards(run)
+    yield from apart(run)
 
 
 def by_itself(move: Move) -> bool:
     """Whether it writes one block anew, and nothing else."""
     alone = move.rewrite.per == "block" and len(move.group.sites) == len(move.group.blocks) == 1
     return alone and set(move.candidate.changes) == {"structure"} and not move.candidate.scales
+
+
+def apart(moves: list[Move]) -> Iterator[list[Move]]:
+    """Those first whose caches go: inputs behind these may get the names of those, before others change form and name."""
+    gone = [m for m in moves if m.candidate.cached]
+    rest = [m for m in moves if not m.candidate.cached]
+    yield from (backwards(some) for some in (gone, rest) if some)
 
 
 def backwards(moves: list[Move]) -> list[Move]:
