@@ -121,13 +121,14 @@ class FxHost:
         taken, given = leaves_of(self, nodes, outputs)
         counts = dict.fromkeys(given, 0)
         refusal = interface.refusal(self.captured, dict.fromkeys(taken, interface.nothing), counts)
-        return refusal or unreadable(self.placeholders(), nodes)
+        return refusal or unreadable([n for n in self.placeholders() if n not in self.dropped], nodes)
 
     def drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
         nodes = [v.handle for v in inputs]
         taken, given = leaves_of(self, nodes, outputs)
         self.captured = interface.changed(self.captured, dict.fromkeys(taken, interface.nothing), dict.fromkeys(given, 0))
         self.dropped = (*self.dropped, *drop(self.module, nodes, given))
+        self.graph.outputs = [v for v in self.graph.outputs if not any(v is gone for gone in outputs)]
 
     def refuses_split(
         self, inputs: Sequence[Value], outputs: Sequence[Value], parts: Sequence[Sequence[tuple[str, Shape, str]]] = ()
@@ -151,6 +152,7 @@ class FxHost:
         end = next(n for n in self.module.graph.nodes if n.op == "output")
         end.args = (tuple(x for i, leaf in enumerate(end.args[0]) for x in where.get(i, [leaf])),)
         self.captured = interface.changed(self.captured, {}, {i: len(made) for i, made in where.items()})
+        self.graph.outputs = [x for v in self.graph.outputs for x in ([part for _, part in parts[v]] if v in parts else [v])]
 
     def adapt(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return adapted([n.name for n in self.placeholders()], inputs, {}, self.remade)

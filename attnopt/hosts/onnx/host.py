@@ -141,7 +141,7 @@ class OnnxHost:
         return None
 
     def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
-        return unreadable(self.graph.inputs, inputs)
+        return unreadable([v for v in self.graph.inputs if v.handle not in self._dropped], inputs)
 
     def drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
         given = zip(self.model.graph.outputs, self.graph.outputs, strict=True)
@@ -166,6 +166,7 @@ class OnnxHost:
         given = list(zip(self.model.graph.outputs, self.graph.outputs, strict=True))
         for held, value in given:
             split_output(self.model, held, parts.get(value, ()), self.names)
+        self.graph.outputs = [x for v in self.graph.outputs for x in ([part for _, part in parts[v]] if v in parts else [v])]
 
     def set_constant(self, value: Value, data: Tensor) -> None:
         held = value.handle

@@ -51,7 +51,7 @@ class LowRank:
         for node in group.linears:
             if (why := self.refusal(node, evidence)) is not None:
                 return why
-        made = []
+        made: list[Candidate] = []
         for share in self.shares:
             ranks = {n.name: self.rank(n, share) for n in group.linears}
             if min(ranks.values()) < 1:

@@ -5,16 +5,13 @@
 To look anew is to write the graph down, to read it again and to recognise every attention of it: seconds for a large model, and once for
 each of its layers. An edit of a block reads what stands before the block and lets others read what the block gives. So one that stands
 later in the graph reads nothing that an earlier one is about to change, and what it wrote is given to read what the earlier one gives.
-Blocks that share weights, and those whose keys and values come in or go out of the model, are edited alone.
+Blocks that share weights are edited alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from attnopt.ir.graph import Graph
-from attnopt.ir.sublayer import past_inputs, reached_outputs
-from attnopt.passes import Group
 from attnopt.plan.options.proposals import Move
 
 
@@ -24,29 +21,26 @@ def on_one_look(moves: Iterable[Move]) -> Iterator[list[Move]]:
     for move in moves:
         fits = by_itself(move)
         if run and (not fits or any(other.group.name == move.group.name for other in run)):
-            yield backwards(run)
+            yield from apart(run)
             run = []
         if fits:
             run.append(move)
         else:
             yield [move]
-    if run:
-        yield backwards(run)
+    yield from apart(run)
 
 
 def by_itself(move: Move) -> bool:
-    """Whether it changes one block, and nothing that comes into the model or goes out."""
-    group, changes = move.group, move.candidate.changes
-    if move.rewrite.per != "block" or len(group.sites) != 1 or len(group.blocks) != 1 or set(changes) != {"structure"}:
-        return False
-    return not move.candidate.scales and not slots(group, group.host.graph)
+    """Whether it writes one block anew, and nothing else."""
+    alone = move.rewrite.per == "block" and len(move.group.sites) == len(move.group.blocks) == 1
+    return alone and set(move.candidate.changes) == {"structure"} and not move.candidate.scales
 
 
-def slots(group: Group, graph: Graph) -> bool:
-    """Whether keys or values of its block are given, or are returned, or whether that cannot be told."""
-    (site,), (block,) = group.sites, group.blocks
-    past = past_inputs(graph, block)
-    return bool(past) or reached_outputs(graph, site, block, past) != ()
+def apart(moves: list[Move]) -> Iterator[list[Move]]:
+    """Those first whose caches go: inputs behind these may get the names of those, before others change form and name."""
+    gone = [m for m in moves if m.candidate.cached]
+    rest = [m for m in moves if not m.candidate.cached]
+    yield from (backwards(some) for some in (gone, rest) if some)
 
 
 def backwards(moves: list[Move]) -> list[Move]:

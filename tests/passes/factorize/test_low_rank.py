@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shrunk_models import IDS, evidence, host, output
+from shrunk_models import evidence, host, output
 
 from attnopt.cost.target import load_target
 from attnopt.errors import OutOfRange, PlanError
@@ -87,4 +87,3 @@ def test_what_cannot_be_is_refused():
     (bare,) = (c for c in SMALL.propose(group, seen)[:1])
     with pytest.raises(PlanError, match="does not hold the numbers"):
         SMALL.apply(bare, Grouping(host("packed", "torch").copy()).of("linear")[0])
-    assert IDS.shape == (2, 12)

@@ -1,4 +1,4 @@
-"""Edits made on one look at a graph are those that would be made one after the other; what comes in or goes out is edited alone."""
+"""Edits made on one look at a graph are those that would be made one after the other; caches come and go as they would."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import replace
 import hf_models
 import pytest
 import torch
+from decoding_models import step_of
 from shrunk_models import host, output, rewritten
 
 from attnopt.cost.target import load_target
-from attnopt.hosts.fx import FxHost, capture
 from attnopt.passes import DropAttention, MeanPooling
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.one_look import on_one_look
@@ -59,10 +59,26 @@ def test_what_is_no_edit_of_one_block_ends_a_run():
     assert list(on_one_look([first, again])) == [[first], [again]]
 
 
-def test_blocks_whose_keys_go_out_of_the_model_are_edited_alone():
-    given = FxHost.from_captured(
-        capture(hf_models.build("llama", "sdpa", layers=2), {"input_ids": torch.ones(2, 5, dtype=torch.long)})
-    )
-    assert len(given.graph.outputs) == 5  # and so are keys and values of either layer
-    moves = moves_in(given, DropAttention(), DropAttention())
-    assert list(on_one_look(moves)) == [[m] for m in moves]
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_caches_that_change_and_go_are_those_of_one_edit_after_the_other(kind):
+    """Of three layers of a decoding step the second goes with its cache, the others share their heads and cache half as much."""
+    ids, model = torch.arange(18).reshape(2, 9), hf_models.build("gpt2", "sdpa", layers=3)
+    given = step_of(model, ids, kind)
+    pooled = MeanPooling(groups=(2,))
+    moves = moves_in(given, pooled, DropAttention(), pooled)
+    assert list(on_one_look(moves)) == [[moves[1]], [moves[2], moves[0]]]
+    made = Workshop(given, {}, load_target("cpu")[0], "torch", 0, {}).edited(given.copy(), moves, {})
+    left = iter(moves)
+
+    def apply(group):
+        move = next(left)
+        move.rewrite.apply(move.candidate, group)
+
+    wanted = rewritten(given, apply, blocks=(0, 1, 1))
+    assert [s.name for s in made.input_specs] == [s.name for s in wanted.input_specs] and len(made.input_specs) == 5
+    x = {s.name: torch.randn(2, 2, 8, s.shape[3], generator=torch.Generator().manual_seed(0)) for s in made.input_specs[1:]}
+    x[made.input_specs[0].name] = ids[:, -1:]
+    for one, other in zip(made.runner()(x), wanted.runner()(x), strict=True):
+        assert torch.equal(one, other)
+    assert made.output_names == wanted.output_names and list(made.output_names) != list(given.output_names)
