@@ -6,8 +6,8 @@ attnopt::triton_attention(q, k, v, operands, spec) computes a spec by the kernel
 interpreter. On CPU tensors outside of the interpreter it computes the spec's meaning in plain PyTorch, exact and slow, so that a
 model that was made for a GPU can be checked, saved and tried where there is none.
 
-attnopt::tvm_attention, tvm_sparse, tvm_pages and tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing by torch's. They are
-declared by their schemas, because a call through `custom_op` takes three times as long, which counts beside a short kernel.
+attnopt::tvm_attention, tvm_sparse, tvm_pages and tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing by torch's.
+They are declared by their schemas, because a call through `custom_op` takes three times as long, which counts beside a short kernel.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python benchmarks/sparsify.py [--quick] [--part losses|corrections|times|steps|plans] [--resume]
 
 On real queries, keys and values of the language model and of the recall model. Results go to benchmarks/results/sparsify.json and .md,
-after every row: --resume goes on where a run was interrupted. Parts that are not asked for stay as they were.
+after every row: --resume goes on where a run was interrupted, and measures anew what lacks a number. Parts that are not asked for stay
+as they were.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ TITLES = {
 NOTES = (
     "form: what is added to `softmax scale causal`; kept: share of the visible pairs; recall: share of the softmax weight on kept pairs; "
     "error: of the outputs of single attentions, relative, mean over them",
-    "chance: as many blocks of each row at random, the first and the last visible one among them; window: the last keys, as many pairs",
+    "chance: as many blocks of each row at random, the first and the last visible one among them, single keys beside a form of windows, "
+    "nothing corrected; window: the last keys, as many pairs",
     "KL: in nats per token with every attention so computed, against the model as it is; mean ± half of the 95 % interval",
     "pages are chosen for each query alone, as in decoding; kept of a corrected form does not count its dense rows",
     "code-lm hardly looks beyond 64 tokens: a window looks good there. recall needs keys from anywhere",
@@ -64,9 +66,9 @@ def main() -> None:
     found: saved.Rows = {} if given.quick else saved.read({name: part.ROW for name, part in PARTS.items()})
     for name in given.part or PARTS:
         found[name] = found[name] if given.resume and not given.quick else []
-        for row in PARTS[name].rows(given.quick, {x.key for x in found[name]}):
+        for row in PARTS[name].rows(given.quick, {x.key for x in found[name] if getattr(x, "whole", True)}):
             print(row, flush=True)
-            found[name].append(row)
+            found[name] = [x for x in found[name] if x.key != row.key] + [row]
             if not given.quick:
                 saved.save(found, NOTES, text_of(found))
     print(text_of(found))

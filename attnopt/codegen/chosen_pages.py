@@ -1,7 +1,7 @@
 """One query against the pages of a cache that it chose: a table of pages for the kernels of few queries.
 
     softmax scale(s) offset(size(k) - size(q)) causal pages(16, 8, group=max)      q [B, H, 1, D], k [B, G, K, D], v [B, G, K, E]
-        ->   softmax scale(s) cache(layout=paged, page=16)                         q [B G, H / G, 1, D], k [places, 1, 16, D], table [B G, 8]
+        ->   softmax scale(s) cache(layout=paged, page=16)           q [B G, H / G, 1, D], k [places, 1, 16, D], table [B G, 8]
 
 A page is named by its first row, counted over all rows of the cache: places overlap, so that a cache of any length is read as it lies.
 Heads that choose apart are sequences of their own to the kernel, whose pages are the same memory. The newest page comes last in a

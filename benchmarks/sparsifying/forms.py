@@ -1,13 +1,18 @@
 """The forms of sparse attention that are compared, and their baselines at as many pairs: blocks by chance, and a plain window.
 
 chance(spec, q, k)   ->   blocks(64, 64, operand=by_chance), with as many tiles of each row       window(length, 0.25)   ->   window(137)
+
+Chance has the tiles that a selection chooses, those of a mask in blocks, and single keys where a mask is of windows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from attnopt.ir.expr import Expr, Term, children
 from attnopt.ir.reference import rows_of
 from attnopt.ir.selections import SELECTIONS
 from attnopt.ir.spec import AttentionSpec, parse
@@ -46,6 +51,7 @@ GRAINS = {
     "block_topk": (None, 0),
     "pages": (None, 0),
 }  # which counts of a clause are rows and keys of a tile
+IN_BLOCKS = ("near_blocks", "power_blocks", "causal_random_blocks")  # terms of masks, whose first number is the block
 
 
 def spec_of(spec: AttentionSpec, form: str) -> AttentionSpec:
@@ -64,18 +70,15 @@ def window(length: int, kept: float) -> int:
     return next((w for w in range(1, length) if w * length - w * (w - 1) / 2 >= wanted), length)
 
 
-def chance(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, seed: int = 0) -> tuple[AttentionSpec, dict[str, Tensor]] | None:
-    """The spec with tiles by chance instead of its selection, as many in each row, and its operand; None where it has none."""
-    clause = spec.selection
-    if clause is None:
-        return None
-    dense = spec.with_(selection=None, correction=None)
+def chance(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, seed: int = 0) -> tuple[AttentionSpec, dict[str, Tensor]]:
+    """The spec with tiles by chance instead of its selection or its narrower mask, as many in each row, and its operand."""
+    dense = spec.with_(mask=Term("causal"), selection=None, correction=None)
     rows = rows_of(dense, q, k, v, {})
-    chosen = SELECTIONS[clause.name](rows, clause).visible & rows.visible
-    at_rows, at_keys = GRAINS[clause.name]
-    height, width = clause.count(at_rows) if at_rows is not None else 1, clause.count(at_keys)
-    if clause.name == "block_topk":
-        height = max(1, clause.count("rows"))
+    if spec.selection is None:
+        chosen = visible(spec, q, k, v)
+    else:
+        chosen = SELECTIONS[spec.selection.name](rows, spec.selection).visible & rows.visible
+    height, width = grain(spec)
     tiles, shown = (in_tiles(x, height, width) for x in (chosen, rows.visible))
     rank = torch.rand(tiles.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(~shown, -1.0)
     rank[..., 0] = 2.0
@@ -87,6 +90,23 @@ def chance(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, seed: int = 0) 
     return dense.with_(selection=made), {CHANCE: found}
 
 
+def grain(spec: AttentionSpec) -> tuple[int, int]:
+    """Rows and keys of what is shown or hidden as one."""
+    clause = spec.selection
+    if clause is None:
+        return (max(blocks),) * 2 if (blocks := list(blocks_of(spec.mask))) else (1, 1)
+    at_rows, at_keys = GRAINS[clause.name]
+    rows = clause.count("rows") if clause.name == "block_topk" else 1 if at_rows is None else clause.count(at_rows)
+    return max(1, rows), clause.count(at_keys)
+
+
+def blocks_of(expr: Expr | None) -> Iterator[int]:
+    if isinstance(expr, Term) and expr.name in IN_BLOCKS:
+        yield int(expr.args[0])
+    for child in () if expr is None else children(expr):
+        yield from blocks_of(child)
+
+
 def in_tiles(x: Tensor, height: int, width: int) -> Tensor:
-    x = torch.stack([part.any(-1) for part in x.split(width, -1)], -1)
+    x = x if width == 1 else torch.stack([part.any(-1) for part in x.split(width, -1)], -1)
     return x if height == 1 else torch.stack([part.any(-2) for part in x.split(height, -2)], -2)

@@ -41,7 +41,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Loss:
-    """A form on one model at one length. Numbers are means over attentions and samples; by chance: None where it chooses no blocks."""
+    """A form on one model at one length. Numbers are means over attentions and samples; by chance: None in rows of runs that had none."""
 
     model: str
     length: int
@@ -61,6 +61,11 @@ class Loss:
     @property
     def key(self) -> tuple[str, int, str]:
         return (self.model, self.length, self.form)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of it is left to measure."""
+        return self.chance_error is not None
 
 
 ROW = Loss
@@ -120,12 +125,8 @@ def rows(quick: bool, done: Collection[object]) -> Iterator[Loss]:
             if width not in kept_windows:
                 kept_windows[width] = divergence(everywhere(host, f"window({width})"), batches, wanted)
             lost = divergence(everywhere(host, line), batches, wanted)
-            yield Loss(name, length, form, kept, recall, error, known(by_chance), known(chance_error), width, window_error, lost.mean,
-                       lost.half, kept_windows[width].mean)  # fmt: skip
-
-
-def known(x: float) -> float | None:
-    return None if x != x else x
+            yield Loss(name, length, form, kept, recall, error, by_chance, chance_error, width, window_error, lost.mean, lost.half,
+                       kept_windows[width].mean)  # fmt: skip
 
 
 def each_alone(host: Host, batches: list[dict[str, Tensor]]) -> Iterator[Alone]:
@@ -150,12 +151,9 @@ def measured(on: Alone, line: str) -> list[float]:
     seen = visible(spec, q, k, v)
     kept = float(seen.sum() / on.pairs)
     found = [kept, recalled(dense.weights, seen), error(attend(spec, q, k, v).output, dense.output)]
-    random = chance(spec, q, k, v)
-    if random is None:
-        found += [float("nan"), float("nan")]
-    else:
-        tried = attend(random[0], q, k, v, **random[1])
-        found += [recalled(dense.weights, tried.weights > 0), error(tried.output, dense.output)]
+    random, tiles = chance(spec, q, k, v)
+    tried = attend(random, q, k, v, **tiles)
+    found += [recalled(dense.weights, tried.weights > 0), error(tried.output, dense.output)]
     narrow = spec_of(on.spec, f"window({window(k.shape[2], kept)})")
     return [*found, error(attend(narrow, q, k, v).output, dense.output)]
 
@@ -187,6 +185,12 @@ def divergence(host: Host, batches: list[dict[str, Tensor]], wanted: list[Tensor
     return Measured.of(torch.stack(found))
 
 
+def in_order(found: list[Loss]) -> list[Loss]:
+    """By model, length and form: a row that was measured again comes last in the file."""
+    forms = list(FORMS)
+    return sorted(found, key=lambda x: (x.model, x.length, forms.index(x.form) if x.form in forms else len(forms)))
+
+
 def table(found: list[Loss]) -> str:
     def number(x: float | None) -> str:
         return "" if x is None else f"{x:.3f}"
@@ -194,14 +198,14 @@ def table(found: list[Loss]) -> str:
     cells = [
         [x.model, str(x.length), x.form, f"{x.kept:.0%}", number(x.recall), number(x.error), number(x.chance_recall),
          number(x.chance_error), str(x.window), number(x.window_error), str(Measured(x.kl, x.kl_half)), f"{x.window_kl:.2e}"]
-        for x in found
+        for x in in_order(found)
     ]  # fmt: skip
     return harness.markdown(COLUMNS, cells)
 
 
 def goals(found: list[Loss]) -> str:
     lines = []
-    for x in found:
+    for x in in_order(found):
         against = [("chance", x.chance_error), ("a window of as many keys", x.window_error)]
         said = [f"{'better' if x.error < other else 'NOT better'} than {name}" for name, other in against if other is not None]
         lines.append(f"- {x.model}, {x.length}, {x.form}: {' and '.join(said)} by error")

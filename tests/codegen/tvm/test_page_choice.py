@@ -41,6 +41,16 @@ def test_the_choice_of_torch(options, heads, width):
 
 
 @NEEDS_TVM
+@pytest.mark.parametrize("options", ["", ", recent=1, group=max"])
+def test_where_every_bound_is_negative(options):
+    """Places that only fill a vector come after every page."""
+    q, k, _ = rows(4, 4, 64, 21 * 16)
+    q, k = q.abs(), -k.abs()
+    found, right = (choose(clause(options, 9), q, state_of(k, 16), 336) for choose in (choose_pages, by_torch))
+    assert all(torch.equal(x, y) for x, y in zip(found, right, strict=True))
+
+
+@NEEDS_TVM
 def test_of_equal_pages_the_first():
     q, k, _ = rows(4, 4, 64, 320)
     pages, lengths = choose_pages(clause("", 4), torch.zeros_like(q), state_of(k, 16), 320)

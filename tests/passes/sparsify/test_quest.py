@@ -11,10 +11,16 @@ from rounded_steps import inputs_of, opened, whole
 
 from attnopt.analysis.calibration import Calibration
 from attnopt.analysis.evidence import Evidence
+from attnopt.codegen.tvm.availability import missing
+from attnopt.cost.target import load_target
 from attnopt.ir.reference import attend
 from attnopt.ir.site import Refusal
 from attnopt.passes import Quest
 from attnopt.passes.edits.caches.pages import Pages
+from attnopt.patterns import recognise
+from attnopt.plan.options.groups import Grouping
+from attnopt.plan.options.proposals import Move
+from attnopt.plan.options.workshop import Workshop
 from attnopt.selectors.pages import state_of
 
 SMALL = Quest(size=4, budgets=(12,), dense=0)
@@ -52,6 +58,28 @@ def test_steps_are_those_of_the_reference(kind, variant):
         for got, want in zip(kept, (keys, bounds.low, bounds.high, values), strict=True):
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
         state, x = dict(zip(names, (wanted, *kept), strict=True)), wanted
+
+
+@pytest.mark.skipif(missing() is not None, reason="TVM is not here")
+@pytest.mark.parametrize("variant", ["12 tokens", "12 tokens together"])
+def test_a_kernel_reads_the_pages_where_they_lie(variant):
+    """The graph that is built gathers nothing, and its steps are those of the nodes that choose and gather."""
+    host = opened("torch", past=PAST)
+    group = Grouping(host, recognise(host.graph).sites).whole()[0]
+    candidate = next(c for c in SMALL.propose(group, seen(0.2, 0.1)) if c.kind == variant)
+    shop = Workshop(host, {}, load_target("cpu")[0], "torch", 0, host.graph.sizes(host.example_inputs()))
+    made = shop.built([Move(SMALL, group, candidate)])
+    called = [str(n.target) for n in made.module.graph.nodes if n.op == "call_function"]
+    assert called.count("attnopt.tvm_pages.default") == 1
+    assert not any(word in name for name in called for word in ("topk", "index", "attention", "gather"))
+    plain = host.copy()
+    SMALL.apply(candidate, whole(plain))
+    plain.finish()
+    state, runs = made.adapt(inputs_of(host, past=14)), (made.runner(), plain.runner())
+    for _ in range(3):  # over the end of a page
+        found, right = (run(state) for run in runs)
+        torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-5)
+        state = dict(zip(state, found, strict=True))
 
 
 @pytest.mark.parametrize("past", [3, 11])

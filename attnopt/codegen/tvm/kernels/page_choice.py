@@ -83,12 +83,12 @@ def attention(q: T.handle, low: T.handle, high: T.handle, sizes: T.handle, pages
         reached = T.alloc_buffer((LANES,), "int32")
         TAKEN = T.alloc_buffer((count + 1,), "int32")
         state = T.alloc_buffer((3,), "int32")  # the number that n reach; how many are still to be counted or taken; how many are taken
-        for p in range(count, padded):
-            ORDERED[t, p] = LEAST
         for c in range(whole(padded, LANES)):
             for lane in T.vectorized(LANES):  # of negative reals the larger has the smaller bits
                 bits: T.let = ORDERED[t, c * LANES + lane]
                 ORDERED[t, c * LANES + lane] = T.bitwise_xor(bits, T.bitwise_and(T.shift_right(bits, 31), MOST))
+        for p in range(count, padded):
+            ORDERED[t, p] = LEAST
         for p in range(T.max(count - RECENT, 0), count):
             ORDERED[t, p] = MOST
         state[0] = LEAST

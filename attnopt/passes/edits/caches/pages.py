@@ -118,7 +118,8 @@ def keep_pages(group: Group, chosen: Sequence[tuple[Slot, Slot, Pages]]) -> Grou
 def of_cache(site: Site, pages: Pages, keys: Value, values: Value, state: Mapping[str, Value], output: Value) -> Site:
     """The site as one that chooses pages of its cache, its state in operands."""
     a = site.axes
-    assert (selection := parse(f"softmax {pages.clause}").selection) is not None
+    selection = parse(f"softmax {pages.clause}").selection
+    assert selection is not None
     bounds = Axis("pages", pages.of(site.size("k")))
     return replace(
         site, spec=site.spec.with_(selection=replace(selection, options=(*selection.options, *BOUNDS.items())), offset=NEWEST),
