@@ -94,6 +94,8 @@ def test_a_score_of_the_user(attnopt, files, tmp_path):
         "0.01",
         "--quality",
         f"{files / 'score.py'}:minus_error",
+        "--passes",
+        "dynamic-int8",
         "--select",
         "always",
         "--json",

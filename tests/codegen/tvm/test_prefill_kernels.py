@@ -87,7 +87,7 @@ def test_extreme_scores(factor):
 
 
 def test_a_sharp_attention_takes_no_longer_than_another():
-    """Weights that are next to nothing are nothing: sums of subnormal numbers took five times as long."""
+    """Weights that are next to nothing are nothing: sums of numbers of few bits took five times as long."""
     q, k, v = (torch.randn(1, 2, 512, 16) for _ in range(3))
     calls = {name: partial(attention, "softmax scale(0.25)", q * factor, k, v) for name, factor in (("flat", 1), ("sharp", 30))}
     times = in_turn(calls, seconds=0.1, clock=time.process_time)

@@ -12,10 +12,7 @@ ROUNDING = 12582912.0  # 1.5 * 2^23: added to a number of float32, it leaves wha
 
 
 def softmax_weight(x):
-    """2^x for x up to 0, and 0 below 2^-100, which is nothing beside the largest weight, 1.
-
-    Sums of smaller weights would be subnormal numbers, for each of which a CPU stops: a sharp attention took five times as long.
-    """
+    """2^x for x up to 0, and 0 below 2^-100: sums of what is less would be numbers of few bits, at each of which a CPU stops."""
     return exp2_inside(T.Select(x < T.float32(-100.0), T.float32(-127.0), x))  # NaN is not less, and stays
 
 
@@ -23,12 +20,10 @@ def exp2(x):
     return exp2_inside(T.max(T.float32(-127.0), T.min(T.float32(128.0), x)))  # NaN comes second, and stays
 
 
-def exp2_inside(x):
-    """2^x for x from -127 to 128: the ends come out as 0 and inf, because 2^-127 has no bits of its own."""
+def exp2_inside(x):  # from -127, which has no bits of its own and comes out as 0, to 128, which comes out as inf
     n = T.reinterpret("int32", x + T.float32(ROUNDING))
     f = x - (T.reinterpret("float32", n) - T.float32(ROUNDING))
-    p = T.float32(0.0013264720366333027)
-    p = p * f + T.float32(0.009671513022334603)
+    p = T.float32(0.0013264720366333027) * f + T.float32(0.009671513022334603)
     p = p * f + T.float32(0.05550733777650721)
     p = p * f + T.float32(0.2402224207698363)
     p = p * f + T.float32(0.6931469775578203)
