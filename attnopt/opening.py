@@ -20,7 +20,7 @@ from attnopt.hosts.onnx import OnnxHost
 
 @dataclass(frozen=True)
 class Opened:
-    """A model in its host, with named example inputs (None where there are none). model: as it was given, where it was traced."""
+    """A model in its host, with named example inputs (None where there are none). model: what was traced."""
 
     host: FxHost | OnnxHost
     inputs: Mapping[str, Tensor] | None
@@ -65,8 +65,8 @@ def open_model(model: Any, example_inputs: Any, *, dynamic_shapes: Any, need_inp
         if inputs is None:
             inputs = host.example_inputs()
         return Opened(host, inputs, "onnxruntime", host.opset)
-    captured = capture(traceable(model), example_inputs, dynamic_shapes)
-    fx = FxHost.from_captured(captured)
+    model = traceable(model)
+    fx = FxHost.from_captured(capture(model, example_inputs, dynamic_shapes))
     return Opened(fx, fx.example_inputs(), "torch", 0, model)
 
 

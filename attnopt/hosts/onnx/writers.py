@@ -35,6 +35,13 @@ def permute(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str,
     return b.node("Transpose", x, shape, dtype, perm=list(a["perm"]))
 
 
+def linear(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
+    """ONNX has one for two dimensions alone. A stored matrix is turned once, when a runtime reads the file."""
+    turned = b.node("Transpose", [x[1]], x[1].shape[::-1], x[1].dtype, perm=[1, 0])
+    made = b.node("MatMul", [x[0], turned], shape, dtype)
+    return made if len(x) == 2 or x[2] is None else b.node("Add", [made, x[2]], shape, dtype)
+
+
 def expand(b: OnnxBuilder, x: list[Any], shape: Shape, dtype: str, a: dict[str, Any]) -> Value:
     source = (1,) * (len(shape) - len(x[0].shape)) + x[0].shape
     return b.node("Expand", [x[0], b.joined(tuple(1 if s == d else d for s, d in zip(source, shape, strict=True)))], shape, dtype)
@@ -184,6 +191,7 @@ def is_real(dtype: str) -> bool:
 WRITERS: dict[str, Writer] = {
     "reshape": reshape,
     "permute": permute,
+    "linear": linear,
     "expand": expand,
     "cast": cast,
     "reduce_sum": reduction("ReduceSum", 13),

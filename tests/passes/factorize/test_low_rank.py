@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shrunk_models import evidence, host, output
+from onnx import TensorProto, helper, numpy_helper
+from shrunk_models import IDS, evidence, host, output, seen
 
 from attnopt.cost.target import load_target
 from attnopt.errors import OutOfRange, PlanError
+from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import LowRank
 from attnopt.passes.factorize.low_rank import factored
@@ -73,6 +75,33 @@ def test_less_is_computed_and_lower_ranks_lose_more(kind):
 
 def test_both_hosts_compute_the_same():
     torch.testing.assert_close(output(built("torch", 1)), output(built("onnx", 1)), atol=2e-4, rtol=2e-4)
+
+
+def test_a_head_that_is_the_embedding_as_onnx_holds_it():
+    """A table that is turned in front of a product is a layer [out, in] on more than two dimensions, which ONNX has no operator for."""
+    torch.manual_seed(0)
+    table, layer = torch.randn(48, 32), torch.randn(32, 32) / 6
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "layer"], ["hidden"]),
+        helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["hidden", "turned"], ["logits"]),
+    ]
+    ends = [("input_ids", TensorProto.INT64, ["batch", "length"]), ("logits", TensorProto.FLOAT, ["batch", "length", 48])]
+    held = [numpy_helper.from_array(x.numpy(), name) for name, x in (("table", table), ("layer", layer))]
+    graph = helper.make_graph(nodes, "tied", *([helper.make_tensor_value_info(*end)] for end in ends), held)
+    given = OnnxHost.from_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+    ids = {"input_ids": IDS % 48}
+    data, made = seen(given, ids), given.copy()
+    group, twin = (next(g for g in Grouping(x).of("linear") if g.linears[0].op == "linear") for x in (given, made))
+    offer = SMALL.propose(group, data)[1]
+    arrays = SMALL.arrays(offer, group, data)
+    SMALL.apply(replace(offer, arrays=arrays), twin)
+    made.finish()
+    (down, up) = (x.double() for x in next(iter(arrays.values())).values())
+    wanted = (table[ids["input_ids"]] @ layer).double() @ (up @ down).mT
+    torch.testing.assert_close(made.runner()(ids)[0].double(), wanted, atol=1e-4, rtol=1e-4)
+    assert next(made.graph.of("gather")).inputs[0].shape == (48, 32)  # the table stays
 
 
 def test_what_cannot_be_is_refused():
