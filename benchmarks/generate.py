@@ -154,8 +154,9 @@ def kept() -> list[Row]:
     path = harness.RESULTS / "generate.json"
     if not path.is_file():
         return []
-    names = {f.name for f in fields(Row)}
-    return [Row(**{n: x for n, x in row.items() if n in names}) for row in json.loads(path.read_text())["rows"]]
+    names = [f.name for f in fields(Row)]  # a row without ratios is of a time when contenders did not take turns
+    rows = json.loads(path.read_text())["rows"]
+    return [Row(**{n: row[n] for n in names}) for row in rows if all(n in row for n in names)]
 
 
 def save(rows: list[Row], given: argparse.Namespace, failures: list[str]) -> None:
