@@ -13,42 +13,23 @@ import inspect
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from attnopt.errors import AttnoptError
 from attnopt.hosts.eviction.stored import Stored
+from attnopt.hosts.eviction.stored_layer import StoredLayer
 from attnopt.ir.clause import Clause
 
 
-class CodedLayer(CacheLayerMixin):
+class CodedLayer(StoredLayer):
     """Keys and values of all tokens of one layer in the codes of a clause, which `stored.storage` made."""
 
-    is_compileable = False
     is_croppable = True
-    is_sliding = False
 
     def __init__(self, clause: Clause) -> None:
         self.clause = clause
         self.k, self.v = Stored(clause, "k"), Stored(clause, "v")
         super().__init__()
-
-    @property
-    def keys(self) -> Tensor | None:
-        return None if self.k.packed is None else self.k.read()
-
-    @keys.setter
-    def keys(self, given: Tensor | None) -> None:
-        if given is not None:
-            raise AttributeError("keys of a cache in codes come by update")
-
-    @property
-    def values(self) -> Tensor | None:
-        return None if self.v.packed is None else self.v.read()
-
-    @values.setter
-    def values(self, given: Tensor | None) -> None:
-        if given is not None:
-            raise AttributeError("values of a cache in codes come by update")
 
     @property
     def bytes(self) -> int:
@@ -71,9 +52,6 @@ class CodedLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
-    def get_max_length(self) -> int:
-        return -1
-
     def reset(self) -> None:
         self.k, self.v = Stored(self.clause, "k"), Stored(self.clause, "v")
         self.is_initialized = False
@@ -82,15 +60,6 @@ class CodedLayer(CacheLayerMixin):
         """As transformers asks for it: so many tokens less, as a number below 0."""
         left = self.get_seq_length() - abs(tokens_to_remove)
         self.map(lambda x: x[:, :, :left])
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.map(lambda x: x.repeat_interleave(repeats, 0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.map(lambda x: x.index_select(0, indices.to(x.device)))
 
     def map(self, change: Any) -> None:
         self.k, self.v = self.k.mapped(change), self.v.mapped(change)

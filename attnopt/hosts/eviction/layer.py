@@ -13,20 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
 from attnopt.errors import AttnoptError
 from attnopt.hosts.eviction.stored import Stored
+from attnopt.hosts.eviction.stored_layer import StoredLayer
 from attnopt.ir.clause import Clause
 from attnopt.ir.eviction import FAR
 
 
-class EvictingLayer(CacheLayerMixin):
+class EvictingLayer(StoredLayer):
     """Keys and values of what is held, their places [B, G, L], and the place of each sequence's first token [B]."""
 
-    is_compileable = False
     is_croppable = False
-    is_sliding = False
 
     def __init__(self, index: int, clause: Clause | None = None) -> None:
         self.index, self.clause = index, clause
@@ -46,24 +44,6 @@ class EvictingLayer(CacheLayerMixin):
         self.admitted = False  # by the session that is active, for one update
         self.width = 0  # of a key
         self.exact_bytes = 0  # of one token as the model has it
-
-    @property
-    def keys(self) -> Tensor | None:
-        return None if self.places is None else self.k.read()
-
-    @keys.setter
-    def keys(self, given: Tensor | None) -> None:
-        if given is not None:
-            raise AttributeError("keys of a cache that evicts come by update")
-
-    @property
-    def values(self) -> Tensor | None:
-        return None if self.places is None else self.v.read()
-
-    @values.setter
-    def values(self, given: Tensor | None) -> None:
-        if given is not None:
-            raise AttributeError("values of a cache that evicts come by update")
 
     @property
     def bytes(self) -> int:
@@ -132,9 +112,6 @@ class EvictingLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return self.seen
 
-    def get_max_length(self) -> int:
-        return -1
-
     def reset(self) -> None:
         self.clear()
         self.is_initialized = False
@@ -145,15 +122,6 @@ class EvictingLayer(CacheLayerMixin):
             where=f"layer {self.index}",
             next_move="Generate without an assistant model, or outside of attnopt.cache(…).",
         )
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.map(lambda x: x.repeat_interleave(repeats, 0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.map(lambda x: x.index_select(0, indices.to(x.device)))
 
     def map(self, change: Any) -> None:
         """The same change of sequences to all that is held."""

@@ -1,0 +1,56 @@
+"""What layers of a live cache share whose keys and values are `Stored`: they come by `update`, and sequences of a batch move together.
+
+reorder_cache([1, 1, 0]), batch_repeat_interleave(2), …   ->   map(the same change of rows to all that the layer holds)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from attnopt.hosts.eviction.stored import Stored
+
+
+class StoredLayer(CacheLayerMixin):
+    """k, v: what is held. `map` is the layer's own."""
+
+    is_compileable = False
+    is_sliding = False
+    k: Stored
+    v: Stored
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        """The same change of sequences to all that is held."""
+        raise NotImplementedError
+
+    @property
+    def keys(self) -> Tensor | None:
+        return None if self.k.packed is None else self.k.read()
+
+    @keys.setter
+    def keys(self, given: Tensor | None) -> None:
+        if given is not None:
+            raise AttributeError("keys of this cache come by update")
+
+    @property
+    def values(self) -> Tensor | None:
+        return None if self.v.packed is None else self.v.read()
+
+    @values.setter
+    def values(self, given: Tensor | None) -> None:
+        if given is not None:
+            raise AttributeError("values of this cache come by update")
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.map(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.map(lambda x: x.index_select(0, indices.to(x.device)))
