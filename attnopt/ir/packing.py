@@ -114,7 +114,7 @@ def levels(x: Tensor, clause: Clause, side: str) -> tuple[Tensor, Tensor, Tensor
         return codes(x, step, zero, most), once(step, clause, side), once(zero, clause, side)
     rows = x if group == x.shape[3] else x.unflatten(3, (-1, group))
     low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
-    if not math.isfinite(float((high - low).sum())):  # or the sum of numbers that are is too large to be one
+    if not math.isfinite((high - low).detach().sum().item()):  # or the sum of numbers that are is too large to be one
         require_finite(x, side)
     if (share := float(clip.value)) != 1.0:
         low, high = low * share, high * share
