@@ -97,7 +97,8 @@ class CodesChooser:
             refused = lowering.missing() or lowering.refusal(spec_of(held, clause), form_of(held))
             if refused is None:
                 return lowering, ""
-            why = str(refused) if lowering.operator.endswith("decode") else why
+            if lowering.operator.endswith("decode"):  # the others are of queries that choose
+                why = refused if isinstance(refused, str) else refused.reason
         return None, why
 
 

@@ -6,17 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from live_models import generated, language_model, tokens
+from live_models import generated, host_of, tokens
 
 import attnopt
 from attnopt.codegen.tvm.availability import missing
 from attnopt.hosts.eviction.stored import storage
-from attnopt.hosts.module.interface import HELD
+from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.narrowing import Reach
+from attnopt.live import dressed
 from attnopt.plan.live import codes
 from attnopt.plan.live.codes import CodesChooser, held_by, lines
+from attnopt.plan.live.converting import Live, noted
 from attnopt.plan.timing.timing import Timing
+from attnopt.report.data import Report
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 HELD_LAYER = LayerAttention(
@@ -70,22 +73,38 @@ def test_why_codes_are_read_back(held, words, why):
     assert (found.name, found.run) == ("", None) and why in found.why
 
 
+def idle_model():
+    """A live model whose layers hold no kernel, because their own attention was as fast."""
+    host = host_of("llama")
+    model = shared_copy(host.model)
+    idle = {path: LayerAttention("softmax scale(0.25) causal empty(zero)", call) for path, call in noted(model, tokens()).items()}
+    made = Live(model, idle=idle, windows=True)
+    return host.model, dressed(
+        made, Report("cpu", "torch", "model", 0.0, ()), on_codes=CodesChooser(length=32, idle=idle, windows=True)
+    )
+
+
 def test_codes_by_hand_get_kernels_which_a_folder_keeps(monkeypatch, tmp_path):
-    """Layers that held none, because their own attention was as fast, get one too."""
     timed(monkeypatch, codes=1.0, numbers=3.0)
-    fast = attnopt.optimize(language_model("llama"), select="model")
+    original, fast = idle_model()
+    assert not held_by(fast)
     fast.cache_codes = "int8"
     assert [x.on_codes.name for x in held_by(fast).values()] == ["tvm-decode"] * 2
-    assert [n for n in fast.report.notes if n.startswith("live, decode on codes")][0].startswith(
-        "live, decode on codes: tvm-decode in 2 layers"
-    )
+    said = "live, decode on codes: tvm-decode in 2 layers (measured 3.00x the speed of reading the codes back, at 32 tokens)"
+    assert fast.report.notes == (said,)
     fast.save_pretrained(tmp_path)
     monkeypatch.setattr(codes, "measured", None)  # nothing is measured again
     again = attnopt.load(tmp_path)
-    assert {p: (x.on_codes.name, x.on_codes.why, x.on_codes.run) for p, x in held_by(again).items()} == {
-        p: (x.on_codes.name, x.on_codes.why, x.on_codes.run) for p, x in held_by(fast).items()
-    }
+    assert {path: x.on_codes for path, x in held_by(again).items()} == {path: x.on_codes for path, x in held_by(fast).items()}
     assert torch.equal(generated(again, tokens()), generated(fast, tokens()))
     fast.cache_codes = None
-    assert torch.equal(generated(fast, tokens()), generated(language_model("llama"), tokens()))
-    assert all(hasattr(layer.self_attn, HELD) for layer in again.model.layers)
+    assert torch.equal(generated(fast, tokens()), generated(original, tokens()))
+
+
+def test_another_form_takes_the_place_of_what_the_report_said(monkeypatch):
+    timed(monkeypatch, codes=1.0, numbers=1.0)
+    _, fast = idle_model()
+    fast.cache_codes = "int8"
+    fast.cache_codes = "cache(k=int2, v=int2)"
+    assert fast.report.notes == ("live, decode on codes: read back in 2 layers (the kernels read no int2 codes)",)
+    assert not held_by(fast)
