@@ -89,7 +89,9 @@ def ready(
         raise InputMismatch(
             problem, where=str(parsed.cache or parsed), next_move="attnopt.ir.kv_cache.pack_cache makes a cache that fits."
         )
-    if form.operands and cache.lengths is None:  # else operands may be as short as the longest sequence, which tensors say at run time
+    if (
+        form.operands and cache.lengths is None
+    ):  # else operands may be as short as the longest sequence, which tensors say at run time
         longest = cache.k.shape[2] * (1 if cache.pages is None else cache.pages.shape[1])
         shapes = dict(zip((name for name, _ in form.operands), (shape for shape, _ in tensors), strict=True))
         check_operands(parsed, q[0], (q[0][0], cache.k.shape[1], longest, q[0][3]), shapes)
