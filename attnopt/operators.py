@@ -270,6 +270,7 @@ LIBRARY.define(
     "cache_rows(Tensor x, Tensor(a!) codes, Tensor(b!) scales, Tensor(c!)? zeros, int first, str cache, str side) -> ()"
 )
 LIBRARY.impl("cache_rows", cache_rows, "CompositeExplicitAutograd")
+torch.library.register_fake("attnopt::cache_rows", lambda *given: None, lib=LIBRARY)
 
 
 def refuse_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -30,6 +30,7 @@ class CodedLayer(StoredLayer):
     """Keys and values of all tokens of one layer in the codes of a clause, which `stored.storage` made."""
 
     is_croppable = True
+    hands_codes = False  # whether one new token gets its cache unread
 
     def __init__(self, clause: Clause) -> None:
         self.clause = clause
@@ -51,7 +52,7 @@ class CodedLayer(StoredLayer):
         one = key_states.shape[2] == 1 and self.k.packed is not None
         spare = max(SPARE, self.k.length // SHARE) if one else 0
         self.k, self.v = self.k.grown(key_states, spare), self.v.grown(value_states, spare)
-        if not one or self.k.clause is None or key_states.requires_grad or torch.compiler.is_compiling():
+        if not (one and self.hands_codes) or self.k.clause is None or key_states.requires_grad or torch.compiler.is_compiling():
             return self.k.read(), self.v.read()
         return Unread(self.k, key_states.shape[3]), Unread(self.v, value_states.shape[3])
 
@@ -74,8 +75,10 @@ class CodedLayer(StoredLayer):
         self.k, self.v = self.k.mapped(change), self.v.mapped(change)
 
 
-def in_codes(cache: Cache, clause: Clause) -> None:
+def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False) -> None:
     """Let the layers of a cache that keep all their tokens keep them in codes from now on; what they hold is rounded.
+
+    hands_codes: who asks for them in the next call may get them as they are stored.
 
     Raises AttnoptError for caches that cannot: of fixed size, quantised by transformers, moved between devices.
     """
@@ -88,6 +91,8 @@ def in_codes(cache: Cache, clause: Clause) -> None:
             cache.layers[i] = made = CodedLayer(clause)
             if layer.get_seq_length():
                 made.update(layer.keys, layer.values)
+        elif isinstance(layer, CodedLayer):
+            layer.hands_codes = hands_codes
         elif not keeps_its_own(layer):
             raise cannot(f"a {type(cache).__name__} of {type(layer).__name__}")
 
@@ -115,8 +120,13 @@ def prepared(model: nn.Module, clause: Clause, args: tuple[Any, ...], kwargs: di
         if not (config.use_cache if uses is None else uses):
             return kwargs
         return {**kwargs, "past_key_values": fresh(model, clause)}
-    in_codes(cache, clause)
+    in_codes(cache, clause, hands_codes=not compiled(model))
     return kwargs
+
+
+def compiled(model: Any) -> bool:
+    """Whether torch.compile makes graphs of the model's calls: they are of numbers."""
+    return torch.compiler.is_compiling() or hasattr(model.forward, "_torchdynamo_orig_callable")
 
 
 def fresh(model: Any, clause: Clause) -> Cache:

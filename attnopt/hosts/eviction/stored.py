@@ -40,13 +40,14 @@ class Stored:
     def length(self) -> int:
         return 0 if self.packed is None else self.packed.codes.shape[2]
 
+    @torch.compiler.disable
     def grown(self, x: Tensor, spare: int = 0) -> Stored:
         """x [B, G, n, D] behind what is there. spare: places that stay empty behind it, where all must move to make room for it.
 
         Raises InputMismatch for numbers that the clause cannot hold.
         """
         try:
-            if x.requires_grad or torch.compiler.is_compiling():  # nothing is written in place
+            if x.requires_grad:  # nothing is written in place
                 new = Packed(x) if self.clause is None else pack(x, self.clause, self.side)
                 return replace(self, packed=new if self.packed is None else joined(self.packed, new), dtype=x.dtype, room=None)
             length, count, room = self.length, x.shape[2], self.room

@@ -10,7 +10,7 @@ from live_models import generated, host_of, tokens
 
 from attnopt.codegen.tvm.availability import missing
 from attnopt.cost.target import read
-from attnopt.hosts.eviction.coded import CodedLayer
+from attnopt.hosts.eviction.coded import CodedLayer, compiled
 from attnopt.hosts.eviction.stored import storage
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.interface import HELD, attnopt_attention
@@ -61,6 +61,7 @@ def test_one_query_reads_what_the_spec_says(made, words):
     layer, random = CodedLayer(storage(words)), torch.Generator().manual_seed(0)
     k, v = (torch.randn(2, 2, 24, 16, generator=random) for _ in range(2))
     q = torch.randn(2, 4, 1, 16, generator=random)
+    layer.hands_codes = True
     layer.update(k[:, :, :23], v[:, :, :23])
     held = layer.update(k[:, :, 23:], v[:, :, 23:])
     found, _ = attnopt_attention(module, q, *held, None, scaling=0.25)
@@ -128,3 +129,18 @@ def test_another_clause_than_the_kernels_is_read_back(made):
         ran = listening(fast)
         fast(tokens()["input_ids"][:, :1], past_key_values=past)
     assert not ran and past.layers[0].clause == storage("int8")
+
+
+def test_a_compiled_model_is_known():
+    model = as_live(shared_copy(host_of("llama").model), None, None, {})
+    assert not compiled(model)
+    model.forward = torch.compile(model.forward, backend="eager")  # which compiles nothing before it is called
+    assert compiled(model)
+
+
+@pytest.mark.exhaustive  # dynamo traces each length again
+def test_a_compiled_model_reads_numbers(made):
+    fast = in_form(made, "int8")
+    ran, plain = listening(fast), in_form(made, "int8", kernels=False)
+    fast.forward = torch.compile(fast.forward, backend="eager")
+    assert torch.equal(generated(fast, tokens(), 5), generated(plain, tokens(), 5)) and not ran

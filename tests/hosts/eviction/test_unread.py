@@ -53,8 +53,12 @@ def test_a_cut_reads_what_is_left(held):
 
 
 def test_a_new_token_alone_gets_its_cache_unread():
-    """Prompts, several tokens and what asks for gradients get numbers."""
+    """Prompts, several tokens and what asks for gradients get numbers, and so does all where nobody said that codes are read."""
     x, layer = torch.randn(1, 2, 5, 16), CodedLayer(storage("int8"))
+    layer.update(x, x)
+    assert type(layer.update(x[:, :, :1], x[:, :, :1])[0]) is torch.Tensor
+    layer.reset()
+    layer.hands_codes = True
     assert type(layer.update(x, x)[0]) is torch.Tensor
     assert [type(y) for y in layer.update(x[:, :, :1], x[:, :, :1])] == [Unread, Unread]
     assert type(layer.update(x[:, :, :2], x[:, :, :2])[1]) is torch.Tensor
