@@ -31,6 +31,7 @@ from attnopt.opening import Opened
 from attnopt.passes.kvcache.eviction import BY_NAME
 from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
+from attnopt.plan.live.coded_steps import long_decode, slower_on
 from attnopt.plan.live.codes import CodesChooser, give, with_kernel
 from attnopt.plan.live.coding import coded, is_cache_pass
 from attnopt.plan.live.converting import Live, attach, live, read_back
@@ -74,7 +75,9 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         request = replace(request, workload=on_prompts(usual(inputs["input_ids"].shape[1])))
     folds = [p.name for p in request.passes if is_fold(p)]
     request = replace(request, passes=tuple(p for p in request.passes if not is_fold(p)))
-    codes = [p for p in request.passes if is_cache_pass(p)] if asked.passes is not None or request.minimise == "memory" else []
+    batch, length = long_decode(checked.workload)
+    asks = asked.passes is not None or request.minimise == "memory" or length > 0
+    codes = [p for p in request.passes if is_cache_pass(p)] if asks else []
     codes = [] if checked.budget.exact or batches is None or checked.plan is not None else codes
     if codes:
         request = replace(request, passes=tuple(p for p in request.passes if p not in codes))
@@ -128,13 +131,15 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         policy = ChosenPolicy.from_json(checked.plan.cache_policy, BY_NAME)
         notes.append(f"cache policy {policy}: as the plan says")
     words = checked.plan.cache_codes if checked.plan is not None else ""
+    on_codes = CodesChooser(request.select, idle=made.idle, windows=made.windows)
     if codes and policy is not None:
         notes.append(f"no cache in codes beside {policy}, which has its own storage")
     elif codes and request.calibration is not None:
-        chosen, said = coded(made.model, model, request.calibration, checked.budget, codes, request.seed)
+        by_time = asked.passes is None and request.minimise == "time"
+        slower = slower_on(made.model, on_codes, batch, length) if by_time else None
+        chosen, said = coded(made.model, model, request.calibration, checked.budget, codes, request.seed, slower)
         words, notes, report = chosen or "", notes + said, replace(report, budget=checked.budget.allowed)
     notes = [*report.notes, *notes, *lines(made, chooser if fuses else None, plan.specs)]
-    on_codes = CodesChooser(request.select, idle=made.idle, windows=made.windows)
     form, steps = storage(words or None), () if report.plan is None else report.plan.steps
     notes += [] if form is None else on_codes(made.model, form)
     keep = 1.0 if policy is None else policy.keep
