@@ -31,7 +31,7 @@ from attnopt.opening import Opened
 from attnopt.passes.kvcache.eviction import BY_NAME
 from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
-from attnopt.plan.live.coded_steps import long_decode, slower_on
+from attnopt.plan.live.coded_steps import long_decode, timed_on
 from attnopt.plan.live.codes import CodesChooser, give, with_kernel
 from attnopt.plan.live.coding import coded, is_cache_pass
 from attnopt.plan.live.converting import Live, attach, live, read_back
@@ -136,8 +136,8 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         notes.append(f"no cache in codes beside {policy}, which has its own storage")
     elif codes and request.calibration is not None:
         by_time = asked.passes is None and request.minimise == "time"
-        slower = slower_on(made.model, on_codes, batch, length) if by_time else None
-        chosen, said = coded(made.model, model, request.calibration, checked.budget, codes, request.seed, slower)
+        timed = timed_on(made.model, on_codes, batch, length) if by_time else None
+        chosen, said = coded(made.model, model, request.calibration, checked.budget, codes, request.seed, timed)
         words, notes, report = chosen or "", notes + said, replace(report, budget=checked.budget.allowed)
     notes = [*report.notes, *notes, *lines(made, chooser if fuses else None, plan.specs)]
     form, steps = storage(words or None), () if report.plan is None else report.plan.steps

@@ -99,13 +99,13 @@ def main() -> None:
             print(table(rows[-1:]), flush=True)
     notes = [
         f"{harness.machine()['processor']}, {given.threads} threads; other processes used {busy:.2f} cores",
-        "medians of steps in turn; in brackets times the step on float32. Without another's load counted on one thread: the clock is that "
-        "of the process",
+        "medians of steps in turn; in brackets times the step on float32. On one thread the clock counts this process alone",
     ]
     print(table(rows), *notes, sep="\n")
     if not given.quick:
         path = harness.save("coded_cache", rows, notes, {"threads": given.threads})
-        head = "# A step on a cache in codes\n\n`OMP_NUM_THREADS=1 python benchmarks/coded_cache.py`\n\n"
+        asked = f"OMP_NUM_THREADS={given.threads} python benchmarks/coded_cache.py --models {' '.join(given.models)}"
+        head = f"# A step on a cache in codes\n\n`{asked}`\n\n"
         path.with_suffix(".md").write_text(head + table(rows) + "\n" + "\n".join(f"- {n}" for n in notes) + "\n")
 
 

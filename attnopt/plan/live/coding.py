@@ -70,11 +70,11 @@ def coded(
     budget: Budget,
     passes: Sequence[Pass],
     seed: int,
-    slower: Callable[[str], str] | None = None,
+    timed: Callable[[str], tuple[bool, str]] | None = None,
 ) -> tuple[str | None, list[str]]:
     """The form that a model's cache is kept in, or None, and what the report says of it.
 
-    model: with its rewrites. slower: says why a form costs time, where one that does is not wanted.
+    model: with its rewrites. timed: whether a form is fast enough, and what was measured, where time counts.
     """
     said = [
         f"{p.name}: a live cache holds codes, scales and zero points alone; traced graphs take it"
@@ -102,10 +102,10 @@ def coded(
             said.append(f"{one.words}: loses at most {one.loss.upper:.3g}, over the budget")
         elif (held := weighed(model, original, holding, one.words, seed).loss).upper > budget.allowed:
             said.append(f"{one.words}: loses at most {held.upper:.3g} on the texts held back, over the budget")
-        elif slower is not None and (why := slower(one.words)):
-            said.append(f"{one.words}: {why}")
         else:
-            taken = replace(one, held=held)
+            fast, measured = (True, "") if timed is None else timed(one.words)
+            said += [f"{one.words}: {measured}"] if measured else []
+            taken = replace(one, held=held) if fast else None
     if taken is None:
         return None, [f"the cache stays as it is, {whole.bytes:.0f} bytes a token", *said]
     line = f"the cache is kept as {taken.words}: {taken.bytes:.0f} bytes a token in place of {whole.bytes:.0f}"

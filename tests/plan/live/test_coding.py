@@ -57,12 +57,13 @@ def test_the_fewest_bytes_within_the_budget_are_taken(model, data):
 
 
 def test_a_form_that_costs_time_is_left_where_that_counts(model, data):
-    def slower(words):
-        return "" if words == INT8 else "a step takes 1.18 of its time on 4096 tokens"
+    def timed(words):
+        return words == INT8, f"a step takes {'0.80' if words == INT8 else '1.18'} of its time on 4096 tokens"
 
-    found, said = coded(model, model, data, Budget.of(50.0), PASSES, 0, slower)
+    found, said = coded(model, model, data, Budget.of(50.0), PASSES, 0, timed)
     assert found == INT8
     assert "cache(k=int2, v=int2, group=8, scales=fp16): a step takes 1.18 of its time on 4096 tokens" in said
+    assert f"{INT8}: a step takes 0.80 of its time on 4096 tokens" in said
 
 
 def test_no_codes_are_better_than_some_over_the_budget(model, data):
