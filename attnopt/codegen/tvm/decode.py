@@ -29,7 +29,7 @@ from attnopt.codegen.tvm.operand_buffers import buffer_lines, buffer_name
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import indices
 from attnopt.ir.naming import renamed
-from attnopt.ir.packing import MIDDLE, refusal, tokens_per_scale
+from attnopt.ir.packing import MIDDLE, PER_BYTE, refusal, tokens_per_scale, uneven
 from attnopt.ir.ranges import Range, key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
@@ -58,8 +58,8 @@ def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
     if clause is None or (refused := refusal(clause)) is not None:
         return None if clause is None else refused
     layout, page = clause.word("layout"), clause.count("page")
-    if (narrow := next((clause.word(side) for side in "kv" if clause.word(side) in ("int1", "int2")), None)) is not None:
-        return Refusal(f"the kernels read no {narrow} codes", clause)
+    if "int1" in (clause.word("k"), clause.word("v")):
+        return Refusal("the kernels read no int1 codes", clause)
     if layout == "ring":
         return Refusal("a ring does not say which position a token has", clause)
     if layout == "paged" and page == 0:
@@ -69,8 +69,8 @@ def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
         shared = tokens_per_scale(clause, name) if side.scales != "none" else 1
         if layout == "paged" and shared > 1 and page % shared:
             return Refusal(f"pages of {page} tokens cut groups of {shared} apart", clause)
-        if side.storage == "int4" and width % 2:
-            return Refusal("rows of an odd width cannot be packed two to a byte", clause)
+        if width % (count := PER_BYTE.get(side.storage, 1)):
+            return Refusal(f"rows of {width} channels {uneven(width, count)}", clause)
     return None
 
 
@@ -166,11 +166,13 @@ def gathers(spec: AttentionSpec) -> bool:
 
 def side_constants(narrow: str, wide: str, side: Side) -> dict[str, Value]:
     """How keys or values are read."""
-    width = side.stored * (2 if side.storage == "int4" else 1)
+    shared = PER_BYTE.get(side.storage, 1)
+    width = side.stored * shared
     steps = "token" if side.scales == "token" or (side.scales == "group" and side.group >= width) else side.scales
     level = float(MIDDLE.get(side.storage, 0) if side.zeros else -side.centre)
     return {
-        f"{narrow}_FORMAT": side.storage, f"{wide}_STORED": side.stored, f"{narrow}_DTYPE": side.dtype, f"{narrow}_STEPS": steps,
+        f"{narrow}_FORMAT": side.storage, f"{narrow}_NARROW": shared > 1, f"{narrow}_BITS": 8 // shared,
+        f"{wide}_STORED": side.stored, f"{narrow}_DTYPE": side.dtype, f"{narrow}_STEPS": steps,
         f"{narrow}_SCALED": steps != "none", f"{narrow}_SCALE_DTYPE": side.scale_dtype, f"{narrow}_GROUP": side.group,
         f"{narrow}_COLUMNS": width if steps in ("channel", "block") else -(-width // side.group),
         f"{narrow}_ZEROS": side.zeros, f"{narrow}_LEVEL": level,

@@ -2,7 +2,7 @@
 
     run_tvm_decode(q, pack_cache(line, k, v), [], "softmax scale(0.1) cache(k=int8, v=int8)")   ->   o [B, H, Q, E]
 
-As `tvm_attention`, for few queries on many keys, which may be stored as int8 or int4, in pages, each sequence of its own length.
+As `tvm_attention`, for few queries on many keys, which may be stored as int8, int4 or int2, in pages, each sequence of its own length.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from attnopt.codegen.tvm.operand_shapes import check_operands
 from attnopt.codegen.tvm.tvm_attention import ELSEWHERE, Ready, call, read, rows, runnable, typed
 from attnopt.errors import InputMismatch
 from attnopt.ir.kv_cache import Cache, attend_cache
+from attnopt.ir.packing import PER_BYTE
 from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
@@ -132,4 +133,4 @@ def by_reference(q: Tensor, cache: Cache, tensors: Sequence[Tensor], spec: Atten
 
 def value_width(stored: int, spec: AttentionSpec) -> int:
     """E, where v holds rows of `stored` as the spec stores them."""
-    return stored * (2 if spec.cache is not None and spec.cache.word("v") == "int4" else 1)
+    return stored * (1 if spec.cache is None else PER_BYTE.get(spec.cache.word("v"), 1))
