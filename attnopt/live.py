@@ -21,7 +21,7 @@ from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.stored import storage
 from attnopt.hosts.module.host import TRACED, ModuleHost
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
-from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
+from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention, OnCodes
 from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
 from attnopt.hosts.module.traceable import runs_here, traceable
@@ -31,6 +31,8 @@ from attnopt.opening import Opened
 from attnopt.passes.kvcache.eviction import BY_NAME
 from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
+from attnopt.plan.live.coded_steps import long_decode, slower_on
+from attnopt.plan.live.codes import CodesChooser, give, with_kernel
 from attnopt.plan.live.coding import coded, is_cache_pass
 from attnopt.plan.live.converting import Live, attach, live, read_back
 from attnopt.plan.live.evicting import half_of, proposed
@@ -73,7 +75,9 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         request = replace(request, workload=on_prompts(usual(inputs["input_ids"].shape[1])))
     folds = [p.name for p in request.passes if is_fold(p)]
     request = replace(request, passes=tuple(p for p in request.passes if not is_fold(p)))
-    codes = [p for p in request.passes if is_cache_pass(p)] if asked.passes is not None or request.minimise == "memory" else []
+    batch, length = long_decode(checked.workload)
+    asks = asked.passes is not None or request.minimise == "memory" or length > 0
+    codes = [p for p in request.passes if is_cache_pass(p)] if asks else []
     codes = [] if checked.budget.exact or batches is None or checked.plan is not None else codes
     if codes:
         request = replace(request, passes=tuple(p for p in request.passes if p not in codes))
@@ -127,20 +131,25 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         policy = ChosenPolicy.from_json(checked.plan.cache_policy, BY_NAME)
         notes.append(f"cache policy {policy}: as the plan says")
     words = checked.plan.cache_codes if checked.plan is not None else ""
+    on_codes = CodesChooser(request.select, idle=made.idle, windows=made.windows)
     if codes and policy is not None:
         notes.append(f"no cache in codes beside {policy}, which has its own storage")
     elif codes and request.calibration is not None:
-        chosen, said = coded(made.model, model, request.calibration, checked.budget, codes, request.seed)
+        by_time = asked.passes is None and request.minimise == "time"
+        slower = slower_on(made.model, on_codes, batch, length) if by_time else None
+        chosen, said = coded(made.model, model, request.calibration, checked.budget, codes, request.seed, slower)
         words, notes, report = chosen or "", notes + said, replace(report, budget=checked.budget.allowed)
     notes = [*report.notes, *notes, *lines(made, chooser if fuses else None, plan.specs)]
     form, steps = storage(words or None), () if report.plan is None else report.plan.steps
+    notes += [] if form is None else on_codes(made.model, form)
     keep = 1.0 if policy is None else policy.keep
     if request.select != "always" and (made.changes or made.layers or policy is not None or form is not None):
         ids = inputs["input_ids"][:1]
         foretold = Foretold(host, checked.machine, own if own in TRACED else "sdpa", form, keep).paces(made, steps, ids.shape[1])
         used = {"before": Used(model), "after": Used(made.model, policy, form)}
         notes += spoken(paces(used, ids) if request.select == "measure" else {}, foretold, ids.shape[1])
-    return dressed(made, replace(report, refusals=named(report.refusals), notes=tuple(notes)), policy, words, earlier or ())
+    report = replace(report, refusals=named(report.refusals), notes=tuple(notes))
+    return dressed(made, report, policy, words, earlier or (), on_codes)
 
 
 @dataclass(frozen=True)
@@ -197,6 +206,7 @@ def dressed(
     policy: ChosenPolicy | None = None,
     words: str = "",
     earlier: Sequence[dict[str, Any]] = (),
+    on_codes: CodesChooser | None = None,
 ) -> Any:
     """The model with its report, its plan, and the record of it for a folder.
 
@@ -210,10 +220,11 @@ def dressed(
         "windows": bool(getattr(config, WINDOWS, False)),
         "changes": [*earlier, *(c.to_json() for c in made.changes)],
         "layers": {path: layer_record(held) for path, held in made.layers.items()},
+        "idle": {path: layer_record(held) for path, held in made.idle.items()},
         "report": json.loads(json.dumps(report.to_json(), default=str)),
         "plan": None if report.plan is None else report.plan.to_json(),
     }
-    return as_live(made.model, report, report.plan, record, policy, words or None)
+    return as_live(made.model, report, report.plan, record, policy, words or None, on_codes)
 
 
 def layer_record(held: LayerAttention) -> dict[str, Any]:
@@ -225,22 +236,30 @@ def load_live(folder: Path) -> Any:
     record = read_record(folder)
     model, _ = restored(folder, record)
     device = next(model.parameters()).device.type
-    layers = {
-        path: with_kernels(
-            each["spec"],
-            AttentionCall(**{**each["call"], "others": tuple(each["call"]["others"])}),
-            each["names"],
-            device,
-            bool(each.get("narrowed", False)),
-        )
-        for path, each in record["layers"].items()
-    }
+    layers, idle = (
+        {path: restored_layer(each, device) for path, each in record.get(name, {}).items()} for name in ("layers", "idle")
+    )
     attach(model, layers, windows=record["windows"])
+    clause = storage(record.get("cache_codes"))
+    if clause is not None:
+        both = {**idle, **layers}
+        found = {
+            path: with_kernel(both[path], clause, name, why) if name else OnCodes(clause, why=why)
+            for path, (name, why) in record.get("on_codes", {}).items()
+        }
+        give(model, both, found, windows=record["windows"])
     plan = None if record["plan"] is None else Plan.from_json(record["plan"])
     kept = {name: record[name] for name in ("attention", "windows", "changes", "layers", "report", "plan")}
+    kept["idle"] = record.get("idle", {})
     policy = record.get("cache_policy")
     chosen = None if policy is None else ChosenPolicy.from_json(policy, BY_NAME)
-    return as_live(model, record["report"], plan, kept, chosen, record.get("cache_codes"))
+    on_codes = CodesChooser(idle=idle, windows=record["windows"])
+    return as_live(model, record["report"], plan, kept, chosen, record.get("cache_codes"), on_codes)
+
+
+def restored_layer(each: Mapping[str, Any], device: str) -> LayerAttention:
+    call = AttentionCall(**{**each["call"], "others": tuple(each["call"]["others"])})
+    return with_kernels(each["spec"], call, each["names"], device, bool(each.get("narrowed", False)))
 
 
 def named(refusals: Sequence[Refusal]) -> tuple[Refusal, ...]:

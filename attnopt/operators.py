@@ -7,7 +7,7 @@ interpreter. On CPU tensors outside of the interpreter it computes the spec's me
 model that was made for a GPU can be checked, saved and tried where there is none.
 
 attnopt::tvm_attention, tvm_sparse, tvm_pages, tvm_pieces and tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing
-by torch's.
+by torch's. attnopt::cache_rows rounds tokens and writes them into a cache in codes, by a kernel of TVM's where there is one.
 They are declared by their schemas, because a call through `custom_op` takes three times as long, which counts beside a short kernel.
 """
 
@@ -222,6 +222,19 @@ def tvm_decode_runner() -> Callable[..., Any]:
     return run_parts
 
 
+def cache_rows(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, first: int, cache: str, side: str) -> None:
+    """x [B, G, n, D] as rows first … first + n of codes [B, G, room, D], scales and zeros, which are written. Raises ValueError."""
+    rows_writer()(x, codes, scales, zeros, first, cache, side)
+
+
+@functools.cache
+def rows_writer() -> Callable[..., None]:
+    from attnopt.codegen.tvm.cache_rows import write_rows
+    from attnopt.ir.packing import Packed
+
+    return lambda x, codes, scales, zeros, *rest: write_rows(x, Packed(codes, scales, zeros), *rest)
+
+
 def no_gradients(kernels: str, spec: str, *tensors: Tensor) -> None:
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise InputMismatch(
@@ -265,6 +278,13 @@ for name, schema in SCHEMAS.items():
     LIBRARY.define(f"{name}{schema}")
     LIBRARY.impl(name, functools.partial(run, lse=True) if name.endswith("_lse") else run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"attnopt::{name}", with_lse(fake) if name.endswith("_lse") else fake, lib=LIBRARY)
+
+
+LIBRARY.define(
+    "cache_rows(Tensor x, Tensor(a!) codes, Tensor(b!) scales, Tensor(c!)? zeros, int first, str cache, str side) -> ()"
+)
+LIBRARY.impl("cache_rows", cache_rows, "CompositeExplicitAutograd")
+torch.library.register_fake("attnopt::cache_rows", lambda *given: None, lib=LIBRARY)
 
 
 def refuse_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -22,7 +22,7 @@ from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Const
 from attnopt.ir.signatures import BITS
 from attnopt.ir.site import Refusal
-from attnopt.ir.storage import FLOATS, FP8_MAX, codes, extremes, fp8_step, steps
+from attnopt.ir.storage import FLOATS, FP8_MAX, codes, extremes, fp8_step, largest_code, steps
 
 PACKED = ("int8", "int4", "int2", "int1", "fp8")
 MIDDLE = {"int8": 128}  # what is taken off a code before it is stored
@@ -85,28 +85,50 @@ def pack(x: Tensor, clause: Clause | None, side: str) -> Packed:
         return Packed(x)
     if storage in FLOATS:
         return Packed(x.to(FLOATS[storage]))
+    x = x if x.dtype == torch.float64 else x.float()
+    kind = x.dtype if clause.word("scales") == "fp32" else FLOATS[clause.word("scales")]
+    if storage == "fp8":
+        require_finite(x, side)
+        step = fp8_step(x, clause, side)
+        held = (x / step).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        return Packed(held, once(step, clause, side).to(kind))
+    found, step, zero = levels(x, clause, side)
+    symmetric = clause.word("levels") == "symmetric"
+    scales, zeros = step.to(kind), None if symmetric else zero.to(kind)
+    if storage in PER_BYTE:
+        return Packed(joined(found.to(torch.uint8), BITS[storage]), scales, zeros)
+    return Packed((found - (largest_code(storage) if symmetric else MIDDLE[storage])).to(torch.int8), scales, zeros)
+
+
+def levels(x: Tensor, clause: Clause, side: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The code of each number [B, G, K, D], with the step and the zero point of each scale group, once.
+
+    Groups of channels of one token are reduced where they stand: a token that comes alone takes a few small operations.
+    """
+    clip, group, bits = clause.expr("clip"), clause.count("group") or x.shape[3], BITS[clause.word(side)]
+    assert isinstance(clip, Const)
+    if clause.word(f"{side}_axis") == "channel" or x.shape[3] % group or not x.numel():
+        require_finite(x, side)
+        low, high = (e * float(clip.value) for e in extremes(x, x, clause.word(f"{side}_axis"), clause.count("group")))
+        step, zero, most = steps(low, high, bits, clause)
+        return codes(x, step, zero, most), once(step, clause, side), once(zero, clause, side)
+    rows = x if group == x.shape[3] else x.unflatten(3, (-1, group))
+    low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
+    if not math.isfinite((high - low).detach().sum().item()):  # or the sum of numbers that are is too large to be one
+        require_finite(x, side)
+    if (share := float(clip.value)) != 1.0:
+        low, high = low * share, high * share
+    step, zero, most = steps(low, high, bits, clause)
+    found = codes(rows, step, zero, most)
+    return (found, step, zero) if rows is x else (found.flatten(3), step.squeeze(-1), zero.squeeze(-1))
+
+
+def require_finite(x: Tensor, side: str) -> None:
+    """Raises ValueError, which names the first number that is not."""
     if not bool((finite := x.isfinite()).all()):
         b, head, token, channel = (~finite).nonzero()[0].tolist()
         what = f"{side} is {float(x[b, head, token, channel])} in sequence {b}, head {head}, token {token}, channel {channel}"
         raise ValueError(f"{what}: it would spread over its scale group")
-    x = x if x.dtype == torch.float64 else x.float()
-    kind = x.dtype if clause.word("scales") == "fp32" else FLOATS[clause.word("scales")]
-    if storage == "fp8":
-        step = fp8_step(x, clause, side)
-        held = (x / step).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-        return Packed(held, once(step, clause, side).to(kind))
-    clip = clause.expr("clip")
-    assert isinstance(clip, Const)
-    low, high = (e * float(clip.value) for e in extremes(x, x, clause.word(f"{side}_axis"), clause.count("group")))
-    step, zero, most = steps(low, high, BITS[storage], clause)
-    found = codes(x, step, zero, most)
-    scales, zeros = (once(e, clause, side).to(kind) for e in (step, zero))
-    if storage in PER_BYTE:
-        together = joined(found.to(torch.uint8), BITS[storage])
-        return Packed(together, scales, None if clause.word("levels") == "symmetric" else zeros)
-    if clause.word("levels") == "symmetric":
-        return Packed((found + zero).to(torch.int8), scales)
-    return Packed((found - MIDDLE["int8"]).to(torch.int8), scales, zeros)
 
 
 def unpack(packed: Packed, clause: Clause | None, side: str, dtype: torch.dtype) -> Tensor:
@@ -145,9 +167,10 @@ def joined(x: Tensor, bits: int) -> Tensor:
     count = 8 // bits
     if x.shape[-1] % count:
         raise ValueError(f"rows of {x.shape[-1]} channels {uneven(x.shape[-1], count)}")
-    return sum(
-        (part << (bits * i) for i, part in enumerate(x.chunk(count, -1))), torch.zeros_like(x[..., : x.shape[-1] // count])
-    )
+    made, *others = x.chunk(count, -1)
+    for i, part in enumerate(others, 1):
+        made = made | (part << (bits * i))
+    return made
 
 
 def uneven(width: int, count: int) -> str:

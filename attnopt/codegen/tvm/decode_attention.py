@@ -79,30 +79,41 @@ def ready(
         raise InputMismatch(
             f"TVM's kernels run on a CPU, not on '{device}'", where=spec, next_move="Move the tensors with .cpu()."
         )
-    parsed = read(spec)
     queries = torch.empty(q[0], dtype=q[1], device="meta")
     given = [None if part is None else torch.empty(part[0], dtype=part[1], device="meta") for part in parts]
     cache = Cache(**dict(zip(PARTS, given, strict=True)))
     if queries.ndim != 4 or cache.v.ndim != 4:
         raise InputMismatch(f"q has {queries.ndim} dimensions", where=str(tuple(q[0])), next_move="Give [B, H, Q, D].")
-    if len(tensors) != len(parsed.operands):
-        said = f"{len(tensors)} operands were given, and the spec has {len(parsed.operands)}"
-        raise InputMismatch(said, where=spec, next_move=f"Give {', '.join(parsed.operands) or 'none'}, in this order.")
-    operands = tuple((name, typed(dtype)) for name, (_, dtype) in zip(parsed.operands, tensors, strict=True))
-    width = value_width(cache.v.shape[3], parsed)
-    form = DecodeForm(q[0][3], width, typed(q[1]), operands, lse, lengths=cache.lengths is not None)
-    if (refused := supports(parsed, form)) is not None:
-        raise InputMismatch(str(refused), where=spec, next_move=ELSEWHERE)
+    kinds = tuple(dtype for _, dtype in tensors)
+    parsed, form = asked(spec, q[0][3], cache.v.shape[3], q[1], kinds, lse, lengths=cache.lengths is not None)
     if (problem := cache_problem(parsed, form, queries, cache)) is not None:
         raise InputMismatch(
             problem, where=str(parsed.cache or parsed), next_move="attnopt.ir.kv_cache.pack_cache makes a cache that fits."
         )
-    if cache.lengths is None:  # else operands may be as short as the longest sequence, which tensors say at run time
+    if (
+        form.operands and cache.lengths is None
+    ):  # else operands may be as short as the longest sequence, which tensors say at run time
         longest = cache.k.shape[2] * (1 if cache.pages is None else cache.pages.shape[1])
-        shapes = {name: shape for name, (shape, _) in zip(parsed.operands, tensors, strict=True)}
+        shapes = dict(zip((name for name, _ in form.operands), (shape for shape, _ in tensors), strict=True))
         check_operands(parsed, q[0], (q[0][0], cache.k.shape[1], longest, q[0][3]), shapes)
     heads, ratio = q[0][1], math.gcd(q[0][1] // cache.k.shape[1], q[0][1] // cache.v.shape[1])
     return Ready(parsed, kernel(parsed, form, q[0][2] * (ratio if heads else 1)))
+
+
+@functools.lru_cache(maxsize=256)
+def asked(
+    spec: str, width: int, stored: int, dtype: torch.dtype, operands: tuple[torch.dtype, ...], lse: bool, lengths: bool
+) -> tuple[AttentionSpec, DecodeForm]:
+    """What does not hang on how long a cache is: one that grows asks it once. stored: columns of v. Raises InputMismatch."""
+    parsed = read(spec)
+    if len(operands) != len(parsed.operands):
+        said = f"{len(operands)} operands were given, and the spec has {len(parsed.operands)}"
+        raise InputMismatch(said, where=spec, next_move=f"Give {', '.join(parsed.operands) or 'none'}, in this order.")
+    named = tuple((name, typed(x)) for name, x in zip(parsed.operands, operands, strict=True))
+    form = DecodeForm(width, value_width(stored, parsed), typed(dtype), named, lse, lengths=lengths)
+    if (refused := supports(parsed, form)) is not None:
+        raise InputMismatch(str(refused), where=spec, next_move=ELSEWHERE)
+    return parsed, form
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,8 +2,9 @@
 
     DynamicCache of DynamicLayer   ->   the same cache of CodedLayer       k, v [B, G, n, D] -> codes, scales, zeros     (`Stored`)
 
-What attention reads is what `cache(k=int8, v=int8)` of a spec means, to the last bit, for prompts and for new tokens alike. Beams, batches
-and rolling back work as on any cache of transformers. Layers that keep something else than all their tokens keep it.
+What attention reads is what `cache(k=int8, v=int8)` of a spec means, to the last bit, for prompts and for new tokens alike. A new token
+gets its keys and values as they are stored (`Unread`): a kernel of ours reads the codes, anything else the numbers. Beams, batches and
+rolling back work as on any cache of transformers. Layers that keep something else than all their tokens keep it.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ import functools
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from attnopt.errors import AttnoptError
 from attnopt.hosts.eviction.stored import Stored
 from attnopt.hosts.eviction.stored_layer import StoredLayer
+from attnopt.hosts.eviction.unread import Unread
 from attnopt.ir.clause import Clause
+
+SPARE, SHARE = 16, 16  # places that a cache has to grow: so many, or this part of what it holds
 
 
 class CodedLayer(StoredLayer):
     """Keys and values of all tokens of one layer in the codes of a clause, which `stored.storage` made."""
 
     is_croppable = True
+    hands_codes = False  # whether one new token gets its cache unread
 
     def __init__(self, clause: Clause) -> None:
         self.clause = clause
@@ -43,11 +49,15 @@ class CodedLayer(StoredLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.k, self.v = self.k.grown(key_states), self.v.grown(value_states)
-        return self.k.read(), self.v.read()
+        one = key_states.shape[2] == 1 and self.k.packed is not None
+        spare = max(SPARE, self.k.length // SHARE) if one else 0
+        self.k, self.v = self.k.grown(key_states, spare), self.v.grown(value_states, spare)
+        if not (one and self.hands_codes) or self.k.clause is None or key_states.requires_grad or torch.compiler.is_compiling():
+            return self.k.read(), self.v.read()
+        return Unread(self.k, key_states.shape[3]), Unread(self.v, value_states.shape[3])
 
     def get_seq_length(self) -> int:
-        return 0 if self.k.packed is None else self.k.packed.codes.shape[2]
+        return self.k.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -65,8 +75,10 @@ class CodedLayer(StoredLayer):
         self.k, self.v = self.k.mapped(change), self.v.mapped(change)
 
 
-def in_codes(cache: Cache, clause: Clause) -> None:
+def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False) -> None:
     """Let the layers of a cache that keep all their tokens keep them in codes from now on; what they hold is rounded.
+
+    hands_codes: who asks for them in the next call may get them as they are stored.
 
     Raises AttnoptError for caches that cannot: of fixed size, quantised by transformers, moved between devices.
     """
@@ -79,6 +91,8 @@ def in_codes(cache: Cache, clause: Clause) -> None:
             cache.layers[i] = made = CodedLayer(clause)
             if layer.get_seq_length():
                 made.update(layer.keys, layer.values)
+        elif isinstance(layer, CodedLayer):
+            layer.hands_codes = hands_codes
         elif not keeps_its_own(layer):
             raise cannot(f"a {type(cache).__name__} of {type(layer).__name__}")
 
@@ -99,15 +113,20 @@ def cannot(what: str) -> AttnoptError:
 
 def prepared(model: nn.Module, clause: Clause, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The keywords of a call of a model whose cache, the one that it is given or would make, is in codes."""
-    given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    given = kwargs if not args else inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
     cache, uses = given.get("past_key_values"), given.get("use_cache")
     if cache is None:
         config: Any = model.config
         if not (config.use_cache if uses is None else uses):
             return kwargs
         return {**kwargs, "past_key_values": fresh(model, clause)}
-    in_codes(cache, clause)
+    in_codes(cache, clause, hands_codes=not compiled(model))
     return kwargs
+
+
+def compiled(model: Any) -> bool:
+    """Whether torch.compile makes graphs of the model's calls: they are of numbers."""
+    return torch.compiler.is_compiling() or hasattr(model.forward, "_torchdynamo_orig_callable")
 
 
 def fresh(model: Any, clause: Clause) -> Cache:

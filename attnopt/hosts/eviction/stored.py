@@ -3,7 +3,8 @@
     Stored(clause, "k").grown(k [B, G, n, D]) -> Stored          .taken(index [B, G, C])          .read() -> [B, G, L, D]
 
 With a clause such as `cache(k=int8, v=int8)` every token is rounded once, when it comes, and read as its codes stand for it: what the
-clause means to the last bit. Codes are kept by token, so that a token can leave without touching another.
+clause means to the last bit. Codes are kept by token, so that a token can leave without touching another. They stand in a `Room`, which
+may have places for more of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from attnopt.errors import InputMismatch
+from attnopt.hosts.eviction.room import Room
 from attnopt.ir.clause import Clause
 from attnopt.ir.packing import Packed, pack, refusal, unpack
 from attnopt.ir.spec import as_spec
@@ -23,21 +25,38 @@ from attnopt.ir.spec import as_spec
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """clause: how rows are kept; None is as they come. packed: None before the first token. dtype: of what is read."""
+    """clause: how rows are kept; None is as they come. packed: None before the first token. dtype: of what is read.
+
+    room: where the rows of `packed` stand, while they do.
+    """
 
     clause: Clause | None
     side: str
     packed: Packed | None = None
     dtype: torch.dtype = torch.float32
+    room: Room | None = None
 
-    def grown(self, x: Tensor) -> Stored:
-        """x [B, G, n, D] behind what is there."""
+    @property
+    def length(self) -> int:
+        return 0 if self.packed is None else self.packed.codes.shape[2]
+
+    @torch.compiler.disable
+    def grown(self, x: Tensor, spare: int = 0) -> Stored:
+        """x [B, G, n, D] behind what is there. spare: places that stay empty behind it, where all must move to make room for it.
+
+        Raises InputMismatch for numbers that the clause cannot hold.
+        """
         try:
-            new = Packed(x) if self.clause is None else pack(x, self.clause, self.side)
+            if x.requires_grad:  # nothing is written in place
+                new = Packed(x) if self.clause is None else pack(x, self.clause, self.side)
+                return replace(self, packed=new if self.packed is None else joined(self.packed, new), dtype=x.dtype, room=None)
+            length, count, room = self.length, x.shape[2], self.room
+            if room is None or not room.takes(x, length):
+                room = Room.of(self.clause, self.side, x, length + count + spare, self.packed)
+            room.write(x)
         except ValueError as error:
             raise InputMismatch(str(error), where=str(self.clause), next_move="Leave store= out.") from error
-        made = new if self.packed is None else joined(self.packed, new)
-        return replace(self, packed=made, dtype=x.dtype)
+        return replace(self, packed=room.held(), dtype=x.dtype, room=room)
 
     def taken(self, index: Tensor) -> Stored:
         """The tokens at index [B, G, C]."""
@@ -47,7 +66,7 @@ class Stored:
         if self.packed is None:
             return self
         parts = (None if x is None else change(x) for x in (self.packed.codes, self.packed.scales, self.packed.zeros))
-        return replace(self, packed=Packed(*parts))  # type: ignore[arg-type]
+        return replace(self, packed=Packed(*parts), room=None)  # type: ignore[arg-type]
 
     def read(self) -> Tensor:
         """[B, G, L, D]."""
@@ -56,6 +75,9 @@ class Stored:
 
     @property
     def bytes(self) -> int:
+        """Of all that is held, empty places too."""
+        if self.room is not None:
+            return self.room.bytes
         held = () if self.packed is None else (self.packed.codes, self.packed.scales, self.packed.zeros)
         return sum(x.numel() * x.element_size() for x in held if x is not None)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnopt.hosts.eviction.unread import Unread
 from attnopt.hosts.module.layer_attention import STRANGE, AttentionCall, LayerAttention
 from attnopt.hosts.module.narrowing import joined
 
@@ -55,12 +56,17 @@ def attnopt_attention(
     if attention_mask is None and causal and 1 < queries < key.shape[2]:  # a cache of fixed size that was empty
         key, value = key[:, :, :queries], value[:, :, :queries]
     if held is not None and attention_mask is None and dropout == 0.0:
+        if isinstance(key, Unread) and isinstance(value, Unread):
+            run = held.of_codes(query, key.stored.clause, causal, kwargs)
+            if run is not None:
+                return run(query, key.stored.packed, value.stored.packed).transpose(1, 2).contiguous(), None
         kernel = held.kernel(query, key, causal, kwargs)
         if kernel is not None:
+            key, value = (x.numbers() if isinstance(x, Unread) else x for x in (key, value))
             return kernel(query, key, value)[0].transpose(1, 2).contiguous(), None
     if held is not None and held.mask is not None:
         if attention_mask is None and queries == 1 and held.reach is not None:
-            key, value = held.reach.cut(key), held.reach.cut(value)
+            key, value = (x.cut(held.reach.cut) if isinstance(x, Unread) else held.reach.cut(x) for x in (key, value))
         else:
             attention_mask = joined(held.mask, attention_mask, query, key)
     elif attention_mask is None and causal and queries > 1:

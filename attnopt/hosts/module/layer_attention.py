@@ -21,9 +21,26 @@ import torch
 from torch import Tensor
 
 from attnopt.hosts.module.narrowing import Reach
+from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Expr
+from attnopt.ir.packing import Packed
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Any]
+
+
+@dataclass(frozen=True)
+class OnCodes:
+    """The kernel of one query on a cache in codes. clause: how it is stored. name: "" where codes are read back, because of `why`.
+
+    run(q [B, H, 1, D], codes, scales and zeros of k, of v) -> o [B, H, 1, E].
+    """
+
+    clause: Clause
+    name: str = ""
+    run: Callable[[Tensor, Packed, Packed], Tensor] | None = None
+    why: str = ""
+
+
 # What a layer may hand over beside q, k and v that changes what is computed, and that no spec of ours says.
 STRANGE = ("s_aux", "position_bias", "cache", "cu_seq_lens_q", "cu_seq_lens_k", "block_table", "head_mask")
 
@@ -53,7 +70,7 @@ class LayerAttention:
     """spec: the line of what a prompt on an empty cache computes. names: of the kernels of both phases, "" where there is none.
 
     mask: that of a plan, which hides more than the model's own. reach: the keys that one query sees of a cache, where they can be cut
-    out of it.
+    out of it. on_codes: what one query does on a cache in codes.
     """
 
     spec: str
@@ -64,6 +81,7 @@ class LayerAttention:
     device: str = "cpu"
     mask: Expr | None = None
     reach: Reach | None = None
+    on_codes: OnCodes | None = None
 
     @property
     def narrowed(self) -> bool:
@@ -77,10 +95,17 @@ class LayerAttention:
         """For a call without a mask; None where the model's own attention computes it: in another dtype, elsewhere, with gradients."""
         queries = query.shape[2]
         kernel = self.decode if queries == 1 else self.prefill if queries == key.shape[2] else None
-        if kernel is None:
+        return kernel if kernel is not None and self.takes(query, causal, kwargs) else None
+
+    def of_codes(self, query: Tensor, clause: Clause | None, causal: bool, kwargs: dict[str, Any]) -> Any:
+        """The kernel of one query on keys and values in these codes, for a call without a mask; None where they are read back."""
+        held = self.on_codes
+        if held is None or held.run is None or query.shape[2] != 1 or held.clause != clause:
             return None
+        return held.run if self.takes(query, causal, kwargs) else None
+
+    def takes(self, query: Tensor, causal: bool, kwargs: dict[str, Any]) -> bool:
+        """Whether a call is of the kind that kernels are for."""
         if query.dtype is not self.dtype or query.device.type != self.device or query.requires_grad or causal != self.call.causal:
-            return None
-        if any(kwargs.get(name) is not None for name in STRANGE):
-            return None
-        return kernel
+            return False
+        return not any(kwargs.get(name) is not None for name in STRANGE)

@@ -8,16 +8,19 @@ The first keeps the name and the module of the class that it extends: transforme
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.saving import save
+from attnopt.ir.clause import Clause
 
 RECORD = "attnopt_record"
+CODES = "attnopt_cache_codes"
 
 
 def generates(model: Any) -> bool:
@@ -31,12 +34,27 @@ def generates(model: Any) -> bool:
 class LiveModel:
     """report: what was done and why. plan: to do it again. cache_policy: what `generate` keeps of its cache; None keeps all.
 
-    cache_codes: how every call stores its cache, "int8" or a cache clause of a spec; None as it is. Everything else is the model's own."""
+    cache_codes: how every call stores its cache, "int8" or a cache clause of a spec; None as it is. choose_codes: gives the layers their
+    kernels for it. Everything else is the model's own."""
 
     report: Any = None
     plan: Any = None
     cache_policy: Any = None
-    cache_codes: str | None = None
+    choose_codes: Callable[[Any, Clause], object] | None = None
+
+    @property
+    def cache_codes(self) -> str | None:
+        return self.__dict__.get(CODES)
+
+    @cache_codes.setter
+    def cache_codes(self, words: str | None) -> None:
+        """Layers get their kernels for such a cache, which are measured. Raises InputMismatch for what is no form of a live cache."""
+        from attnopt.hosts.eviction.stored import storage
+
+        clause = storage(words)
+        self.__dict__[CODES] = words
+        if clause is not None and self.choose_codes is not None:
+            self.choose_codes(self, clause)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """As the model's own, on a cache in codes where that is asked for. Raises AttnoptError for a cache that cannot hold them."""
@@ -67,7 +85,17 @@ class LiveModel:
         Raises OutputNotWritable where it cannot be written. Options of transformers' method do not apply.
         """
         kept = None if self.cache_policy is None else self.cache_policy.to_json()
-        save(self, Path(save_directory), {**getattr(self, RECORD), "cache_policy": kept, "cache_codes": self.cache_codes})
+        caches = {"cache_policy": kept, "cache_codes": self.cache_codes, "on_codes": on_codes(self)}
+        save(self, Path(save_directory), {**getattr(self, RECORD), **caches})
+
+
+def on_codes(model: Any) -> dict[str, tuple[str, str]]:
+    """What each layer does on the cache that the model has, by path: the name of a kernel, and why."""
+    from attnopt.hosts.eviction.stored import storage
+
+    clause = storage(model.cache_codes)
+    held = {path: getattr(m, HELD).on_codes for path, m in model.named_modules() if hasattr(m, HELD)}
+    return {path: (x.name, x.why) for path, x in held.items() if x is not None and x.clause == clause}
 
 
 @lru_cache(maxsize=64)
@@ -78,10 +106,17 @@ def live_class(kind: type) -> type:
 
 
 def as_live(
-    model: Any, report: Any, plan: Any, record: Mapping[str, Any], cache_policy: Any = None, cache_codes: str | None = None
+    model: Any,
+    report: Any,
+    plan: Any,
+    record: Mapping[str, Any],
+    cache_policy: Any = None,
+    cache_codes: str | None = None,
+    choose_codes: Callable[[Any, Clause], object] | None = None,
 ) -> Any:
-    """The model itself, with another class. record: plain data for its folder."""
+    """The model itself, with another class. record: plain data for its folder. Its layers have what they need for cache_codes already."""
     model.__class__ = live_class(type(model))  # type: ignore[arg-type]
     model.report, model.plan, model.cache_policy, model.cache_codes = report, plan, cache_policy, cache_codes
+    model.choose_codes = choose_codes  # what is asked for from now on
     setattr(model, RECORD, dict(record))
     return model

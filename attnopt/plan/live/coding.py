@@ -10,7 +10,7 @@ whole budget.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,9 +64,18 @@ class Coded:
 
 
 def coded(
-    model: Any, original: Any, data: Calibration, budget: Budget, passes: Sequence[Pass], seed: int
+    model: Any,
+    original: Any,
+    data: Calibration,
+    budget: Budget,
+    passes: Sequence[Pass],
+    seed: int,
+    slower: Callable[[str], str] | None = None,
 ) -> tuple[str | None, list[str]]:
-    """The form that a model's cache is kept in, or None, and what the report says of it. model: with its rewrites."""
+    """The form that a model's cache is kept in, or None, and what the report says of it.
+
+    model: with its rewrites. slower: says why a form costs time, where one that does is not wanted.
+    """
     said = [
         f"{p.name}: a live cache holds codes, scales and zero points alone; traced graphs take it"
         for p in passes
@@ -93,6 +102,8 @@ def coded(
             said.append(f"{one.words}: loses at most {one.loss.upper:.3g}, over the budget")
         elif (held := weighed(model, original, holding, one.words, seed).loss).upper > budget.allowed:
             said.append(f"{one.words}: loses at most {held.upper:.3g} on the texts held back, over the budget")
+        elif slower is not None and (why := slower(one.words)):
+            said.append(f"{one.words}: {why}")
         else:
             taken = replace(one, held=held)
     if taken is None:

@@ -33,12 +33,17 @@ from attnopt.plan.live.layers import Chooser, layer_attention
 
 @dataclass(frozen=True)
 class Live:
-    """A model, what was changed in it, and why some of its layers compute attention as before (by path)."""
+    """A model, what was changed in it, and why some of its layers compute attention as before (by path).
+
+    idle: layers for which no kernel was worth it. windows: as in `attach`.
+    """
 
     model: Any
     changes: tuple[Change, ...] = ()
     layers: Mapping[str, LayerAttention] = field(default_factory=dict)
     refusals: Mapping[str, Refusal] = field(default_factory=dict)
+    idle: Mapping[str, LayerAttention] = field(default_factory=dict)
+    windows: bool = False
 
 
 def read_back(host: ModuleHost, result: FxHost) -> list[Change] | Refusal:
@@ -91,6 +96,7 @@ def live(
     calls = noted(model, inputs)
     sites = {s.source.module: s for s in recognise(host.graph).sites}
     layers: dict[str, LayerAttention] = {}
+    idle: dict[str, LayerAttention] = {}
     refusals: dict[str, Refusal] = {}
     for path, call in calls.items():
         if not fuses and path not in planned:
@@ -101,12 +107,15 @@ def live(
             refusals[path] = found
         elif any(found.names) or found.narrowed:
             layers[path] = found
+        else:
+            idle[path] = found
     refusals |= {
         path: Refusal("its attention does not go through transformers' AttentionInterface", path)
         for path in sites.keys() - calls.keys() - {c.path for c in changes if c.kind == "no-attention"}
     }
-    attach(model, layers, windows=windows_known(sites, calls))
-    return Live(model, tuple(changes), layers, refusals)
+    windows = windows_known(sites, calls)
+    attach(model, layers, windows=windows)
+    return Live(model, tuple(changes), layers, refusals, idle, windows)
 
 
 def attach(model: Any, layers: Mapping[str, LayerAttention], *, windows: bool) -> None:
@@ -115,7 +124,8 @@ def attach(model: Any, layers: Mapping[str, LayerAttention], *, windows: bool) -
         return
     register()
     for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
-        setattr(config, BEFORE, config._attn_implementation)
+        if config._attn_implementation != NAME:
+            setattr(config, BEFORE, config._attn_implementation)
         setattr(config, WINDOWS, windows)
         config._attn_implementation_internal = NAME
     for path, held in layers.items():

@@ -3,7 +3,8 @@
     a prompt of L tokens, one more token on a cache of L   ->   seconds of layers and of attentions, before and after a plan
 
 Layers are priced on the traced graph with the storage and widths that the plan's steps give them, attentions by the kernels that the live
-layers hold. A step's layers are those of a prompt of one token. Codes of a cache are read whole for each step, in plain torch.
+layers hold. A step's layers are those of a prompt of one token. Codes of a cache are read by the layer's kernel for them, or whole for each
+step, in plain torch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from attnopt.cost.target import Target
 from attnopt.cost.workload import Bound
 from attnopt.errors import WorkloadError
 from attnopt.hosts.module.host import ModuleHost
+from attnopt.hosts.module.interface import HELD
+from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
 from attnopt.ir.clause import Clause
 from attnopt.ir.packing import row_bytes
 from attnopt.ir.site import Site
@@ -32,7 +35,7 @@ from attnopt.report.plan import PlanStep
 
 CODES = 4.0  # operations on a number that is read from its code: cast, shifted by the middle and by its zero point, scaled
 MOVED = 4 + 3 * 8  # bytes that these move: the first writes the number, each other reads and writes it
-CALLS = 60.0  # of torch in one layer: a token is rounded, joined and read, on both sides
+WRITES, READS = 10.0, 20.0  # calls of torch in one layer, both sides: what comes is rounded and written, the cache is read
 
 
 @dataclass(frozen=True)
@@ -72,23 +75,32 @@ class Foretold:
                 shape |= {"q": 1, "k": math.ceil(length * self.keep)}
             total += self.attention(site, shape, made, at)
             if self.codes is not None:
-                total += self.unpacked(self.codes, site, shape)
+                total += self.unpacked(self.codes, site, shape, whole=not at or self.on_codes(site, made) is None)
         return total
+
+    def on_codes(self, site: Site, made: Live) -> OnCodes | None:
+        """The kernel by which a layer reads codes; None where it reads them back, or there are none."""
+        held: LayerAttention | None = getattr(made.model.get_submodule(site.source.module), HELD, None)
+        found = None if held is None or self.codes is None else held.on_codes
+        return found if found is not None and found.run is not None and found.clause == self.codes else None
 
     def attention(self, site: Site, shape: Mapping[str, int], made: Live, at: int) -> float:
         held = made.layers.get(site.source.module)
         name = (held.names[at] if held is not None else "") or self.own
+        if at and (kernel := self.on_codes(site, made)) is not None:
+            dtype = site.q.value.dtype or "float32"
+            return estimate(AttentionSpec(cache=self.codes), shape, dtype, kernel.name, target=self.target).seconds
         spec = AttentionSpec() if at else site.spec if held is None else parse(held.spec)
         dtype = site.q.value.dtype or "float32"
         return estimate(spec, shape, dtype, name if name in KERNELS else self.own, target=self.target).seconds
 
-    def unpacked(self, codes: Clause, site: Site, shape: Mapping[str, int]) -> float:
-        """Seconds in which one layer rounds what comes, and reads its cache from codes into numbers."""
+    def unpacked(self, codes: Clause, site: Site, shape: Mapping[str, int], whole: bool) -> float:
+        """Seconds in which one layer rounds what comes, and (whole) reads its cache from codes into numbers."""
         rows = shape["b"] * shape["g"] * shape["k"]
-        numbers = float(rows * (shape["d"] + shape["e"]))
-        kept = rows * sum(row_bytes(codes, side, shape[axis], 4) for side, axis in (("k", "d"), ("v", "e")))
-        moved = kept + MOVED * numbers
-        phase = Phase("codes", "elementwise", operations=CODES * numbers, bytes=moved, working_set=moved, launches=CALLS)
+        numbers = float(rows * (shape["d"] + shape["e"])) if whole else 0.0
+        kept = rows * sum(row_bytes(codes, side, shape[axis], 4) for side, axis in (("k", "d"), ("v", "e"))) if whole else 0.0
+        moved, calls = kept + MOVED * numbers, WRITES + READS * whole
+        phase = Phase("codes", "elementwise", operations=CODES * numbers, bytes=moved, working_set=moved, launches=calls)
         return of_phases([phase], site.q.value.dtype or "float32", self.target).seconds
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attnopt.cost.workload import Load, Workload, parse_workload
 from attnopt.hosts.eviction.chosen import ChosenPolicy
-from attnopt.hosts.eviction.coded import bytes_per_token, fresh
+from attnopt.hosts.eviction.coded import bytes_per_token, fresh, in_codes
 from attnopt.ir.clause import Clause
 from attnopt.plan.timing.timing import in_turn
 
@@ -52,6 +52,8 @@ class Used:
             return self.model(ids, past_key_values=self.empty(), use_cache=True).past_key_values
 
     def step(self, ids: Tensor, past: Any) -> None:
+        if self.codes is not None:
+            in_codes(past, self.codes, hands_codes=True)  # as a live model does for each call
         with self.session():
             self.model(ids, past_key_values=past, use_cache=True)
 

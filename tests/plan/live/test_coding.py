@@ -56,6 +56,15 @@ def test_the_fewest_bytes_within_the_budget_are_taken(model, data):
     assert any(re.match(r"cache\(k=int2.*: loses at most .*, over the budget", line) for line in said)
 
 
+def test_a_form_that_costs_time_is_left_where_that_counts(model, data):
+    def slower(words):
+        return "" if words == INT8 else "a step takes 1.18 of its time on 4096 tokens"
+
+    found, said = coded(model, model, data, Budget.of(50.0), PASSES, 0, slower)
+    assert found == INT8
+    assert "cache(k=int2, v=int2, group=8, scales=fp16): a step takes 1.18 of its time on 4096 tokens" in said
+
+
 def test_no_codes_are_better_than_some_over_the_budget(model, data):
     found, said = coded(model, model, data, Budget.of(1e-9), PASSES, 0)
     assert found is None and said[0] == "the cache stays as it is, 512 bytes a token" and "over the budget" in said[1]

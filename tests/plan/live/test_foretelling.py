@@ -9,6 +9,9 @@ from toy_target import TOY
 from attnopt.cost.estimate import estimate
 from attnopt.hosts.eviction.stored import storage
 from attnopt.hosts.module.changes import Change
+from attnopt.hosts.module.copying import shared_copy
+from attnopt.hosts.module.interface import HELD
+from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
 from attnopt.patterns import recognise
 from attnopt.plan.live.converting import Live
 from attnopt.plan.live.foretelling import Foretold
@@ -54,6 +57,20 @@ def test_a_policy_leaves_fewer_keys_and_codes_are_read_first():
     assert after.first == before.first and after.step < before.step
     before, after = paces(codes=storage("int8"))
     assert after.step > before.step
+
+
+def test_codes_that_a_kernel_reads_are_not_read_first():
+    host, int8 = host_of("llama"), storage("int8")
+    model = shared_copy(host.model)
+    for path in ("model.layers.0.self_attn", "model.layers.1.self_attn"):
+        run = OnCodes(int8, "tvm-decode", lambda q, k, v: q)
+        setattr(model.get_submodule(path), HELD, LayerAttention("softmax", None, on_codes=run))
+    back, kernel, other = (
+        Foretold(host, TOY, "sdpa", codes=codes).paces(Live(made), (), LENGTH)["after"]
+        for made, codes in ((host.model, int8), (model, int8), (model, storage("cache(k=int4, v=int4)")))
+    )
+    assert kernel.step < back.step and kernel.first == back.first
+    assert other.step > kernel.step  # its kernel is for int8
 
 
 def test_lines_of_both():

@@ -1,0 +1,58 @@
+"""Keys or values that are codes still: a tensor of their shape which becomes numbers when something asks for them.
+
+    k, v = cache.update(…)      k.shape, k.dtype, k.device: as if it were read      a kernel takes k.stored.packed      k[:, :1]: is read
+
+The attention of a live layer that has a kernel for codes takes them as they are. Whatever else is done with such a tensor is done with
+what its codes stand for, which is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from attnopt.hosts.eviction.stored import Stored
+
+TOLD = tuple(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad", "ndim"))
+
+
+class Unread(Tensor):
+    """stored: what it stands for, [B, G, L, D] of `stored.dtype`."""
+
+    stored: Stored
+    found: Tensor | None
+
+    @staticmethod
+    def __new__(cls, stored: Stored, width: int) -> Unread:
+        assert stored.packed is not None
+        codes = stored.packed.codes
+        made: Unread = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, (*codes.shape[:3], width), dtype=stored.dtype, device=codes.device
+        )
+        made.stored, made.found = stored, None
+        return made
+
+    def numbers(self) -> Tensor:
+        """What the codes stand for."""
+        if self.found is None:
+            self.found = self.stored.read()
+        return self.found
+
+    def cut(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `change` leaves of the tokens: the others are not read."""
+        return self.stored.mapped(change).read()
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in TOLD:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        args, kwargs = tree_map_only(Unread, Unread.numbers, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(Unread, Unread.numbers, (args, kwargs or {}))
+        return func(*args, **kwargs)

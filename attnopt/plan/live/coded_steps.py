@@ -1,0 +1,78 @@
+"""Whether a step of generation is faster on a cache in codes, which a plan for time asks before it takes one.
+
+    a live model, caches of 4,096 random tokens as they come and as cache(k=int8, v=int8)   ->   "", or "a step takes 1.18 of its time …"
+
+Caches are filled as they are, without a prompt: what a step takes does not hang on the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from attnopt.cost.workload import Workload
+from attnopt.hosts.eviction.coded import fresh
+from attnopt.hosts.eviction.stored import storage
+from attnopt.hosts.module.layer_attention import LayerAttention
+from attnopt.hosts.module.layers import NoAttention
+from attnopt.ir.clause import Clause
+from attnopt.plan.live.codes import CodesChooser, held_by
+from attnopt.plan.live.generating import Used
+from attnopt.plan.live.layers import FASTER
+from attnopt.plan.timing.timing import counted, in_turn
+
+LONG = 1024  # tokens of a cache from which on codes may save time: on shorter ones rounding a token takes more than reading all
+
+
+def long_decode(workload: Workload | None) -> tuple[int, int]:
+    """Sequences and tokens of the longest cache among the steps of a workload; no tokens where it is not LONG."""
+    steps = [] if workload is None else [load for load in workload.loads if load.past >= LONG]
+    longest = max(steps, key=lambda load: load.past, default=None)
+    return (1, 0) if longest is None else (longest.batch, longest.past)
+
+
+def slower_on(model: Any, chooser: CodesChooser, batch: int, length: int) -> Callable[[str], str]:
+    """For the words of a clause: why a plan for time leaves it, or nothing."""
+
+    @torch.no_grad()
+    def slower(words: str) -> str:
+        clause = storage(words)
+        assert clause is not None
+        replace(chooser, length=length)(model, clause)
+        layers = {**chooser.idle, **held_by(model)}
+        used = {"plain": Used(model), "codes": Used(model, codes=clause)}
+        pasts = {name: filled(model, layers, one.codes, batch, length) for name, one in used.items()}
+        if any(cache is None for cache in pasts.values()):
+            return "not every layer is known, so that no step could be timed"
+        ids = torch.zeros(batch, 1, dtype=torch.long, device=next(model.parameters()).device)
+        calls = {name: lambda name=name: used[name].step(ids, pasts[name]) for name in used}
+        times = in_turn(calls, seconds=0.5, clock=counted())  # type: ignore[arg-type]
+        ratio = times["codes"].ratio(times["plain"])
+        return "" if ratio <= FASTER else f"a step takes {ratio:.2f} of its time on {length} tokens"
+
+    return slower
+
+
+def filled(model: Any, layers: dict[str, LayerAttention], clause: Clause | None, batch: int, length: int) -> Cache | None:
+    """A cache of so many tokens; None where a layer is not known."""
+    cache: Any = DynamicCache(config=model.config) if clause is None else fresh(model, clause)
+    random = torch.Generator().manual_seed(length)
+    parameter, written = next(model.parameters()), set()
+
+    def rows(heads: int, width: int) -> torch.Tensor:
+        return torch.randn(batch, heads, length, width, generator=random).to(parameter.device, parameter.dtype)
+
+    for path, held in sorted(layers.items(), key=lambda item: model.get_submodule(item[0]).layer_idx):
+        index, call = model.get_submodule(path).layer_idx, held.call
+        cache.update(rows(call.key_heads, call.width), rows(call.value_heads, call.value_width), index)
+        written.add(index)
+    for module in model.modules():
+        if isinstance(module, NoAttention) and module.layer_idx is not None:
+            cache.update(rows(1, 1), rows(1, 1), module.layer_idx)
+            written.add(module.layer_idx)
+    return cache if written == set(range(model.config.get_text_config().num_hidden_layers)) else None

@@ -1,0 +1,166 @@
+"""What one query does on a live cache in codes: the kernel that reads them, where it takes less time than reading them back.
+
+    softmax scale(0.125), 6 heads on 2, cache(k=int8, v=int8)   ->   OnCodes(…, "tvm-decode"), measured 3.1x reading the codes back
+
+Both are timed in turn on a cache of LENGTH tokens: the kernel on codes, and codes made numbers of for the attention that the layer has
+without them. Where that is the model's own, torch's sdpa without a mask stands for it, which nothing of the model's own undercuts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnopt.codegen import AS_STORED, ON_CPU, ON_GPU
+from attnopt.codegen.operator_lowering import OperatorLowering
+from attnopt.codegen.prefill_form import Form
+from attnopt.hosts.eviction.stored import Stored
+from attnopt.hosts.module.interface import HELD
+from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
+from attnopt.ir.clause import Clause
+from attnopt.ir.packing import Packed
+from attnopt.ir.spec import AttentionSpec, parse
+from attnopt.plan.live.converting import attach
+from attnopt.plan.live.layers import FASTER, LENGTH, one_query
+from attnopt.plan.live.phases import DECODE, Shape, example
+from attnopt.plan.timing.timing import counted, in_turn
+from attnopt.report.data import Report
+
+SAID = "live, decode on codes"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The operator of a lowering on the parts of a cache. line: the spec, which says how it is stored."""
+
+    operator: Any
+    line: str
+
+    def __call__(self, q: Tensor, k: Packed, v: Packed) -> Tensor:
+        made: Tensor = self.operator(q, k.codes, v.codes, k.scales, k.zeros, v.scales, v.zeros, None, None, [], self.line)
+        return made
+
+
+@dataclass(frozen=True)
+class CodesChooser:
+    """select: as in `optimize`. idle: layers that hold no kernel, by path. windows: as in `attach`, where one of them gets one."""
+
+    select: str = "measure"
+    length: int = LENGTH
+    idle: Mapping[str, LayerAttention] = field(default_factory=dict)
+    windows: bool = False
+
+    def __call__(self, model: Any, clause: Clause) -> list[str]:
+        """Give the layers of a live model what they do on codes; what a report says of it, which stands in the model's then."""
+        layers = {**self.idle, **held_by(model)}
+        found = self.choose(layers, clause)
+        give(model, layers, found, windows=self.windows)
+        said = lines(found)
+        if isinstance(getattr(model, "report", None), Report):
+            others = (note for note in model.report.notes if not note.startswith(SAID))
+            model.report = replace(model.report, notes=(*others, *said))
+        return said
+
+    def choose(self, layers: Mapping[str, LayerAttention], clause: Clause) -> dict[str, OnCodes]:
+        """For each layer; those that are alike are timed once."""
+        known: dict[Any, OnCodes] = {}
+        found = {}
+        for path, held in layers.items():
+            key = (Shape.of(held.call, held.device), held.spec, held.narrowed, held.names[1])
+            if key not in known:
+                known[key] = self.best(held, clause)
+            found[path] = known[key]
+        return found
+
+    def best(self, held: LayerAttention, clause: Clause) -> OnCodes:
+        if held.reach is not None:
+            return OnCodes(clause, why="a plan cuts the few keys that are seen out of the cache")
+        lowering, why = self.fitting(held, clause)
+        if lowering is None:
+            return OnCodes(clause, why=why)
+        made = with_kernel(held, clause, lowering.name)
+        if self.select != "measure":
+            return replace(made, why="the kernel that reads codes")
+        return measured(held, made, self.length)
+
+    def fitting(self, held: LayerAttention, clause: Clause) -> tuple[OperatorLowering | None, str]:
+        """The lowering that reads such a cache here, or why none does."""
+        elsewhere, why = ON_GPU if held.device == "cpu" else ON_CPU, "no kernel reads codes here"
+        for lowering in kernels():
+            if lowering in elsewhere:
+                continue
+            refused = lowering.missing() or lowering.refusal(spec_of(held, clause), form_of(held))
+            if refused is None:
+                return lowering, ""
+            if lowering.operator.endswith("decode"):  # the others are of queries that choose
+                why = refused if isinstance(refused, str) else refused.reason
+        return None, why
+
+
+def kernels() -> list[OperatorLowering]:
+    return [x for x in AS_STORED if isinstance(x, OperatorLowering)]
+
+
+def form_of(held: LayerAttention) -> Form:
+    return Form(held.call.width, held.call.value_width, held.call.dtype)
+
+
+def spec_of(held: LayerAttention, clause: Clause) -> AttentionSpec:
+    return one_query(parse(held.spec), held.narrowed).with_(cache=clause)
+
+
+def with_kernel(held: LayerAttention, clause: Clause, name: str, why: str = "") -> OnCodes:
+    """By the kernel of this name, as when it was saved."""
+    lowering = next(x for x in kernels() if x.name == name)
+    return OnCodes(clause, name, Run(getattr(torch.ops.attnopt, lowering.operator).default, str(spec_of(held, clause))), why)
+
+
+@torch.no_grad()
+def measured(held: LayerAttention, made: OnCodes, length: int) -> OnCodes:
+    """The kernel, or none where it is not FASTER than what the layer does with numbers that are read back."""
+    given = example(DECODE, Shape.of(held.call, held.device), batch=1, length=length)
+    k, v = (Stored(made.clause, side).grown(given[side]) for side in "kv")
+    q, plain, run = given["q"], held.decode or by_sdpa(held), made.run
+    assert run is not None and k.packed is not None and v.packed is not None
+    codes = k.packed, v.packed
+    calls = {"codes": lambda: run(q, *codes), "numbers": lambda: plain(q, k.read(), v.read())}
+    times = in_turn(calls, seconds=0.3, clock=counted())
+    ratio = times["codes"].ratio(times["numbers"])
+    said = f"measured {1 / ratio:.2f}x the speed of reading the codes back, at {length} tokens"
+    return replace(made, why=said) if ratio <= FASTER else OnCodes(made.clause, why=f"{made.name} {said}")
+
+
+def by_sdpa(held: LayerAttention) -> Any:
+    shared = held.call.key_heads != held.call.heads
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=held.call.scaling, enable_gqa=shared)
+
+    return sdpa
+
+
+def held_by(model: Any) -> dict[str, LayerAttention]:
+    """The layers of a live model that hold a spec, by path."""
+    return {path: getattr(module, HELD) for path, module in model.named_modules() if hasattr(module, HELD)}
+
+
+def give(model: Any, layers: Mapping[str, LayerAttention], found: Mapping[str, OnCodes], *, windows: bool) -> None:
+    """Let the layers of a model do so. A layer that holds no kernel gets what it needs to run one."""
+    there = held_by(model)
+    attach(
+        model, {path: layers[path] for path, each in found.items() if path not in there and each.run is not None}, windows=windows
+    )
+    for path, held in held_by(model).items():
+        if path in found:
+            setattr(model.get_submodule(path), HELD, replace(held, on_codes=found[path]))
+
+
+def lines(found: Mapping[str, OnCodes]) -> list[str]:
+    """What a report says."""
+    counted_by = Counter((each.name or "read back", each.why) for each in found.values())
+    return [f"{SAID}: {name} in {n} layers ({why})" for (name, why), n in counted_by.items()]
