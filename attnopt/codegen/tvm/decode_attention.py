@@ -54,7 +54,7 @@ def run_parts(
     shape = q.shape
     described = tuple(None if x is None else (x.shape, x.dtype) for x in parts)
     found = ready(spec, (shape, q.dtype), described, tuple((x.shape, x.dtype) for x in tensors), q.device.type, lse)
-    if not trusted and (parts[-1] is not None or parts[-2] is not None):
+    if not trusted and (parts[6] is not None or parts[7] is not None):
         within(Cache(*parts), spec)  # type: ignore[arg-type]
     if isinstance(found.kernel, Refusal):
         return by_reference(q, Cache(*parts), tensors, found.spec, lse)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def ready(
         )
     queries = torch.empty(q[0], dtype=q[1], device="meta")
     given = [None if part is None else torch.empty(part[0], dtype=part[1], device="meta") for part in parts]
-    cache = Cache(**dict(zip(PARTS, given, strict=True)))
+    cache = Cache(**dict(zip(PARTS, given, strict=False)))
     if queries.ndim != 4 or cache.v.ndim != 4:
         raise InputMismatch(f"q has {queries.ndim} dimensions", where=str(tuple(q[0])), next_move="Give [B, H, Q, D].")
     kinds = tuple(dtype for _, dtype in tensors)

@@ -5,6 +5,7 @@
     steps    "token": one for all channels of a token, applied to scores and weights, so that codes are only converted
              "channel": one for all tokens, applied to the queries and to the output
              "group" (of channels of a token) and "block" (a channel of a group of tokens): applied as the codes are read
+             "balanced": one for a token, applied to weights, and a factor of each channel of a group of tokens, SCALES here, as read
     narrow   codes of 4 and 2 bits: byte j of a row holds channel j in its lowest bits, then SIDE_STORED + j, 2 SIDE_STORED + j, …
 
 Source: "KIVI" (keys by channel in groups of tokens, values by token in groups of channels).
@@ -49,5 +50,8 @@ def side_number(X, SCALES, POINTS, place, head, row, c, lane):
         elif SIDE_LEVEL:
             code = code + T.float32(SIDE_LEVEL)
         return code * real(SCALES[place, head, T.truncdiv(row, SIDE_GROUP), c + lane])
+    elif SIDE_STEPS == "balanced":
+        point = real(POINTS[place, head, row, 0]) + T.float32(SIDE_LEVEL)
+        return (code + point) * SCALES[place, head, T.truncdiv(row, SIDE_GROUP), c + lane]
     else:
         return code
