@@ -16,6 +16,7 @@ from attnopt.codegen.lowering import Lowering
 from attnopt.codegen.triton.lowerings.triton_decode import TritonDecode
 from attnopt.codegen.triton.lowerings.triton_prefill import TritonPrefill
 from attnopt.codegen.triton.lowerings.triton_sparse import TritonSparse
+from attnopt.codegen.tvm.lowerings.tvm_blocks import TvmBlocks
 from attnopt.codegen.tvm.lowerings.tvm_decode import TvmDecode
 from attnopt.codegen.tvm.lowerings.tvm_pages import TvmPages
 from attnopt.codegen.tvm.lowerings.tvm_pieces import TvmPieces
@@ -36,9 +37,17 @@ SINGLE: tuple[Lowering, ...] = (
 # These are tried for targets with a GPU only: on a CPU they compute no more than what they mean.
 ON_GPU: tuple[Lowering, ...] = (TritonDecode(), TritonPrefill(), Summed(TritonPrefill()), TritonSparse())
 # And these for the CPU at hand only, where TVM compiles them.
-ON_CPU: tuple[Lowering, ...] = (TvmDecode(), TvmPrefill(), Summed(TvmPrefill()), TvmSparse(), TvmPages(), TvmPieces())
+ON_CPU: tuple[Lowering, ...] = (
+    TvmDecode(),
+    TvmPrefill(),
+    Summed(TvmPrefill()),
+    TvmSparse(),
+    TvmPages(),
+    TvmPieces(),
+    TvmBlocks(),
+)
 # Of these the ones that read a cache as it is stored: codes, codes beside exact tokens, or pages that a query chooses.
-AS_STORED: tuple[Lowering, ...] = (TvmDecode(), TvmPieces(), TvmPages(), TritonDecode())
+AS_STORED: tuple[Lowering, ...] = (TvmDecode(), TvmPieces(), TvmBlocks(), TvmPages(), TritonDecode())
 LOWERINGS: tuple[Lowering, ...] = (
     *SINGLE,
     *(Summed(kernel) for kernel in SINGLE),

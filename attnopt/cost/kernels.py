@@ -325,6 +325,7 @@ KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
     "tvm-decode": tvm_decode,
     "tvm-pages": tvm_pages,
     "tvm-pieces": tvm_decode,
+    "tvm-blocks": tvm_decode,
     "triton-prefill": triton_prefill,
     "triton-decode": blocks("triton", (16, 64)),
     "local-sdpa": partial(local, runtime="torch", family="local-sdpa"),

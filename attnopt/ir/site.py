@@ -124,6 +124,11 @@ class Site:
         return replace(self, q=current(self.q), k=current(self.k), v=current(self.v), operands=loads, tensor_form=form)
 
 
+RECEIVED = (
+    "received"  # of a site's codes: what the last tokens of its cache were given, [B, G, block, 1], which its kernel says too
+)
+
+
 class NotIsolated(Exception):
     """Internal: a part of a model reads more than the values it was cut out between, so it cannot run on its own."""
 

@@ -131,7 +131,8 @@ def test_blocks_and_balanced_values_are_what_the_reference_rounds_to(storage):
     ("line", "reason"),
     [
         ("v=int8, v_balance=root", "values are balanced in blocks of tokens, each token with a scale and a zero point"),
-        ("v=int8, block=8, v_axis=channel, v_balance=root", "values are balanced in blocks of tokens, each token with a scale and a zero point"),
+        ("v=int8, block=8, v_axis=channel, v_balance=root", "values are balanced in blocks of tokens, each token with a scale and"
+         " a zero point"),
         ("k=int8, k_axis=channel, block=8, group=4", "tokens are rounded in blocks, and in groups of another size"),
     ],
 )  # fmt: skip

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rounded_steps import inputs_of, opened, wanted
+from rounded_steps import inputs_of, opened, rewritten, wanted
 
 from attnopt.codegen.tvm.availability import missing
 from attnopt.cost.target import load_target
-from attnopt.passes import AkvqVl, Int2Cache, Int4Cache, Int8Cache
+from attnopt.passes import AkvqVl, Int2Cache, Int4Cache, Int8Cache, ZipCache
 from attnopt.patterns import recognise
 from attnopt.plan.choose import Chosen
 from attnopt.plan.options.groups import Grouping
@@ -54,6 +54,29 @@ def test_the_kernel_reads_the_codes(rewrite, wish, kernel):
     (site,) = move.group.sites
     report = site_report(Chosen(site, None, "as it was"), (move,), shop)
     assert report.kernel == kernel and "cache(" in report.after
+
+
+@pytest.mark.skipif(missing() is not None, reason="TVM is not here")
+@pytest.mark.parametrize("wish", ["50% salient", "4-bit blocks"])
+def test_a_kernel_reads_blocks_and_says_what_their_tokens_were_given(wish):
+    """Eleven steps beside the nodes that a plain graph has: outputs, codes and saliency, past blocks that fill."""
+    rewrite = ZipCache(block=4)
+    host, _, _, made = built("torch", rewrite, wish)
+    plain, _ = rewritten(rewrite, host, wish)
+    assert calls(made) == ["attnopt.tvm_blocks.default"] and calls(plain) == []
+    inputs = inputs_of(host, past=2)
+    states = [made.adapt(inputs), plain.adapt(inputs)]
+    tokens = next(i for i, s in enumerate(made.input_specs[1:]) if s.shape[-1] == 0)
+    for _ in range(11):
+        (output, *kept), (wanted, *others) = (run.runner()(x) for run, x in zip((made, plain), states, strict=True))
+        torch.testing.assert_close(output, wanted, atol=1e-5, rtol=1e-5)
+        for got, want in zip(kept, others, strict=True):
+            assert (got.dtype, got.shape) == (want.dtype, want.shape)
+            if got.shape[2:] == (4, 1):  # saliency: what it is of tokens in full blocks nobody reads
+                got, want = (x[:, :, 4 - kept[tokens].shape[2] % 4 :] for x in (got, want))
+            torch.testing.assert_close(got.float(), want.float(), atol=1e-5, rtol=1e-5)
+        first, *rest = (s.name for s in made.input_specs)
+        states = [{first: output, **dict(zip(rest, kept, strict=True))} for _ in states]
 
 
 def test_elsewhere_codes_are_read_before():

@@ -2,6 +2,8 @@
 
     run_tvm_pieces(q [B, H, 1, D], [codes, scales, zeros, first, recent] of k, the same of v, "softmax … cache(k=int2, …, recent=128)")
         ->   o [B, H, 1, E]
+    run_tvm_blocks(q, [tokens, codes, scales, zeros, …, recent], [tokens, …, balance, recent], "softmax … cache(block=100, …")
+        ->   [B, H, 1, E + 100]: o, then the weights of the last 100 tokens
 
 The kernel of the family for few queries reads each piece; `cache_pieces` puts them together. Where TVM is missing torch reads them.
 """
@@ -14,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from attnopt.codegen.cache_blocks import BlockPieces, attend_blocks, blocks_of
 from attnopt.codegen.cache_pieces import Pieces, attend_pieces, pieces_of
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.triton.decode import DecodeForm
@@ -52,10 +55,42 @@ def run_tvm_pieces(q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], spec: st
     return attend_pieces(by_tvm, pieces, q, k, v)
 
 
+def run_tvm_blocks(q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], spec: str) -> Tensor:
+    """[B, H, 1, E + block]; k, v: as `cache_blocks.attend_blocks` takes them. Raises InputMismatch as above. Inference only."""
+    blocks = read_blocks(spec)
+    fits = len(k) in (5, 8) and len(v) == len(k) + 1 and k[-1].ndim == 4 and k[-1].shape[2] == v[-1].shape[2] == blocks.block
+    if q.ndim != 4 or q.shape[2] != 1 or not fits or not k[0].shape[2]:
+        raise InputMismatch(
+            f"q {list(q.shape)}, {len(k)} tensors of keys and {len(v)} of values",
+            where=spec,
+            next_move=f"Give one query, and of either side tokens, one or two sets, the balance of values, {blocks.block} exact tokens.",
+        )
+    return attend_blocks(by_tvm, blocks, q, k, v)
+
+
+def blocks_supports(spec: AttentionSpec, form: Form) -> Refusal | None:
+    """None where the kernels compute the spec on a cache in blocks."""
+    found = blocks_of(spec)
+    if isinstance(found, Refusal):
+        return found
+    each = DecodeForm(form.width, form.value_width, form.dtype, lse=True)
+    lines = [str(found.plain), *(found.line(bits, found.block) for bits in (4, 2))]
+    refused = (decode.supports(parse(line), each) for line in lines)
+    return next((one for one in refused if one is not None), None)
+
+
 def by_tvm(line: str, q: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
     made: Any = run_tvm_decode(q, cache, [], line, lse=True)
     o, lse = made
     return o, lse
+
+
+@functools.lru_cache(maxsize=256)
+def read_blocks(spec: str) -> BlockPieces:
+    found = blocks_of(parse(spec))
+    if isinstance(found, Refusal):
+        raise InputMismatch(str(found), where=spec, next_move=ELSEWHERE)
+    return found
 
 
 @functools.lru_cache(maxsize=256)
