@@ -6,8 +6,8 @@ attnopt::triton_attention(q, k, v, operands, spec) computes a spec by the kernel
 interpreter. On CPU tensors outside of the interpreter it computes the spec's meaning in plain PyTorch, exact and slow, so that a
 model that was made for a GPU can be checked, saved and tried where there is none.
 
-attnopt::tvm_attention, tvm_sparse, tvm_pages and tvm_decode do the same by TVM's kernels on a CPU, and where TVM is missing by torch's.
-attnopt::cache_rows rounds tokens and writes them into a cache in codes, by a kernel of TVM's where there is one.
+attnopt::tvm_attention, tvm_sparse, tvm_pages, tvm_pieces, tvm_blocks and tvm_decode do the same by TVM's kernels on a CPU, and where
+TVM is missing by torch's. attnopt::cache_rows rounds tokens and writes them into a cache in codes, by a kernel of TVM's where there is one.
 They are declared by their schemas, because a call through `custom_op` takes three times as long, which counts beside a short kernel.
 """
 
@@ -158,6 +158,8 @@ SCHEMAS = {
     "tvm_attention_packed_lse": f"({PACKED}, Tensor[] operands, str spec) -> (Tensor, Tensor)",
     "tvm_sparse": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
     "tvm_pages": "(Tensor q, Tensor k, Tensor v, Tensor[] operands, str spec) -> Tensor",
+    "tvm_pieces": "(Tensor q, Tensor[] k, Tensor[] v, str spec) -> Tensor",
+    "tvm_blocks": "(Tensor q, Tensor[] k, Tensor[] v, str spec) -> Tensor",
     "tvm_decode": f"({CACHED}, Tensor[] operands, str spec) -> Tensor",
     "tvm_decode_lse": f"({CACHED}, Tensor[] operands, str spec) -> (Tensor, Tensor)",
 }
@@ -196,6 +198,22 @@ def tvm_pages(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], spec: str
 
     no_gradients("TVM", spec, q, k, v, *operands)
     return run_tvm_pages(q, k, v, operands, spec)
+
+
+def tvm_pieces(q: Tensor, k: list[Tensor], v: list[Tensor], spec: str) -> Any:
+    """As tvm_decode, of one query on a cache that holds some of its tokens exactly: codes, scales, zeros, then the exact ones."""
+    from attnopt.codegen.tvm.piece_attention import run_tvm_pieces
+
+    no_gradients("TVM", spec, q, *k, *v)
+    return run_tvm_pieces(q, k, v, spec)
+
+
+def tvm_blocks(q: Tensor, k: list[Tensor], v: list[Tensor], spec: str) -> Any:
+    """As tvm_pieces, on a cache rounded a block at a time; beside the output stand the weights of the last tokens."""
+    from attnopt.codegen.tvm.piece_attention import run_tvm_blocks
+
+    no_gradients("TVM", spec, q, *k, *v)
+    return run_tvm_blocks(q, k, v, spec)
 
 
 def tvm_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any, lse: bool = False) -> Any:
@@ -247,6 +265,14 @@ def fake_decode(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     return decoded(q, v, rest[-1])
 
 
+def fake_pieces(q: Tensor, k: list[Tensor], v: list[Tensor], spec: str) -> Tensor:
+    return decoded(q, v[0], spec)
+
+
+def fake_blocks(q: Tensor, k: list[Tensor], v: list[Tensor], spec: str) -> Tensor:
+    return q.new_empty((*q.shape[:3], v[-1].shape[3] + v[-1].shape[2]))
+
+
 def with_lse(fake: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
     """Of a packed batch the sums are [H, rows]."""
     return lambda q, *rest: (fake(q, *rest), q.new_empty(q.shape[:-1] if q.ndim == 4 else q.shape[1::-1], dtype=torch.float32))
@@ -257,6 +283,8 @@ FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
     "tvm_attention_packed": (tvm_attention_packed, fake_attention_packed),
     "tvm_sparse": (tvm_sparse, fake_attention),
     "tvm_pages": (tvm_pages, fake_attention),
+    "tvm_pieces": (tvm_pieces, fake_pieces),
+    "tvm_blocks": (tvm_blocks, fake_blocks),
     "tvm_decode": (tvm_decode, fake_decode),
 }
 for name, schema in SCHEMAS.items():

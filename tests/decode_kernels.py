@@ -21,7 +21,7 @@ from attnopt.ir.kv_cache import Cache
 from attnopt.ir.ranges import key_range
 from attnopt.ir.spec import parse
 
-PARTS = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
+PARTS = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths", "v_balance")
 
 
 def poisoned(cache: Cache) -> Cache:

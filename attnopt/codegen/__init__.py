@@ -16,8 +16,10 @@ from attnopt.codegen.lowering import Lowering
 from attnopt.codegen.triton.lowerings.triton_decode import TritonDecode
 from attnopt.codegen.triton.lowerings.triton_prefill import TritonPrefill
 from attnopt.codegen.triton.lowerings.triton_sparse import TritonSparse
+from attnopt.codegen.tvm.lowerings.tvm_blocks import TvmBlocks
 from attnopt.codegen.tvm.lowerings.tvm_decode import TvmDecode
 from attnopt.codegen.tvm.lowerings.tvm_pages import TvmPages
+from attnopt.codegen.tvm.lowerings.tvm_pieces import TvmPieces
 from attnopt.codegen.tvm.lowerings.tvm_prefill import TvmPrefill
 from attnopt.codegen.tvm.lowerings.tvm_sparse import TvmSparse
 
@@ -35,9 +37,17 @@ SINGLE: tuple[Lowering, ...] = (
 # These are tried for targets with a GPU only: on a CPU they compute no more than what they mean.
 ON_GPU: tuple[Lowering, ...] = (TritonDecode(), TritonPrefill(), Summed(TritonPrefill()), TritonSparse())
 # And these for the CPU at hand only, where TVM compiles them.
-ON_CPU: tuple[Lowering, ...] = (TvmDecode(), TvmPrefill(), Summed(TvmPrefill()), TvmSparse(), TvmPages())
-# Of these the ones that read a cache as it is stored: codes, or pages that a query chooses.
-AS_STORED: tuple[Lowering, ...] = (TvmDecode(), TvmPages(), TritonDecode())
+ON_CPU: tuple[Lowering, ...] = (
+    TvmDecode(),
+    TvmPrefill(),
+    Summed(TvmPrefill()),
+    TvmSparse(),
+    TvmPages(),
+    TvmPieces(),
+    TvmBlocks(),
+)
+# Of these the ones that read a cache as it is stored: codes, codes beside exact tokens, or pages that a query chooses.
+AS_STORED: tuple[Lowering, ...] = (TvmDecode(), TvmPieces(), TvmBlocks(), TvmPages(), TritonDecode())
 LOWERINGS: tuple[Lowering, ...] = (
     *SINGLE,
     *(Summed(kernel) for kernel in SINGLE),

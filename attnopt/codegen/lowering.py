@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Builder, Refusal, Site
@@ -30,6 +30,15 @@ class Lowering(Protocol):
 
     def emit(self, site: Site, builder: Builder) -> Value:
         """Write the kernel; the result has the layout of `site.output`."""
+        ...
+
+
+@runtime_checkable
+class GivesWeights(Protocol):
+    """A lowering whose kernel says as well what the last tokens of a cache were given, where the codes of a site name it."""
+
+    def emit_both(self, site: Site, builder: Builder) -> tuple[Value, Value]:
+        """The kernel as `emit` writes it, and the value that stands for `site.codes["received"]`."""
         ...
 
 

@@ -324,6 +324,8 @@ KERNELS: dict[str, Callable[[Problem, Target], list[Phase]]] = {
     "triton-sparse": partial(sparse, family="triton", tile=(128, 64)),
     "tvm-decode": tvm_decode,
     "tvm-pages": tvm_pages,
+    "tvm-pieces": tvm_decode,
+    "tvm-blocks": tvm_decode,
     "triton-prefill": triton_prefill,
     "triton-decode": blocks("triton", (16, 64)),
     "local-sdpa": partial(local, runtime="torch", family="local-sdpa"),

@@ -25,7 +25,7 @@ class Cache:
 
     In pages: k [P, G, page, D] and v alike, in any strides but that of channels; page `pages[b, i]` holds the tokens i * page … of
     sequence b. Scales and zeros stand in pages too, except those of channels over all tokens, which stay [B, G, 1, D].
-    lengths: how many tokens of each sequence count; None is all.
+    lengths: how many tokens of each sequence count; None is all. v_balance [B, G, ceil(K / block), D]: of values balanced in blocks.
     """
 
     k: Tensor
@@ -36,18 +36,22 @@ class Cache:
     v_zeros: Tensor | None = None
     pages: Tensor | None = None
     lengths: Tensor | None = None
+    v_balance: Tensor | None = None
 
     def side(self, name: str) -> Packed:
-        return Packed(self.k, self.k_scales, self.k_zeros) if name == "k" else Packed(self.v, self.v_scales, self.v_zeros)
+        if name == "k":
+            return Packed(self.k, self.k_scales, self.k_zeros)
+        return Packed(self.v, self.v_scales, self.v_zeros, self.v_balance)
 
     def with_sides(self, k: Packed, v: Packed) -> Cache:
-        return replace(self, k=k.codes, k_scales=k.scales, k_zeros=k.zeros, v=v.codes, v_scales=v.scales, v_zeros=v.zeros)
+        keys = {"k": k.codes, "k_scales": k.scales, "k_zeros": k.zeros}
+        return replace(self, **keys, v=v.codes, v_scales=v.scales, v_zeros=v.zeros, v_balance=v.balance)
 
 
 def pack_cache(spec: AttentionSpec | str, k: Tensor, v: Tensor, lengths: Tensor | None = None) -> Cache:
     """k [B, G, K, D], v [B, G', K, E] in the bits of the spec's `cache`. Raises InputMismatch where it has no packed form."""
     clause = as_spec(spec).cache
-    if (refused := refusal(clause)) is not None:
+    if (refused := refusal(clause, blocks=True)) is not None:
         raise InputMismatch(str(refused), where=str(clause), next_move="Give keys and values as they are.")
     try:
         return Cache(k, v, lengths=lengths).with_sides(pack(k, clause, "k"), pack(v, clause, "v"))

@@ -22,7 +22,7 @@ from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Const
 from attnopt.ir.signatures import BITS
 from attnopt.ir.site import Refusal
-from attnopt.ir.storage import FLOATS, FP8_MAX, codes, extremes, fp8_step, largest_code, steps
+from attnopt.ir.storage import FLOATS, FP8_MAX, codes, extremes, fp8_step, largest_code, safe, steps
 
 PACKED = ("int8", "int4", "int2", "int1", "fp8")
 MIDDLE = {"int8": 128}  # what is taken off a code before it is stored
@@ -51,19 +51,26 @@ WHAT = {
 
 @dataclass(frozen=True)
 class Packed:
-    """Codes [B, G, K, D or D / 2], scales and zeros [B, G, K or ceil(K / group) or 1, ceil(D / group) or 1 or D]."""
+    """Codes [B, G, K, D or D / 2], scales and zeros [B, G, K or ceil(K / group) or 1, ceil(D / group) or 1 or D].
+
+    balance: what the channels of values were divided by, [B, G, ceil(K / block), D], where the clause has `v_balance=root`.
+    """
 
     codes: Tensor
     scales: Tensor | None = None
     zeros: Tensor | None = None
+    balance: Tensor | None = None
 
 
-def refusal(clause: Clause | None) -> Refusal | None:
-    """None where codes, scales and zero points hold all that the clause says."""
+def refusal(clause: Clause | None, blocks: bool = False) -> Refusal | None:
+    """None where codes, scales and zero points hold all that the clause says. blocks: tokens of a cache that no more join are held too."""
     if clause is None:
         return None
     signature = clause.signature.options
-    if (option := next((o for o in PLAIN if clause.get(o) != signature[o][1]), None)) is not None:
+    if blocks and (refused := blocks_refusal(clause)) is not None:
+        return refused
+    plain = [o for o in PLAIN if not blocks or o not in ("block", "v_balance")]
+    if (option := next((o for o in plain if clause.get(o) != signature[o][1]), None)) is not None:
         return Refusal(WHAT.get(option, f"{option} of the cache"), clause)
     if clause.word("levels") == "middles" and any(BITS[clause.word(side)] < 8 or clause.word(side) == "int8" for side in "kv"):
         return Refusal("levels of the cache lie in the middle of their bins", clause)
@@ -72,6 +79,16 @@ def refusal(clause: Clause | None) -> Refusal | None:
         return Refusal(f"{odd} codes have no packed form; the nearest are int2 and int4", clause)
     if clause.word("levels") == "symmetric" and "int1" in (clause.word("k"), clause.word("v")):
         return Refusal("symmetric levels are three at least, and int1 has two", clause)
+    return None
+
+
+def blocks_refusal(clause: Clause) -> Refusal | None:
+    """Why tokens that were rounded a block at a time have no packed form."""
+    block, balanced = clause.count("block"), clause.word("v_balance") == "root"
+    if block and clause.count("group"):
+        return Refusal("tokens are rounded in blocks, and in groups of another size", clause)
+    if balanced and (not block or clause.word("v_axis") == "channel" or clause.word("levels") == "symmetric"):
+        return Refusal("values are balanced in blocks of tokens, each token with a scale and a zero point", clause)
     return None
 
 
@@ -92,12 +109,32 @@ def pack(x: Tensor, clause: Clause | None, side: str) -> Packed:
         step = fp8_step(x, clause, side)
         held = (x / step).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
         return Packed(held, once(step, clause, side).to(kind))
+    balance = None
+    if balanced(clause, side):
+        require_finite(x, side)
+        balance = balance_of(x, clause.count("block"))
+        x = x / in_blocks(balance, x.shape[2], clause.count("block"))
     found, step, zero = levels(x, clause, side)
     symmetric = clause.word("levels") == "symmetric"
     scales, zeros = step.to(kind), None if symmetric else zero.to(kind)
     if storage in PER_BYTE:
-        return Packed(joined(found.to(torch.uint8), BITS[storage]), scales, zeros)
-    return Packed((found - (largest_code(storage) if symmetric else MIDDLE[storage])).to(torch.int8), scales, zeros)
+        return Packed(joined(found.to(torch.uint8), BITS[storage]), scales, zeros, balance)
+    return Packed((found - (largest_code(storage) if symmetric else MIDDLE[storage])).to(torch.int8), scales, zeros, balance)
+
+
+def balanced(clause: Clause, side: str) -> bool:
+    return side == "v" and clause.word("v_balance") == "root"
+
+
+def balance_of(x: Tensor, block: int) -> Tensor:
+    """The root of the largest magnitude of each channel of each block of tokens, [B, G, ceil(K / block), D]; 1 where that is 0."""
+    padded = torch.nn.functional.pad(x.abs(), (0, 0, 0, -x.shape[2] % block))
+    return safe(padded.unflatten(2, (-1, block)).amax(3).sqrt())
+
+
+def in_blocks(x: Tensor, length: int, block: int) -> Tensor:
+    """A row for each block as one for each of its tokens."""
+    return x.repeat_interleave(block, 2).narrow(2, 0, length)
 
 
 def levels(x: Tensor, clause: Clause, side: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +146,7 @@ def levels(x: Tensor, clause: Clause, side: str) -> tuple[Tensor, Tensor, Tensor
     assert isinstance(clip, Const)
     if clause.word(f"{side}_axis") == "channel" or x.shape[3] % group or not x.numel():
         require_finite(x, side)
-        low, high = (e * float(clip.value) for e in extremes(x, x, clause.word(f"{side}_axis"), clause.count("group")))
+        low, high = (e * float(clip.value) for e in extremes(x, x, clause.word(f"{side}_axis"), members(clause, side)))
         step, zero, most = steps(low, high, bits, clause)
         return codes(x, step, zero, most), once(step, clause, side), once(zero, clause, side)
     rows = x if group == x.shape[3] else x.unflatten(3, (-1, group))
@@ -140,12 +177,13 @@ def unpack(packed: Packed, clause: Clause | None, side: str, dtype: torch.dtype)
     scales = everywhere(packed.scales.to(dtype), found.shape, clause, side)
     if packed.zeros is None:
         return (found.to(dtype) - centre(storage)) * scales
-    return (found.to(dtype) + MIDDLE.get(storage, 0) + everywhere(packed.zeros.to(dtype), found.shape, clause, side)) * scales
+    made = (found.to(dtype) + MIDDLE.get(storage, 0) + everywhere(packed.zeros.to(dtype), found.shape, clause, side)) * scales
+    return made if packed.balance is None else made * in_blocks(packed.balance.to(dtype), made.shape[2], clause.count("block"))
 
 
 def once(x: Tensor, clause: Clause, side: str) -> Tensor:
     """One number for each scale group, of x [B, G, K, D] whose groups are of equal numbers."""
-    by_channel, group = clause.word(f"{side}_axis") == "channel", clause.count("group")
+    by_channel, group = clause.word(f"{side}_axis") == "channel", members(clause, side)
     return (x[:, :, :: group or max(1, x.shape[2])] if by_channel else x[..., :: group or x.shape[3]]).contiguous()
 
 
@@ -154,7 +192,7 @@ def everywhere(x: Tensor, shape: torch.Size, clause: Clause, side: str) -> Tenso
     axis = 2 if clause.word(f"{side}_axis") == "channel" else 3
     if x.shape[axis] == 1:  # a number for the whole row stands for it as it is
         return x
-    return x.repeat_interleave(clause.count("group") or shape[axis], axis).narrow(axis, 0, shape[axis])
+    return x.repeat_interleave(members(clause, side) or shape[axis], axis).narrow(axis, 0, shape[axis])
 
 
 def centre(storage: str) -> int:
@@ -212,4 +250,9 @@ def row_bytes(clause: Clause | None, side: str, channels: int, width: float) -> 
 
 def tokens_per_scale(clause: Clause, side: str) -> int:
     """How many tokens share a scale; 0 is all."""
-    return clause.count("group") if clause.word(f"{side}_axis") == "channel" else 1
+    return members(clause, side) if clause.word(f"{side}_axis") == "channel" else 1
+
+
+def members(clause: Clause, side: str) -> int:
+    """How many numbers share a scale along the axis of a side: channels of a token, or tokens of a channel; 0 is all."""
+    return clause.count("group") or (clause.count("block") if clause.word(f"{side}_axis") == "channel" else 0)

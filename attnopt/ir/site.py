@@ -65,7 +65,8 @@ class Site:
     axes: the logical axes: b, g (key/value head), r (query heads per key head), q, k, d, e (value width); h is g then r.
     q, k, v, output: operands with their layouts over those axes; `operands` are the others that the spec loads, by name, one index
     for each dimension.
-    codes: where k and v hold a cache as the spec's clause stores it, its scales and zero points, named as in `kv_cache.Cache`.
+    codes: where k and v hold a cache as the spec's clause stores it, its scales and zero points, named as in `kv_cache.Cache`, and the
+    exact tokens beside them.
     weights_used: the attention weights themselves are read elsewhere, so no fused kernel can stand in.
     nodes: canonical nodes that a replacement makes useless. steps: names of the rewrites that made this site.
     """
@@ -121,6 +122,11 @@ class Site:
         if form is not None:
             form = replace(form, operands={name: current(operand) for name, operand in form.operands.items()})
         return replace(self, q=current(self.q), k=current(self.k), v=current(self.v), operands=loads, tensor_form=form)
+
+
+RECEIVED = (
+    "received"  # of a site's codes: what the last tokens of its cache were given, [B, G, block, 1], which its kernel says too
+)
 
 
 class NotIsolated(Exception):

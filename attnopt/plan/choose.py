@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from attnopt.codegen import LOWERINGS, ON_CPU, ON_GPU
-from attnopt.codegen.lowering import Lowering
+from attnopt.codegen.lowering import GivesWeights, Lowering
 from attnopt.codegen.triton.low_precision import refused_by
 from attnopt.cost.target import Target, read
 from attnopt.ir.graph import Value
-from attnopt.ir.site import Host, NotIsolated, Refusal, Site
+from attnopt.ir.site import RECEIVED, Host, NotIsolated, Refusal, Site
 from attnopt.patterns import recognise
 from attnopt.plan.memory.fitting import left, timed_together
 from attnopt.plan.timing.predict import Shapes, best, example_shapes, predicted, shapes_at
@@ -238,10 +238,16 @@ def bind(call: Callable[[Sequence[Any]], list[Any]], data: Sequence[Any]) -> Cal
 
 
 def emit(host: Host, site: Site, lowering: Lowering) -> Value:
-    """Write one kernel before the site's output and let everything read it."""
-    node = site.output.value.producer
+    """Write one kernel before the site's output, or before what it computes beside it, and let everything read it."""
+    received = site.codes.get(RECEIVED)
+    node = (site.output.value if received is None else received).producer
     assert node is not None
-    result = lowering.emit(site, host.builder(node))
+    if received is None:
+        result = lowering.emit(site, host.builder(node))
+    else:
+        assert isinstance(lowering, GivesWeights)
+        result, given = lowering.emit_both(site, host.builder(node))
+        host.replace(received, given)
     host.replace(site.output.value, result)
     return result
 

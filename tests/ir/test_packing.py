@@ -111,3 +111,30 @@ def test_refusals(line, reason):
     assert refusal(clause(line)).reason == reason
     assert refusal(None) is None
     assert refusal(clause("k=int4, v=fp8, group=32, clip=0.9")) is None
+
+
+@pytest.mark.parametrize("storage", ["int8", "int4", "int2"])
+def test_blocks_and_balanced_values_are_what_the_reference_rounds_to(storage):
+    """Tokens that are rounded a block at a time, the last of them short."""
+    line = f"k={storage}, v={storage}, k_axis=channel, block=8, scales=fp16, v_balance=root"
+    assert refusal(clause(line)).reason == "tokens are rounded a block at a time"
+    assert refusal(clause(line), blocks=True) is None
+    q, k, v = (torch.randn(2, 2, n, 32) + shift for n, shift in ((1, 0.0), (25, 0.3), (25, -1.0)))
+    v[0, 1, :8, 3] = 0.0  # nothing to balance
+    found = pack(v, clause(line), "v")
+    assert (found.scales.shape, found.balance.shape) == ((2, 2, 25, 1), (2, 2, 4, 32))
+    a, b = (unpack(pack(x, clause(line), side), clause(line), side, torch.float32) for x, side in ((k, "k"), (v, "v")))
+    torch.testing.assert_close(reference("softmax", q, a, b), reference(f"softmax cache({line})", q, k, v), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("v=int8, v_balance=root", "values are balanced in blocks of tokens, each token with a scale and a zero point"),
+        ("v=int8, block=8, v_axis=channel, v_balance=root", "values are balanced in blocks of tokens, each token with a scale and"
+         " a zero point"),
+        ("k=int8, k_axis=channel, block=8, group=4", "tokens are rounded in blocks, and in groups of another size"),
+    ],
+)  # fmt: skip
+def test_blocks_that_are_not_packed(line, reason):
+    assert refusal(clause(line), blocks=True).reason == reason

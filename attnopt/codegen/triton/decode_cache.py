@@ -9,11 +9,12 @@ import functools
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from attnopt.codegen.triton.prefill import Form, pieces
 from attnopt.ir.kv_cache import Cache
-from attnopt.ir.packing import FLOATS, PACKED, PER_BYTE, centre, refusal, tokens_per_scale, uneven
+from attnopt.ir.packing import FLOATS, PACKED, PER_BYTE, balanced, centre, members, refusal, tokens_per_scale, uneven
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
@@ -26,7 +27,8 @@ SMALLEST = 16  # channels of a piece: what products of tensor cores need
 class Side:
     """How a kernel reads keys or values. storage: plain, int8, int4, int2 or fp8. stored: bytes or numbers of a row.
 
-    scales: none, token, group (of channels of a token), channel, or block (of tokens of a channel); group: how many share one.
+    scales: none, token, group (of channels of a token), channel, block (of tokens of a channel), or balanced (of a token, after the
+    channels of a block of tokens were divided by a balance); group: how many share one.
     """
 
     storage: str
@@ -69,7 +71,10 @@ def side_of(spec: AttentionSpec, form: Form, side: str) -> Side:
         return Side("plain", width, "none", width, False, 0, held, "float32")
     group, symmetric = clause.count("group"), clause.word("levels") == "symmetric"
     if clause.word(f"{side}_axis") == "channel":
+        group = members(clause, side)
         scales = "block" if group else "channel"
+    elif balanced(clause, side):
+        scales, group = "balanced", clause.count("block")
     else:
         scales = "group" if side == "v" or 0 < group < width else "token"
         group = min(group or width, width)
@@ -125,6 +130,12 @@ def cache_problem(spec: AttentionSpec, form: Form, q: Tensor, cache: Cache) -> s
                 return f"{name}_{part} are {'missing' if due else 'given, and nothing reads them'}"
             if given is not None and (problem := misshapen(spec, form, name, side, x, given)):
                 return f"{name}_{part} {list(given.shape)} should be {problem}"
+        if (side.scales == "balanced") != (packed.balance is not None):
+            return f"{name}_balance is {'missing' if packed.balance is None else 'given, and nothing reads it'}"
+        if packed.balance is not None:
+            due = [x.shape[0], x.shape[1], -(-x.shape[2] // side.group), width]
+            if list(packed.balance.shape) != due or packed.balance.dtype != torch.float32:
+                return f"{name}_balance {list(packed.balance.shape)} of {packed.balance.dtype} should be {due} of torch.float32"
     if cache.k.shape[2] != cache.v.shape[2] or (
         paged and spec.cache is not None and cache.k.shape[2] != spec.cache.count("page")
     ):
@@ -141,7 +152,7 @@ def misshapen(spec: AttentionSpec, form: Form, name: str, side: Side, x: Tensor,
     """The shape that scales or zeros should have, where they have another."""
     assert spec.cache is not None
     width, shared = form.width if name == "k" else form.value_width, tokens_per_scale(spec.cache, name)
-    columns = width if side.scales in ("channel", "block") else -(-width // side.group)
+    columns = width if side.scales in ("channel", "block") else 1 if side.scales == "balanced" else -(-width // side.group)
     rows = 1 if shared == 0 else -(-x.shape[2] // shared)
     due = (None if shared == 0 else x.shape[0], x.shape[1], rows, columns)
     fits = scales.ndim == 4 and all(d in (None, s) for d, s in zip(due, scales.shape, strict=True))

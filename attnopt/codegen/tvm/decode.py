@@ -29,7 +29,7 @@ from attnopt.codegen.tvm.operand_buffers import buffer_lines, buffer_name
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import indices
 from attnopt.ir.naming import renamed
-from attnopt.ir.packing import MIDDLE, refusal, tokens_per_scale
+from attnopt.ir.packing import MIDDLE, PER_BYTE, balanced, refusal, tokens_per_scale, uneven
 from attnopt.ir.ranges import Range, key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
@@ -41,7 +41,7 @@ PARTS = (
     Renamed(SIDE, (("SIDE_STORED", "E_STORED"), ("SIDE_", "V_"), ("side_", "value_"))),
     "sight", "decode_rows", "decode_scores", "decode_digits", "decode_values", "decode",
 )  # fmt: skip
-OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths")
+OPTIONAL = ("k_scales", "k_zeros", "v_scales", "v_zeros", "pages", "lengths", "v_balance")
 LOG2E = math.log2(math.e)
 LINE = 64  # bytes of a line of a cache
 
@@ -55,22 +55,24 @@ def supports(spec: AttentionSpec, form: Form) -> Refusal | None:
 
 def cache_refusal(spec: AttentionSpec, form: Form) -> Refusal | None:
     clause = spec.cache
-    if clause is None or (refused := refusal(clause)) is not None:
+    if clause is None or (refused := refusal(clause, blocks=True)) is not None:
         return None if clause is None else refused
     layout, page = clause.word("layout"), clause.count("page")
-    if (narrow := next((clause.word(side) for side in "kv" if clause.word(side) in ("int1", "int2")), None)) is not None:
-        return Refusal(f"the kernels read no {narrow} codes", clause)
+    if "int1" in (clause.word("k"), clause.word("v")):
+        return Refusal("the kernels read no int1 codes", clause)
     if layout == "ring":
         return Refusal("a ring does not say which position a token has", clause)
     if layout == "paged" and page == 0:
         return Refusal("a paged cache needs page=", clause)
+    if balanced(clause, "v") and (layout == "paged" or spec.mask is not None):
+        return Refusal("balanced values are read in one piece, all of them", clause)
     for name, width in (("k", form.width), ("v", form.value_width)):
         side = side_of(spec, form, name)
         shared = tokens_per_scale(clause, name) if side.scales != "none" else 1
         if layout == "paged" and shared > 1 and page % shared:
             return Refusal(f"pages of {page} tokens cut groups of {shared} apart", clause)
-        if side.storage == "int4" and width % 2:
-            return Refusal("rows of an odd width cannot be packed two to a byte", clause)
+        if width % (count := PER_BYTE.get(side.storage, 1)):
+            return Refusal(f"rows of {width} channels {uneven(width, count)}", clause)
     return None
 
 
@@ -130,6 +132,8 @@ def needed(spec: AttentionSpec, form: Form, sides: dict[str, Side]) -> set[str]:
     found |= {f"{name}_zeros" for name, side in sides.items() if side.zeros}
     if spec.cache is not None and spec.cache.word("layout") == "paged":
         found.add("pages")
+    if sides["v"].scales == "balanced":
+        found.add("v_balance")
     return found | ({"lengths"} if isinstance(form, DecodeForm) and form.lengths else set())
 
 
@@ -148,7 +152,7 @@ def constants(
         "D_LANES": d_lanes, "E_LANES": e_lanes, "PIECE": min(tile.keys, d_lanes), "FOLDED": d_lanes > 1,
         "AHEAD": tile.rows > 1 and {side.storage for side in sides.values()} == {"plain"},
         "E_PARTS": parts(form.value_width // e_lanes, tile.sums // tile.rows),
-        **key_constants(sides["k"], form, words_of(sides["k"], cpu)), **side_constants("V", "E", sides["v"]),
+        **key_constants(sides["k"], form, words_of(sides["k"], cpu)), **value_constants(sides["v"]),
         "DTYPE": form.dtype, "PAGED": page > 0, "PAGE": page, "LENGTHS": lengths, "SPAN": span(scope),
         "SCALE": scale if terms else scale * LOG2E, "UNIT": LOG2E if terms else 1.0, "SCORES": bool(terms), "GATHERS": gathers(plain),
         "OFFSET": plain.offset is not None, "RANGE": scope.bounded, "LEADING": scope.leading is not None,
@@ -166,17 +170,25 @@ def gathers(spec: AttentionSpec) -> bool:
 
 def side_constants(narrow: str, wide: str, side: Side) -> dict[str, Value]:
     """How keys or values are read."""
-    width = side.stored * (2 if side.storage == "int4" else 1)
+    shared = PER_BYTE.get(side.storage, 1)
+    width = side.stored * shared
     steps = "token" if side.scales == "token" or (side.scales == "group" and side.group >= width) else side.scales
     level = float(MIDDLE.get(side.storage, 0) if side.zeros else -side.centre)
     return {
-        f"{narrow}_FORMAT": side.storage, f"{wide}_STORED": side.stored, f"{narrow}_DTYPE": side.dtype, f"{narrow}_STEPS": steps,
+        f"{narrow}_FORMAT": side.storage, f"{narrow}_NARROW": shared > 1, f"{narrow}_BITS": 8 // shared,
+        f"{wide}_STORED": side.stored, f"{narrow}_DTYPE": side.dtype, f"{narrow}_STEPS": steps,
         f"{narrow}_SCALED": steps != "none", f"{narrow}_SCALE_DTYPE": side.scale_dtype, f"{narrow}_GROUP": side.group,
-        f"{narrow}_COLUMNS": width if steps in ("channel", "block") else -(-width // side.group),
+        f"{narrow}_COLUMNS": width if steps in ("channel", "block") else 1 if steps == "balanced" else -(-width // side.group),
         f"{narrow}_ZEROS": side.zeros, f"{narrow}_LEVEL": level,
         f"{narrow}_BYTES": side.row_bytes // side.stored, f"{narrow}_LINE": LINE * side.stored // side.row_bytes,
         f"{narrow}_LINES": -(-side.row_bytes // LINE), f"{narrow}_SHIFTS": steps in ("token", "channel") and (side.zeros or level != 0),
     }  # fmt: skip
+
+
+def value_constants(side: Side) -> dict[str, Value]:
+    """How values are read. Weights are multiplied by what is one number for all channels of a token."""
+    found = side_constants("V", "E", side)
+    return {**found, "V_BALANCED": side.scales == "balanced", "V_WEIGHED": found["V_STEPS"] in ("token", "balanced")}
 
 
 def words_of(side: Side, cpu: Cpu) -> int:

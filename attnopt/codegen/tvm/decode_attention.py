@@ -2,7 +2,7 @@
 
     run_tvm_decode(q, pack_cache(line, k, v), [], "softmax scale(0.1) cache(k=int8, v=int8)")   ->   o [B, H, Q, E]
 
-As `tvm_attention`, for few queries on many keys, which may be stored as int8 or int4, in pages, each sequence of its own length.
+As `tvm_attention`, for few queries on many keys, which may be stored as int8, int4 or int2, in pages, each sequence of its own length.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from attnopt.codegen.tvm.operand_shapes import check_operands
 from attnopt.codegen.tvm.tvm_attention import ELSEWHERE, Ready, call, read, rows, runnable, typed
 from attnopt.errors import InputMismatch
 from attnopt.ir.kv_cache import Cache, attend_cache
+from attnopt.ir.packing import PER_BYTE
 from attnopt.ir.ranges import key_range
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
@@ -53,7 +54,7 @@ def run_parts(
     shape = q.shape
     described = tuple(None if x is None else (x.shape, x.dtype) for x in parts)
     found = ready(spec, (shape, q.dtype), described, tuple((x.shape, x.dtype) for x in tensors), q.device.type, lse)
-    if not trusted and (parts[-1] is not None or parts[-2] is not None):
+    if not trusted and (parts[6] is not None or parts[7] is not None):
         within(Cache(*parts), spec)  # type: ignore[arg-type]
     if isinstance(found.kernel, Refusal):
         return by_reference(q, Cache(*parts), tensors, found.spec, lse)  # type: ignore[arg-type]
@@ -80,7 +81,7 @@ def ready(
         )
     queries = torch.empty(q[0], dtype=q[1], device="meta")
     given = [None if part is None else torch.empty(part[0], dtype=part[1], device="meta") for part in parts]
-    cache = Cache(**dict(zip(PARTS, given, strict=True)))
+    cache = Cache(**dict(zip(PARTS, given, strict=False)))
     if queries.ndim != 4 or cache.v.ndim != 4:
         raise InputMismatch(f"q has {queries.ndim} dimensions", where=str(tuple(q[0])), next_move="Give [B, H, Q, D].")
     kinds = tuple(dtype for _, dtype in tensors)
@@ -143,4 +144,4 @@ def by_reference(q: Tensor, cache: Cache, tensors: Sequence[Tensor], spec: Atten
 
 def value_width(stored: int, spec: AttentionSpec) -> int:
     """E, where v holds rows of `stored` as the spec stores them."""
-    return stored * (2 if spec.cache is not None and spec.cache.word("v") == "int4" else 1)
+    return stored * (1 if spec.cache is None else PER_BYTE.get(spec.cache.word("v"), 1))

@@ -189,7 +189,7 @@ def respecified(there: Grouping, moves: Sequence[Move]) -> dict[str, Site]:
 
 def on_codes(site: Site, coded: Site, graph: Graph) -> Site | None:
     """A site on the cache in codes that a pass made of it, in the graph as it is now; None where that has lost something of it."""
-    sides = {side: getattr(coded, side).value for side in "kv" if f"{side}_scales" in coded.codes}
+    sides = {side: getattr(coded, side).value for side in "kv" if any(name.startswith(f"{side}_") for name in coded.codes)}
     now = current(graph, (*sides.values(), *coded.codes.values()))
     if coded.spec.cache is None or now is None:
         return None

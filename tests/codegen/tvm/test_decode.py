@@ -31,7 +31,7 @@ def test_a_plain_spec_leaves_a_plain_kernel():
         "lse: T",
         "mask_mod",
         "query_offset",
-        "nibble",
+        "part_of",
         "DIGITS",
         "def exp2(",
         "operands",
@@ -88,7 +88,7 @@ def test_integer_products(line, cpu, dtype, digits):
         ("softmax cache(layout=paged)", "a paged cache needs page="),
         ("softmax cache(k=int4, k_axis=channel, group=32, layout=paged, page=16)", "pages of 16 tokens cut groups of 32 apart"),
         ("softmax cache(k=int3)", "int3 codes have no packed form; the nearest are int2 and int4"),
-        ("softmax cache(k=int8, v=int2)", "the kernels read no int2 codes"),
+        ("softmax cache(k=int8, v=int1)", "the kernels read no int1 codes"),
     ],
 )
 def test_refusals(line, reason):
@@ -98,7 +98,7 @@ def test_refusals(line, reason):
 def test_widths():
     assert (
         supports(parse("softmax cache(v=int4)"), DecodeForm(64, 33)).reason
-        == "rows of an odd width cannot be packed two to a byte"
+        == "rows of 33 channels cannot be packed two to a byte; the nearest widths are 32 and 34"
     )
     assert supports(parse("softmax"), DecodeForm(64, 257)).reason == "rows of 64 and 257 channels; up to 256 fit"
     assert supports(parse("softmax cache(k=int8, group=24)"), DecodeForm(48, 48)) is None  # vectors of 8 channels fit such groups

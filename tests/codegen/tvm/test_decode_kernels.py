@@ -34,7 +34,7 @@ def check(case, found):
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("name", [name for name in TABLE if not name.startswith("int2")])
+@pytest.mark.parametrize("name", TABLE)
 def test_computes_what_the_reference_does(name):
     check(TABLE[name], run(TABLE[name]))
 
@@ -53,6 +53,19 @@ WIDER = {
     "int4_half": cached("k=int4, v=int4", heads=(4, 2), width=(64, 64), lengths=(1, 300), dtype="float16"),
     "channels": cached("k=int8, v=int8, k_axis=channel, v_axis=channel", heads=(4, 2), width=(64, 32), lengths=(1, 300)),
 }
+
+
+BLOCKS = {
+    "balanced": cached("k=int4, v=int4, k_axis=channel, block=16, scales=fp16, v_balance=root", width=(32, 64), lengths=(1, 270)),
+    "of any length": cached("k=int2, v=int2, k_axis=channel, block=10, v_balance=root", width=(32, 32), lengths=(2, 75)),
+    "int8": cached("k=int8, v=int8, k_axis=channel, block=10, v_balance=root", width=(24, 20), batch=2, tokens=(70, 33)),
+}
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_tokens_that_were_rounded_a_block_at_a_time(name):
+    check(BLOCKS[name], run(BLOCKS[name]))
 
 
 @pytest.mark.sampled(1)

@@ -35,6 +35,7 @@ from attnopt.codegen.tvm.kernels.decode_scores import (
     SCORES,
     UNIT,
     V_SHIFTS,
+    V_WEIGHED,
     E,
     adjusted,
     score_tile,
@@ -69,6 +70,7 @@ K_SCALE_DTYPE = "float32"
 V_SCALE_DTYPE = "float32"
 K_SCALED = False
 V_SCALED = False
+V_BALANCED = False
 K_COLUMNS = 1
 V_COLUMNS = 1
 LENGTHS = False
@@ -87,6 +89,7 @@ LN2 = 0.6931471805599453
 def attention(
     q: T.handle, k: T.handle, v: T.handle,
     k_scales: T.handle, k_zeros: T.handle, v_scales: T.handle, v_zeros: T.handle, pages: T.handle, lengths: T.handle,
+    v_balance: T.handle,
     given: T.handle,
     o: T.handle, lse: T.handle,
 ):  # fmt: skip
@@ -123,6 +126,9 @@ def attention(
                 v_zeros, (v_places, value_heads, v_rows, T.int64(V_COLUMNS)), V_SCALE_DTYPE,
                 strides=(s_vzb, s_vzh, s_vzn, s_vzc if V_COLUMNS == 1 else T.int64(1)), align=1,
             )  # fmt: skip
+    if V_BALANCED:
+        v_blocks, s_vbb, s_vbh, s_vbn = T.int64(), T.int64(), T.int64(), T.int64()
+        BALANCE = T.match_buffer(v_balance, (v_places, value_heads, v_blocks, E), "float32", strides=(s_vbb, s_vbh, s_vbn, 1), align=1)
     if PAGED:
         most_pages = T.int64()
         PAGES = T.match_buffer(pages, (batch, most_pages), "int32", align=1)
@@ -187,9 +193,9 @@ def attention(
             K_STEP = T.alloc_buffer((BLOCK,), "float32")
             if K_ZEROS:
                 K_ZERO = T.alloc_buffer((BLOCK,), "float32")
-        if V_STEPS == "token":
+        if V_WEIGHED:
             V_STEP = T.alloc_buffer((BLOCK,), "float32")
-            if V_ZEROS:
+            if V_SHIFTS and V_ZEROS:
                 V_ZERO = T.alloc_buffer((BLOCK,), "float32")
         if LENGTHS:
             kv_len: T.int64 = T.cast(TOKENS[b], "int64")
@@ -246,10 +252,16 @@ def attention(
             visible_scores(S, b, g, shared, row_count, tile * ROWS, token, inner, offset, q_len, kv_len, operands)
             weights(S, TOPS, SUMS, V_SHIFTED, PARTS, V_STEP, V_ZERO, task, tile * ROWS)
             for part in T.unroll(E // (E_PARTS * E_LANES)):
-                value_tile(
-                    S, PARTS, V, V_SCALES, V_POINTS, K, PAGES, task, b, v_head, k_head, tile * ROWS, token,
-                    T.min(kv_len - token, BLOCK), kv_len, part, ahead,
-                )  # fmt: skip
+                if V_BALANCED:
+                    value_tile(
+                        S, PARTS, V, BALANCE, V_POINTS, K, PAGES, task, b, v_head, k_head, tile * ROWS, token,
+                        T.min(kv_len - token, BLOCK), kv_len, part, ahead,
+                    )  # fmt: skip
+                else:
+                    value_tile(
+                        S, PARTS, V, V_SCALES, V_POINTS, K, PAGES, task, b, v_head, k_head, tile * ROWS, token,
+                        T.min(kv_len - token, BLOCK), kv_len, part, ahead,
+                    )  # fmt: skip
 
         for step in range(T.min(share, steps - start)):
             if LEADING:
@@ -265,9 +277,9 @@ def attention(
                 of_tokens(K_STEP, K_SCALES, PAGES, b, k_head, token, kv_len, 0.0)
                 if K_ZEROS:
                     of_tokens(K_ZERO, K_POINTS, PAGES, b, k_head, token, kv_len, K_LEVEL)
-            if V_STEPS == "token":
+            if V_WEIGHED:
                 of_tokens(V_STEP, V_SCALES, PAGES, b, v_head, token, kv_len, 0.0)
-                if V_ZEROS:
+                if V_SHIFTS and V_ZEROS:
                     of_tokens(V_ZERO, V_POINTS, PAGES, b, v_head, token, kv_len, V_LEVEL)
             for tile in range(tiles):
                 if AHEAD:

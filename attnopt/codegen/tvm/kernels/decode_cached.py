@@ -32,9 +32,9 @@ def row_of(at):
         return at
 
 
-def nibble(byte, high):
-    """The low or the high half of a byte, as float32."""
-    return real(T.bitwise_and(T.shift_right(T.cast(byte, "int32"), T.cast(4 * high, "int32")), 15))
+def part_of(byte, part, bits):
+    """Of the codes of so many bits in a byte one, as float32; part 0 has the lowest bits."""
+    return real(T.bitwise_and(T.shift_right(T.cast(byte, "int32"), T.cast(bits * part, "int32")), 2**bits - 1))
 
 
 def from_fp8(x):

@@ -9,8 +9,8 @@ from tvm.script import tirx as T
 
 from attnopt.codegen.tvm.kernels.decode_cached import BLOCK, D_LANES, E_LANES, place_of, row_of
 from attnopt.codegen.tvm.kernels.decode_side import (
-    SIDE_LEVEL as K_LEVEL, SIDE_STEPS as K_STEPS, SIDE_ZEROS as K_ZEROS, SIDE_LEVEL as V_LEVEL, SIDE_STEPS as V_STEPS,
-    SIDE_ZEROS as V_ZEROS, side_number as key_number,
+    SIDE_LEVEL as K_LEVEL, SIDE_STEPS as K_STEPS, SIDE_ZEROS as K_ZEROS, SIDE_LEVEL as V_LEVEL, SIDE_ZEROS as V_ZEROS,
+    side_number as key_number,
 )  # fmt: skip
 from attnopt.codegen.tvm.kernels.decode_lanes import across, plus, rest, unrolled, vector, whole
 from attnopt.codegen.tvm.kernels.decode_rows import D
@@ -30,6 +30,7 @@ MASK = False
 INNER_MASK = False
 K_SHIFTS = False
 V_SHIFTS = False
+V_WEIGHED = False
 
 
 def lanes(count):
@@ -160,7 +161,7 @@ def weights(S, TOPS, SUMS, V_SHIFTED, PARTS, V_STEP, V_ZERO, task, r):
                 total[lane] += S[i, c * LANES + lane]
         total[vector(0, LANES)] = across(plus, total[vector(0, LANES)], LANES)
         SUMS[task, r + i] = SUMS[task, r + i] * decay[0] + total[0]
-        if V_STEPS == "token":
+        if V_WEIGHED:
             if V_SHIFTS:
                 for lane in T.vectorized(LANES):
                     total[lane] = T.float32(0)

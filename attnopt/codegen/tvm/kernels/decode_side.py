@@ -5,17 +5,20 @@
     steps    "token": one for all channels of a token, applied to scores and weights, so that codes are only converted
              "channel": one for all tokens, applied to the queries and to the output
              "group" (of channels of a token) and "block" (a channel of a group of tokens): applied as the codes are read
-    int4     byte j of a row holds channel j in its low half and channel SIDE_STORED + j in its high half
+             "balanced": one for a token, applied to weights, and a factor of each channel of a group of tokens, SCALES here, as read
+    narrow   codes of 4 and 2 bits: byte j of a row holds channel j in its lowest bits, then SIDE_STORED + j, 2 SIDE_STORED + j, …
 
 Source: "KIVI" (keys by channel in groups of tokens, values by token in groups of channels).
 """
 
 from tvm.script import tirx as T
 
-from attnopt.codegen.tvm.kernels.decode_cached import from_fp8, nibble, real
+from attnopt.codegen.tvm.kernels.decode_cached import from_fp8, part_of, real
 
 SIDE_STORED = 16
 SIDE_FORMAT = "float"
+SIDE_NARROW = False
+SIDE_BITS = 8
 SIDE_STEPS = "none"
 SIDE_GROUP = 16
 SIDE_ZEROS = False
@@ -24,8 +27,8 @@ SIDE_LEVEL = 0.0
 
 def side_code(X, place, head, row, c, lane):
     """The code of channel c + lane of a token; c is a multiple of the lanes of a vector."""
-    if SIDE_FORMAT == "int4":
-        return nibble(X[place, head, row, c % SIDE_STORED + lane], c // SIDE_STORED)
+    if SIDE_NARROW:
+        return part_of(X[place, head, row, c % SIDE_STORED + lane], c // SIDE_STORED, SIDE_BITS)
     elif SIDE_FORMAT == "fp8":
         return from_fp8(X[place, head, row, c + lane])
     else:
@@ -47,5 +50,8 @@ def side_number(X, SCALES, POINTS, place, head, row, c, lane):
         elif SIDE_LEVEL:
             code = code + T.float32(SIDE_LEVEL)
         return code * real(SCALES[place, head, T.truncdiv(row, SIDE_GROUP), c + lane])
+    elif SIDE_STEPS == "balanced":
+        point = real(POINTS[place, head, row, 0]) + T.float32(SIDE_LEVEL)
+        return (code + point) * SCALES[place, head, T.truncdiv(row, SIDE_GROUP), c + lane]
     else:
         return code

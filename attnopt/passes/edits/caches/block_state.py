@@ -14,14 +14,14 @@ Tokens of a block stand in the order of their saliency, so the attention must se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from attnopt.ir.dims import Dim, product, symbol
 from attnopt.ir.expr import Const, Size, Term, apply
 from attnopt.ir.graph import Value
-from attnopt.ir.site import Builder, Refusal, Site, arrange
+from attnopt.ir.site import RECEIVED, Builder, Refusal, Site, arrange
 from attnopt.passes.candidate import Group
 from attnopt.passes.edits.caches.blocks import Blocks
 from attnopt.passes.edits.caches.nodes import Nodes
@@ -74,25 +74,40 @@ def keep_blocks(group: Group, pairs: Sequence[Pair]) -> Group:
     host = group.host
     outputs: dict[Value, list[tuple[str, Value]]] = {}
     replaced: dict[Value, Value] = {}
+    made: dict[str, Site] = {}
     for pair in pairs:
         blocks, past, recent, wholes = pair.blocks, {}, {}, {}
         for slot in (pair.k, pair.v):
             side = slot.side
             parts = blocks.parts(side, slot.past.shape or (), slot.past.dtype)
-            made = host.split_input(slot.past, parts, lambda x, side=side, blocks=blocks: blocks.packed(side, x))  # type: ignore[misc]
-            past[side] = dict(zip(blocks.words(side), made, strict=True))
+            taken = host.split_input(slot.past, parts, lambda x, side=side, blocks=blocks: blocks.packed(side, x))  # type: ignore[misc]
+            past[side] = dict(zip(blocks.words(side), taken, strict=True))
             assert slot.present.producer is not None
             recent[side], wholes[side] = read(host.builder(slot.present.producer), slot, blocks, past[side])
         end = pair.site.output.value.producer
         assert end is not None
-        going = state(host.builder(end), pair, past, recent, wholes["k"])
+        given = received(host.builder(end), pair, wholes["k"], pair.k.present.shape[2])  # type: ignore[index]
+        going = state(host.builder(end), pair, past, recent, given)
+        made[pair.site.name] = in_blocks(pair, past, recent, given)
         for slot in (pair.k, pair.v):
             outputs[slot.present] = [(word, going[slot.side][word]) for word in blocks.words(slot.side)]
             replaced[slot.present] = wholes[slot.side]
     host.split_outputs(outputs)
     for old, new in replaced.items():
         host.replace(old, new)
-    return group
+    return replace(group, sites=tuple(made.get(site.name, site) for site in group.sites))
+
+
+def in_blocks(
+    pair: Pair, past: Mapping[str, Mapping[str, Value]], recent: Mapping[str, Mapping[str, Value]], given: Value
+) -> Site:
+    """The site on its blocks, for a kernel that reads them: all but saliency, and what the last tokens were given, which it says too."""
+    codes: dict[str, Value] = {RECEIVED: given}
+    for side, held in past.items():
+        words = [word for word in pair.blocks.words(side) if word not in ("tokens", "saliency")]
+        codes |= {f"{side}_{word}": recent[side].get(word, held[word]) for word in words}
+    tokens = {side: recent[side]["tokens"] for side in past}
+    return pair.site.on_codes(pair.blocks.clause_of_kernels, tokens, codes)
 
 
 def read(builder: Builder, slot: Slot, blocks: Blocks, past: Mapping[str, Value]) -> tuple[dict[str, Value], Value]:
@@ -112,11 +127,11 @@ def read(builder: Builder, slot: Slot, blocks: Blocks, past: Mapping[str, Value]
 
 
 def state(
-    builder: Builder, pair: Pair, past: Mapping[str, Mapping[str, Value]], kept: Mapping[str, Mapping[str, Value]], keys: Value
+    builder: Builder, pair: Pair, past: Mapping[str, Mapping[str, Value]], kept: Mapping[str, Mapping[str, Value]], given: Value
 ) -> dict[str, dict[str, Value]]:
-    """What goes out of both sides, by word."""
+    """What goes out of both sides, by word. given: what the last tokens received."""
     n, blocks, length = Nodes(builder), pair.blocks, pair.k.present.shape[2]  # type: ignore[index]
-    saliency = n.add(moved(n, past["k"]["saliency"]), received(builder, pair, keys, length))
+    saliency = n.add(moved(n, past["k"]["saliency"]), given)
     order, found = by_rank(n, saliency), filled_blocks(n, blocks, length)
     made: dict[str, dict[str, Value]] = {"k": {**kept["k"], "saliency": saliency}, "v": dict(kept["v"])}
     for side, state_of in made.items():

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from attnopt.ir.clause import Clause
 from attnopt.ir.dims import Dim, Shape, product, symbol
+from attnopt.ir.expr import Size, apply
 from attnopt.ir.graph import Value
 from attnopt.ir.packing import PER_BYTE, pack, uneven
 from attnopt.ir.storage import safe
@@ -57,6 +58,13 @@ class Blocks:
             options += [f"{side}_bits=load({side}_bits, b, h, k)" for side in "kv"]
         recent = f"size(k) - (size(k) - 1) // {self.block} * {self.block}"
         return f"cache({', '.join([*options, f'recent={recent}', f'scales={self.scales}', 'v_balance=root'])})"
+
+    @property
+    def clause_of_kernels(self) -> Clause:
+        """The cache as a kernel is told of it, which sees from its tensors how many tokens have how many bits."""
+        recent = apply("sub", Size("k"), apply("mul", apply("floordiv", apply("sub", Size("k"), 1), self.block), self.block))
+        said = {"k": f"int{self.high}", "v": f"int{self.high}", "k_axis": "channel", "block": self.block, "recent": recent}
+        return Clause("cache", (), (*said.items(), ("scales", self.scales), ("v_balance", "root")))
 
     def plain(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("block", "salient", "high", "low", "scales")}

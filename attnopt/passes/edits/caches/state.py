@@ -122,7 +122,10 @@ def keep(group: Group, chosen: Sequence[tuple[Slot, Kept]]) -> Group:
 
 
 def in_codes(site: Site, block: Block, forms: Mapping[Value, Kept], held: Mapping[Value, Sequence[Value]]) -> Site:
-    """The site on codes, scales and zero points, by the past that they were; as it is where its caches are not kept."""
+    """The site on codes, scales, zero points and exact tokens, by the past that they were; as it is where its caches are not kept.
+
+    What is folded into weights is no basis to the site: its queries and outputs are turned already.
+    """
     updates = {side: block.part(side, CacheUpdate) for side in "kv"}
     found = {side: u.past.value for side, u in updates.items() if u is not None and u.past.value in forms}
     if not found:
@@ -130,9 +133,14 @@ def in_codes(site: Site, block: Block, forms: Mapping[Value, Kept], held: Mappin
     changed: dict[str, Value] = {}
     codes: dict[str, Value] = {}
     for side, past in found.items():
-        changed[side], scales, zeros = held[past][:3]
-        codes |= {f"{side}_scales": scales, f"{side}_zeros": zeros}
-    return site.on_codes(clause({side: forms[past] for side, past in found.items()}), changed, codes)
+        changed[side], *rest = held[past]
+        codes |= {f"{side}_{word}": value for word, value in zip(forms[past].words[1:], rest, strict=True)}
+    kept = {side: forms[past] for side, past in found.items()}
+    seen = {
+        side: replace(form, rows=replace(form.rows, turned=form.rows.turned and not form.rows.folded))
+        for side, form in kept.items()
+    }
+    return site.on_codes(clause(seen), changed, codes)
 
 
 def state(builder: Builder, slot: Slot, kept: Kept, past: Sequence[Value]) -> list[Value]:

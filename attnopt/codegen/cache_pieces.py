@@ -1,0 +1,126 @@
+"""One query against a cache that holds some tokens in codes and others exactly: each piece by itself, then put together.
+
+    softmax scale(s) cache(k=int2, v=int2, k_bits=where(k < 15, 16, 2), v_bits=…, recent=128, k_basis=hadamard, v_basis=hadamard)
+        ->   the first 15 tokens and the last 128 as they are    o', l' = softmax scale(s)                        of q
+             those between, in codes                             o", l" = softmax scale(s) cache(k=int2, v=int2)  of q H;  o" H'
+        o = (exp(l') o' + exp(l") o") / (exp(l') + exp(l"))
+
+l is the log-sum-exp of a piece. What a Hadamard basis H turns is the query and the output of a piece, not the tokens of the cache.
+A cache kept so comes in the order of `edits.caches.state`: codes, scales and zeros of all tokens, then the first ones and the last.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnopt.ir.clause import Clause
+from attnopt.ir.expr import Apply, Const, Expr, Index, Size, Term, apply
+from attnopt.ir.kv_cache import Cache
+from attnopt.ir.packing import refusal
+from attnopt.ir.site import Refusal
+from attnopt.ir.spec import AttentionSpec
+from attnopt.ir.storage import hadamard
+
+Decode = Callable[[str, Tensor, Cache], tuple[Tensor, Tensor]]  # a spec line, q, a cache -> o, log-sum-exp
+NEWEST = apply("sub", Size("k"), Size("q"))
+CODED = ("k", "v", "group", "scales", "levels")  # what codes alone need to be read
+WHOLE = 16  # bits of a token that is as it is
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """coded, exact: the spec lines of both pieces. first, recent: exact tokens at either end. turned: the sides in a Hadamard basis."""
+
+    coded: str
+    exact: str
+    first: int
+    recent: int
+    turned: tuple[str, ...]
+
+
+def sees_all(spec: AttentionSpec) -> Refusal | None:
+    """None where the newest query sees all keys alike, wherever they stand: pieces of them can be attended to by themselves."""
+    newest = spec.offset is not None and spec.offset.expr(0) == NEWEST
+    if spec.mask is not None and not (spec.mask == Term("causal") and newest):
+        return Refusal(f"the mask '{spec.mask}' reads positions, which a piece of a cache does not have", spec)
+    odd = next((str(c) for c in spec.score if c.name != "scale" or not isinstance(c.expr(0), Const)), "")
+    odd = odd or next((slot for slot in spec.special if slot not in ("cache", "offset")), "")
+    if odd or spec.normalizer.name != "softmax" or spec.plus:
+        return Refusal(f"pieces are put together as a softmax of scaled products, and this has {odd or spec.normalizer}", spec)
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def pieces_of(spec: AttentionSpec) -> Pieces | Refusal:
+    """How a cache with exact tokens is read, or why it is not read in pieces."""
+    clause = spec.cache
+    if clause is None or (refused := sees_all(spec)) is not None:
+        return refused if clause is not None else Refusal("there is no cache", spec)
+    recent = clause.expr("recent")
+    first = {first_exact(clause.expr_or_none(f"{side}_bits"), clause.word(side)) for side in "kv"}
+    count = first.pop()
+    if first or count is None or not isinstance(recent, Const):
+        return Refusal("which tokens are exact is no number of first and last ones", clause)
+    if "fp32" in (clause.word("k"), clause.word("v")):
+        return Refusal("keys or values are not in codes", clause)
+    said = dict(clause.options)
+    coded = Clause("cache", (), tuple((name, said[name]) for name in CODED if name in said))
+    turned = tuple(side for side in "kv" if said.get(f"{side}_basis") == "hadamard")
+    left = said.keys() - {*CODED, "recent", "clip", *(f"{side}_{what}" for side in "kv" for what in ("bits", "basis"))}
+    if left or (count, recent.value, turned) == (0, 0, ()):
+        return Refusal(f"{min(left)} of the cache" if left else "all tokens are in codes", clause)
+    if (refused := refusal(coded)) is not None:
+        return refused
+    plain = AttentionSpec(spec.normalizer, score=spec.score)
+    return Pieces(str(plain.with_(cache=coded)), str(plain), count, int(recent.value), turned)
+
+
+def first_exact(bits: Expr | None, storage: str) -> int | None:
+    """How many first tokens `where(k < n, 16, bits)` leaves as they are; None for anything else."""
+    if bits is None:
+        return 0
+    if not isinstance(bits, Apply) or bits.op != "where":
+        return None
+    where, then, other = bits.args
+    if then != Const(WHOLE) or other != Const(int(storage.removeprefix("int"))) or not isinstance(where, Apply):
+        return None
+    ((index, end),) = (where.args,) if where.op == "lt" else ((None, None),)
+    return int(end.value) if index == Index("k") and isinstance(end, Const) else None
+
+
+def attend_pieces(run: Decode, pieces: Pieces, q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
+    """o [B, H, 1, E] of the newest query q [B, H, 1, D]. run: the kernel of a piece."""
+    length = k[0].shape[2]
+    first, recent = min(pieces.first, length), min(pieces.recent, max(0, length - pieces.first))
+    found = []
+    if first + recent:
+        found.append(run(pieces.exact, q, Cache(*(exact_tokens(x[3:], pieces, first, recent) for x in (k, v)))))
+    if first + recent < length:
+        (keys, *of_keys), (values, *of_values) = ([part[:, :, first : length - recent] for part in x[:3]] for x in (k, v))
+        turned = q if "k" not in pieces.turned else (q.float() @ basis(q.shape[3])).to(q.dtype)
+        o, lse = run(pieces.coded, turned, Cache(keys, values, *of_keys, *of_values))
+        found.append((o if "v" not in pieces.turned else (o.float() @ basis(o.shape[3]).mT).to(o.dtype), lse))
+    return found[0][0] if len(found) == 1 else joined(*found)
+
+
+def exact_tokens(held: Sequence[Tensor], pieces: Pieces, first: int, recent: int) -> Tensor:
+    """[B, G, first + recent, D] of what is held of the first tokens and of the last, whose places no token may have reached."""
+    parts = [held[0][:, :, :first]] if pieces.first else []
+    if pieces.recent:
+        parts.append(held[-1][:, :, held[-1].shape[2] - recent :])
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    share = torch.sigmoid(other[1] - one[1])[..., None]
+    return torch.lerp(one[0].float(), other[0].float(), share).to(one[0].dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def basis(width: int) -> Tensor:
+    return hadamard(width).float()
