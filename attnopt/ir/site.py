@@ -255,7 +255,8 @@ class Host(Protocol):
     def quantize_linears(
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:
-        """Store the constant weights of these linear or matmul nodes as int8; their inputs are quantised on the fly.
+        """Store the constant weights of these linear or matmul nodes as int8; their inputs are quantised on the fly. Look-ups among the
+        nodes, in rows of the weight of one of them, read its codes.
 
         factors: by node name, what each input channel of the weight [in] is multiplied by first. inputs: what is read instead.
         """

@@ -37,6 +37,12 @@ class Wish:
         group = next((g for g in GROUPS if g <= self.most and inputs % g == 0), None)
         return None if group is None else WeightFormat(self.bits, group, self.zeros)
 
+    def refusal(self, inputs: int, what: str, at: Node) -> Refusal:
+        """Why there is no format for rows of so many inputs, with the nearest that divides them."""
+        near = nearest_divisor(inputs, self.most)
+        said = f"no group of {GROUPS[-1]} to {self.most} divides rows of {inputs} {what}; {near} do"
+        return Refusal(said, at, remedy="one step for each row: groups of 0")
+
 
 def formats(group: Group, wish: Wish, smallest: int) -> dict[Node, WeightFormat] | Refusal:
     """The layers of a group that can be held so, with the format of each; why none can where that is so."""
@@ -48,9 +54,7 @@ def formats(group: Group, wish: Wish, smallest: int) -> dict[Node, WeightFormat]
         weight = matrix(node)
         format = wish.format(weight.shape[1])
         if format is None:
-            near = nearest_divisor(weight.shape[1], wish.most)
-            said = f"no group of {GROUPS[-1]} to {wish.most} divides rows of {weight.shape[1]} inputs; {near} do"
-            refusal = Refusal(said, node, remedy="one step for each row: groups of 0")
+            refusal = wish.refusal(weight.shape[1], "inputs", node)
         elif (why := unfit(weight, format, node.name) or group.host.refuses_rounded(node, format)) is not None:
             refusal = why
         else:

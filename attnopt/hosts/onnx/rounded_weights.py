@@ -105,7 +105,9 @@ def store_table(model: ir.Model, node: ir.Node, table: RoundedWeight, names: Nam
     write = Writer(model, node, names, written)
     ids, output = node.inputs[1], node.outputs[0]
     assert ids is not None
-    codes, steps, zeros, block, bits = blocked(table)
+    codes, steps, zeros, block, bits = blocked(
+        table, table.format.group or max(BLOCKS[-1], 1 << (table.shape[1] - 1).bit_length())
+    )
     inputs = [write.constant(codes.flatten(1)), ids, write.constant(steps)]
     if zeros is not None:
         inputs.append(write.constant(zeros))
@@ -114,17 +116,20 @@ def store_table(model: ir.Model, node: ir.Node, table: RoundedWeight, names: Nam
     return write.instead(result, output)
 
 
-def blocked(weight: RoundedWeight) -> tuple[Tensor, Tensor, Tensor | None, int, int]:
-    """(codes uint8 [out, blocks, bytes], steps [out, blocks], zero points or None, block, bits) as the operator reads them."""
+def blocked(weight: RoundedWeight, width: int = 0) -> tuple[Tensor, Tensor, Tensor | None, int, int]:
+    """(codes uint8 [out, blocks, bytes], steps [out, blocks], zero points or None, block, bits) as the operator reads them.
+
+    width: of blocks; of whole rows that of a look-up may be wider than the row, and the step then stands once.
+    """
     inputs, format = weight.shape[1], weight.format
     bits = next(b for b in WIDTHS if b >= format.bits)
-    block = format.group or next(b for b in BLOCKS if inputs % b == 0)
-    count = inputs // block
+    block = width or format.group or next(b for b in BLOCKS if inputs % b == 0)
+    count = -(-inputs // block)
     each = count // format.groups(inputs)
     steps = weight.steps.repeat_interleave(each, 1)
     middle = 2 ** (bits - 1)
     if isinstance(weight.zeros, Tensor):
         points = weight.zeros.repeat_interleave(each, 1).to(torch.uint8)
-        return packed(weight.codes.unflatten(1, (count, block)), bits), steps, packed(points, bits), block, bits
+        return packed(weight.codes.unflatten(1, (count, -1)), bits), steps, packed(points, bits), block, bits
     codes = weight.codes + (middle - math.ceil(weight.zeros))
-    return packed(codes.unflatten(1, (count, block)), bits), steps, None, block, bits
+    return packed(codes.unflatten(1, (count, -1)), bits), steps, None, block, bits
