@@ -28,7 +28,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     def int8_rows(ids: Any, weight: Any, scales: Any, factors: Any = None) -> Any:
         rows = op.Cast(op.Gather(weight, ids, axis=0), to=1)
-        found = op.Mul(rows, op.Gather(op.Unsqueeze(scales, op.Constant(value_ints=[1])), ids, axis=0))
+        last: Any = op.Constant(value_ints=[1])
+        found = op.Mul(rows, op.Gather(op.Unsqueeze(scales, last), ids, axis=0))
         return found if factors is None else op.Mul(found, factors)
 
     return {

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attnopt.hosts.onnx.element_types import as_onnx
 from attnopt.hosts.onnx.places import Names
+from attnopt.hosts.onnx.provenance import inherit
 from attnopt.runtime.dynamic_int8 import quantize_weight
 
 
@@ -35,7 +36,7 @@ class Writer:
     ) -> tuple[ir.Value, ...]:
         name = self.names.unique(f"{self.before.name}_{op_type}")
         made = ir.node(op_type, inputs, attrs, domain=domain, num_outputs=len(kinds), name=name)
-        made.metadata_props.update(self.before.metadata_props)
+        inherit(made, self.before, self.written)
         for i, (value, kind) in enumerate(zip(made.outputs, kinds, strict=True)):
             value.name = self.names.unique(f"{made.name}_output_{i}")
             value.type = ir.TensorType(kind)
