@@ -108,8 +108,7 @@ def quantize_layer(node: ir.Node, weight: Tensor, held: Codes, by_rows: bool = F
         (turned,) = write.node("Transpose", [held.codes], [ir.DataType.INT8], perm=[1, 0])
     else:
         turned = write.constant(stored.T.contiguous())
-    zeros = write.constant(torch.zeros(len(scales), dtype=torch.int8))
-    (product,) = write.node("MatMulInteger", [data, turned, zero, zeros], [ir.DataType.INT32])
+    (product,) = write.node("MatMulInteger", [data, turned, zero], [ir.DataType.INT32])
     (real,) = write.node("Cast", [product], [ir.DataType.FLOAT], to=int(ir.DataType.FLOAT))
     steps = held.steps if held.steps is not None and alpha == 1.0 else write.constant(scales * alpha)
     (factor,) = write.node("Mul", [scale, steps], [ir.DataType.FLOAT])
