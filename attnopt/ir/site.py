@@ -263,13 +263,17 @@ class Host(Protocol):
         ...
 
     def refuses_rounded(self, node: Node, format: Any) -> Refusal | None:
-        """None where the layer can hold its weight in this format (`rounding.WeightFormat`), on this host's runtime; else why not."""
+        """None where the layer can hold its weight in this format (`rounding.WeightFormat`), on this host's runtime; else why not.
+
+        Of a look-up: whether it can read its rows from the codes of a layer that holds the table so.
+        """
         ...
 
     def store_rounded(self, weights: Mapping[str, Any], inputs: Mapping[str, Value] | None = None) -> None:
         """Store weights in few bits (`rounding.RoundedWeight`, by node name): of layers that did not refuse, and of tables.
 
-        Those of layers are [out, in], tables [rows, channels]. inputs: by node name, what the layer reads instead.
+        Those of layers are [out, in], tables [rows, channels]; a look-up that is given the same one as a layer reads the layer's codes.
+        inputs: by node name, what the layer reads instead.
         """
         ...
 

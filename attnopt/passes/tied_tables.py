@@ -7,10 +7,12 @@ Rows of the table have to be outputs of the layer, and nothing else may read it:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 from attnopt.ir.graph import Node
-from attnopt.ir.site import Refusal
+from attnopt.ir.site import Host, Refusal
+from attnopt.passes.candidate import Candidate
+from attnopt.rounding.rounded_weight import RoundedWeight
 
 
 def tied_lookups(layer: Node, layers: Collection[Node]) -> tuple[Node, ...] | Refusal:
@@ -30,10 +32,24 @@ def tied_lookups(layer: Node, layers: Collection[Node]) -> tuple[Node, ...] | Re
     return lookups if rest is None else Refusal(f"{rest.op} reads the table too", rest)
 
 
-def tied(layers: Collection[Node]) -> tuple[tuple[Node, ...], str]:
-    """(the look-ups that read the codes of these layers, what a description says of it)."""
-    found = [tied_lookups(layer, layers) for layer in layers]
-    nodes = tuple(n for some in found if not isinstance(some, Refusal) for n in some)
-    said = ", and the tied table is read from the codes" if nodes else ""
-    why = next((f", but the tied table stays in float: {x.reason}" for x in found if isinstance(x, Refusal)), "")
-    return nodes, said + why
+def tied(
+    layers: Collection[Node], refuses: Callable[[Node, Node], Refusal | None] = lambda layer, lookup: None
+) -> tuple[dict[Node, Node], str]:
+    """({look-up: the one of these layers whose codes it reads}, what a description says of it). refuses: (layer, look-up) -> why not."""
+    found, why = dict[Node, Node](), ""
+    for layer in layers:
+        lookups = tied_lookups(layer, layers)
+        refused = lookups if isinstance(lookups, Refusal) else next((r for n in lookups if (r := refuses(layer, n))), None)
+        if isinstance(refused, Refusal):
+            why = f", but the tied table stays in float: {refused.reason}"
+        elif not isinstance(lookups, Refusal):
+            found |= dict.fromkeys(lookups, layer)
+    return found, ", and the tied table is read from the codes" * bool(found) + why
+
+
+def with_lookups(weights: Mapping[str, RoundedWeight], candidate: Candidate, host: Host) -> dict[str, RoundedWeight]:
+    """Rounded weights of the layers of a candidate, by name, and of its look-ups those of the layers that hold the table."""
+    wanted = candidate.touches
+    by_table = {n.inputs[1]: weights[n.name] for n in host.graph.of("linear") if n.name in weights}
+    lookups = [n for n in host.graph.of("gather") if n.name in wanted and n.inputs[0] in by_table]
+    return {**weights, **{n.name: by_table[n.inputs[0]] for n in lookups}}

@@ -16,6 +16,7 @@ from attnopt.ir.graph import Node
 from attnopt.ir.site import Host, Refusal
 from attnopt.passes.candidate import Candidate, Group, Needs
 from attnopt.passes.edits.layers.linear_layers import matrix, suits
+from attnopt.passes.tied_tables import tied
 from attnopt.rounding.rounded_weight import RoundedWeight, unfit
 from attnopt.rounding.weight_format import WeightFormat, nearest_divisor
 
@@ -70,21 +71,26 @@ def candidate(
     *,
     options: Mapping[str, Any] | None = None,
     needs: Needs = "nothing",
+    host: Host | None = None,
 ) -> Candidate:
-    """These layers in their formats, which stand in the options."""
+    """These layers in their formats, which stand in the options.
+
+    host: where codes stand for the weights as they are, and a table that is tied to a layer can be read from them (`with_lookups`).
+    """
+    tables, tie = ({}, "") if host is None else tied(kept, lambda layer, n: host.refuses_rounded(n, kept[layer]))
     said = " and ".join(dict.fromkeys(str(f) for f in kept.values()))
     layers = "the linear layer" if len(kept) == 1 else f"the {len(kept)} linear layers"
     named = {n.name: str(f) for n, f in kept.items()}
     return Candidate(
         name,
         False,
-        f"weights of {layers} as {said}, {method}",
+        f"weights of {layers} as {said}, {method}{tie}",
         source,
-        tuple(kept),
+        (*kept, *tables),
         {"formats": named, **(options or {})},
         said,
         changes=("weights",),
-        storage=named,
+        storage={**named, **{n.name: str(kept[layer]) for n, layer in tables.items()}},
         needs=needs,
     )
 

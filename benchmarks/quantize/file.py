@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import harness
-import minilm
 import numpy as np
 import torch
 
@@ -25,7 +24,7 @@ from attnopt.hosts.onnx import OnnxHost
 from attnopt.plan.timing.timing import Timing, in_turn
 from quantize import peers
 from quantize.side_by_side import LENGTHS, Run, inputs_of, speed
-from quantize.subjects import Measured, Subject, code_lm, sentence_encoder
+from quantize.subjects import Measured, Subject, code_lm, minilm, sentence_encoder
 
 BUDGET = 0.01
 SECONDS = 2.0  # for one length, all files in turn

@@ -16,7 +16,8 @@ from torch import nn
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.fx.int8 import constant
 from attnopt.hosts.onnx import OnnxHost
-from attnopt.passes import DynamicInt8
+from attnopt.passes import DynamicInt8, RoundWeights
+from attnopt.passes.weight_rounding import Wish
 from attnopt.plan.memory.memory import freed
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
@@ -98,6 +99,32 @@ def test_the_rows_are_those_of_the_layer(kind, smoothed):
     assert floats(copy) < ROWS * CHANNELS / 8  # steps, no table
     torch.testing.assert_close(host.runner()({name: IDS})[1], torch.from_numpy(TABLE)[IDS], atol=0, rtol=0)
     assert freed([Move(rewrite, group, candidate)]) == 0.75 * 4 * ROWS * CHANNELS
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("wish", [Wish(8, 32), Wish(4, 32), Wish(8, 32, True), Wish(3, 32)])
+def test_rounded_layers_share_their_codes_too(kind, wish):
+    host, rewrite = opened(kind), RoundWeights(wishes=(wish,))
+    (name,) = host.example_inputs()
+    (candidate,) = rewrite.propose(head(host), None)
+    assert candidate.description.endswith("rounded to the nearest, and the tied table is read from the codes")
+    copy = changed(host, candidate, rewrite)
+    table = rewrite.gridding.rounded(torch.from_numpy(TABLE), wish.format(CHANNELS)).matrix()
+    got, rows = copy.runner()({name: IDS})
+    torch.testing.assert_close(rows, table[IDS], rtol=1e-5, atol=1e-6)
+    wanted = torch.relu(table[IDS]) @ table.T
+    assert float((got - wanted).norm() / wanted.norm()) < 0.02
+    assert floats(copy) == ROWS * CHANNELS / 32  # one step for each group, once
+    width = wish.format(CHANNELS).width(CHANNELS)
+    assert freed([Move(rewrite, head(host), candidate)]) == (32 - width) * ROWS * CHANNELS / 8
+
+
+def test_packed_zero_points_are_not_shared_where_the_runtime_cannot_read_them():
+    host, rewrite = opened("onnx"), RoundWeights(wishes=(Wish(4, 32, True),))
+    (candidate,) = rewrite.propose(head(host), None)
+    assert "but the tied table stays in float: zero points of 4 bits are packed across blocks" in candidate.description
+    copy = changed(host, candidate, rewrite)
+    np.testing.assert_array_equal(copy.runner()({"ids": IDS})[1].numpy(), TABLE[IDS.numpy()])
 
 
 def test_the_file_is_smaller_and_plain_onnxruntime_runs_it(tmp_path):

@@ -182,14 +182,16 @@ class FxHost:
         return None
 
     def store_rounded(self, weights: Mapping[str, RoundedWeight], inputs: Mapping[str, Value] | None = None) -> None:
-        for node in [n for n in self.graph.of("linear", "matmul", "gather") if n.name in weights]:
+        found, stored = [n for n in self.graph.of("linear", "matmul", "gather") if n.name in weights], dict[int, Any]()
+        for node in sorted(found, key=lambda n: n.op == "gather"):  # layers first: a look-up may read the codes of one
             builder, held, reads = self.builder(node), self.node(node.name), (inputs or {}).get(node.name)
             weight = weights[node.name]
             if node.op == "gather":
                 assert node.inputs[1] is not None
-                made = store_table(builder, held, weight, builder.handle(node.inputs[1]))
+                made = store_table(builder, held, weight, builder.handle(node.inputs[1]), stored.get(id(weight)))
             else:
                 made = store_rounded(builder, held, weight, None if reads is None else builder.handle(reads), node.name)
+                stored[id(weight)] = made
             self.graph.moved(held, made)
 
     def stored_codes(self, formats: Mapping[str, WeightFormat]) -> dict[str, dict[str, Tensor]]:

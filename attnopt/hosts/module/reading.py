@@ -107,11 +107,11 @@ def coded(after: FxHost, node: fx.Node, path: str) -> Change:
     args = list(node.args)
     x = args[0]
     if node.target is ROWS:
-        table = tensors_of(after, ("codes", "steps", "zeros"), args[1:4])
+        table = apart(after, args[1], tensors_of(after, ("codes", "steps", "zeros"), args[1:4]))
         return Change("rows", path, {"bits": args[4], "middle": args[5], "channels": args[6]}, table)
-    if node.target is INT8_ROWS:  # a checkpoint names each tensor once: the codes of the layer are copied
-        table = tensors_of(after, ("weight", "scales", "factors"), args[1:4])
-        return Change("int8-rows", path, {}, {name: data.clone() for name, data in table.items()})
+    if node.target is INT8_ROWS:
+        table = apart(after, args[1], tensors_of(after, ("weight", "scales", "factors"), args[1:4]))
+        return Change("int8-rows", path, {}, table)
     kind, names = (
         ("int8", ("weight", "scales", "bias")) if node.target is INT8 else ("rounded", ("codes", "steps", "zeros", "bias"))
     )
@@ -122,6 +122,12 @@ def coded(after: FxHost, node: fx.Node, path: str) -> Change:
         if factors is not None:  # smoothing in front of the layer
             tensors["factors"] = factors
     return Change(kind, path, options, tensors)
+
+
+def apart(after: FxHost, codes: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a table holds, copied where it reads the codes of a layer: a checkpoint names each tensor once."""
+    readers = [n for n in after.module.graph.nodes if n.op == "get_attr" and n.target == codes.target]
+    return {name: data.clone() for name, data in tensors.items()} if len(readers) > 1 else tensors
 
 
 def tensors_of(after: FxHost, names: Sequence[str], nodes: Sequence[Any]) -> dict[str, Tensor]:

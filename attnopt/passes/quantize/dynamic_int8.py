@@ -45,7 +45,8 @@ class DynamicInt8:
         if (wrong := next((r for n in layers if (r := not_finite(matrix(n), n.name)) is not None), None)) is not None:
             return wrong
         names = "the linear layer" if len(layers) == 1 else f"the {len(layers)} linear layers"
-        tables, tie = tied(layers)
+        found, tie = tied(layers)
+        tables = tuple(found)
         plain = self.candidate(layers, f"{names} in int8{tie}", "int8", {}, tables=tables)
         fold = group.norm is not None and folds(group.norm, layers, group.host.graph)
         made, values = (None, ()) if fold or evidence is None or len(group.linears) > 1 else layer_before(group)
