@@ -13,11 +13,14 @@ from hosts.onnx import small_models
 from onnx import TensorProto, helper
 from torch import nn
 
+from attnopt.analysis.calibration import Calibration
+from attnopt.analysis.evidence import Evidence
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.fx.int8 import constant
 from attnopt.hosts.onnx import OnnxHost
-from attnopt.passes import DynamicInt8, RoundWeights
+from attnopt.passes import DynamicInt8, Gptq, RoundWeights
 from attnopt.passes.weight_rounding import Wish
+from attnopt.plan.arrays import Arrays
 from attnopt.plan.memory.memory import freed
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
@@ -147,3 +150,15 @@ def test_a_table_that_something_else_reads_stays_in_float():
     copy = changed(host, candidate, rewrite)
     np.testing.assert_array_equal(copy.runner()({"ids": IDS})[1].numpy(), TABLE[IDS.numpy()])
     assert freed([Move(rewrite, head(host), candidate)]) < 0  # codes beside the table
+
+
+def test_codes_that_data_are_needed_for_are_those_of_the_layer_alone():
+    host, rewrite = opened("onnx"), Gptq(wishes=(Wish(4, 32),))
+    (name,) = host.example_inputs()
+    group = head(host)
+    evidence = Evidence(host, Calibration.of(host.graph, [{name: IDS}]), sites=())
+    (candidate,) = rewrite.propose(group, evidence)
+    (ready,) = Arrays(evidence).ready([Move(rewrite, group, candidate)])
+    assert ready.candidate.arrays.keys() == {"head"} and candidate.touches == {"head", "look"}
+    copy = changed(host, ready.candidate, rewrite)
+    assert floats(copy) == ROWS * CHANNELS / 32
