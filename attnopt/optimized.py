@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from attnopt.plan.judge.verify import difference, require_equal, require_rounded
 from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.replay import moves_from, transferred
 from attnopt.report.data import Report
+from attnopt.report.embedded import embedded, extracted
 from attnopt.report.plan import Plan, PlanStep
 from attnopt.rounding.weight_format import WeightFormat
 
@@ -64,13 +64,13 @@ class Optimized:
         Raises UnsupportedFormat for another suffix and OutputNotWritable where the place cannot be written.
         """
         target = Path(path)
-        metadata = {METADATA_KEY: json.dumps(self.report.to_json()), PLAN_KEY: json.dumps(self.plan.to_json())}
+        metadata = {METADATA_KEY: embedded(self.report.to_json()), PLAN_KEY: embedded(self.plan.to_json())}
         if target.suffix == ".onnx":
             if isinstance(self._host, OnnxHost):
                 self._host.save(target, metadata)
             else:
                 host, plan = as_onnx(self._opened, self._host, self.report)
-                host.save(target, {**metadata, PLAN_KEY: json.dumps(plan.to_json())})
+                host.save(target, {**metadata, PLAN_KEY: embedded(plan.to_json())})
         elif target.suffix == ".pt2" and isinstance(self._host, FxHost):
             self._host.save_pt2(target, metadata)
         else:
@@ -167,8 +167,8 @@ class Loaded:
 
     def __init__(self, call: Any, metadata: dict[str, str]) -> None:
         self._call = call
-        self.report: dict[str, Any] | None = json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
-        self.plan = Plan.from_json(json.loads(metadata[PLAN_KEY])) if PLAN_KEY in metadata else None
+        self.report: dict[str, Any] | None = extracted(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+        self.plan = Plan.from_json(extracted(metadata[PLAN_KEY])) if PLAN_KEY in metadata else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)

@@ -1,11 +1,12 @@
 """Fewer bits: what each method loses against the bits that it keeps, beside the quantisers of onnxruntime and torchao.
 
-    python benchmarks/quantize.py --part weights|runtimes|cache|choice|attention [--quick] [--resume]
+    python benchmarks/quantize.py --part weights|runtimes|cache|choice|attention|file [--quick] [--resume]
 
 Weights: the reference language model (KL to the float model and perplexity on held-out documents) and MiniLM (1 - cosine of embeddings),
 round-to-nearest as the baseline. Runtimes: the same rounding as runtimes run it, with file and time. Choice: what the planner chooses for
-the cache of a decoding step. Each part takes a few minutes on one thread. Results go to benchmarks/results/quantize_<part>.json and .md,
-row by row; with --resume the rows that stand there are not measured again.
+the cache of a decoding step. File: the command line on a file, beside onnxruntime's dynamic quantiser. Each part takes a few minutes on
+one thread. Results go to benchmarks/results/quantize_<part>.json and .md, row by row; with --resume the rows that stand there are not
+measured again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-PARTS = ("weights", "runtimes", "cache", "choice", "attention")
+PARTS = ("weights", "runtimes", "cache", "choice", "attention", "file")
 
 
 def main() -> None:

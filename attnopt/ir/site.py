@@ -261,20 +261,25 @@ class Host(Protocol):
     def quantize_linears(
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:
-        """Store the constant weights of these linear or matmul nodes as int8; their inputs are quantised on the fly.
+        """Store the constant weights of these linear or matmul nodes as int8; their inputs are quantised on the fly. Look-ups among the
+        nodes, in rows of the weight of one of them, read its codes.
 
         factors: by node name, what each input channel of the weight [in] is multiplied by first. inputs: what is read instead.
         """
         ...
 
     def refuses_rounded(self, node: Node, format: Any) -> Refusal | None:
-        """None where the layer can hold its weight in this format (`rounding.WeightFormat`), on this host's runtime; else why not."""
+        """None where the layer can hold its weight in this format (`rounding.WeightFormat`), on this host's runtime; else why not.
+
+        Of a look-up: whether it can read its rows from the codes of a layer that holds the table so.
+        """
         ...
 
     def store_rounded(self, weights: Mapping[str, Any], inputs: Mapping[str, Value] | None = None) -> None:
         """Store weights in few bits (`rounding.RoundedWeight`, by node name): of layers that did not refuse, and of tables.
 
-        Those of layers are [out, in], tables [rows, channels]. inputs: by node name, what the layer reads instead.
+        Those of layers are [out, in], tables [rows, channels]; a look-up that is given the same one as a layer reads the layer's codes.
+        inputs: by node name, what the layer reads instead.
         """
         ...
 

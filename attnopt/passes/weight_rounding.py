@@ -16,6 +16,7 @@ from attnopt.ir.graph import Node
 from attnopt.ir.site import Host, Refusal
 from attnopt.passes.candidate import Candidate, Group, Needs
 from attnopt.passes.edits.layers.linear_layers import matrix, suits
+from attnopt.passes.tied_tables import tied
 from attnopt.rounding.rounded_weight import RoundedWeight, unfit
 from attnopt.rounding.weight_format import WeightFormat, nearest_divisor
 
@@ -37,6 +38,12 @@ class Wish:
         group = next((g for g in GROUPS if g <= self.most and inputs % g == 0), None)
         return None if group is None else WeightFormat(self.bits, group, self.zeros)
 
+    def refusal(self, inputs: int, what: str, at: Node) -> Refusal:
+        """Why there is no format for rows of so many inputs, with the nearest that divides them."""
+        near = nearest_divisor(inputs, self.most)
+        said = f"no group of {GROUPS[-1]} to {self.most} divides rows of {inputs} {what}; {near} do"
+        return Refusal(said, at, remedy="one step for each row: groups of 0")
+
 
 def formats(group: Group, wish: Wish, smallest: int) -> dict[Node, WeightFormat] | Refusal:
     """The layers of a group that can be held so, with the format of each; why none can where that is so."""
@@ -48,9 +55,7 @@ def formats(group: Group, wish: Wish, smallest: int) -> dict[Node, WeightFormat]
         weight = matrix(node)
         format = wish.format(weight.shape[1])
         if format is None:
-            near = nearest_divisor(weight.shape[1], wish.most)
-            said = f"no group of {GROUPS[-1]} to {wish.most} divides rows of {weight.shape[1]} inputs; {near} do"
-            refusal = Refusal(said, node, remedy="one step for each row: groups of 0")
+            refusal = wish.refusal(weight.shape[1], "inputs", node)
         elif (why := unfit(weight, format, node.name) or group.host.refuses_rounded(node, format)) is not None:
             refusal = why
         else:
@@ -66,21 +71,26 @@ def candidate(
     *,
     options: Mapping[str, Any] | None = None,
     needs: Needs = "nothing",
+    host: Host | None = None,
 ) -> Candidate:
-    """These layers in their formats, which stand in the options."""
+    """These layers in their formats, which stand in the options.
+
+    host: where codes stand for the weights as they are, and a table that is tied to a layer can be read from them (`with_lookups`).
+    """
+    tables, tie = ({}, "") if host is None else tied(kept, lambda layer, n: host.refuses_rounded(n, kept[layer]))
     said = " and ".join(dict.fromkeys(str(f) for f in kept.values()))
     layers = "the linear layer" if len(kept) == 1 else f"the {len(kept)} linear layers"
     named = {n.name: str(f) for n, f in kept.items()}
     return Candidate(
         name,
         False,
-        f"weights of {layers} as {said}, {method}",
+        f"weights of {layers} as {said}, {method}{tie}",
         source,
-        tuple(kept),
+        (*kept, *tables),
         {"formats": named, **(options or {})},
         said,
         changes=("weights",),
-        storage=named,
+        storage={**named, **{n.name: str(kept[layer]) for n, layer in tables.items()}},
         needs=needs,
     )
 

@@ -55,7 +55,7 @@ class Arrays:
         if isinstance(found, Refusal):
             raise RuntimeError(f"'{move.candidate.pass_name}': {found}")
         self.computed += 1
-        flat = {f"{i}/{name}": x for i, node in enumerate(names(move)) for name, x in found[node].items()}
+        flat = {f"{i}/{name}": x for i, node in enumerate(names(move)) for name, x in found.get(node, {}).items()}
         self.evidence.store.put(self.evidence.key("arrays", key), flat)
         return found
 
@@ -65,10 +65,10 @@ class Arrays:
         flat = self.evidence.store.get(self.evidence.key("arrays", key)) if self.evidence.store.folder is not None else None
         if flat is None:
             return None
-        found: dict[str, dict[str, Tensor]] = {node: {} for node in names(move)}
+        found: dict[str, dict[str, Tensor]] = {}
         for name, x in flat.items():
             at, _, part = name.partition("/")
-            found[names(move)[int(at)]][part] = x
+            found.setdefault(names(move)[int(at)], {})[part] = x
         return found
 
 

@@ -41,6 +41,7 @@ from attnopt.plan.search.effort import Effort, Spent
 from attnopt.plan.search.explain import explained
 from attnopt.plan.search.roll_back import Check, units_of
 from attnopt.plan.search.search import Planned, Search
+from attnopt.plan.search.smaller import Smaller
 from attnopt.plan.timing.pricing import Load, Prices
 from attnopt.plan.timing.shaped import Shaped
 from attnopt.plan.timing.stepwise import Stopwatch
@@ -173,6 +174,8 @@ def under_budget(setting: Setting) -> Outcome:
     moves = () if plan is None else moves_of(search.classes, plan.picks)
     if plan is not None and search.stopwatch is not None:
         steps, moves, loss = verified(search, plan, loss)
+    if search.stopwatch is not None:
+        plan, steps, moves, loss = made_smaller(search, plan, steps, moves, loss)
     result = search.losses.workshop.built(moves) if moves else setting.current
     notes = [*search.notes, *([] if setting.data is not None else [UNSEEN])]
     if setting.store.failure:
@@ -212,6 +215,18 @@ def verified(search: Search, plan: Planned, loss: Loss | None) -> tuple[Sequence
         return check.steps, check.kept, loss if check.kept else None
     again = search.losses.of(check.kept) if search.validator is None else search.validation(check.kept, 0)
     return (check.steps, check.kept, again) if search.holds(again) else (check.steps, (), None)
+
+
+def made_smaller(
+    search: Search, plan: Planned | None, steps: Sequence[StepReport], moves: tuple[Move, ...], loss: Loss | None
+) -> tuple[Planned | None, Sequence[StepReport], tuple[Move, ...], Loss | None]:
+    """(plan, steps, moves, loss) with what costs no time and makes the model smaller, where the budget has room for it."""
+    picks = (0,) * len(search.classes) if plan is None else plan.picks
+    undone = frozenset((step.kind, name) for step in steps if not step.kept for name in step.names)
+    made = Smaller(search, picks, moves, loss, undone).run()
+    if made.loss is not None and made.kept != moves:
+        plan = Planned(made.picks, search.total_worth(made.picks), made.loss)
+    return plan, (*steps, *made.steps), made.kept, made.loss
 
 
 def rewrites(search: Search, passes: Sequence[Pass], moves: Sequence[Move], loss: Loss | None) -> tuple[RewriteReport, ...]:

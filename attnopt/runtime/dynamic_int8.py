@@ -1,6 +1,7 @@
 """attnopt::linear_dynamic_int8: a linear layer whose weight is int8 and whose input is quantised for each call.
 
     y = (q(x) W_int8') * s_x * s_w + b          s_w per output channel, symmetric;  s_x and zero point per call
+    rows = W_int8[ids] * s_w[ids] * f           attnopt::int8_rows: a table that is tied to the layer, looked up in its codes
 
 torch's own dynamically quantised kernel computes it. The packed form of a weight is made once and kept as long as the weight.
 """
@@ -45,3 +46,15 @@ def linear_dynamic_int8(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor 
 @linear_dynamic_int8.register_fake
 def _(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.custom_op("attnopt::int8_rows", mutates_args=())
+def int8_rows(ids: Tensor, weight: Tensor, scales: Tensor, factors: Tensor | None) -> Tensor:
+    """Rows ids [...] of a table, weight int8 [rows, channels], scales float32 [rows], factors [channels] or None -> [..., channels]."""
+    rows = weight[ids] * scales[ids][..., None]
+    return rows if factors is None else rows * factors
+
+
+@int8_rows.register_fake
+def _(ids: Tensor, weight: Tensor, scales: Tensor, factors: Tensor | None) -> Tensor:
+    return scales.new_empty((*ids.shape, weight.shape[1]))

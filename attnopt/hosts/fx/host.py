@@ -18,7 +18,7 @@ from attnopt.hosts.fx.call import Convention, as_call, split
 from attnopt.hosts.fx.capture import Captured
 from attnopt.hosts.fx.dropping import drop, leaves_of, let_go, split_placeholder, unreadable, unvarying
 from attnopt.hosts.fx.flat import flat_module, has_effect
-from attnopt.hosts.fx.int8 import quantize_linear
+from attnopt.hosts.fx.int8 import look_up, quantize_linear
 from attnopt.hosts.fx.program import limits, read_with_metadata, save_program, to_onnx
 from attnopt.hosts.fx.region import isolate
 from attnopt.hosts.fx.rounded_weights import store_rounded, store_table, stored_codes
@@ -168,25 +168,30 @@ class FxHost:
     def quantize_linears(
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:
-        for node in nodes:
+        for node in (n for n in nodes if n.op != "gather"):
             builder, held, reads = self.builder(node), self.node(node.name), (inputs or {}).get(node.name)
-            made = quantize_linear(
-                builder, held, (factors or {}).get(node.name), None if reads is None else builder.handle(reads)
-            )
+            factor = (factors or {}).get(node.name)
+            made = quantize_linear(builder, held, factor, None if reads is None else builder.handle(reads))
             self.graph.moved(held, made)
+            for lookup in (n for n in nodes if n.op == "gather" and n.inputs[0] is node.inputs[1]):
+                first, old = self.builder(lookup), self.node(lookup.name)
+                assert lookup.inputs[1] is not None
+                self.graph.moved(old, look_up(first, old, first.handle(lookup.inputs[1]), made, factor))
 
     def refuses_rounded(self, node: Node, format: WeightFormat) -> Refusal | None:
         return None
 
     def store_rounded(self, weights: Mapping[str, RoundedWeight], inputs: Mapping[str, Value] | None = None) -> None:
-        for node in [n for n in self.graph.of("linear", "matmul", "gather") if n.name in weights]:
+        found, stored = [n for n in self.graph.of("linear", "matmul", "gather") if n.name in weights], dict[int, Any]()
+        for node in sorted(found, key=lambda n: n.op == "gather"):  # layers first: a look-up may read the codes of one
             builder, held, reads = self.builder(node), self.node(node.name), (inputs or {}).get(node.name)
             weight = weights[node.name]
             if node.op == "gather":
                 assert node.inputs[1] is not None
-                made = store_table(builder, held, weight, builder.handle(node.inputs[1]))
+                made = store_table(builder, held, weight, builder.handle(node.inputs[1]), stored.get(id(weight)))
             else:
                 made = store_rounded(builder, held, weight, None if reads is None else builder.handle(reads), node.name)
+                stored[id(weight)] = made
             self.graph.moved(held, made)
 
     def stored_codes(self, formats: Mapping[str, WeightFormat]) -> dict[str, dict[str, Tensor]]:

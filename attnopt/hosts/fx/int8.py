@@ -1,6 +1,7 @@
 """One linear layer on int8 weights, its input quantised on the fly.
 
-linear(x, W, b)   ->   attnopt.linear_dynamic_int8(x, W_int8, scales, b)
+linear(x, W, b)     ->   attnopt.linear_dynamic_int8(x, W_int8, scales, b)
+embedding(W, ids)   ->   attnopt.int8_rows(ids, W_int8, scales, factors)       where a table is tied to the layer: the codes stand once
 """
 
 from __future__ import annotations
@@ -28,6 +29,26 @@ def quantize_linear(builder: FxBuilder, node: fx.Node, factors: Tensor | None = 
     )
     node.replace_all_uses_with(made.handle)
     return made.handle  # type: ignore[no-any-return]
+
+
+def look_up(builder: FxBuilder, node: fx.Node, ids: fx.Node, layer: fx.Node, factors: Tensor | None) -> fx.Node:
+    """Write the look-up of rows in the codes of a layer that `quantize_linear` wrote, in place of a node that takes them of the table.
+
+    factors: those that the weight was multiplied by.
+    """
+    codes, scales = (again(builder, node, part) for part in layer.args[1:3])
+    undone = builder_value(builder, None if factors is None else 1.0 / factors)
+    made = builder.call(torch.ops.attnopt.int8_rows.default, ids, codes, scales, undone, shape=())
+    node.replace_all_uses_with(made.handle)
+    return made.handle  # type: ignore[no-any-return]
+
+
+def again(builder: FxBuilder, before: fx.Node, constant: fx.Node) -> fx.Node:
+    """The same constant, read in front of another node, which may stand earlier."""
+    with builder.module.graph.inserting_before(before):
+        made = builder.module.graph.get_attr(str(constant.target))
+    made.meta["val"] = constant.meta.get("val")
+    return made  # type: ignore[no-any-return]
 
 
 def builder_value(builder: FxBuilder, part: fx.Node | Tensor | None) -> object:

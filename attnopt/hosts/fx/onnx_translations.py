@@ -2,6 +2,8 @@
 
     attnopt.linear_dynamic_int8(x, W, s_w, b)   ->   DynamicQuantizeLinear(x), MatMulInteger(…, W'), Cast, Mul(s_x s_w), Add(b)
 
+    attnopt.int8_rows(ids, W, s_w, f)           ->   Cast(Gather(W, ids)), Mul(Gather(s_w, ids)), Mul(f)
+
 They come into a model that is exported when its layers hold weights in codes already, as those of a live model do. onnxruntime runs the
 nodes as one kernel. Weights of fewer bits have no such form here.
 """
@@ -24,7 +26,16 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         found = op.Mul(product, op.Mul(scale, scales))
         return found if bias is None else op.Add(found, bias)
 
-    return {torch.ops.attnopt.linear_dynamic_int8.default: linear_dynamic_int8}
+    def int8_rows(ids: Any, weight: Any, scales: Any, factors: Any = None) -> Any:
+        rows = op.Cast(op.Gather(weight, ids, axis=0), to=1)
+        last: Any = op.Constant(value_ints=[1])
+        found = op.Mul(rows, op.Gather(op.Unsqueeze(scales, last), ids, axis=0))
+        return found if factors is None else op.Mul(found, factors)
+
+    return {
+        torch.ops.attnopt.linear_dynamic_int8.default: linear_dynamic_int8,
+        torch.ops.attnopt.int8_rows.default: int8_rows,
+    }
 
 
 def untranslated(graph: torch.fx.Graph) -> str:

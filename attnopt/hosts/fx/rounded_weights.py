@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from attnopt.hosts.fx.builder import FxBuilder
-from attnopt.hosts.fx.int8 import builder_value, constant, parts_of
+from attnopt.hosts.fx.int8 import again, builder_value, constant, parts_of
 from attnopt.rounding.rounded_weight import RoundedWeight
 from attnopt.rounding.weight_format import WeightFormat
 
@@ -56,15 +56,22 @@ def stored_codes(module: fx.GraphModule, formats: Mapping[str, WeightFormat]) ->
     return found
 
 
-def store_table(builder: FxBuilder, node: fx.Node, table: RoundedWeight, ids: fx.Node) -> fx.Node:
-    """Write the look-up in place of a node that takes rows of a table [rows, channels]."""
-    arrays = table.arrays()
-    points = table.zeros.to(torch.uint8) if isinstance(table.zeros, Tensor) else None
+def store_table(builder: FxBuilder, node: fx.Node, table: RoundedWeight, ids: fx.Node, layer: fx.Node | None = None) -> fx.Node:
+    """Write the look-up in place of a node that takes rows of a table [rows, channels].
+
+    layer: what `store_rounded` wrote with the same codes, which are read again.
+    """
     middle = 0.0 if isinstance(table.zeros, Tensor) else table.zeros
+    if layer is None:
+        arrays = table.arrays()
+        points = table.zeros.to(torch.uint8) if isinstance(table.zeros, Tensor) else None
+        held = [builder_value(builder, part) for part in (arrays["codes"], arrays["steps"], points)]
+    else:
+        held = [again(builder, node, part) if isinstance(part, fx.Node) else part for part in layer.args[1:4]]
     made = builder.call(
         torch.ops.attnopt.rounded_rows.default,
         ids,
-        *(builder_value(builder, part) for part in (arrays["codes"], arrays["steps"], points)),
+        *held,
         table.format.bits,
         middle,
         table.shape[1],

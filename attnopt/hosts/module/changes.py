@@ -2,8 +2,8 @@
 
     Change("int8", "model.layers.0.mlp.up_proj", {weight, scales})   ->   model.layers.0.mlp.up_proj = Int8Linear(…)
 
-kinds: `constant` (a parameter or buffer with other numbers, or of another shape), `int8`, `rounded`, `rows` (see `layers`), `heads`
-(numbers of heads that a layer keeps in attributes), `no-attention`, `no-norm`.
+kinds: `constant` (a parameter or buffer with other numbers, or of another shape), `int8`, `int8-rows`, `rounded`, `rows` (see `layers`),
+`heads` (numbers of heads that a layer keeps in attributes), `no-attention`, `no-norm`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnopt.hosts.module.layers import Holding, Int8Linear, NoAttention, NoNorm, RoundedLinear, RoundedRows
+from attnopt.hosts.module.layers import Holding, Int8Linear, Int8Rows, NoAttention, NoNorm, RoundedLinear, RoundedRows
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def heads(model: nn.Module, change: Change) -> None:
 MAKERS: dict[str, Callable[[nn.Module, Change], None]] = {
     "constant": constant,
     "int8": holding(Int8Linear),
+    "int8-rows": holding(Int8Rows),
     "rounded": holding(RoundedLinear),
     "rows": holding(RoundedRows),
     "heads": heads,

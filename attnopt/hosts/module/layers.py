@@ -3,6 +3,7 @@
     Linear(x)        ->   Int8Linear(x)          an int8 weight, the input quantised for each call
     Linear(x)        ->   RoundedLinear(x)       a weight in few bits, made whole when read
     Embedding(ids)   ->   RoundedRows(ids)       a table in few bits
+    Embedding(ids)   ->   Int8Rows(ids)          a table in the int8 codes of the layer that it is tied to
     attention(x)     ->   NoAttention(x)         0, and a token's place in the cache
 
 Each computes by the operator that the traced graph calls, so both give the same numbers. All they hold are buffers: a checkpoint of the
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnopt.runtime.dynamic_int8 import linear_dynamic_int8
+from attnopt.runtime.dynamic_int8 import int8_rows, linear_dynamic_int8
 from attnopt.runtime.rounded_linear import rounded_linear, rounded_rows
 
 
@@ -67,6 +68,15 @@ class RoundedRows(Holding):
         return rounded_rows(  # type: ignore[no-any-return]
             ids, self.codes, self.steps, self.zeros, o["bits"], o["middle"], o["channels"]
         )
+
+
+class Int8Rows(Holding):
+    """weight int8 [rows, channels], scales [rows]; factors [channels] multiply the rows, where there are any."""
+
+    names = ("weight", "scales", "factors")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return int8_rows(ids, self.weight, self.scales, self.factors)  # type: ignore[no-any-return]
 
 
 class NoAttention(nn.Module):

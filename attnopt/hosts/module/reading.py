@@ -25,6 +25,7 @@ from attnopt.ir.site import Refusal
 INT8 = torch.ops.attnopt.linear_dynamic_int8.default
 LINEAR = torch.ops.attnopt.rounded_linear.default
 ROWS = torch.ops.attnopt.rounded_rows.default
+INT8_ROWS = torch.ops.attnopt.int8_rows.default
 
 
 def changes_between(before: FxHost, after: FxHost, model: nn.Module, gone: Sequence[str]) -> list[Change] | Refusal:
@@ -87,13 +88,13 @@ def new_constants(before: FxHost, after: FxHost) -> dict[str, Tensor] | Refusal:
 def stored_layers(after: FxHost, model: nn.Module) -> Iterator[Change | Refusal]:
     """Layers and tables in codes, each under the path of the module in whose place it stands."""
     for node in after.module.graph.nodes:
-        if node.target not in (INT8, LINEAR, ROWS):
+        if node.target not in (INT8, LINEAR, ROWS, INT8_ROWS):
             continue
         path = source_of(node).module
         module = model.get_submodule(path) if path else model
         if isinstance(module, Holding):  # of an earlier plan
             continue
-        table = node.target is ROWS
+        table = node.target in (ROWS, INT8_ROWS)
         if table != (type(module) is nn.Embedding) or type(module).__name__ not in ("Linear", "Conv1D", "Embedding"):
             yield Refusal(
                 f"the {type(module).__name__} at '{path}' does more than one product, so no layer in codes replaces it", path
@@ -106,8 +107,11 @@ def coded(after: FxHost, node: fx.Node, path: str) -> Change:
     args = list(node.args)
     x = args[0]
     if node.target is ROWS:
-        table = tensors_of(after, ("codes", "steps", "zeros"), args[1:4])
+        table = apart(after, args[1], tensors_of(after, ("codes", "steps", "zeros"), args[1:4]))
         return Change("rows", path, {"bits": args[4], "middle": args[5], "channels": args[6]}, table)
+    if node.target is INT8_ROWS:
+        table = apart(after, args[1], tensors_of(after, ("weight", "scales", "factors"), args[1:4]))
+        return Change("int8-rows", path, {}, table)
     kind, names = (
         ("int8", ("weight", "scales", "bias")) if node.target is INT8 else ("rounded", ("codes", "steps", "zeros", "bias"))
     )
@@ -118,6 +122,12 @@ def coded(after: FxHost, node: fx.Node, path: str) -> Change:
         if factors is not None:  # smoothing in front of the layer
             tensors["factors"] = factors
     return Change(kind, path, options, tensors)
+
+
+def apart(after: FxHost, codes: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a table holds, copied where it reads the codes of a layer: a checkpoint names each tensor once."""
+    readers = [n for n in after.module.graph.nodes if n.op == "get_attr" and n.target == codes.target]
+    return {name: data.clone() for name, data in tensors.items()} if len(readers) > 1 else tensors
 
 
 def tensors_of(after: FxHost, names: Sequence[str], nodes: Sequence[Any]) -> dict[str, Tensor]:

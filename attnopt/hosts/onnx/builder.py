@@ -17,6 +17,7 @@ from torch import Tensor
 from attnopt.hosts.onnx.element_types import TYPES, as_onnx
 from attnopt.hosts.onnx.lengths import summands
 from attnopt.hosts.onnx.places import Names, Places
+from attnopt.hosts.onnx.provenance import inherit
 from attnopt.hosts.onnx.writers import NAMED, WRITERS
 from attnopt.ir.dims import Dim, Shape, Symbol
 from attnopt.ir.graph import Value
@@ -77,7 +78,7 @@ class OnnxBuilder:
         folder = (self.before.name or "").rpartition("/")[0]
         name = self.names.unique(f"{folder}/{op_type}" if folder else f"attnopt_{op_type}")
         made = ir.node(op_type, given, attrs, domain=domain, name=name, num_outputs=result + 1)
-        made.metadata_props.update(self.before.metadata_props)  # the module and line that it stands for
+        inherit(made, self.before, self.written)  # the module and line that it stands for
         for each in made.outputs:
             each.name = self.names.unique(f"{made.name}_output")
         held = made.outputs[result]

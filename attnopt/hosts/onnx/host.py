@@ -24,12 +24,12 @@ from attnopt.hosts.onnx.examples import example_inputs
 from attnopt.hosts.onnx.execution import runner
 from attnopt.hosts.onnx.inference import infer, needs_inference
 from attnopt.hosts.onnx.inputs import InputSpec, as_array, call_inputs, named_inputs
-from attnopt.hosts.onnx.int8 import quantize_layer
+from attnopt.hosts.onnx.int8 import Codes, quantize_layer
 from attnopt.hosts.onnx.places import Names, Places, by_node
 from attnopt.hosts.onnx.presents import make_presents
 from attnopt.hosts.onnx.reading import read
 from attnopt.hosts.onnx.region import isolate
-from attnopt.hosts.onnx.rounded_weights import refusal, store_rounded, store_table, stored_codes
+from attnopt.hosts.onnx.rounded_weights import Stored, refusal, refuses_rows, store_rounded, store_table, stored_codes
 from attnopt.hosts.onnx.shape_reads import reroute
 from attnopt.hosts.onnx.splitting import split_input, split_output
 from attnopt.hosts.onnx.translate import translate
@@ -189,7 +189,7 @@ class OnnxHost:
     def quantize_linears(
         self, nodes: Sequence[Node], factors: Mapping[str, Tensor] | None = None, inputs: Mapping[str, Value] | None = None
     ) -> None:
-        wanted = {n.name: n for n in nodes}
+        wanted = {n.name: n for n in nodes if n.op != "gather"}
         for held in [n for n in self.model.graph.all_nodes() if n.name in wanted and n.op_type in ("MatMul", "Gemm")]:
             node = wanted[held.name or ""]
             weight, factor, reads = node.inputs[1], (factors or {}).get(node.name), (inputs or {}).get(node.name)
@@ -198,24 +198,36 @@ class OnnxHost:
             data = data if factor is None else data * factor[:, None]
             if reads is not None:
                 held.replace_input_with(0, self.builder(node).handle(reads))
-            output = held.outputs[0]
-            self.graph.moved(output, quantize_layer(self.model, held, data, self.names, self._written))
+            output, tied = held.outputs[0], self.lookups(node, nodes)
+            codes = Codes(self.model, self.names, self._written, factor)
+            self.graph.moved(output, quantize_layer(held, data, codes, by_rows=bool(tied)))
+            for lookup in tied:
+                self.graph.moved(lookup.outputs[0], codes.looked_up(lookup))
         self.model.graph.sort()
+
+    def lookups(self, layer: Node, nodes: Sequence[Node]) -> list[ir.Node]:
+        """Those of the nodes that look rows up in the weight of a layer."""
+        names = {n.name for n in nodes if n.op == "gather" and n.inputs[0] is layer.inputs[1]}
+        return [n for n in self.model.graph.all_nodes() if n.name in names and n.op_type == "Gather"]
 
     def refuses_rounded(self, node: Node, format: WeightFormat) -> Refusal | None:
         shape = node.inputs[1].shape if len(node.inputs) > 1 and node.inputs[1] is not None else None
         if node not in self.places or not shape or self.places[node][0] is not self.graph:
             return Refusal("the layer stands inside of a node's own graph", node)
+        if node.op == "gather":
+            return refuses_rows(format)
         return refusal(format, int(shape[1 if node.op == "linear" else 0]))  # type: ignore[arg-type]
 
     def store_rounded(self, weights: Mapping[str, RoundedWeight], inputs: Mapping[str, Value] | None = None) -> None:
         wanted = {n.name: n for n in self.graph.of("linear", "matmul", "gather") if n.name in weights}
-        for held in [n for n in self.model.graph.all_nodes() if n.name in wanted and n.op_type in ("MatMul", "Gemm", "Gather")]:
+        found = [n for n in self.model.graph.all_nodes() if n.name in wanted and n.op_type in ("MatMul", "Gemm", "Gather")]
+        stored: dict[int, Stored] = {}  # of layers, which come first, by the rounded weight
+        for held in sorted(found, key=lambda n: n.op_type == "Gather"):
             node = wanted[held.name or ""]
             if (reads := (inputs or {}).get(node.name)) is not None:
                 held.replace_input_with(0, self.builder(node).handle(reads))
             output, store = held.outputs[0], store_table if held.op_type == "Gather" else store_rounded
-            self.graph.moved(output, store(self.model, held, weights[node.name], self.names, self._written))
+            self.graph.moved(output, store(self.model, held, weights[node.name], self.names, self._written, stored))
         self.model.graph.sort()
 
     def stored_codes(self, formats: Mapping[str, WeightFormat]) -> dict[str, dict[str, Tensor]]:

@@ -6,6 +6,7 @@ The runtime's own dynamic quantiser does it. A group is the layers that read one
 With evidence a second candidate divides the input by powers of two first (`attnopt.passes.smoothing`). Where that input is a norm
 that nobody else reads, 1 / s is folded into the norm; where it is the output of an attention, into the layer that makes its values; where
 it is a product, into the layer that makes a factor (`attnopt.passes.value_scaling`); elsewhere it is one multiplication in front.
+A table that is tied to a layer is looked up in the layer's codes (`attnopt.passes.tied_tables`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.edits.layers.linear_layers import matrix, outputs, read_by_all, source, suits
 from attnopt.passes.smoothing import best_smoothing, factors
+from attnopt.passes.tied_tables import tied
 from attnopt.passes.value_scaling import bias_is_known, bias_of, rows_of, scale_values, scaled_by_factor, scaled_by_values
 from attnopt.rounding.rounded_weight import not_finite
 
@@ -43,32 +45,40 @@ class DynamicInt8:
         if (wrong := next((r for n in layers if (r := not_finite(matrix(n), n.name)) is not None), None)) is not None:
             return wrong
         names = "the linear layer" if len(layers) == 1 else f"the {len(layers)} linear layers"
-        plain = self.candidate(layers, f"{names} in int8", "int8", {})
+        found, tie = tied(layers)
+        tables = tuple(found)
+        plain = self.candidate(layers, f"{names} in int8{tie}", "int8", {}, tables=tables)
         fold = group.norm is not None and folds(group.norm, layers, group.host.graph)
         made, values = (None, ()) if fold or evidence is None or len(group.linears) > 1 else layer_before(group)
         smooth = None if evidence is None else smoothing(layers, evidence, made)
         if smooth is None:
             return [plain]
         where = "folded into the norm" if fold else f"folded into {values[0].name}" if values else "one multiplication in front"
-        said = f"{names} in int8, inputs smoothed (alpha {smooth.alpha:g}, {where})"
+        said = f"{names} in int8, inputs smoothed (alpha {smooth.alpha:g}, {where}){tie}"
         options: dict[str, Any] = {"exponents": list(smooth.exponents), "fold": fold}
         if values and made is not None:
             options["values"] = {values[0].name: rows_of(smooth.exponents, made, outputs(values[0]))}
-        return [plain, self.candidate(layers, said, "int8 smoothed", options, values)]
+        return [plain, self.candidate(layers, said, "int8 smoothed", options, values, tables)]
 
     def candidate(
-        self, layers: tuple[Node, ...], description: str, kind: str, options: dict[str, Any], scales: tuple[Node, ...] = ()
+        self,
+        layers: tuple[Node, ...],
+        description: str,
+        kind: str,
+        options: dict[str, Any],
+        scales: tuple[Node, ...] = (),
+        tables: tuple[Node, ...] = (),
     ) -> Candidate:
         return Candidate(
             self.name,
             False,
             description,
             "SmoothQuant" if options else "dynamic quantisation",
-            layers,
+            (*layers, *tables),
             options,
             kind,
             changes=("weights",),
-            storage={n.name: "int8" for n in layers},
+            storage={n.name: "int8" for n in (*layers, *tables)},
             scales=scales,
             needs="calibration" if options else "nothing",
         )
@@ -84,8 +94,9 @@ class DynamicInt8:
         """Changes the host of the group in place; give it a copy."""
         wanted = {n.name for n in candidate.nodes}
         nodes = [n for n in group.host.graph.of("linear", "matmul") if n.name in wanted]
+        tables = [n for n in group.host.graph.of("gather") if n.name in wanted]
         if "exponents" not in candidate.options:
-            group.host.quantize_linears(nodes)
+            group.host.quantize_linears([*nodes, *tables])
             return group
         s = factors(candidate.options["exponents"])
         inputs: dict[str, Value] = {}
@@ -98,7 +109,7 @@ class DynamicInt8:
                 scale_values(group.host, layer, exponents, bias_of(layer))
         else:
             inputs = divided(group, nodes, s)
-        group.host.quantize_linears(nodes, {n.name: s for n in nodes}, inputs)
+        group.host.quantize_linears([*nodes, *tables], {n.name: s for n in nodes}, inputs)
         return group
 
 

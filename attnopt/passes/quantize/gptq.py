@@ -19,6 +19,7 @@ from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.edits.layers.linear_layers import matrix
+from attnopt.passes.tied_tables import with_lookups
 from attnopt.passes.weight_rounding import Wish, candidate, formats, formats_of, kept_codes, nodes_of
 from attnopt.rounding import gptq
 
@@ -48,7 +49,8 @@ class Gptq:
             if why is not None:
                 refusal = why
                 continue
-            found = candidate(self.name, "GPTQ", "each error made up for by the inputs that follow", kept, needs="calibration")
+            said = "each error made up for by the inputs that follow"
+            found = candidate(self.name, "GPTQ", said, kept, needs="calibration", host=group.host)
             made.setdefault(found.kind, found)
         return list(made.values()) or refusal
 
@@ -68,5 +70,6 @@ class Gptq:
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Changes the host of the group in place; give it a copy. Raises PlanError for a candidate without its arrays."""
-        group.host.store_rounded(kept_codes(candidate, nodes_of(candidate, group.host)))
+        codes = kept_codes(candidate, nodes_of(candidate, group.host))
+        group.host.store_rounded(with_lookups(codes, candidate, group.host))
         return group

@@ -11,6 +11,7 @@ Source: "QuEST: Stable Training of LLMs with 1-Bit Weights and Activations".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnopt.ir.site import Refusal
@@ -46,14 +47,22 @@ class QuestRounding:
             widths = {matrix(n).shape[1] for n in kept}
             block = block_width(next(iter(widths)), self.block) if len(widths) == 1 else None
             if block is None:
-                refusal = Refusal(
-                    f"no power of two from {LEAST_BLOCK} divides rows of {', '.join(map(str, sorted(widths)))} inputs", group.name
-                )
+                refusal = self.refusal(sorted(widths), group.name)
                 continue
             said = f"inputs mixed by Hadamard blocks of {block}, levels fitted to a Gaussian"
             found = candidate(self.name, "QuEST", said, kept, options={"block": block})
             made.setdefault(found.kind, found)
         return list(made.values()) or refusal
+
+    def refusal(self, widths: Sequence[int], name: str) -> Refusal:
+        """Why rows of these widths are not mixed together, with the block that is nearest."""
+        rows = ", ".join(map(str, widths))
+        if len(widths) > 1:
+            near = min(width & -width for width in widths)
+            return Refusal(f"the layers have rows of {rows} inputs, which are mixed apart; blocks of {near} divide all", name)
+        near, most = widths[0] & -widths[0], f" to {self.block}" if self.block < BLOCK else ""
+        said = f"no power of two from {LEAST_BLOCK}{most} divides rows of {rows} inputs; {near} does"
+        return Refusal(said + ", and spreads too little" * (near < LEAST_BLOCK), name)
 
     def apply(self, candidate: Candidate, group: Group) -> Group:
         """Changes the host of the group in place; give it a copy."""

@@ -1,9 +1,9 @@
 """Keep tables that rows are looked up in, embeddings above all, in few bits, each number rounded to the nearest level.
 
-    y = table[ids]   ->   y = ((codes - zeros) * steps)[ids]          a step for every `group` channels of a row
+    y = table[ids]   ->   y = ((codes - zeros) * steps)[ids]          a step for every `group` channels of a row, or for all of it
 
 Nothing is computed faster by it: a table is the larger half of a small model's file. A table that a linear layer reads too (a tied head)
-is left alone, because its float form would stay beside the narrow one.
+is left alone: it is read from the codes of the layer, where that is kept in codes (`passes.tied_tables`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RoundTables:
     exact: bool = False
     per: Per = "model"
     smallest: int = 64  # rows and channels
-    wishes: tuple[Wish, ...] = (Wish(8, 128), Wish(4, 32))
+    wishes: tuple[Wish, ...] = (Wish(8, 0), Wish(4, 32, True))  # a step for each row loses 2e-5 at 8 bits
     gridding: Gridding = Gridding("squares")
 
     def propose(self, group: Group, evidence: Evidence | None) -> list[Candidate] | Refusal:
@@ -42,7 +42,7 @@ class RoundTables:
                 assert table is not None and table.load is not None and table.shape is not None
                 format = wish.format(int(table.shape[1]))  # type: ignore[arg-type]
                 if format is None:
-                    refusal = Refusal(f"no group of 16 to {wish.most} divides rows of {table.shape[1]} channels", node)
+                    refusal = wish.refusal(int(table.shape[1]), "channels", node)  # type: ignore[arg-type]
                 elif (why := unfit(table.load(), format, node.name)) is not None:
                     refusal = why
                 else:

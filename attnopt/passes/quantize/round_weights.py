@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.edits.layers.linear_layers import matrix
+from attnopt.passes.tied_tables import with_lookups
 from attnopt.passes.weight_rounding import Wish, candidate, formats, nodes_of
 from attnopt.rounding.grids import Gridding
 from attnopt.rounding.weight_format import WeightFormat
@@ -37,7 +38,7 @@ class RoundWeights:
             if isinstance(kept, Refusal):
                 refusal = kept
                 continue
-            found = candidate(self.name, "rounding to nearest", "rounded to the nearest", kept)
+            found = candidate(self.name, "rounding to nearest", "rounded to the nearest", kept, host=group.host)
             made.setdefault(found.kind, found)
         return list(made.values()) or refusal
 
@@ -48,5 +49,5 @@ class RoundWeights:
             format = WeightFormat.read(candidate.options["formats"][node.name])
             assert format is not None
             made[node.name] = self.gridding.rounded(matrix(node), format)
-        group.host.store_rounded(made)
+        group.host.store_rounded(with_lookups(made, candidate, group.host))
         return group

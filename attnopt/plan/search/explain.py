@@ -22,23 +22,32 @@ def explained(
 
     picks: of the plan that was chosen, None where none held; kept: its moves that were not undone; steps: as they were checked.
     """
-    undone = {name: step.why for step in steps if not step.kept for name in step.names}
-    return tuple(group_report(search, g, each, picks, list(kept), undone) for g, each in enumerate(search.classes))
+    checked = {(step.kind, name): step for step in steps for name in step.names}
+    return tuple(group_report(search, g, each, picks, list(kept), checked) for g, each in enumerate(search.classes))
 
 
 def group_report(
-    search: Search, g: int, each: Class, picks: Sequence[int] | None, kept: Sequence[Move], undone: Mapping[str, str]
+    search: Search,
+    g: int,
+    each: Class,
+    picks: Sequence[int] | None,
+    kept: Sequence[Move],
+    checked: Mapping[tuple[str, str], StepReport],
 ) -> GroupReport:
     made = []
     for i, option in enumerate(each.options):
         if not option.moves:
             continue
         taken = all(m in kept for m in option.moves) and picks is not None and picks[g] == i
-        why = taken_for(search, (g, i), option) if taken else lost(search, g, i, picks, kept)
-        if not taken and picks is not None and picks[g] == i:
-            why = undone.get(
-                option.moves[0].group.name, "undone: what the checked steps left lost too much on the data held back"
-            )
+        step = checked.get((option.kind, option.moves[0].group.name))
+        if taken:
+            why = taken_for(search, (g, i), option) if known(search, (g, i)) or step is None else f"taken: {step.why}"
+        elif step is not None and not step.kept:
+            why = step.why
+        elif picks is not None and picks[g] == i:
+            why = "undone: what the checked steps left lost too much on the data held back"
+        else:
+            why = lost(search, g, i, picks, kept)
         made.append(option_report(search, (g, i), option, taken, why))
     refusals = tuple(f"{name}: {refusal}" for name, refusal in each.refusals)
     return GroupReport(each.name, tuple(made), refusals)
@@ -60,6 +69,11 @@ def option_report(search: Search, place: tuple[int, int], option: Proposal, take
     )
 
 
+def known(search: Search, place: tuple[int, int]) -> bool:
+    """Whether anything was measured of what an option loses by itself, or everywhere."""
+    return place in search.alone or search.everywhere[search.classes[place[0]].options[place[1]].kind].samples > 0
+
+
 def loss_of(search: Search, place: tuple[int, int]) -> str:
     loss, name = search.losses.total(search.predicted(place)), search.losses.judge.metric.name
     return f"alone loses {name} {loss:.2g}" if place in search.alone else f"its share of what the kind loses is {name} {loss:.2g}"
@@ -69,6 +83,8 @@ def gain_of(search: Search, option: Proposal) -> str:
     worth = search.worth(option)
     if search.goal == "everything":
         return "holds the budget"
+    if search.goal == "time" and all(m.narrows for m in option.moves):
+        return f"makes the model {search.memory.saved(option.moves) / 1e6:.3g} MB smaller"
     return f"saves {worth / 1e6:.3g} MB" if search.goal == "memory" else f"saves {worth * 1e3:.3g} ms"
 
 
@@ -86,7 +102,7 @@ def lost(search: Search, g: int, i: int, picks: Sequence[int] | None, kept: Sequ
         if isinstance(refused := search.losses.workshop.kernel_for(changed), Refusal):
             return f"no kernel computes '{changed.spec}': {refused.reason}"
     worth, loss = search.worth(option), search.losses.total(search.predicted((g, i)))
-    if not search.everywhere[option.kind].samples and (g, i) not in search.alone:
+    if not known(search, (g, i)):
         return "what it loses was not measured: time was up, a higher effort has more"
     if loss > search.allowed:
         return f"{loss_of(search, (g, i))}, over the budget {search.allowed:g}"

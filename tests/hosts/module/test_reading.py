@@ -41,7 +41,7 @@ def changes_of(host, made) -> list[Change]:
         ("llama", "dynamic-int8", {"int8"}),
         ("llama", "round-weights", {"rounded"}),
         ("llama", "round-tables", {"rows"}),
-        ("gpt2", "dynamic-int8", {"int8"}),
+        ("gpt2", "dynamic-int8", {"int8", "int8-rows"}),
         pytest.param("gemma2", "drop-attention", {"no-attention", "no-norm"}, marks=pytest.mark.exhaustive),
         ("gpt2", "drop-attention", {"no-attention", "no-norm"}),
     ],

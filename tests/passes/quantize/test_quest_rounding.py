@@ -43,4 +43,7 @@ def test_layers_that_read_one_value_share_its_mixing():
 
 def test_rows_that_nothing_can_mix_are_refused():
     refused = QuestRounding(block=8).propose(groups(opened("torch"))[0], None)
-    assert refused.reason == "no power of two from 16 divides rows of 64 inputs"
+    assert refused.reason == "no power of two from 16 to 8 divides rows of 64 inputs; 64 does"
+    assert QuestRounding().refusal([200], "mlp").reason.endswith("divides rows of 200 inputs; 8 does, and spreads too little")
+    said = "the layers have rows of 96, 64 inputs, which are mixed apart; blocks of 32 divide all"
+    assert QuestRounding().refusal([96, 64], "mlp").reason == said

@@ -50,7 +50,8 @@ def opened(kind, tied=False):
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 @pytest.mark.parametrize(
-    ("wish", "most"), [(Wish(8, 128), 0.01), (Wish(4, 32), 0.15), (Wish(4, 16, True), 0.15), (Wish(2, 16), 0.6)]
+    ("wish", "most"),
+    [(Wish(8, 128), 0.01), (Wish(8, 0), 0.01), (Wish(4, 32), 0.15), (Wish(4, 16, True), 0.15), (Wish(2, 16), 0.6)],
 )
 def test_rows_are_near_and_the_original_stays(kind, wish, most):
     host, rewrite = opened(kind), RoundTables(wishes=(wish,))
@@ -71,8 +72,8 @@ def test_rows_are_near_and_the_original_stays(kind, wish, most):
 def test_what_is_proposed():
     (group,) = Grouping(opened("onnx"), ()).of("model")
     made = RoundTables().propose(group, None)
-    assert [c.kind for c in made] == ["int8 group 32", "int4 group 32"]
-    assert made[1].description == "1 tables as int4 group 32, rounded to the nearest"
+    assert [c.kind for c in made] == ["int8 row", "int4 group 32 zeros"]
+    assert made[1].description == "1 tables as int4 group 32 zeros, rounded to the nearest"
     assert Move(RoundTables(), group, made[0]).narrows
 
 
@@ -81,4 +82,16 @@ def test_tables_that_a_layer_reads_too_are_left():
     assert RoundTables().propose(group, None).reason == "no table of at least 64 rows and channels that only look-ups read"
     (small,) = Grouping(opened("torch"), ()).of("model")
     assert "100" not in str(RoundTables(smallest=101).propose(small, None))
-    assert RoundTables(wishes=(Wish(4, 8),)).propose(small, None).reason == "no group of 16 to 8 divides rows of 96 channels"
+    said = "no group of 16 to 8 divides rows of 96 channels; 8 do"
+    assert RoundTables(wishes=(Wish(4, 8),)).propose(small, None).reason == said
+
+
+def test_a_step_for_each_row_stands_once():
+    """96 channels are no power of two, as the blocks of the operator are: one block is wider than the row."""
+    host, rewrite = opened("onnx"), RoundTables(wishes=(Wish(8, 0),))
+    (group,) = Grouping(host, ()).of("model")
+    copy = host.copy()
+    rewrite.apply(rewrite.propose(group, None)[0], replace(Grouping(copy, ()).of("model")[0], host=copy))
+    copy.finish()
+    (steps,) = [v for v in copy.model.graph.initializers.values() if v.dtype == 1]
+    assert list(steps.shape) == [100, 1]
