@@ -48,6 +48,7 @@ def attnopt_attention(
     """q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E] -> ([B, Q, H, E], weights or None), as transformers' own functions."""
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query = query[..., : key.shape[-1]]  # keys of narrower heads, see `widths`: the other channels of a query are zero
     if CALLS:
         CALLS[-1][module] = described(query, key, value, factor, causal, kwargs)
     held: LayerAttention | None = getattr(module, HELD, None)
