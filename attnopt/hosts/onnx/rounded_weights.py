@@ -28,7 +28,10 @@ DOMAIN = "com.microsoft"
 LAYER = "attnopt.layer"  # metadata of a node: the name of the layer that it was
 WIDTHS = (2, 4, 8)  # bits for which the operator has kernels
 BLOCKS = (128, 64, 32, 16)
-INT8_INPUTS = 4  # accuracy_level: x is rounded to 8 bits, a block at a time; without it 8-bit weights have no fast kernel
+INT8_INPUTS, FLOAT_INPUTS = (
+    4,
+    1,
+)  # accuracy_level: x is rounded to 8 bits by blocks, or not; without it 8-bit weights have no fast kernel
 
 
 def refusal(format: WeightFormat, inputs: int) -> Refusal | None:
@@ -41,7 +44,9 @@ def refusal(format: WeightFormat, inputs: int) -> Refusal | None:
     return None if inputs % BLOCKS[-1] == 0 else Refusal(f"rows of {inputs} inputs are no whole number of blocks of {BLOCKS[-1]}")
 
 
-def store_rounded(model: ir.Model, node: ir.Node, weight: RoundedWeight, names: Names, written: list[ir.Node]) -> ir.Value:
+def store_rounded(
+    model: ir.Model, node: ir.Node, weight: RoundedWeight, names: Names, written: list[ir.Node], level: int = INT8_INPUTS
+) -> ir.Value:
     """Write the layer in place of a MatMul or Gemm node; `weight` is what it multiplies by, as [out, in]."""
     model.opset_imports.setdefault(DOMAIN, 1)
     write = Writer(model, node, names, written)
@@ -53,7 +58,7 @@ def store_rounded(model: ir.Model, node: ir.Node, weight: RoundedWeight, names: 
     inputs = [x, write.constant(codes), write.constant(steps)]
     if zeros is not None:
         inputs.append(write.constant(zeros))
-    sizes = {"K": weight.shape[1], "N": weight.shape[0], "bits": bits, "block_size": block, "accuracy_level": INT8_INPUTS}
+    sizes = {"K": weight.shape[1], "N": weight.shape[0], "bits": bits, "block_size": block, "accuracy_level": level}
     (result,) = write.node("MatMulNBits", inputs, [ir.DataType.FLOAT], domain=DOMAIN, **sizes)
     between = isinstance(weight.zeros, float) and not weight.zeros.is_integer()
     if not between and alpha == 1.0:
