@@ -186,7 +186,9 @@ def test_narrow_heads_are_found_under_a_budget_and_the_cache_shrinks(tmp_path):
     given = {"budget": 1.0, "calibration": [tokens(32, 12)], "passes": ["eigen-attention", "int8-cache"]}
     fast = attnopt.optimize(model, **given, minimise="memory", select="model")
     assert "live, cache: keys of 16 and values of 8 channels, of 16, in 2 layers" in str(fast.report)
-    assert bytes_per_token(fast(**tokens()).past_key_values) == 2 * 2 * (16 + 8 + 2 * 4)  # layers, heads, codes and two scales
+    assert bytes_per_token(fast(**tokens()).past_key_values) == 2 * 2 * (
+        16 + 8 + 2 * 8
+    )  # layers, heads, codes, steps and zero points
     fast.save_pretrained(tmp_path)
     assert torch.equal(generated(attnopt.load(tmp_path), tokens(padded=3)), generated(fast, tokens(padded=3)))
 

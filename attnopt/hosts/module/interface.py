@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from attnopt.hosts.module.layer_attention import STRANGE, AttentionCall, LayerAttention
 from attnopt.hosts.module.narrowing import joined
+from attnopt.hosts.module.padding import by_rows, starts
 
 NAME = "attnopt"
 HELD = "attnopt_held"  # of an attention module: its LayerAttention
@@ -59,6 +60,10 @@ def attnopt_attention(
         kernel = held.kernel(query, key, causal, kwargs)
         if kernel is not None:
             return kernel(query, key, value)[0].transpose(1, 2).contiguous(), None
+    if held is not None and attention_mask is not None and held.changes_prompts and dropout == 0.0 and queries > 1:
+        made = unpadded(held, query, key, value, attention_mask, causal, kwargs)
+        if made is not None:
+            return made.transpose(1, 2).contiguous(), None
     if held is not None and held.mask is not None:
         if attention_mask is None and queries == 1 and held.reach is not None:
             key, value = held.reach.cut(key), held.reach.cut(value)
@@ -67,6 +72,15 @@ def attnopt_attention(
     elif attention_mask is None and causal and queries > 1:
         attention_mask = windowed(queries, kwargs.get("sliding_window"), query.device)
     return own_way(module, query, key, value, attention_mask, scaling=factor, dropout=dropout, is_causal=causal, **kwargs)
+
+
+def unpadded(
+    held: LayerAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, kwargs: dict[str, Any]
+) -> Tensor | None:
+    """A prompt whose mask hides its padding alone, by the layer's kernel; None for any other call."""
+    kernel = held.kernel(q, k[:, :, : q.shape[2]], causal, kwargs)
+    first = None if kernel is None else starts(mask, q.shape[2], kwargs.get("sliding_window"))
+    return None if kernel is None or first is None else by_rows(kernel, q, k, v, first)
 
 
 def described(query: Tensor, key: Tensor, value: Tensor, factor: float, causal: bool, kwargs: dict[str, Any]) -> AttentionCall:
