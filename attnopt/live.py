@@ -25,6 +25,7 @@ from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention, 
 from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
 from attnopt.hosts.module.traceable import runs_here, traceable
+from attnopt.hosts.module.widths import narrows_keys
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.opening import Opened
@@ -117,7 +118,9 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     compare(host, plan, made, inputs)
     policy: ChosenPolicy | None = None
     narrowed = any(held.narrowed for held in made.layers.values())
-    if checked.policies and narrowed:
+    if checked.policies and narrows_keys(made.model):
+        notes.append("no cache policy: a plan keeps keys narrower than the queries by which policies choose")
+    elif checked.policies and narrowed:
         notes.append(
             "no cache policy: a plan that narrows what layers see is not held beside one; name passes without such masks"
         )
@@ -192,7 +195,7 @@ def compare(host: ModuleHost, plan: Rewritten, made: Live, inputs: Mapping[str, 
     if made.changes or rounded:
         require_rounded_alike(plan.whole.runner()(inputs), logits, original, nudged(made.model, inputs))
     else:
-        require_equal(plan.whole.runner()(inputs) if plan.specs else original, logits)
+        require_equal(original if plan.whole is host else plan.whole.runner()(inputs), logits)
 
 
 def before(model: Any) -> list[dict[str, Any]] | None:
@@ -275,6 +278,8 @@ def lines(made: Live, chooser: Chooser | None, planned: Mapping[str, AttentionSp
         if names:
             counted = ", ".join(f"{name} in {names.count(name)} layers" for name in dict.fromkeys(names))
             said.append(f"live, {phase}: {counted}")
+    kept = [f"keys of {o['keys']} and values of {o['values']} channels, of {o['whole']}" for o in options_of(made, "widths")]
+    said += [f"live, cache: {what}, in {kept.count(what)} layers" for what in dict.fromkeys(kept)]
     said += [f"live, {path}: computes '{made.layers[path].spec}'" for path in planned if path in made.layers]
     if chooser is not None and not made.layers:
         why = "; ".join(dict.fromkeys(c.why for c in chooser.chosen.values()))
@@ -286,6 +291,10 @@ def lines(made: Live, chooser: Chooser | None, planned: Mapping[str, AttentionSp
         *said,
         *(f"{paths[0]}" + f" and {len(paths) - 1} more" * (len(paths) > 1) + f": {why}" for why, paths in by_reason.items()),
     ]
+
+
+def options_of(made: Live, kind: str) -> list[Mapping[str, Any]]:
+    return [change.options for change in made.changes if change.kind == kind]
 
 
 # What the model reads.

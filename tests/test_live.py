@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from live_models import generated, language_model, tokens
+from live_models import generated, host_of, language_model, tokens
 
 import attnopt
 from attnopt.codegen.library.sdpa import Sdpa
-from attnopt.errors import BudgetError, InputMismatch, UnreadableModel, UnsupportedFormat
-from attnopt.hosts.eviction.coded import CodedLayer
+from attnopt.errors import AccuracyError, BudgetError, InputMismatch, UnreadableModel, UnsupportedFormat
+from attnopt.hosts.eviction.coded import CodedLayer, bytes_per_token
 from attnopt.hosts.module.interface import HELD, NAME
 from attnopt.hosts.module.layers import Int8Linear
 from attnopt.hosts.module.model import LiveModel
 from attnopt.ir.site import Refusal
-from attnopt.live import token_batches
+from attnopt.live import Rewritten, compare, token_batches
+from attnopt.plan.live.converting import Live
 from attnopt.plan.options.workshop import Workshop
 from attnopt.report.plan import Plan, PlanStep
 
@@ -164,6 +165,32 @@ def test_what_was_saved_with_layers_in_codes_computes_the_same(page):
     with torch.no_grad():
         assert torch.equal(page["again"](**tokens()).logits, page["small"](**tokens()).logits)
     assert page["again"].plan == page["small"].plan
+
+
+def test_a_rewritten_graph_that_left_no_trace_in_the_modules_is_an_error():
+    host = host_of("llama")
+    made = host.copy()
+    head = next(made.graph.of("linear"))
+    made.set_input(head, head.inputs[1], head.inputs[1].load() * 2)
+    made.finish()
+    with pytest.raises(AccuracyError):
+        compare(host, Rewritten(made, made), Live(host.model), tokens())
+
+
+@pytest.mark.exhaustive  # a search of its own
+def test_narrow_heads_are_found_under_a_budget_and_the_cache_shrinks(tmp_path):
+    model = language_model("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight.view(2, 16, 64)[:, 8:] *= 0.02
+    given = {"budget": 1.0, "calibration": [tokens(32, 12)], "passes": ["eigen-attention", "int8-cache"]}
+    fast = attnopt.optimize(model, **given, minimise="memory", select="model")
+    assert "live, cache: keys of 16 and values of 8 channels, of 16, in 2 layers" in str(fast.report)
+    assert bytes_per_token(fast(**tokens()).past_key_values) == 2 * 2 * (
+        16 + 8 + 2 * 8
+    )  # layers, heads, codes, steps and zero points
+    fast.save_pretrained(tmp_path)
+    assert torch.equal(generated(attnopt.load(tmp_path), tokens(padded=3)), generated(fast, tokens(padded=3)))
 
 
 def test_example_inputs_give_a_traced_model(model):

@@ -23,6 +23,7 @@ from attnopt.hosts.fx.dynamic import shapes_tree
 from attnopt.hosts.fx.logs import quiet
 from attnopt.hosts.fx.onnx_translations import translations, untranslated
 from attnopt.hosts.fx.symbols import name_symbols
+from attnopt.hosts.onnx.exported_codes import store_codes
 
 PARAMETERS = "attnopt.parameters"
 
@@ -157,6 +158,7 @@ def to_onnx(module: fx.GraphModule, captured: Captured, output_names: Sequence[s
         except torch.onnx.OnnxExporterError:  # the exporter may take a reshape of a permuted tensor for a view
             program = program_of(with_copies(module), captured)
             exported = torch.onnx.export(program, (), output_names=outputs, **options)
+    store_codes(exported.model)
     names = name_symbols(placeholders).names
     proto = exported.model_proto
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):

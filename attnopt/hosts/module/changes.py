@@ -2,8 +2,9 @@
 
     Change("int8", "model.layers.0.mlp.up_proj", {weight, scales})   ->   model.layers.0.mlp.up_proj = Int8Linear(…)
 
-kinds: `constant` (a parameter or buffer with other numbers, or of another shape), `int8`, `int8-rows`, `rounded`, `rows` (see `layers`),
-`heads` (numbers of heads that a layer keeps in attributes), `no-attention`, `no-norm`.
+kinds: `constant` (a parameter or buffer with other numbers, or of another shape), `int8`, `int8-rows`, `rounded`, `rows`, `low-rank`,
+`narrow` (see `layers`), `heads` (numbers of heads that a layer keeps in attributes), `widths` (of the heads it keeps, see `widths`),
+`no-attention`, `no-norm`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnopt.hosts.module.layers import Holding, Int8Linear, Int8Rows, NoAttention, NoNorm, RoundedLinear, RoundedRows
+from attnopt.hosts.module.layers import (
+    Holding,
+    Int8Linear,
+    Int8Rows,
+    LowRankLinear,
+    NarrowLinear,
+    NoAttention,
+    NoNorm,
+    RoundedLinear,
+    RoundedRows,
+)
+from attnopt.hosts.module.widths import narrow
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,10 @@ MAKERS: dict[str, Callable[[nn.Module, Change], None]] = {
     "int8-rows": holding(Int8Rows),
     "rounded": holding(RoundedLinear),
     "rows": holding(RoundedRows),
+    "low-rank": holding(LowRankLinear),
+    "narrow": holding(NarrowLinear),
     "heads": heads,
+    "widths": lambda model, change: narrow(model.get_submodule(change.path), **change.options),
     "no-attention": lambda model, change: put(model, change.path, NoAttention(change.options["layer_idx"])),
     "no-norm": lambda model, change: put(model, change.path, NoNorm()),
 }

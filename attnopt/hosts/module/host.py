@@ -16,6 +16,7 @@ from attnopt.errors import UnsupportedFormat, UntraceableModel
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.fx.capture import Captured
 from attnopt.hosts.module.copying import shared_copy
+from attnopt.hosts.module.widths import takes_cache
 from attnopt.ir.expr import Term, conjuncts, operands
 from attnopt.ir.site import Refusal, Site
 
@@ -57,8 +58,11 @@ class ModuleHost(FxHost):
                 )
         widths = {s.name: {axis: s.size(axis) for axis in "de"} for s in sites}
         for name, sizes in shapes.items():
-            if any(sizes[axis] != widths.get(name, {}).get(axis, sizes[axis]) for axis in "de" if axis in sizes):
-                return Refusal("a live layer cuts its projections into heads of the width in its configuration", name)
+            wide = widths.get(name, {})
+            if any(sizes[axis] != wide.get(axis, sizes[axis]) for axis in "de" if axis in sizes):
+                path = next(s.source.module for s in sites if s.name == name)
+                if (refusal := takes_cache(self.model, path)) is not None:
+                    return refusal
         return None
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from attnopt.hosts.eviction.unread import Unread
 from attnopt.hosts.module.layer_attention import STRANGE, AttentionCall, LayerAttention
 from attnopt.hosts.module.narrowing import joined
+from attnopt.hosts.module.padding import by_rows, starts
 
 NAME = "attnopt"
 HELD = "attnopt_held"  # of an attention module: its LayerAttention
@@ -49,6 +50,7 @@ def attnopt_attention(
     """q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E] -> ([B, Q, H, E], weights or None), as transformers' own functions."""
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query = query[..., : key.shape[-1]]  # keys of narrower heads, see `widths`: the other channels of a query are zero
     if CALLS:
         CALLS[-1][module] = described(query, key, value, factor, causal, kwargs)
     held: LayerAttention | None = getattr(module, HELD, None)
@@ -64,6 +66,10 @@ def attnopt_attention(
         if kernel is not None:
             key, value = (x.numbers() if isinstance(x, Unread) else x for x in (key, value))
             return kernel(query, key, value)[0].transpose(1, 2).contiguous(), None
+    if held is not None and attention_mask is not None and held.changes_prompts and dropout == 0.0 and queries > 1:
+        made = unpadded(held, query, key, value, attention_mask, causal, kwargs)
+        if made is not None:
+            return made.transpose(1, 2).contiguous(), None
     if held is not None and held.mask is not None:
         if attention_mask is None and queries == 1 and held.reach is not None:
             key, value = (x.cut(held.reach.cut) if isinstance(x, Unread) else held.reach.cut(x) for x in (key, value))
@@ -72,6 +78,15 @@ def attnopt_attention(
     elif attention_mask is None and causal and queries > 1:
         attention_mask = windowed(queries, kwargs.get("sliding_window"), query.device)
     return own_way(module, query, key, value, attention_mask, scaling=factor, dropout=dropout, is_causal=causal, **kwargs)
+
+
+def unpadded(
+    held: LayerAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, kwargs: dict[str, Any]
+) -> Tensor | None:
+    """A prompt whose mask hides its padding alone, by the layer's kernel; None for any other call."""
+    kernel = held.kernel(q, k[:, :, : q.shape[2]], causal, kwargs)
+    first = None if kernel is None else starts(mask, q.shape[2], kwargs.get("sliding_window"))
+    return None if kernel is None or first is None else by_rows(kernel, q, k, v, first)
 
 
 def described(query: Tensor, key: Tensor, value: Tensor, factor: float, causal: bool, kwargs: dict[str, Any]) -> AttentionCall:

@@ -7,7 +7,7 @@ there are two cases: a prompt on an empty cache, whose spec has the layer's own 
 has a kernel of its own, or None where the model's own way stays.
 
 A plan may have narrowed the mask: then it holds for every call, and what no kernel computes goes the model's own way with both masks.
-Selections, corrections and rounded products are of prompts alone.
+Selections, corrections and rounded products are of prompts alone, those that are padded on their left among them (`padding`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from attnopt.hosts.module.narrowing import Reach
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Expr
 from attnopt.ir.packing import Packed
+from attnopt.ir.spec import parse
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Any]
 
@@ -86,6 +87,12 @@ class LayerAttention:
     @property
     def narrowed(self) -> bool:
         return self.mask is not None
+
+    @cached_property
+    def changes_prompts(self) -> bool:
+        """Whether a prompt computes something else than the layer itself does, which its kernel alone knows."""
+        parsed = parse(self.spec)
+        return not self.narrowed and bool(parsed.selection or parsed.correction or parsed.precision)
 
     @cached_property
     def dtype(self) -> torch.dtype:

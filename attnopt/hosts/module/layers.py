@@ -4,6 +4,8 @@
     Linear(x)        ->   RoundedLinear(x)       a weight in few bits, made whole when read
     Embedding(ids)   ->   RoundedRows(ids)       a table in few bits
     Embedding(ids)   ->   Int8Rows(ids)          a table in the int8 codes of the layer that it is tied to
+    Linear(x)        ->   LowRankLinear(x)       two narrow products for one
+    Linear(x)        ->   NarrowLinear(x)        the channels of narrower heads, zeros for the others
     attention(x)     ->   NoAttention(x)         0, and a token's place in the cache
 
 Each computes by the operator that the traced graph calls, so both give the same numbers. All they hold are buffers: a checkpoint of the
@@ -77,6 +79,25 @@ class Int8Rows(Holding):
 
     def forward(self, ids: Tensor) -> Tensor:
         return int8_rows(ids, self.weight, self.scales, self.factors)  # type: ignore[no-any-return]
+
+
+class LowRankLinear(Holding):
+    """(x down') up' + bias: down [r, in], up [out, r], bias [out] or None."""
+
+    names = ("down", "up", "bias")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(nn.functional.linear(x, self.down), self.up, self.bias)
+
+
+class NarrowLinear(Holding):
+    """weight [n, in], bias [n] or None; source [out]: which of the n each channel is, and n where it is zero. None: each is itself."""
+
+    names = ("weight", "bias", "source")
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = nn.functional.linear(x, self.weight, self.bias)
+        return made if self.source is None else nn.functional.pad(made, (0, 1)).index_select(-1, self.source)
 
 
 class NoAttention(nn.Module):

@@ -3,9 +3,9 @@
     %linear = linear(x, W)   in layers.0.mlp.up_proj      ->   %int8 = linear_dynamic_int8(x, codes, scales)   there     Change("int8", …)
 
 A node keeps its name, and one written in its place the path of the module that made it. A node of before that reads another constant now
-says which parameter has other numbers; a layer of another kind stands under the path of the old one; an attention of which no node is left
-is gone. An attention whose block was written anew is read as a block again. What fits none of these is a refusal: the model as a whole is
-compared with the graph afterwards, so nothing that is overlooked here goes unseen.
+says which parameter has other numbers; a layer of another kind, or two in place of one, stands under the path of the old one; an attention
+of which no node is left is gone. An attention whose block was written anew is read as a block again. What fits none of these is a refusal:
+the model as a whole is compared with the graph afterwards, so nothing that is overlooked here goes unseen.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from attnopt.hosts.fx import FxHost
 from attnopt.hosts.fx.translate import source_of
 from attnopt.hosts.module.changes import Change
 from attnopt.hosts.module.layers import Holding
+from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal
 
 INT8 = torch.ops.attnopt.linear_dynamic_int8.default
@@ -31,7 +32,7 @@ INT8_ROWS = torch.ops.attnopt.int8_rows.default
 def changes_between(before: FxHost, after: FxHost, model: nn.Module, gone: Sequence[str]) -> list[Change] | Refusal:
     """gone: paths of attention modules of which nothing is left."""
     changes: dict[str, Change] = {}
-    for change in (*stored_layers(after, model), *removed(before, after, model, gone)):
+    for change in (*stored_layers(after, model), *low_rank(after, model), *removed(before, after, model, gone)):
         if isinstance(change, Refusal):
             return change
         changes[change.path] = change
@@ -128,6 +129,22 @@ def apart(after: FxHost, codes: Any, tensors: dict[str, Tensor]) -> dict[str, Te
     """What a table holds, copied where it reads the codes of a layer: a checkpoint names each tensor once."""
     readers = [n for n in after.module.graph.nodes if n.op == "get_attr" and n.target == codes.target]
     return {name: data.clone() for name, data in tensors.items()} if len(readers) > 1 else tensors
+
+
+def low_rank(after: FxHost, model: nn.Module) -> Iterator[Change]:
+    """Linear layers that are two products now, under the path of the one."""
+    found: dict[str, list[tuple[Node, Tensor]]] = {}
+    for node in after.graph.nodes:
+        weight = node.inputs[1] if node.op in ("linear", "matmul") else None
+        if weight is not None and weight.load is not None and len(weight.shape or ()) == 2 and node.source.module:
+            held = weight.load()
+            found.setdefault(node.source.module, []).append((node, held if node.op == "linear" else held.mT))
+    for path, made in found.items():
+        module = model.get_submodule(path)
+        if len(made) != 2 or type(module).__name__ not in ("Linear", "Conv1D"):
+            continue
+        tensors = {"down": made[0][1].contiguous(), "up": made[1][1].contiguous(), "bias": module.bias}
+        yield Change("low-rank", path, tensors={name: x.detach() for name, x in tensors.items() if isinstance(x, Tensor)})
 
 
 def tensors_of(after: FxHost, names: Sequence[str], nodes: Sequence[Any]) -> dict[str, Tensor]:

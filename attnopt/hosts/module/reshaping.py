@@ -1,51 +1,146 @@
 """An attention with other heads, read from its block and written into the modules of its layer.
 
-q_proj [H D, in], o_proj [out, H D], num_key_value_groups 3     ->     q_proj [H' D, in], o_proj [out, H' D], num_key_value_groups 2
+    q_proj [H D, in], o_proj [out, H D], num_key_value_groups 3     ->     q_proj [H' D, in], o_proj [out, H' D], num_key_value_groups 2
+    v_proj [G D, in], o_proj [out, H D], cache [B, G, T, D]         ->     v_proj [G E, in], o_proj [out, H E], cache [B, G, T, E]
+
+Heads of another number go where each projection is a layer of its own: a layer that makes queries, keys and values cuts them apart by the
+sizes of its class. Narrower heads go there too, but not where a norm or a rotation of each head stands between (`widths` says how).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from attnopt.hosts.module.changes import Change
-from attnopt.ir.block import Block, Projection
+from attnopt.hosts.module.widths import takes_cache
+from attnopt.ir.block import Block, HeadNorm, Projection, Rotary
 from attnopt.ir.site import Refusal, Site
 
 SIDES = ("q", "k", "v", "o")
+LINEAR = ("Linear", "Conv1D")
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A projection as it was and as it is now."""
+
+    name: str
+    was: Projection
+    now: Projection
+
+    @property
+    def changed(self) -> bool:
+        return self.was.weight.handle is None or str(self.was.weight.handle.target) != str(
+            getattr(self.now.weight.handle, "target", "")
+        )
 
 
 def reshaped(path: str, old: tuple[Site, Block], new: tuple[Site, Block], model: nn.Module) -> list[Change] | Refusal:
     """The changes of one layer. path: of its attention module. Refusals where its projections are not modules of their own."""
-    changes: list[Change] = []
-    for side in SIDES:
-        was, now = layer(old[1], side), layer(new[1], side)
+    owners: dict[str, list[Side]] = {}
+    for name in SIDES:
+        was, now = layer(old[1], name), layer(new[1], name)
         if was is None or now is None or was.down is not None or now.down is not None:
-            return Refusal(f"the {side} projection of a layer with other heads was not read", path)
-        if was.packed or was.channels.numel() != was.size[0 if was.reads else 1]:
-            return Refusal(f"the {side} projection is part of a layer that holds more than it", path)
+            return Refusal(f"the {name} projection of a layer with other heads was not read", path)
         owner = str(was.weight.handle.target).rpartition(".")[0] if was.weight.handle is not None else ""
+        owners.setdefault(owner, []).append(Side(name, was, now))
+    changes: list[Change] = []
+    for owner, sides in owners.items():
         module = model.get_submodule(owner) if owner.startswith(path) else None
-        if not isinstance(module, nn.Linear):
-            return Refusal(f"the {side} projection is no linear layer of the attention module", path)
-        rows = now.rows()  # [H', D, in], of o [H', D, out]
-        matrix = rows.flatten(0, 1)
-        changes.append(Change("constant", f"{owner}.weight", tensors={"": (matrix.mT if now.reads else matrix).contiguous()}))
-        bias = now.bias_rows()
-        if bias is not None and module.bias is not None:
-            changes.append(Change("constant", f"{owner}.bias", tensors={"": bias.flatten().contiguous()}))
-    h, g = (int(new[0].size(axis)) for axis in "hg")  # type: ignore[arg-type]
+        if type(module).__name__ not in LINEAR:
+            return Refusal(f"the {sides[0].name} projection is no linear layer of the attention module", path)
+        found = projected(owner, sides, module, path) if any(side.changed for side in sides) else []  # type: ignore[arg-type]
+        if isinstance(found, Refusal):
+            return found
+        changes += found
+    for found in (counted(path, old[0], new[0]), widened(path, old, new, model)):
+        if isinstance(found, Refusal):
+            return found
+        changes += found
+    return changes
+
+
+def projected(owner: str, sides: Sequence[Side], module: nn.Module, path: str) -> list[Change] | Refusal:
+    """One layer of the attention, which makes these sides or reads its output."""
+    first = sides[0]
+    if sum(s.was.channels.numel() for s in sides) != first.was.size[0 if first.was.reads else 1]:
+        return Refusal(f"the {first.name} projection is part of a layer that holds more than it", path)
+    plain = isinstance(module, nn.Linear)
+    rows = torch.cat([s.now.rows().flatten(0, 1) for s in sides])  # [n, in], of o [n, out]
+    if first.was.reads:
+        bias = first.now.bias_rows()
+        return stored(owner, rows.mT.contiguous(), bias, None, plain)
+    source = placed(sides)
+    if source is None:
+        return Refusal(f"a layer that makes {', '.join(s.name for s in sides)} cuts them apart by the sizes of its class", path)
+    biases = [s.now.bias_rows() for s in sides]
+    bias = None if biases[0] is None else torch.cat([b.flatten() for b in biases if b is not None])
+    if bool((source < len(rows)).all()):
+        rows, bias, source = rows[source], None if bias is None else bias[source], None
+    return stored(owner, rows.contiguous(), bias, source, plain)
+
+
+def placed(sides: Sequence[Side]) -> Tensor | None:
+    """Which row of all sides, one below the other, each channel of the layer gives; their number where it gives zero.
+
+    None where heads of another number would have to stand in a layer that makes several sides.
+    """
+    whole = sum(len(s.now.channels) * s.was.channels.shape[1] for s in sides)
+    made, start = torch.full((whole,), sum(s.now.channels.numel() for s in sides)), 0
+    for side in sides:
+        heads, width = side.now.channels.shape
+        at = side.was.channels
+        if heads != len(at):
+            if len(sides) > 1:
+                return None
+            at = torch.arange(heads * at.shape[1]).view(heads, -1)
+        made[at[:, :width]] = start + torch.arange(heads * width).view(heads, width)
+        start += heads * width
+    return made
+
+
+def stored(owner: str, weight: Tensor, bias: Tensor | None, source: Tensor | None, plain: bool) -> list[Change]:
+    """plain: the module is a torch Linear, which holds a weight of any size."""
+    if source is None and plain:
+        held = {"weight": weight, "bias": bias}
+        return [Change("constant", f"{owner}.{name}", tensors={"": x}) for name, x in held.items() if x is not None]
+    tensors = {"weight": weight, "bias": bias, "source": source}
+    return [Change("narrow", owner, tensors={name: x for name, x in tensors.items() if x is not None})]
+
+
+def counted(path: str, old: Site, new: Site) -> list[Change] | Refusal:
+    """Numbers of heads, where they change."""
+    if all(old.size(axis) == new.size(axis) for axis in "hg"):
+        return []
+    h, g = (int(new.size(axis)) for axis in "hg")  # type: ignore[arg-type]
     if h % g:
         return Refusal(f"{h} query heads cannot share {g} key heads evenly, as a live layer lets them", path)
     counts = {"num_key_value_groups": h // g, "num_heads": h, "num_attention_heads": h, "num_key_value_heads": g}
-    return [*changes, Change("heads", path, counts)]
+    return [Change("heads", path, counts)]
+
+
+def widened(path: str, old: tuple[Site, Block], new: tuple[Site, Block], model: nn.Module) -> list[Change] | Refusal:
+    """Widths of heads, where they change."""
+    (d, e), (keys, values) = ((int(s.size("d")), int(s.size("e"))) for s in (old[0], new[0]))  # type: ignore[arg-type]
+    if (d, e) == (keys, values):
+        return []
+    if (refusal := takes_cache(model, path)) is not None:
+        return refusal
+    if keys > d or values > e or d != e:
+        return Refusal(
+            f"heads of {d} and {e} channels cannot have {keys} and {values}: a live layer keeps narrower heads only", path
+        )
+    narrower = "qk" * (keys < d) + "v" * (values < e)
+    if any(isinstance(step, (HeadNorm, Rotary)) for side in narrower for step in old[1].streams.get(side, ())):
+        return Refusal(
+            "a norm or a rotation of heads as wide as the class makes them stands between, and it is the layer's own", path
+        )
+    return [Change("widths", path, {"keys": keys, "values": values, "whole": d})]
 
 
 def layer(block: Block, side: str) -> Projection | None:
     return block.o if side == "o" else block.part(side, Projection)
-
-
-def paths_of(sites: Sequence[Site]) -> dict[str, str]:
-    """The path of the attention module of each site, by its name."""
-    return {s.name: s.source.module for s in sites}

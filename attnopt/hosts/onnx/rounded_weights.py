@@ -29,7 +29,10 @@ DOMAIN = "com.microsoft"
 LAYER = "attnopt.layer"  # metadata of a node: the name of the layer that it was
 WIDTHS = (2, 4, 8)  # bits for which the operator has kernels
 BLOCKS = (128, 64, 32, 16)
-INT8_INPUTS = 4  # accuracy_level: x is rounded to 8 bits, a block at a time; without it 8-bit weights have no fast kernel
+INT8_INPUTS, FLOAT_INPUTS = (
+    4,
+    1,
+)  # accuracy_level: x is rounded to 8 bits by blocks, or not; without it 8-bit weights have no fast kernel
 
 
 def refusal(format: WeightFormat, inputs: int) -> Refusal | None:
@@ -61,7 +64,13 @@ class Stored:
 
 
 def store_rounded(
-    model: ir.Model, node: ir.Node, weight: RoundedWeight, names: Names, written: list[ir.Node], stored: dict[int, Stored]
+    model: ir.Model,
+    node: ir.Node,
+    weight: RoundedWeight,
+    names: Names,
+    written: list[ir.Node],
+    stored: dict[int, Stored] | None = None,
+    level: int = INT8_INPUTS,
 ) -> ir.Value:
     """Write the layer in place of a MatMul or Gemm node; `weight` is what it multiplies by, as [out, in].
 
@@ -76,12 +85,13 @@ def store_rounded(
     steps = steps * alpha
     held = Stored(write.constant(codes), write.constant(steps), None if zeros is None else write.constant(zeros), block, bits)
     inputs = [x, held.codes, held.steps, *([] if held.zeros is None else [held.zeros])]
-    sizes = {"K": weight.shape[1], "N": weight.shape[0], "bits": bits, "block_size": block, "accuracy_level": INT8_INPUTS}
+    sizes = {"K": weight.shape[1], "N": weight.shape[0], "bits": bits, "block_size": block, "accuracy_level": level}
     (result,) = write.node("MatMulNBits", inputs, [ir.DataType.FLOAT], domain=DOMAIN, **sizes)
     between = isinstance(weight.zeros, float) and not weight.zeros.is_integer()
     if not between and alpha == 1.0:
         written[-1].metadata_props[LAYER] = node.name or ""
-        stored[id(weight)] = held
+        if stored is not None:
+            stored[id(weight)] = held
     if isinstance(weight.zeros, float) and between:
         sums = torch.eye(weight.shape[1] // block).repeat_interleave(block, 0)
         (summed,) = write.node("MatMul", [x, write.constant(sums)], [ir.DataType.FLOAT])

@@ -23,6 +23,7 @@ from attnopt.hosts.module.interface import BEFORE, CALLS, HELD, NAME, WINDOWS, r
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.reading import changes_between
 from attnopt.hosts.module.reshaping import reshaped
+from attnopt.hosts.module.widths import narrows_keys
 from attnopt.ir.expr import Term, conjuncts
 from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec
@@ -59,17 +60,17 @@ def read_back(host: ModuleHost, result: FxHost) -> list[Change] | Refusal:
         return changes
     twins = [left[s.source.module] for s in other]
     blocks = zip(find_blocks(host.graph, other), find_blocks(result.graph, twins), strict=True)
-    made: dict[str, Change] = {}
+    made: dict[tuple[str, str], Change] = {}
     for site, twin, (old, new) in zip(other, twins, blocks, strict=True):
         found = reshaped(site.source.module, (site, old), (twin, new), host.model)
         if isinstance(found, Refusal):
             return found
-        made |= {change.path: change for change in found}
-    return [c for c in changes if c.path not in made] + list(made.values())
+        made |= {(change.kind, change.path): change for change in found}
+    return [c for c in changes if c.path not in {path for _, path in made}] + list(made.values())
 
 
 def same_heads(site: Site, other: Site) -> bool:
-    return all(site.size(axis) == other.size(axis) for axis in "hg")
+    return all(site.size(axis) == other.size(axis) for axis in "hgde")
 
 
 def changed(model: Any, changes: Sequence[Change]) -> Any:
@@ -88,12 +89,21 @@ def live(
     planned: Mapping[str, AttentionSpec] | None = None,
     *,
     fuses: bool = True,
-) -> Live:
-    """planned: specs of sites that a plan changes, by the paths of their modules. fuses: give the other layers kernels too."""
+) -> Live | Refusal:
+    """planned: specs of sites that a plan changes, by the paths of their modules. fuses: give the other layers kernels too.
+
+    A refusal where a layer does not run with the widths that its heads have now.
+    """
     model, planned = changed(host.model, changes), planned or {}
-    if not fuses and not planned:
+    widened = next((c.path for c in changes if c.kind == "widths"), None)
+    if not fuses and not planned and widened is None:
         return Live(model, tuple(changes))
-    calls = noted(model, inputs)
+    try:
+        calls = noted(model, inputs)
+    except AttnoptError as failure:
+        if widened is None:
+            raise
+        return Refusal(f"the layer's own forward takes no heads of another width: {failure}", widened)
     sites = {s.source.module: s for s in recognise(host.graph).sites}
     layers: dict[str, LayerAttention] = {}
     idle: dict[str, LayerAttention] = {}
@@ -119,8 +129,8 @@ def live(
 
 
 def attach(model: Any, layers: Mapping[str, LayerAttention], *, windows: bool) -> None:
-    """Let the model's layers compute attention by these; without any it keeps the implementation that it had."""
-    if not layers:
+    """Let the model's layers compute attention by these; without any, and without narrower keys, it keeps the function that it had."""
+    if not layers and not narrows_keys(model):
         return
     register()
     for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():

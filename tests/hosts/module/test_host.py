@@ -42,12 +42,15 @@ def test_another_mask_is_refused_where_the_cache_holds_a_window():
     assert host.refuses_change(("precision",), (site,), {}) is None
 
 
-def test_weights_and_heads_of_the_same_width_are_held(host):
+def test_weights_and_other_heads_are_held_where_a_layer_hands_them_to_a_cache(host, monkeypatch):
     (site, *_) = recognise(host.graph).sites
     assert host.refuses_change(("weights",), (), {}) is None
     assert host.refuses_change(("structure",), (site,), {site.name: {"h": 2, "g": 1, "d": 16, "e": 16}}) is None
-    refusal = host.refuses_change(("structure",), (site,), {site.name: {"d": 8}})
-    assert "width" in refusal.reason and refusal.node == site.name
+    assert host.refuses_change(("structure",), (site,), {site.name: {"e": 8}}) is None
+    monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaAttention, "forward", lambda self, hidden_states: None)
+    refusal = host.refuses_change(("structure",), (site,), {site.name: {"e": 8}})
+    assert "takes none" in refusal.reason and refusal.node == site.source.module
+    assert host.refuses_change(("structure",), (site,), {site.name: {"h": 2, "e": 16}}) is None
 
 
 def test_a_copy_is_of_the_same_kind_and_model(host):

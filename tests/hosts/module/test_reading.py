@@ -9,6 +9,9 @@ from live_models import generated, host_of, tokens
 from attnopt.hosts.module.changes import Change
 from attnopt.ir.site import Refusal
 from attnopt.passes import ALL
+from attnopt.passes.edits.layers.ends import ends_of
+from attnopt.passes.edits.layers.linear_layers import matrix
+from attnopt.passes.factorize.low_rank import factored, write
 from attnopt.plan.live.converting import changed, read_back
 from attnopt.plan.options.groups import Grouping
 
@@ -64,6 +67,24 @@ def test_generation_with_a_cache_is_generation_without_where_the_first_attention
     host = host_of("llama")
     fast = changed(host.model, changes_of(host, rewritten(host, "drop-attention", first=True)))
     assert torch.equal(generated(fast, tokens(padded=3)), generated(fast, tokens(padded=3), use_cache=False))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_two_layers_of_lower_rank_in_place_of_one_are_read_back(family):
+    host = host_of(family)
+    made = host.copy()
+    for group in Grouping(made).of("linear"):
+        for node in group.linears:
+            down, up = factored(matrix(node), torch.eye(matrix(node).shape[1]), 16)
+            write(group, ends_of(node), {"down": down.float(), "up": up.float()}, {})
+    made.finish()
+    changes = changes_of(host, made)
+    assert {c.kind for c in changes} == {"low-rank"}
+    fast = changed(host.model, changes)
+    with torch.no_grad():
+        got, plain = (model(**tokens(), use_cache=False).logits for model in (fast, host.model))
+    assert torch.allclose(got, made.runner()(tokens())[0], atol=1e-5)
+    assert not torch.allclose(got, plain, atol=1e-2)
 
 
 def test_the_same_graph_changes_nothing():

@@ -15,7 +15,7 @@ from attnopt.hosts.module.changes import Change
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.interface import BEFORE, HELD, NAME
 from attnopt.hosts.module.layer_attention import LayerAttention
-from attnopt.hosts.module.layers import Int8Linear, RoundedLinear
+from attnopt.hosts.module.layers import Int8Linear, RoundedLinear, RoundedRows
 from attnopt.hosts.module.model import LiveModel, as_live
 from attnopt.hosts.module.traceable import runs_here, traceable
 from attnopt.plan.live.converting import attach, changed, noted
@@ -104,15 +104,18 @@ def test_a_configuration_of_flash_attention_without_its_package(tmp_path):
     assert torch.equal(generated(attnopt.load(tmp_path), tokens()), generated(model, tokens()))
 
 
-def test_layers_in_int8_are_onnx_and_those_of_fewer_bits_are_named():
+def test_layers_and_tables_in_codes_are_onnx():
     torch.manual_seed(0)
-    weight, scales = quantize_weight(torch.randn(8, 16))
-    layer, x = Int8Linear({"weight": weight, "scales": scales, "bias": torch.randn(8)}), torch.randn(3, 16)
-    proto = FxHost.from_captured(capture(layer.eval(), (x,))).to_onnx()
+    weight, scales = quantize_weight(torch.randn(16, 16))
+    codes, options = torch.randint(0, 256, (8, 8), dtype=torch.uint8), {"bits": 4, "middle": 8.0}
+    layers = torch.nn.Sequential(
+        RoundedRows({"codes": codes, "steps": torch.rand(8, 1)}, **options, channels=16),
+        Int8Linear({"weight": weight, "scales": scales, "bias": torch.randn(16)}),
+        RoundedLinear({"codes": codes, "steps": torch.rand(8, 1), "bias": torch.randn(8)}, **options),
+    ).eval()
+    ids = torch.tensor([5, 0, 7])
+    proto = FxHost.from_captured(capture(layers, (ids,))).to_onnx()
+    assert {node.op_type for node in proto.graph.node if node.domain} == {"GatherBlockQuantized", "MatMulNBits"}
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    np.testing.assert_allclose(found, layer(x).numpy(), rtol=1e-4, atol=1e-4)
-    codes = torch.zeros(8, 8, dtype=torch.uint8)
-    rounded = RoundedLinear({"codes": codes, "steps": torch.ones(8, 1)}, bits=4, middle=8.0)
-    with pytest.raises(UnsupportedFormat, match=r"no form of 'attnopt.rounded_linear.*optimise the original for ONNX"):
-        FxHost.from_captured(capture(rounded.eval(), (x,))).to_onnx()
+    (found,) = session.run(None, {session.get_inputs()[0].name: ids.numpy()})
+    np.testing.assert_allclose(found, layers(ids).numpy(), rtol=1e-4, atol=1e-4)
