@@ -21,8 +21,8 @@ from torch import Tensor
 
 from attnopt.codegen.cache_pieces import Decode, sees_all
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Const, Size, apply
-from attnopt.ir.kv_cache import Cache
+from attnopt.ir.expr import Const
+from attnopt.ir.kv_cache import Cache, waiting_tokens
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
@@ -45,26 +45,22 @@ class BlockPieces:
 
 @functools.lru_cache(maxsize=256)
 def written(plain: AttentionSpec, bits: int, tokens: int, scales: str) -> str:
-    said = {"k": f"int{bits}", "v": f"int{bits}", "k_axis": "channel", "block": tokens, "scales": scales, "v_balance": "root"}
-    return str(plain.with_(cache=Clause("cache", (), tuple(said.items()))))
-
-
-def recent_of(block: int) -> object:
-    """How many tokens a cache of such blocks keeps exact: those that no block is full of, and all of one that the last token fills."""
-    full = apply("mul", apply("floordiv", apply("sub", Size("k"), 1), block), block)
-    return apply("sub", Size("k"), full)
+    kept = (("k", f"int{bits}"), ("v", f"int{bits}"), ("k_axis", "channel"), ("block", tokens), ("scales", scales))
+    return str(plain.with_(cache=Clause("cache", (), (*kept, ("v_balance", "root")))))
 
 
 @functools.lru_cache(maxsize=256)
 def blocks_of(spec: AttentionSpec) -> BlockPieces | Refusal:
     """How a cache in blocks is read, or why it is not."""
     clause = spec.cache
-    if clause is None or (refused := sees_all(spec)) is not None:
-        return refused if clause is not None else Refusal("there is no cache", spec)
+    if clause is None:
+        return Refusal("there is no cache", spec)
+    if (refused := sees_all(spec)) is not None:
+        return refused
     said, block = dict(clause.options), clause.count("block")
     if not block or clause.word("k_axis") != "channel" or clause.word("v_balance") != "root" or said.keys() - set(KEPT):
         return Refusal("tokens are not rounded a block at a time, keys by channel and values balanced", clause)
-    if clause.expr("recent") != recent_of(block):
+    if clause.expr("recent") != waiting_tokens(block):
         return Refusal("which tokens wait for a full block is not what recent= says", clause)
     plain, scale = AttentionSpec(spec.normalizer, score=spec.score), 1.0
     for part in spec.score:
@@ -80,17 +76,15 @@ def attend_blocks(run: Decode, pieces: BlockPieces, q: Tensor, k: Sequence[Tenso
     k: tokens [B, G, T, 0], of each set codes, scales and zeros, then the last `block` tokens; v the same, with the balance before them.
     Weights of places that no token has reached are 0. run: the kernel of a piece.
     """
-    length, recent, values = k[0].shape[2], k[-1], v[-1]
+    length, recent, last = k[0].shape[2], k[-1], v[-1]
     full = (length - 1) // pieces.block
     waiting = length - full * pieces.block
-    o, lse = run(
-        str(pieces.plain), q, Cache(recent[:, :, recent.shape[2] - waiting :], values[:, :, values.shape[2] - waiting :])
-    )
+    o, lse = run(str(pieces.plain), q, Cache(*(x[:, :, x.shape[2] - waiting :] for x in (recent, last))))
     o = o.float()
     for at in range(1, len(k) - 1, 3) if full else ():
-        keys, of_keys = k[at], k[at + 1 : at + 3]
+        (keys, k_scales, k_zeros), (values, v_scales, v_zeros) = (x[at : at + 3] for x in (k, v))
         line = pieces.line(8 * keys.shape[3] // q.shape[3], keys.shape[2] // full)
-        more, sums = run(line, q, Cache(keys, v[at], *of_keys, *v[at + 1 : at + 3], v_balance=v[-2]))
+        more, sums = run(line, q, Cache(keys, values, k_scales, k_zeros, v_scales, v_zeros, v_balance=v[-2]))
         o = torch.lerp(o, more.float(), torch.sigmoid(sums - lse)[..., None])
         lse = torch.logaddexp(lse, sums)
     batch, heads = recent.shape[:2]

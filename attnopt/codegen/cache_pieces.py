@@ -59,8 +59,10 @@ def sees_all(spec: AttentionSpec) -> Refusal | None:
 def pieces_of(spec: AttentionSpec) -> Pieces | Refusal:
     """How a cache with exact tokens is read, or why it is not read in pieces."""
     clause = spec.cache
-    if clause is None or (refused := sees_all(spec)) is not None:
-        return refused if clause is not None else Refusal("there is no cache", spec)
+    if clause is None:
+        return Refusal("there is no cache", spec)
+    if (refused := sees_all(spec)) is not None:
+        return refused
     recent = clause.expr("recent")
     first = {first_exact(clause.expr_or_none(f"{side}_bits"), clause.word(side)) for side in "kv"}
     count = first.pop()

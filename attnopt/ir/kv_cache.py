@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attnopt.errors import InputMismatch
+from attnopt.ir.expr import Expr, Size, apply
 from attnopt.ir.packing import Packed, pack, refusal, tokens_per_scale, unpack
 from attnopt.ir.reference import Attended, attend
 from attnopt.ir.spec import AttentionSpec, as_spec
@@ -46,6 +47,12 @@ class Cache:
     def with_sides(self, k: Packed, v: Packed) -> Cache:
         keys = {"k": k.codes, "k_scales": k.scales, "k_zeros": k.zeros}
         return replace(self, **keys, v=v.codes, v_scales=v.scales, v_zeros=v.zeros, v_balance=v.balance)
+
+
+def waiting_tokens(block: int) -> Expr:
+    """How many tokens a cache in blocks keeps exact: those that fill no block, and all of one that the last token has filled."""
+    full = apply("mul", apply("floordiv", apply("sub", Size("k"), 1), block), block)
+    return apply("sub", Size("k"), full)
 
 
 def pack_cache(spec: AttentionSpec | str, k: Tensor, v: Tensor, lengths: Tensor | None = None) -> Cache:

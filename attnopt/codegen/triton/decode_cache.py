@@ -133,9 +133,9 @@ def cache_problem(spec: AttentionSpec, form: Form, q: Tensor, cache: Cache) -> s
         if (side.scales == "balanced") != (packed.balance is not None):
             return f"{name}_balance is {'missing' if packed.balance is None else 'given, and nothing reads it'}"
         if packed.balance is not None:
-            due = [x.shape[0], x.shape[1], -(-x.shape[2] // side.group), width]
-            if list(packed.balance.shape) != due or packed.balance.dtype != torch.float32:
-                return f"{name}_balance {list(packed.balance.shape)} of {packed.balance.dtype} should be {due} of torch.float32"
+            shape = [x.shape[0], x.shape[1], -(-x.shape[2] // side.group), width]
+            if list(packed.balance.shape) != shape or packed.balance.dtype != torch.float32:
+                return f"{name}_balance {list(packed.balance.shape)} of {packed.balance.dtype} should be {shape} of torch.float32"
     if cache.k.shape[2] != cache.v.shape[2] or (
         paged and spec.cache is not None and cache.k.shape[2] != spec.cache.count("page")
     ):

@@ -51,6 +51,7 @@ class TvmBlocks(OperatorLowering):
         q = arrange(builder, site.q, [a["b"], heads, a["q"], a["d"]], broadcast=True)
         sides = [[getattr(site, s).value, *(x for n, x in site.codes.items() if n.startswith(f"{s}_"))] for s in "kv"]
         recent = sides[0][-1]
+        assert recent.shape is not None
         batch, groups, block, _ = recent.shape
         layout = (a["b"], heads, a["q"], a["e"])
         *lead, width = (size_of(group) for group in layout)
@@ -65,5 +66,6 @@ class TvmBlocks(OperatorLowering):
         by_head = builder.emit("reshape", parts[1], shape=(batch, groups, rest, block), dtype=dtype)
         total = builder.emit("reduce_sum", by_head, shape=(batch, groups, 1, block), dtype=dtype, axes=(2,), keepdims=True)
         given = builder.emit("permute", total, shape=(batch, groups, block, 1), dtype=dtype, perm=(0, 1, 3, 2))
-        given = given if dtype == "float32" else builder.emit("cast", given, shape=given.shape, dtype="float32")
+        if dtype != "float32":
+            given = builder.emit("cast", given, shape=(batch, groups, block, 1), dtype="float32")
         return arrange(builder, Operand(parts[0], layout), site.output.layout), given

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from attnopt.ir.clause import Clause
 from attnopt.ir.dims import Dim, Shape, product, symbol
-from attnopt.ir.expr import Size, apply
 from attnopt.ir.graph import Value
+from attnopt.ir.kv_cache import waiting_tokens
 from attnopt.ir.packing import PER_BYTE, pack, uneven
 from attnopt.ir.storage import safe
 from attnopt.passes.edits.caches.nodes import Nodes, whole
@@ -62,9 +62,9 @@ class Blocks:
     @property
     def clause_of_kernels(self) -> Clause:
         """The cache as a kernel is told of it, which sees from its tensors how many tokens have how many bits."""
-        recent = apply("sub", Size("k"), apply("mul", apply("floordiv", apply("sub", Size("k"), 1), self.block), self.block))
-        said = {"k": f"int{self.high}", "v": f"int{self.high}", "k_axis": "channel", "block": self.block, "recent": recent}
-        return Clause("cache", (), (*said.items(), ("scales", self.scales), ("v_balance", "root")))
+        kept = (("k", f"int{self.high}"), ("v", f"int{self.high}"), ("k_axis", "channel"), ("block", self.block))
+        recent = waiting_tokens(self.block)
+        return Clause("cache", (), (*kept, ("recent", recent), ("scales", self.scales), ("v_balance", "root")))
 
     def plain(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("block", "salient", "high", "low", "scales")}
