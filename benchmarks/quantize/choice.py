@@ -2,7 +2,7 @@
 
 For each budget: what was chosen, bytes of a token in the cache, the KL on documents that did not choose (mean, and the one-sided 95 %
 bound that the budget holds), and the time of a step of the model as it was optimised, in turn with the original, on torch. Codes of
-8 and 4 bits are read by TVM's decode kernel as they are stored; elsewhere a step makes the whole cache floats first.
+all widths are read by TVM's decode kernel as they are stored, exact tokens and blocks beside them piece by piece.
 """
 
 from __future__ import annotations

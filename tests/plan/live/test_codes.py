@@ -63,7 +63,7 @@ def test_codes_are_read_back_where_that_is_as_fast(monkeypatch):
 @pytest.mark.parametrize(
     ("held", "words", "why"),
     [
-        (HELD_LAYER, "cache(k=int2, v=int2)", "the kernels read no int2 codes"),
+        (HELD_LAYER, "cache(k=int1, v=int1)", "the kernels read no int1 codes"),
         (replace(HELD_LAYER, reach=Reach(4, 8)), "int8", "cuts the few keys that are seen"),
         (replace(HELD_LAYER, call=replace(HELD_LAYER.call, width=512, value_width=512)), "int8", "512"),
     ],
@@ -105,6 +105,6 @@ def test_another_form_takes_the_place_of_what_the_report_said(monkeypatch):
     timed(monkeypatch, codes=1.0, numbers=1.0)
     _, fast = idle_model()
     fast.cache_codes = "int8"
-    fast.cache_codes = "cache(k=int2, v=int2)"
-    assert fast.report.notes == ("live, decode on codes: read back in 2 layers (the kernels read no int2 codes)",)
+    fast.cache_codes = "cache(k=int1, v=int1)"
+    assert fast.report.notes == ("live, decode on codes: read back in 2 layers (the kernels read no int1 codes)",)
     assert not held_by(fast)
