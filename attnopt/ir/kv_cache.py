@@ -39,6 +39,11 @@ class Cache:
     lengths: Tensor | None = None
     v_balance: Tensor | None = None
 
+    @property
+    def parts(self) -> tuple[Tensor | None, ...]:
+        """In the order of the operators that decode, which know of no balance."""
+        return (self.k, self.v, self.k_scales, self.k_zeros, self.v_scales, self.v_zeros, self.pages, self.lengths)
+
     def side(self, name: str) -> Packed:
         if name == "k":
             return Packed(self.k, self.k_scales, self.k_zeros)

@@ -49,5 +49,5 @@ def in_pieces(case: Case) -> str:
 
 
 def decoding(case: Case, data: Data) -> Callable[[], Tensor]:
-    spec, parts = case.spec, tuple(vars(data.cache).values())
+    spec, parts = case.spec, data.cache.parts
     return lambda: torch.ops.attnopt.triton_decode(data.q, *parts, [], spec)

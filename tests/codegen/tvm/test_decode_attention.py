@@ -21,7 +21,7 @@ NEEDS_TVM = pytest.mark.skipif(availability.missing() is not None, reason="TVM i
 def run(case, cache=None, operator="tvm_decode"):
     q, held, rest = tensors(case)
     operands = [rest[name] for name in parse(case.spec).operands]
-    return getattr(torch.ops.attnopt, operator)(q, *vars(cache or held).values(), operands, case.spec)
+    return getattr(torch.ops.attnopt, operator)(q, *(cache or held).parts, operands, case.spec)
 
 
 @pytest.mark.sampled(1)
@@ -69,5 +69,5 @@ def test_what_does_not_fit():
 def test_caches_in_other_strides():
     q, k, v = torch.randn(2, 4, 1, 16), torch.randn(2, 30, 2, 16).transpose(1, 2), torch.randn(2, 2, 16, 30).mT
     line = "softmax scale(0.25)"
-    found = torch.ops.attnopt.tvm_decode(q, *vars(pack_cache(line, k, v)).values(), [], line)
+    found = torch.ops.attnopt.tvm_decode(q, *pack_cache(line, k, v).parts, [], line)
     torch.testing.assert_close(found, attend_cache(line, q, pack_cache(line, k, v)).output, atol=1e-5, rtol=1e-5)
