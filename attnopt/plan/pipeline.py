@@ -33,7 +33,7 @@ from attnopt.plan.options.proposals import Move
 from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.replay import arrays_for, kernels_from, moves_from, step_of
 from attnopt.plan.search.effort import EFFORTS, Effort
-from attnopt.plan.site_reports import site_report
+from attnopt.plan.site_reports import site_reports
 from attnopt.plan.timing.shaped import Shaped, shaped
 from attnopt.plan.timing.stepwise import summed
 from attnopt.plan.timing.timing import counted, in_turn
@@ -305,7 +305,7 @@ def reported(host: Host, request: Request, state: State, found: Recognition, clo
         runtime=request.runtime,
         select=request.select,
         budget=request.budget.allowed,
-        sites=tuple(site_report(c, state.moves, shop) for c in state.chosen),
+        sites=site_reports(state.chosen, state.moves, shop),
         refusals=found.refusals,
         rewrites=(*state.folded.reports, *state.rewrites),
         difference=state.exact,

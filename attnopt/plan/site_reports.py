@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from attnopt.codegen.lowering import Lowering
 from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import as_spec
 from attnopt.plan.choose import Chosen
@@ -19,8 +20,17 @@ from attnopt.plan.options.workshop import Workshop
 from attnopt.report.data import ORIGINAL, REMOVED, Choice, SiteReport
 
 
-def site_report(chosen: Chosen, moves: Sequence[Move], shop: Workshop) -> SiteReport:
-    """Times are those of the kernel that was chosen for the exact plan; of one for a new spec, which was predicted, there are none."""
+def site_reports(chosen: Sequence[Chosen], moves: Sequence[Move], shop: Workshop) -> tuple[SiteReport, ...]:
+    """One for each site. shop: in which the moves were made, or another on the same model."""
+    readers = shop.readers(moves)
+    return tuple(site_report(c, moves, shop, readers.get(c.site.name)) for c in chosen)
+
+
+def site_report(chosen: Chosen, moves: Sequence[Move], shop: Workshop, reader: Lowering | None = None) -> SiteReport:
+    """Times are those of the kernel that was chosen for the exact plan; of one for a new spec, which was predicted, there are none.
+
+    reader: the kernel that reads the cache of the site as the moves let it come and go.
+    """
     site = chosen.site
     own = [m for m in moves if any(s.name == site.name for s in m.group.sites)]
     kernel = chosen.lowering.name if chosen.lowering else ORIGINAL
@@ -46,7 +56,7 @@ def site_report(chosen: Chosen, moves: Sequence[Move], shop: Workshop) -> SiteRe
     spec = after.spec.with_(cache=as_spec(f"softmax {cached}").cache) if cached else after.spec
     named = tuple(m.rewrite.name for m in own if not m.edits or site.name in m.candidate.cached)
     report = replace(exact, after=str(spec), steps=(*exact.steps, *named))
-    if cached and after is site and (reader := shop.reads_stored(replace(site, spec=spec))) is not None:
+    if reader is not None and after is site:
         return replace(report, kernel=reader.name, why="reads the cache as it is stored", seconds_after=None)
     return report if after is site else with_kernel(report, shop, after)
 

@@ -16,7 +16,7 @@ from attnopt.plan.choose import Chosen
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
 from attnopt.plan.options.workshop import Workshop
-from attnopt.plan.site_reports import site_report
+from attnopt.plan.site_reports import site_reports
 
 METHODS = [
     (Int8Cache(), "int8", "tvm-decode"),
@@ -52,7 +52,7 @@ def test_the_kernel_reads_the_codes(rewrite, wish, kernel):
     expected, *_ = wanted(move.candidate, past=9)
     torch.testing.assert_close(output, expected, atol=2e-4, rtol=2e-4)
     (site,) = move.group.sites
-    report = site_report(Chosen(site, None, "as it was"), (move,), shop)
+    (report,) = site_reports([Chosen(site, None, "as it was")], (move,), shop)
     assert report.kernel == kernel and "cache(" in report.after
 
 
@@ -61,7 +61,9 @@ def test_the_kernel_reads_the_codes(rewrite, wish, kernel):
 def test_a_kernel_reads_blocks_and_says_what_their_tokens_were_given(wish):
     """Eleven steps beside the nodes that a plain graph has: outputs, codes and saliency, past blocks that fill."""
     rewrite = ZipCache(block=4)
-    host, _, _, made = built("torch", rewrite, wish)
+    host, shop, move, made = built("torch", rewrite, wish)
+    (report,) = site_reports([Chosen(*move.group.sites, None, "as it was")], (move,), shop)
+    assert (report.kernel, report.why) == ("tvm-blocks", "reads the cache as it is stored")
     plain, _ = rewritten(rewrite, host, wish)
     assert calls(made) == ["attnopt.tvm_blocks.default"] and calls(plain) == []
     inputs = inputs_of(host, past=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 from cached_step import Step, example
@@ -13,12 +14,14 @@ from attnopt.codegen.tvm.availability import missing
 from attnopt.cost.target import load_target
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.ir.expr import Term, conjunction, conjuncts
-from attnopt.passes import Candidate, Int8Cache
+from attnopt.passes import Candidate, Int8Cache, Quest
+from attnopt.passes.edits.caches.pages import Pages
+from attnopt.passes.edits.caches.slots import slots
 from attnopt.plan.choose import Chosen
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.proposals import Move
 from attnopt.plan.options.workshop import Workshop
-from attnopt.plan.site_reports import site_report
+from attnopt.plan.site_reports import site_report, site_reports
 from attnopt.report.data import Choice
 
 
@@ -79,10 +82,19 @@ def test_the_kernel_is_the_one_that_was_built(host, chosen, shop):
 def test_a_cache_in_other_bits(host, chosen, shop):
     (group,) = Grouping(host).of("model")
     candidate = next(c for c in Int8Cache().propose(group, None) if c.kind == "int8")
-    report = site_report(chosen, (Move(Int8Cache(), group, candidate),), shop)
+    (report,) = site_reports([chosen], (Move(Int8Cache(), group, candidate),), shop)
     assert report.after == f"{report.before} cache(k=int8, v=int8)"
     kernel = ("tvm-decode", None) if missing() is None else ("sdpa", 1e-3)  # the one that reads codes was not timed
     assert (report.kernel, report.seconds_after, report.steps) == (*kernel, ("int8-cache",))
+
+
+@pytest.mark.skipif(missing() is not None, reason="TVM is not here")
+def test_pages_that_a_query_chooses(host, chosen, shop):
+    (group,) = Grouping(host).of("model")
+    rewrite, left = Quest(size=2, dense=0), SimpleNamespace(mean=0.1, worst=0.2, kept=0.5, bound=0.1)
+    candidate = rewrite.candidate(Pages(2, 3), rewrite.pairs(group, slots(group)), [left])
+    (report,) = site_reports([chosen], (Move(rewrite, group, candidate),), shop)
+    assert (report.kernel, report.why) == ("tvm-pages", "reads the cache as it is stored")
 
 
 def test_what_is_removed_has_no_kernel(host, chosen, shop):

@@ -108,8 +108,8 @@ class Workshop:
         changed = respecified(there, others)
         replaced: dict[Value, Value] = {}
         for made in (s for s in stored.values() if not s.codes):
-            paged = on_pages(made, result.graph)
-            if paged is not None and (reader := self.reads_stored(paged)) is not None:
+            if (read := self.as_stored(made, made, result.graph)) is not None:
+                paged, reader = read
                 replaced[paged.output.value] = emit(result, paged, reader)
         for site in there.sites:
             lowering: Lowering | Refusal | None = self.kernels.get(site.name)
@@ -118,9 +118,10 @@ class Workshop:
             elif site.name in reshaped:  # written as plain nodes; what suited the old heads may not suit the new ones
                 lowering = self.faster(site, brief)
             coded = stored.get(site.name)
-            held = on_codes(changed.get(site.name, site), coded, result.graph) if coded is not None and coded.codes else None
-            if held is not None and (reader := self.reads_stored(held)) is not None:
-                changed[site.name], lowering = held, reader
+            if coded is not None and coded.codes:
+                read = self.as_stored(changed.get(site.name, site), coded, result.graph)
+                if read is not None:
+                    changed[site.name], lowering = read
             if isinstance(lowering, Refusal) and site.name in changed:
                 raise RuntimeError(f"no kernel computes '{changed[site.name].spec}': {lowering.reason}")
             if lowering is not None and not isinstance(lowering, Refusal):
@@ -144,6 +145,22 @@ class Workshop:
             why = Refusal(reason, site.name)
             self.known[key] = min(fits, key=spent, default=None) or why
         return self.known[key]
+
+    def as_stored(self, site: Site, stored: Site, graph: Graph) -> tuple[Site, Lowering] | None:
+        """A site of the graph on its cache as a pass let it come and go, with the kernel that reads it so; None where there is none."""
+        held = on_codes(site, stored, graph) if stored.codes else on_pages(stored, graph)
+        reader = None if held is None else self.reads_stored(held)
+        return None if held is None or reader is None else (held, reader)
+
+    def readers(self, moves: Sequence[Move]) -> dict[str, Lowering]:
+        """By site, the kernel that reads its cache as these moves let it come and go, where there is one."""
+        edits, stored = [m for m in moves if m.edits and "cache" in m.candidate.changes], dict[str, Site]()
+        if not edits:
+            return {}
+        host = self.edited(self.host.copy(), edits, stored)
+        sites = {site.name: site for site in Grouping(host).sites}
+        pairs = ((name, self.as_stored(sites.get(name, made), made, host.graph)) for name, made in stored.items())
+        return {name: read[1] for name, read in pairs if read is not None}
 
     def reads_stored(self, site: Site) -> Lowering | None:
         """The kernel that computes a spec on a cache as it is stored; None where nodes have to decode or gather it before."""
