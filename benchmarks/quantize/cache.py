@@ -4,7 +4,8 @@ Loss: each text is decoded token by token, every step on what the cache holds th
 perplexity, on beginnings of held-out documents, one sample each. recall: share of right answers among 1,024 tokens with 32 pairs.
 Bits: per number of a cache of 1,024 tokens, scales, zero points and balances counted, tokens that stay exact as 16.
 Time: the step of code-lm after 1,024 tokens on onnxruntime as a plain graph, one method after the other in turn; on a busy machine only
-the ratios say something. No kernel reads these codes on a CPU yet: a plain graph decodes the whole cache at every step.
+the ratios say something. onnxruntime has no kernel that reads these codes: a plain graph decodes the whole cache at every step.
+On torch kernels read them (`--part choice`).
 """
 
 from __future__ import annotations
