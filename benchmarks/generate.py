@@ -129,12 +129,13 @@ def measured(name: str, contender: str, length: int, count: int, runs: int, smal
 
 
 def in_own_process(given: argparse.Namespace, name: str, contender: str, length: int) -> Row | str:
-    """A row, or the last line of what went wrong."""
+    """A row, or the last line of what went wrong, all of which is printed."""
     task = ["--one", name, contender, str(length), "--tokens", str(given.tokens), "--runs", str(given.runs)]
     task += ["--threads", str(given.threads)] + ["--quick"] * given.quick
     done = subprocess.run([sys.executable, __file__, *task], capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
+        print(done.stderr, file=sys.stderr, flush=True)
         return (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
     return Row(**json.loads(lines[-1]))
 
