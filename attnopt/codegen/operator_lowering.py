@@ -22,12 +22,16 @@ from attnopt.ir.spec import AttentionSpec
 
 @dataclass(frozen=True)
 class OperatorLowering(ABC):
-    """operator: its name in torch.ops.attnopt. backend: whose kernels it runs. few: they are for few queries on a long cache."""
+    """operator: its name in torch.ops.attnopt. backend: whose kernels it runs. few: they are for few queries on a long cache.
+
+    one: they are for one query alone.
+    """
 
     name: str
     operator: str
     backend: str
     few: bool = False
+    one: bool = False
     host: str = "torch"
     opset: int = 0
 
@@ -52,6 +56,7 @@ class OperatorLowering(ABC):
                 not self.few or (isinstance(queries, int) and queries <= FEW),
                 f"{queries} queries; this kernel is for a number that is known to be at most {FEW}",
             ),
+            (not self.one or queries == 1, f"{queries} queries; this kernel is for one"),
             (not absent, f"{next(iter(absent), '')} is not known inside the kernel"),
             at=site.name,
         )

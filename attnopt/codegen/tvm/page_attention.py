@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnopt.codegen.cache_pieces import NEWEST
 from attnopt.codegen.chosen_pages import paged, refuses, run_pages, tables_by_tvm
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.triton.decode import DecodeForm
@@ -23,13 +24,10 @@ from attnopt.codegen.tvm.decode_attention import kernel
 from attnopt.codegen.tvm.tvm_attention import ELSEWHERE, call, typed
 from attnopt.errors import InputMismatch
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Size, apply
 from attnopt.ir.kv_cache import Cache, attend_cache
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec, parse
 from attnopt.selectors.pages import PageState
-
-NEWEST = apply("sub", Size("k"), Size("q"))
 
 
 @dataclass(frozen=True)

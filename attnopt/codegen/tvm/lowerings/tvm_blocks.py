@@ -23,6 +23,7 @@ class TvmBlocks(OperatorLowering):
     name: str = "tvm-blocks"
     operator: str = "tvm_blocks"
     backend: str = "TVM"
+    one: bool = True
 
     def missing(self) -> str | None:
         return missing()
@@ -31,8 +32,6 @@ class TvmBlocks(OperatorLowering):
         return blocks_supports(spec, form)
 
     def supports(self, site: Site, runtime: str) -> Refusal | None:
-        if site.size("q") != 1:
-            return Refusal(f"{site.size('q')} queries; blocks of a cache are read for one", site.name)
         if RECEIVED not in site.codes:
             return Refusal("no state learns from the weights", site.name)
         return super().supports(site, runtime)

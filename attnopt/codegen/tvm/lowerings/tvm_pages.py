@@ -12,7 +12,7 @@ from attnopt.codegen.operator_lowering import OperatorLowering
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.tvm.availability import missing
 from attnopt.codegen.tvm.page_attention import supports
-from attnopt.ir.site import Refusal, Site
+from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 
 
@@ -21,14 +21,10 @@ class TvmPages(OperatorLowering):
     name: str = "tvm-pages"
     operator: str = "tvm_pages"
     backend: str = "TVM"
+    one: bool = True
 
     def missing(self) -> str | None:
         return missing()
 
     def refusal(self, spec: AttentionSpec, form: Form) -> Refusal | None:
         return supports(spec, form)
-
-    def supports(self, site: Site, runtime: str) -> Refusal | None:
-        if site.size("q") != 1:
-            return Refusal(f"{site.size('q')} queries, and one chooses", site.name)
-        return super().supports(site, runtime)

@@ -24,17 +24,13 @@ class TvmPieces(OperatorLowering):
     name: str = "tvm-pieces"
     operator: str = "tvm_pieces"
     backend: str = "TVM"
+    one: bool = True
 
     def missing(self) -> str | None:
         return missing()
 
     def refusal(self, spec: AttentionSpec, form: Form) -> Refusal | None:
         return supports(spec, form)
-
-    def supports(self, site: Site, runtime: str) -> Refusal | None:
-        if site.size("q") != 1:
-            return Refusal(f"{site.size('q')} queries; pieces of a cache are read for one", site.name)
-        return super().supports(site, runtime)
 
     def emit(self, site: Site, builder: Builder) -> Value:
         import torch
