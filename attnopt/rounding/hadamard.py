@@ -67,3 +67,11 @@ def in_blocks(x: Tensor, block: int) -> Tensor:
     matrix = hadamard(block)
     assert matrix is not None
     return (x.unflatten(-1, (-1, block)) @ matrix.to(x.dtype)).flatten(-2)
+
+
+def is_hadamard(matrix: Tensor) -> bool:
+    """Whether a matrix is the normalised one of its order, in its own dtype: it mixes, and is no layer's weight."""
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not LEAST_BLOCK <= len(matrix) <= BLOCK:
+        return False
+    known = hadamard(len(matrix))
+    return known is not None and torch.equal(known.to(matrix.dtype), matrix.cpu())

@@ -8,18 +8,21 @@
     Linear(x)        ->   NarrowLinear(x)        the channels of narrower heads, zeros for the others
     attention(x)     ->   NoAttention(x)         0, and a token's place in the cache
 
-Each computes by the operator that the traced graph calls, so both give the same numbers. All they hold are buffers: a checkpoint of the
+A layer of which `options["mixed"]` says so reads its input in Hadamard blocks of so many channels. Each computes by the operator that the
+traced graph calls, so both give the same numbers. All they hold are buffers: a checkpoint of the
 model holds them by the names of the modules that they replace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attnopt.rounding.hadamard import hadamard
 from attnopt.runtime.dynamic_int8 import int8_rows, linear_dynamic_int8
 from attnopt.runtime.rounded_linear import rounded_linear, rounded_rows
 
@@ -39,23 +42,47 @@ class Holding(nn.Module):
         return ", ".join(f"{name}={list(x.shape)} {x.dtype}" for name, x in self.named_buffers())
 
 
-class Int8Linear(Holding):
-    """weight int8 [out, in], scales [out], bias [out] or None; factors [in] multiply the input first, where there are any."""
+class HoldingLinear(Holding):
+    """factors [in] multiply the input first, where there are any; options mixed: the width of the blocks that it is mixed in."""
+
+    mixing: Tensor
+
+    def __init__(self, tensors: Mapping[str, Tensor], **options: Any) -> None:
+        super().__init__(tensors, **options)
+        if (block := options.get("mixed")) is not None:
+            self.register_buffer("mixing", mixing(block), persistent=False)
+
+    def read(self, x: Tensor) -> Tensor:
+        x = x if self.factors is None else x * self.factors
+        block = self.options.get("mixed")
+        return x if block is None else (x.unflatten(-1, (-1, block)) @ self.mixing.to(x.dtype)).flatten(-2)
+
+
+@lru_cache(maxsize=8)
+def mixing(block: int) -> Tensor:
+    """One matrix for all layers of a block width."""
+    made = hadamard(block)
+    assert made is not None
+    return made.float()
+
+
+class Int8Linear(HoldingLinear):
+    """weight int8 [out, in], scales [out], bias [out] or None."""
 
     names = ("weight", "scales", "bias", "factors")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if self.factors is None else x * self.factors
+        x = self.read(x)
         return linear_dynamic_int8(x, self.weight, self.scales, self.bias)  # type: ignore[no-any-return]
 
 
-class RoundedLinear(Holding):
+class RoundedLinear(HoldingLinear):
     """codes [out, bytes], steps [out, groups], zeros or None, bias or None; options bits and middle as in `rounded_linear`."""
 
     names = ("codes", "steps", "zeros", "bias", "factors")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if self.factors is None else x * self.factors
+        x = self.read(x)
         bits, middle = self.options["bits"], self.options["middle"]
         return rounded_linear(x, self.codes, self.steps, self.zeros, self.bias, bits, middle)  # type: ignore[no-any-return]
 

@@ -22,6 +22,7 @@ from attnopt.hosts.module.changes import Change
 from attnopt.hosts.module.layers import Holding
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal
+from attnopt.rounding.hadamard import is_hadamard
 
 INT8 = torch.ops.attnopt.linear_dynamic_int8.default
 LINEAR = torch.ops.attnopt.rounded_linear.default
@@ -118,11 +119,25 @@ def coded(after: FxHost, node: fx.Node, path: str) -> Change:
     )
     options = {} if node.target is INT8 else {"bits": args[5], "middle": args[6]}
     tensors = tensors_of(after, names, args[1 : 1 + len(names)])
+    if (block := mixed(after, x)) is not None:
+        options["mixed"], x = block, x.args[0].args[0].args[0]
     if isinstance(x, fx.Node) and x.target is torch.ops.aten.mul.Tensor and source_of(x).module == path:
         factors = constant_of(after, x.args[1])
         if factors is not None:  # smoothing in front of the layer
             tensors["factors"] = factors
     return Change(kind, path, options, tensors)
+
+
+def mixed(after: FxHost, x: Any) -> int | None:
+    """The width of the Hadamard blocks that a layer's input is mixed in on its way, as `edits.layers.mixed_inputs` writes it."""
+    chain = [x]
+    for _ in range(2):
+        chain.append(chain[-1].args[0] if isinstance(chain[-1], fx.Node) and chain[-1].args else None)
+    targets = [getattr(n, "target", None) for n in chain]
+    if targets[1] is not torch.ops.aten.matmul.default or not targets[0] is targets[2] is torch.ops.aten.reshape.default:
+        return None
+    matrix = constant_of(after, chain[1].args[1])
+    return len(matrix) if matrix is not None and is_hadamard(matrix) else None
 
 
 def apart(after: FxHost, codes: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

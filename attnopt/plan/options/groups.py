@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from typing import TypeVar
 
 from attnopt.ir.block import Block, Norm, Projection
-from attnopt.ir.graph import Graph, Node
+from attnopt.ir.graph import Graph, Node, Value
 from attnopt.ir.residual_stream import ResidualStream
 from attnopt.ir.site import Host, Refusal, Site
 from attnopt.passes import Group
@@ -26,6 +26,7 @@ from attnopt.patterns.block.norms import norm_at
 from attnopt.patterns.block.projection import root
 from attnopt.patterns.block.residual_stream import residual_stream
 from attnopt.plan.attend import PlainAttention
+from attnopt.rounding.hadamard import BLOCK, LEAST_BLOCK, is_hadamard
 
 T = TypeVar("T")
 
@@ -121,7 +122,7 @@ def weights_of(block: Block) -> list[Hashable]:
 
 
 def linears_of(graph: Graph) -> Iterable[Node]:
-    """The layers with a constant matrix as weight: linear, or matmul."""
+    """The layers with a constant matrix as weight: linear, or matmul. What mixes the input of one in Hadamard blocks is none."""
     for node in graph.of("linear", "matmul"):
         data, weight = node.inputs[:2]
         if (
@@ -130,8 +131,15 @@ def linears_of(graph: Graph) -> Iterable[Node]:
             and not data.is_constant
             and weight.is_constant
             and len(weight.shape or ()) == 2
+            and not mixes(weight)
         ):
             yield node
+
+
+def mixes(weight: Value) -> bool:
+    """Whether it is the matrix of `edits.layers.mixed_inputs`."""
+    rows, columns = weight.shape or (0, 1)
+    return rows == columns and rows in range(LEAST_BLOCK, BLOCK + 1) and weight.load is not None and is_hadamard(weight.load())
 
 
 def united(items: Iterable[T], keys: Callable[[T], Iterable[Hashable]]) -> list[list[T]]:

@@ -7,6 +7,7 @@ import torch
 from live_models import generated, host_of, tokens
 
 from attnopt.hosts.module.changes import Change
+from attnopt.hosts.module.host import ModuleHost
 from attnopt.ir.site import Refusal
 from attnopt.passes import ALL
 from attnopt.passes.edits.layers.ends import ends_of
@@ -44,6 +45,7 @@ def changes_of(host, made) -> list[Change]:
         ("llama", "dynamic-int8", {"int8"}),
         ("llama", "round-weights", {"rounded"}),
         ("llama", "round-tables", {"rows"}),
+        ("llama", "quest-rounding", {"rounded"}),
         ("gpt2", "dynamic-int8", {"int8", "int8-rows"}),
         pytest.param("gemma2", "drop-attention", {"no-attention", "no-norm"}, marks=pytest.mark.exhaustive),
         ("gpt2", "drop-attention", {"no-attention", "no-norm"}),
@@ -60,6 +62,15 @@ def test_the_live_model_computes_what_the_graph_does(family, name, kinds):
         plain = host.model(**tokens(), use_cache=False).logits
     assert torch.allclose(got, made.runner()(tokens())[0], atol=1e-5)
     assert not torch.allclose(got, plain, atol=1e-5)
+
+
+def test_what_mixes_an_input_is_no_layer_to_a_plan_behind_it():
+    host = host_of("llama")
+    mixed = rewritten(host, "quest-rounding")
+    twice = ModuleHost.open(changed(host.model, changes_of(host, mixed)), {**tokens(), "use_cache": False})
+    products = [n for n in twice.graph.of("matmul") if n.inputs[1].is_constant]
+    assert len(products) > 2
+    assert not {n for group in Grouping(twice).of("linear") for n in group.linears} & set(products)
 
 
 def test_generation_with_a_cache_is_generation_without_where_the_first_attention_is_gone():
