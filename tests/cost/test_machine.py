@@ -32,6 +32,12 @@ def test_this_machine_is_measured_once(monkeypatch):
     assert [size for size, _ in first.levels] == [2**18, 2**20]
 
 
+def test_runs_for_which_the_clock_stood_still_do_not_count(monkeypatch):
+    ticks = iter([0.0, 5.0, 5.0, 6.0, 8.0, 8.0, 8.0])
+    monkeypatch.setattr(machine, "clock", lambda: lambda: next(ticks))
+    assert machine.least_seconds(lambda: None, 7.0) == 2.0
+
+
 def test_a_type_that_torch_has_no_product_for():
     assert product_rate("bool", 0.001) is None
 

@@ -24,6 +24,7 @@ from attnopt.ir.clause import Clause
 from attnopt.plan.timing.timing import in_turn
 
 TOKENS = 128  # that are generated behind a prompt, where nobody says how many
+ROUNDS = 50  # of steps in turn, at most
 SECONDS = 0.5  # of timing, for each model and phase
 
 
@@ -81,7 +82,8 @@ class Pace:
 def paces(models: Mapping[str, Used], ids: Tensor, seconds: float = SECONDS) -> dict[str, Pace]:
     """Of each model, in turn, on a prompt [1, L].
 
-    A step is timed on a cache that holds the prompt, and makes it a token longer, as generation does: by at most a hundred in all.
+    A step is timed on a cache that holds the prompt, and makes it a token longer, as generation does: by at most a hundred in all. Where
+    the model has no positions for these, the cache holds the first part of the prompt.
     """
     pasts: dict[str, Any] = {}
 
@@ -93,8 +95,25 @@ def paces(models: Mapping[str, Used], ids: Tensor, seconds: float = SECONDS) -> 
 
     first = in_turn({name: lambda name=name: read(name) for name in models}, seconds=seconds)  # type: ignore[misc]
     held = {name: bytes_per_token(past) for name, past in pasts.items()}
-    steps = in_turn({name: lambda name=name: step(name) for name in models}, seconds=seconds)  # type: ignore[misc]
+    kept, most = room_to_step(min(positions_of(used.model) for used in models.values()), ids.shape[1])
+    if kept < ids.shape[1]:
+        pasts = {name: used.read(ids[:, :kept]) for name, used in models.items()}
+    steps = in_turn(
+        {name: lambda name=name: step(name) for name in models},  # type: ignore[misc]
+        seconds=seconds, least=min(5, most), most=most,
+    )  # fmt: skip
     return {name: Pace(first[name].median, steps[name].median, held[name]) for name in models}
+
+
+def positions_of(model: Any) -> int:
+    """How many a model was made for; those that are learned end there."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+
+def room_to_step(positions: int, length: int) -> tuple[int, int]:
+    """Of a prompt so many tokens, and how many rounds of timing have their positions behind it: a warm-up, one, and the rounds counted."""
+    kept = min(length, max(positions // 2, positions - (2 * ROUNDS + 1)))
+    return kept, max(1, min(ROUNDS, (positions - kept - 1) // 2))
 
 
 def spoken(measured: Mapping[str, Pace], foretold: Mapping[str, Pace], length: int) -> list[str]:

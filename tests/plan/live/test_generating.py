@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import torch
 from live_models import host_of, language_model, tokens
 
@@ -13,7 +14,7 @@ from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.stored import storage
 from attnopt.passes.kvcache.eviction import SinksWindow
 from attnopt.patterns import recognise
-from attnopt.plan.live.generating import Used, on_prompts, paces, usual
+from attnopt.plan.live.generating import Used, on_prompts, paces, room_to_step, usual
 from attnopt.plan.timing.shaped import resized
 
 
@@ -52,6 +53,19 @@ def test_both_phases_are_timed_with_the_policy_on():
     assert re.fullmatch(
         r"[\d.e+-]+ ms to the first token, then [\d.e+-]+ tokens a second, \d+ bytes of cache a token", str(found["after"])
     )
+
+
+def test_steps_stay_within_the_positions_that_a_model_has_learned():
+    model, prompt = language_model("gpt2"), tokens(rows=1, length=64)["input_ids"]
+    assert model.config.max_position_embeddings == 64
+    assert paces({"before": Used(model)}, prompt, seconds=0.2)["before"].step > 0
+
+
+@pytest.mark.parametrize(("positions", "length"), [(64, 64), (64, 20), (1024, 1000), (4096, 256), (8, 8)])
+def test_a_warm_up_and_all_rounds_have_their_positions(positions, length):
+    kept, most = room_to_step(positions, length)
+    assert 1 <= kept <= length and most >= 1 and kept + 2 * most + 1 <= positions
+    assert positions < length + 101 or (kept, most) == (length, 50)
 
 
 def test_a_search_for_time_prices_decoding_too():

@@ -27,6 +27,12 @@ def test_long_rounds_are_few(monkeypatch):
     assert len(in_turn({"a": lambda: None}, seconds=0.0)["a"].runs) == 5
 
 
+def test_a_clock_that_stands_still_for_a_run_is_no_division_by_zero():
+    ticks = iter([0.0, 0.0, *(float(i) for i in range(1, 100))])
+    times = in_turn({"a": lambda: None, "b": lambda: None}, seconds=0.0, clock=lambda: next(ticks))
+    assert times["b"].ratio(times["a"]) == 1.0
+
+
 def test_what_is_measured():
     times = in_turn({"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.01)}, seconds=0.0)
     assert times["short"].median >= 0.001
