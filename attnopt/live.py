@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         request = replace(request, passes=tuple(p for p in request.passes if p not in codes))
     if checked.policies or codes:
         request = replace(request, budget=half_of(request.budget))
-    _, report = run(host, request)
+    _, report = run(host, replace(request, takes=partial(unheld, host)))
     plan = rewritten(host, report, request)
     changes = read_back(host, plan.edited)
     notes: list[str] = []
@@ -153,6 +154,12 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         notes += spoken(paces(used, ids) if request.select == "measure" else {}, foretold, ids.shape[1])
     report = replace(report, refusals=named(report.refusals), notes=tuple(notes))
     return dressed(made, report, policy, words, earlier or (), on_codes)
+
+
+def unheld(host: ModuleHost, result: Any) -> Refusal | None:
+    """Why a rewritten graph cannot be read back as the modules of a live model; None where it can."""
+    found = read_back(host, result)
+    return replace(found, reason=f"a live model cannot hold it: {found.reason}") if isinstance(found, Refusal) else None
 
 
 @dataclass(frozen=True)

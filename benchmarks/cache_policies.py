@@ -36,8 +36,8 @@ GIVEN, JUDGING, LONG = 36, 24, 512
 
 @dataclass(frozen=True)
 class Row:
-    """policy: what was taken, empty for none. share: bytes of those of the whole cache. loss, upper: on the judging texts; promised: the bound
-    that optimize gave. hand, hand_share: the choice by hand. step: times that of the whole cache."""
+    """policy: what was taken, empty for none. share: bytes of those of the whole cache. loss, upper: on the judging texts; promised: the
+    bound that optimize gave. hand, hand_share: the choice by hand. step: times that of the whole cache."""
 
     subject: str
     goal: str
@@ -61,7 +61,9 @@ def subject(name: str) -> tuple[Any, Tensor, Tensor]:
     if name == "code-lm":
         windows = code_windows(GIVEN + JUDGING, LONG)
         return code_lm(), windows[:GIVEN], windows[GIVEN:]
-    tokens = recall_batch(GIVEN + JUDGING, PAIRS, round(PROMPT * LONG), seed=21).tokens  # what follows the prompt are the questions
+    tokens = recall_batch(
+        GIVEN + JUDGING, PAIRS, round(PROMPT * LONG), seed=21
+    ).tokens  # what follows the prompt are the questions
     return recall_model(), tokens[:GIVEN], tokens[GIVEN:]
 
 
@@ -116,8 +118,8 @@ def table(rows: list[Row]) -> str:
     for r in rows:
         lost = f"{r.loss:.3g}, {r.upper:.3g}" + ("" if r.upper <= r.budget else " (over)") if r.policy else ""
         lines.append([
-            r.subject, r.goal, f"{r.budget:g}", r.policy or "the whole cache", f"{r.share:.3f}", lost, f"{r.promised:.3g}" if r.policy else "",
-            r.hand or "none holds", f"{r.hand_share:.3f}", f"{r.step:.2f}",
+            r.subject, r.goal, f"{r.budget:g}", r.policy or "the whole cache", f"{r.share:.3f}", lost,
+            f"{r.promised:.3g}" if r.policy else "", r.hand or "none holds", f"{r.hand_share:.3f}", f"{r.step:.2f}",
         ])  # fmt: skip
     return harness.markdown(columns, lines)
 
@@ -149,8 +151,8 @@ def write(rows: list[Row], threads: int) -> None:
     over = sum(r.upper > r.budget for r in rows if r.policy)
     gap = math.prod(r.share / r.hand_share for r in rows) ** (1 / len(rows))
     notes = [
-        f"{threads} threads. {len(rows)} budgets: the loss on unseen texts is over {over} of them, and {sum(r.loss > r.budget for r in rows)} by "
-        "its mean. The choice by hand was made by the judging texts themselves",
+        f"{threads} threads. {len(rows)} budgets: the bound of the loss on unseen texts is over {over} of them, its mean over "
+        f"{sum(r.loss > r.budget for r in rows)}. The choice by hand was made by the judging texts themselves",
         f"bytes of what was taken, beside those of the choice by hand: {gap:.2f} (geometric mean)",
     ]
     path = harness.save(NAME, rows, notes)

@@ -33,7 +33,7 @@ from attnopt.plan.judge.verify import OwnModel
 from attnopt.plan.memory.memory import Held, Memory
 from attnopt.plan.memory.room import Room
 from attnopt.plan.options.groups import Grouping
-from attnopt.plan.options.offered import offered
+from attnopt.plan.options.offered import Takes, offered
 from attnopt.plan.options.proposals import LATE, Class, Move, classes_of, moves_of
 from attnopt.plan.options.tuning import Tuning
 from attnopt.plan.options.workshop import Workshop
@@ -58,7 +58,8 @@ class Setting:
     """What a search is given. data: calibration given by the user, None where there are only the example inputs.
 
     shaped: inputs of the workload's shapes, to time models on. minimise: of search.GOALS. own: the model that `host` was traced from,
-    which a frontier's times are shares of. given: the model before `folds`, where there are any: `host` is what they left.
+    which a frontier's times are shares of. given: the model before `folds`, where there are any: `host` is what they left. takes: see
+    `options.offered`.
     """
 
     host: Host
@@ -84,6 +85,7 @@ class Setting:
     own: OwnModel | None = None
     given: Host | None = None
     folds: tuple[Move, ...] = ()
+    takes: Takes | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def prepared(setting: Setting) -> Search:
     kernels = {c.site.name: c.lowering for c in setting.chosen if c.lowering is not None}
     arrays = Arrays(evidence, room.share(CODES))
     shop = Workshop(setting.host, kernels, setting.target, setting.runtime, setting.opset, sizes, arrays)
-    classes = offered(classes, shop)
+    classes = offered(classes, shop, setting.takes)
     bound = setting.workload.bind(setting.sites) if setting.workload is not None else ()
     loads = [Load({**sizes, **b.sizes}, b.weight) for b in bound] or [Load(sizes)]
     pairs = tuple(zip(grouping.sites, grouping.blocks, strict=True))

@@ -29,6 +29,7 @@ from attnopt.plan.judge.budget import QUALITY, Budget
 from attnopt.plan.judge.quality import Score
 from attnopt.plan.judge.verify import OwnModel, difference, require_equal, require_same_model, seeded
 from attnopt.plan.memory.fitting import left, within_memory
+from attnopt.plan.options.offered import Takes
 from attnopt.plan.options.proposals import Move
 from attnopt.plan.options.workshop import Workshop
 from attnopt.plan.replay import arrays_for, kernels_from, moves_from, step_of
@@ -51,7 +52,7 @@ class Request:
     names: of the outputs. quality: the user's score, for a budget in it. plan: applied as it is, without a search. shaped: inputs of
     the workload's shapes, once they are made.
     minimise: "time", or "memory" (weights and caches), for which a slower model is kept. own: the model itself, where `host` was traced
-    from it: what is timed as before.
+    from it: what is timed as before. takes: see `options.offered`.
     """
 
     target: str
@@ -72,6 +73,7 @@ class Request:
     shaped: Shaped = Shaped(())
     minimise: str = "time"
     own: OwnModel | None = None
+    takes: Takes | None = None
 
 
 @dataclass
@@ -246,6 +248,7 @@ def setting_for(host: Host, request: Request, state: State, passes: tuple[Pass, 
         store=request.store,
         minimise=request.minimise,
         own=request.own,
+        takes=request.takes,
     )
 
 
