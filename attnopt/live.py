@@ -25,7 +25,6 @@ from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention, 
 from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
 from attnopt.hosts.module.traceable import runs_here, traceable
-from attnopt.hosts.module.widths import narrows_keys
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.opening import Opened
@@ -118,9 +117,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     compare(host, plan, made, inputs)
     policy: ChosenPolicy | None = None
     narrowed = any(held.narrowed for held in made.layers.values())
-    if checked.policies and narrows_keys(made.model):
-        notes.append("no cache policy: a plan keeps keys narrower than the queries by which policies choose")
-    elif checked.policies and narrowed:
+    if checked.policies and narrowed:
         notes.append(
             "no cache policy: a plan that narrows what layers see is not held beside one; name passes without such masks"
         )

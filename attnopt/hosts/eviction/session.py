@@ -20,6 +20,7 @@ from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.eviction.layer import EvictingLayer
 from attnopt.hosts.eviction.turning import Turning, function_of, reads, turns, unreadable
 from attnopt.hosts.module.interface import HELD
+from attnopt.hosts.module.widths import cut_queries
 from attnopt.ir.clause import Clause
 from attnopt.ir.eviction import Policy, Room, Seen, choose
 from attnopt.ir.spec import AttentionSpec, as_spec
@@ -104,7 +105,8 @@ class Session:
         if getattr(config, "is_encoder_decoder", False):
             raise unsupported("the cache of an encoder and decoder", layer.index)
         assert layer.places is not None
-        if (*k.shape[:3], k.shape[3]) != (*layer.places.shape, layer.width) or q.shape[3] != layer.width:
+        read = cut_queries(module, q).shape[3]
+        if k.shape[:3] != layer.places.shape or k.shape[3] not in (layer.width, q.shape[3]) or read != layer.width:
             raise unsupported("a cache of other rows than attention reads", layer.index)
         first = layer.seen == q.shape[2]
         if layer.start is None:
@@ -121,7 +123,8 @@ class Session:
             return
         self.specs[layer.index] = spec
         every, count = self.room.interval(self.policy), self.policy.queries
-        plain = self.undone(module, q) if self.policy.plain else None
+        plain = cut_queries(module, self.undone(module, q)) if self.policy.plain else None
+        q = cut_queries(module, q)
         remembers = every is not None and count > 0
         prompt = first or (self.room.every == 0 and q.shape[2] > 1)  # a prompt may come in pieces, and another turn behind it
         if remembers or prompt:

@@ -4,8 +4,8 @@
 
 The layer's forward stays its own. Its projections give heads of D channels, those beyond d and e zero (`layers.NarrowLinear`), and what it
 hands to its cache is cut to the others first, whatever the cache's class; without a cache the same is done by one that keeps nothing.
-Queries are cut where attention is computed (`interface`). Any other function of transformers reads keys with their zeros put back, which
-change no score.
+Queries are cut where attention is computed (`interface`), and where a cache policy reads them (`cut_queries`). Any other function of
+transformers reads keys with their zeros put back, which change no score.
 """
 
 from __future__ import annotations
@@ -69,6 +69,12 @@ def cut(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     if at < len(args):
         return (*args[:at], NarrowCache(args[at], widths, padded), *args[at + 1 :]), kwargs
     return args, {**kwargs, name: NarrowCache(kwargs.get(name), widths, padded)}
+
+
+def cut_queries(module: nn.Module, q: Tensor) -> Tensor:
+    """q [B, H, L, D] in the channels of the keys that the layer keeps, [B, H, L, d]: the others are zero, and meet no key."""
+    widths: Widths | None = getattr(module, WIDTHS, None)
+    return q if widths is None else q[..., : widths.keys]
 
 
 def place_of_cache(kind: type[nn.Module]) -> tuple[str, int] | None:
