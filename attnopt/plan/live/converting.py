@@ -92,10 +92,10 @@ def live(
 ) -> Live | Refusal:
     """planned: specs of sites that a plan changes, by the paths of their modules. fuses: give the other layers kernels too.
 
-    A refusal where a layer does not run with the widths that its heads have now.
+    A refusal where a layer does not run with the heads that it has now.
     """
     model, planned = changed(host.model, changes), planned or {}
-    widened = next((c.path for c in changes if c.kind == "widths"), None)
+    widened = next((c.path for c in changes if c.kind in ("widths", "heads")), None)
     if not fuses and not planned and widened is None:
         return Live(model, tuple(changes))
     try:
@@ -103,7 +103,7 @@ def live(
     except AttnoptError as failure:
         if widened is None:
             raise
-        return Refusal(f"the layer's own forward takes no heads of another width: {failure}", widened)
+        return Refusal(f"the layer's own forward takes no heads of another width or number: {failure}", widened)
     sites = {s.source.module: s for s in recognise(host.graph).sites}
     layers: dict[str, LayerAttention] = {}
     idle: dict[str, LayerAttention] = {}
