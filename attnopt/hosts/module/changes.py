@@ -96,9 +96,7 @@ MAKERS: dict[str, Callable[[nn.Module, Change], None]] = {
     "low-rank": holding(LowRankLinear),
     "narrow": holding(NarrowLinear),
     "heads": heads,
-    "widths": lambda model, change: narrow(
-        model.get_submodule(change.path), **change.options, up=change.tensors.get(UP)
-    ),
+    "widths": lambda model, change: narrow(model.get_submodule(change.path), **change.options, up=change.tensors.get(UP)),
     "no-attention": lambda model, change: put(model, change.path, NoAttention(change.options["layer_idx"])),
     "no-norm": lambda model, change: put(model, change.path, NoNorm()),
 }

@@ -107,6 +107,12 @@ def lifts(module: nn.Module) -> bool:
     return widths is not None and widths.turn is not None
 
 
+def kept_keys(module: nn.Module, read: int) -> int:
+    """Channels of a key in the cache of a layer whose attention reads so many."""
+    widths: Widths | None = getattr(module, WIDTHS, None)
+    return read if widths is None else widths.keys
+
+
 def place_of_cache(kind: type[nn.Module]) -> tuple[str, int] | None:
     names = list(inspect.signature(kind.forward).parameters)[1:]
     return next(((name, names.index(name)) for name in PASTS if name in names), None)

@@ -58,7 +58,7 @@ def read_back(host: ModuleHost, result: FxHost) -> list[Change] | Refusal:
         return changes
     stayed = [s for s in before if s.source.module in left]
     twins = [left[s.source.module] for s in stayed]
-    if not changes and all(map(same_heads, stayed, twins)):
+    if result is host:
         return changes
     made: dict[tuple[str, str], Change] = {}
     blocks = zip(find_blocks(host.graph, stayed), find_blocks(result.graph, twins), strict=True)
