@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Widths:
     whole: int
     past: tuple[str, int]
     turn: Turn | None = None
+    names: tuple[str, ...] = ()  # of its forward's arguments, where keys turn
 
 
 class NarrowCache:
@@ -71,9 +72,12 @@ def narrow(
     past = place_of_cache(type(module))
     if past is None:
         raise ValueError(f"{type(module).__name__}.forward takes no cache")
+    made = Widths(keys, values, whole, past)
+    if turn is not None:
+        made = replace(made, turn=Turn.read(turn), names=arguments(type(module)))
     if not hasattr(module, WIDTHS):
         module.register_forward_pre_hook(cut, with_kwargs=True)
-    setattr(module, WIDTHS, Widths(keys, values, whole, past, None if turn is None else Turn.read(turn)))
+    setattr(module, WIDTHS, made)
     if up is not None:
         module.register_buffer(UP, up)
 
@@ -83,14 +87,14 @@ def cut(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     widths: Widths = getattr(module, WIDTHS)
     name, at = widths.past
     padded = getattr(module.config, "_attn_implementation", None) != NAME
-    lift = None if widths.turn is None else lifting_of(module, widths.turn, args, kwargs)
+    lift = None if widths.turn is None else lifting_of(module, widths, widths.turn, args, kwargs)
     if at < len(args):
         return (*args[:at], NarrowCache(args[at], widths, padded, lift), *args[at + 1 :]), kwargs
     return args, {**kwargs, name: NarrowCache(kwargs.get(name), widths, padded, lift)}
 
 
-def lifting_of(module: nn.Module, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lifting:
-    named = dict(zip(list(inspect.signature(type(module).forward).parameters)[1:], args, strict=False)) | kwargs
+def lifting_of(module: nn.Module, widths: Widths, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lifting:
+    named = dict(zip(widths.names, args, strict=False)) | kwargs
     windowed = getattr(module, "sliding_window", None) is not None
     return lifting(turn, getattr(module, UP), named.get("position_ids"), named.get("attention_mask"), windowed)
 
@@ -114,8 +118,13 @@ def kept_keys(module: nn.Module, read: int) -> int:
 
 
 def place_of_cache(kind: type[nn.Module]) -> tuple[str, int] | None:
-    names = list(inspect.signature(kind.forward).parameters)[1:]
+    names = arguments(kind)
     return next(((name, names.index(name)) for name in PASTS if name in names), None)
+
+
+def arguments(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Of its forward, without the module itself."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def takes_cache(model: nn.Module, path: str) -> Refusal | None:
