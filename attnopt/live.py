@@ -26,7 +26,6 @@ from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention, 
 from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
 from attnopt.hosts.module.traceable import runs_here, traceable
-from attnopt.hosts.module.widths import narrows_keys
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.opening import Opened
@@ -68,7 +67,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     if not checked.budget.exact and batches is None and checked.plan is None:
         raise BudgetError("a budget needs data on which the loss is measured", next_move=GIVE)
     inputs = batches[0] if batches else prompt(model)
-    host = ModuleHost.open(model, {**inputs, "use_cache": False})
+    host = ModuleHost.open(model, {**inputs, "use_cache": False}, lifts=asked.minimise == "memory")
     opened = Opened(host, inputs, "torch", 0)
     request = replace(asked, calibration=batches).request(opened, checked)
     if request.workload is not None:
@@ -119,9 +118,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     compare(host, plan, made, inputs)
     policy: ChosenPolicy | None = None
     narrowed = any(held.narrowed for held in made.layers.values())
-    if checked.policies and narrows_keys(made.model):
-        notes.append("no cache policy: a plan keeps keys narrower than the queries by which policies choose")
-    elif checked.policies and narrowed:
+    if checked.policies and narrowed:
         notes.append(
             "no cache policy: a plan that narrows what layers see is not held beside one; name passes without such masks"
         )
@@ -285,7 +282,11 @@ def lines(made: Live, chooser: Chooser | None, planned: Mapping[str, AttentionSp
         if names:
             counted = ", ".join(f"{name} in {names.count(name)} layers" for name in dict.fromkeys(names))
             said.append(f"live, {phase}: {counted}")
-    kept = [f"keys of {o['keys']} and values of {o['values']} channels, of {o['whole']}" for o in options_of(made, "widths")]
+    kept = [
+        f"keys of {o['keys']} and values of {o['values']} channels, of {o['whole']}"
+        + ", keys lifted and turned whenever they are read" * ("turn" in o)
+        for o in options_of(made, "widths")
+    ]
     said += [f"live, cache: {what}, in {kept.count(what)} layers" for what in dict.fromkeys(kept)]
     said += [f"live, {path}: computes '{made.layers[path].spec}'" for path in planned if path in made.layers]
     if chooser is not None and not made.layers:

@@ -1,6 +1,8 @@
 """The queries of a live model on data, by layer, turned to their positions: what directions of queries are made from.
 
 queries(model, batches, 3000) -> {layer: [H, n, D]}
+
+Where a layer keeps narrower keys than its class makes them, queries have the channels of those keys.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from attnopt.errors import InputMismatch
 from attnopt.hosts.eviction.patches import watched
+from attnopt.hosts.module.widths import cut_queries
 
 
 class Watch:
@@ -21,17 +24,20 @@ class Watch:
     def __init__(self) -> None:
         self.counted: Tensor | None = None
         self.found: dict[int, list[Tensor]] = {}
+        self.key_heads: dict[int, int] = {}
 
-    def attend(self, function: Callable[..., Any], module: nn.Module, q: Tensor, *rest: Any, **given: Any) -> Any:
+    def attend(self, function: Callable[..., Any], module: nn.Module, q: Tensor, k: Tensor, *rest: Any, **given: Any) -> Any:
         index = getattr(module, "layer_idx", None)
         if index is not None and self.counted is not None and self.counted.shape == (q.shape[0], q.shape[2]):
-            self.found.setdefault(int(index), []).append(q.detach().transpose(1, 2)[self.counted].float().cpu())
-        return function(module, q, *rest, **given)
+            rows = cut_queries(module, q.detach()).transpose(1, 2)[self.counted]
+            self.found.setdefault(int(index), []).append(rows.float().cpu())
+            self.key_heads[int(index)] = k.shape[1]
+        return function(module, q, k, *rest, **given)
 
 
 @torch.no_grad()
 def queries(model: nn.Module, batches: Iterable[Any], samples: int, seed: int = 0) -> tuple[dict[int, Tensor], dict[int, int]]:
-    """By layer: at most `samples` queries of each head, drawn at random, [H, n, D]; and the number of key heads.
+    """By layer: at most `samples` queries of each head, drawn at random, [H, n, D]; and how many key heads they read.
 
     batches: token ids [B, L] or [L], or named inputs with input_ids and perhaps attention_mask. Raises InputMismatch where none are seen.
     """
@@ -52,6 +58,4 @@ def queries(model: nn.Module, batches: Iterable[Any], samples: int, seed: int = 
         rows = torch.cat(parts)  # [n, H, D]
         drawn = torch.randperm(len(rows), generator=random)[:samples]
         made[index] = rows[drawn].transpose(0, 1).contiguous()
-    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    return made, dict.fromkeys(made, heads)
+    return made, watch.key_heads

@@ -30,7 +30,7 @@ from attnopt.ir.block import Block, HeadNorm, Rotary
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.edits.heads.candidates import candidate_of, shared_by
-from attnopt.passes.edits.heads.changes import HeadChanges, refuses_change, refuses_late_turn
+from attnopt.passes.edits.heads.changes import HeadChanges, kept_narrow, refuses_change, refuses_late_turn
 from attnopt.passes.edits.heads.head_map import HeadMap
 from attnopt.passes.edits.heads.head_pass import HeadPass, with_fitted
 from attnopt.passes.edits.heads.statistics import HeadMoments, moments
@@ -76,7 +76,7 @@ class EigenAttention(HeadPass):
         for threshold in self.thresholds:
             k, v = (self.rank(s, threshold) for s, _ in (keys, values))
             width, wide = len(keys[0][0]), len(values[0][0])
-            of_keys = k if not fixed and (not turns or (late is None and block.cache_k is not None)) else width
+            of_keys = k if not fixed and (not turns or (late is None and kept_narrow(group))) else width
             for rank in dict.fromkeys(((of_keys, v), (width, v))):
                 if rank not in made and rank != (width, wide):
                     changes = eigen(block, keys[1], values[1], *rank)
