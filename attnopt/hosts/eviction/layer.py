@@ -25,6 +25,8 @@ class EvictingLayer(StoredLayer):
     """Keys and values of what is held, their places [B, G, L], and the place of each sequence's first token [B]."""
 
     is_croppable = False
+    k: Stored
+    v: Stored
 
     def __init__(self, index: int, clause: Clause | None = None) -> None:
         self.index, self.clause = index, clause

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLa
 from attnopt.errors import AttnoptError, InputMismatch
 from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.eviction.layer import EvictingLayer
+from attnopt.hosts.eviction.live_forms import keeps_ends
 from attnopt.hosts.eviction.turning import Turning, function_of, reads, turns, unreadable
 from attnopt.hosts.module.interface import HELD
 from attnopt.ir.clause import Clause
@@ -67,6 +68,12 @@ class Session:
             self.left[index] = reason(layer) or raised(unsupported(f"a cache layer {type(layer).__name__}", index))
             return
         coded = isinstance(layer, CodedLayer)
+        if coded and keeps_ends(layer.clause):
+            raise AttnoptError(
+                "a cache that keeps its first and newest tokens exactly cannot forget others",
+                where=f"layer {index}, {layer.clause}",
+                next_move='Set model.cache_codes = None, or "int4", or generate outside of attnopt.cache(…).',
+            )
         made = EvictingLayer(index, layer.clause if coded and self.clause is None else self.clause)
         if layer.is_initialized and layer.get_seq_length():
             made.take(layer.keys, layer.values)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from attnopt.hosts.eviction.ends import Ends
 from attnopt.hosts.eviction.stored import Stored
 
 
@@ -18,8 +19,8 @@ class StoredLayer(CacheLayerMixin):
 
     is_compileable = False
     is_sliding = False
-    k: Stored
-    v: Stored
+    k: Stored | Ends
+    v: Stored | Ends
 
     def map(self, change: Callable[[Tensor], Tensor]) -> None:
         """The same change of sequences to all that is held."""

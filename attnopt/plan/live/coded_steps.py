@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from attnopt.cost.workload import Workload
 from attnopt.hosts.eviction.coded import fresh
-from attnopt.hosts.eviction.stored import storage
+from attnopt.hosts.eviction.live_forms import live_form
 from attnopt.hosts.module.layer_attention import LayerAttention
 from attnopt.hosts.module.layers import NoAttention
 from attnopt.ir.clause import Clause
@@ -41,7 +41,7 @@ def timed_on(model: Any, chooser: CodesChooser, batch: int, length: int) -> Call
 
     @torch.no_grad()
     def timed(words: str) -> tuple[bool, str]:
-        clause = storage(words)
+        clause = live_form(words)
         assert clause is not None
         replace(chooser, length=length)(model, clause)
         layers = {**chooser.idle, **held_by(model)}

@@ -19,7 +19,10 @@ from torch import Tensor
 from attnopt.codegen import AS_STORED, ON_CPU, ON_GPU
 from attnopt.codegen.operator_lowering import OperatorLowering
 from attnopt.codegen.prefill_form import Form
-from attnopt.hosts.eviction.stored import Stored
+from attnopt.codegen.tvm.lowerings.tvm_pieces import TvmPieces
+from attnopt.codegen.tvm.piece_attention import run_tvm_exact_and_coded
+from attnopt.hosts.eviction.ends import HeldEnds
+from attnopt.hosts.eviction.live_forms import empty_side, keeps_ends
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
 from attnopt.ir.clause import Clause
@@ -44,6 +47,16 @@ class Run:
     def __call__(self, q: Tensor, k: Packed, v: Packed) -> Tensor:
         made: Tensor = self.operator(q, k.codes, v.codes, k.scales, k.zeros, v.scales, v.zeros, None, None, [], self.line)
         return made
+
+
+@dataclass(frozen=True)
+class PiecesRun:
+    """The same where some tokens are exact: the kernel reads them and those in codes by themselves."""
+
+    line: str
+
+    def __call__(self, q: Tensor, k: HeldEnds, v: HeldEnds) -> Tensor:
+        return run_tvm_exact_and_coded(q, (k.exact, v.exact), (k.coded, v.coded), self.line)
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ class CodesChooser:
             refused = lowering.missing() or lowering.refusal(spec_of(held, clause), form_of(held))
             if refused is None:
                 return lowering, ""
-            if lowering.operator.endswith("decode"):  # the others are of queries that choose
+            if lowering.operator.endswith("pieces" if keeps_ends(clause) else "decode"):  # the others are of other caches
                 why = refused if isinstance(refused, str) else refused.reason
         return None, why
 
@@ -116,15 +129,17 @@ def spec_of(held: LayerAttention, clause: Clause) -> AttentionSpec:
 
 def with_kernel(held: LayerAttention, clause: Clause, name: str, why: str = "") -> OnCodes:
     """By the kernel of this name, as when it was saved."""
-    lowering = next(x for x in kernels() if x.name == name)
-    return OnCodes(clause, name, Run(getattr(torch.ops.attnopt, lowering.operator).default, str(spec_of(held, clause))), why)
+    lowering, line = next(x for x in kernels() if x.name == name), str(spec_of(held, clause))
+    if isinstance(lowering, TvmPieces):
+        return OnCodes(clause, name, PiecesRun(line), why)
+    return OnCodes(clause, name, Run(getattr(torch.ops.attnopt, lowering.operator).default, line), why)
 
 
 @torch.no_grad()
 def measured(held: LayerAttention, made: OnCodes, length: int) -> OnCodes:
     """The kernel, or none where it is not FASTER than what the layer does with numbers that are read back."""
     given = example(DECODE, Shape.of(held.call, held.device), batch=1, length=length)
-    k, v = (Stored(made.clause, side).grown(given[side]) for side in "kv")
+    k, v = (empty_side(made.clause, side).grown(given[side]) for side in "kv")
     q, plain, run = given["q"], held.decode or by_sdpa(held), made.run
     assert run is not None and k.packed is not None and v.packed is not None
     codes = k.packed, v.packed

@@ -20,7 +20,7 @@ from torch import Tensor
 from attnopt.analysis.calibration import Calibration
 from attnopt.errors import AttnoptError
 from attnopt.hosts.eviction.coded import bytes_per_token, fresh
-from attnopt.hosts.eviction.stored import storage
+from attnopt.hosts.eviction.live_forms import live_form
 from attnopt.ir.clause import Clause
 from attnopt.passes import Pass
 from attnopt.passes.edits.caches.state import Kept, clause
@@ -115,7 +115,7 @@ def coded(
 @torch.no_grad()
 def weighed(model: Any, original: Any, data: Calibration, words: str | None, seed: int) -> Coded:
     """words: a clause of a cache; None leaves it as it is."""
-    form, losses, token = storage(words), [], 0.0
+    form, losses, token = live_form(words), [], 0.0
     device = next(model.parameters()).device
     for batch in data.batches:
         given = {name: x.to(device) for name, x in batch.items()}
