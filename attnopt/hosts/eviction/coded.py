@@ -140,10 +140,10 @@ def compiled(model: Any) -> bool:
     return torch.compiler.is_compiling() or hasattr(model.forward, "_torchdynamo_orig_callable")
 
 
-def fresh(model: Any, clause: Clause) -> Cache:
-    """An empty cache in codes, as the model would make one."""
+def fresh(model: Any, clause: Clause, starts: Tensor | None = None) -> Cache:
+    """An empty cache in codes, as the model would make one. starts: of rows that are padded on their left."""
     cache = DynamicCache(config=model.config)
-    in_codes(cache, clause)
+    in_codes(cache, clause, starts=starts)
     return cache
 
 

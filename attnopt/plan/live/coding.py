@@ -1,9 +1,12 @@
 """A cache in codes for a live model, under the budget that its rewrites are under too.
 
-    passes int8-cache, int4-cache, int2-cache   ->   clauses of a cache, each measured on the live model   ->   the fewest bytes that hold
+    passes int8-cache, int4-cache, akvq-vl, …   ->   clauses of a cache, each measured on the live model   ->   the fewest bytes that hold
 
-A graph traced on a prompt has no cache, so these passes have no site there; what they ask for is tried where the cache is. Tokens are
-rounded one by one, so a text read at once loses on a cache in codes what prompt and generation lose together: every position is judged.
+A graph traced on a prompt has no cache, so these passes have no site there; what they ask for is tried where the cache is. Where tokens
+are rounded one by one, a text read at once loses on a cache in codes what prompt and generation lose together: every position is judged.
+Where the newest tokens stay exact, a position hangs on how many come behind it in the same call: of a text that is read at once, most
+would find no exact token before them, unlike any that is generated. So the first half of a text is a prompt, and the other comes PIECE
+tokens at a time: each position has at most so many exact tokens less than where it comes alone, and none more. All are judged there too.
 The loss is that of codes and rewrites, against the original. One half of the data chooses, on the other the 95 % bound is within the
 whole budget.
 """
@@ -12,16 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnopt.analysis.calibration import Calibration
-from attnopt.errors import AttnoptError
+from attnopt.errors import AttnoptError, InputMismatch
 from attnopt.hosts.eviction.coded import bytes_per_token, fresh
-from attnopt.hosts.eviction.live_forms import live_form
+from attnopt.hosts.eviction.ends import Ends
+from attnopt.hosts.eviction.live_forms import empty_side, keeps_ends, live_form, starts_of
 from attnopt.ir.clause import Clause
+from attnopt.ir.exact_ends import ExactEnds, exact_ends
 from attnopt.passes import Pass
 from attnopt.passes.edits.caches.state import Kept, clause
 from attnopt.passes.kvcache.akvq_vl import AkvqVl
@@ -32,14 +38,17 @@ from attnopt.passes.kvcache.zip_cache import ZipCache
 from attnopt.plan.judge.budget import Budget
 from attnopt.plan.judge.quality import Loss, kl
 from attnopt.plan.live.evicting import judged
+from attnopt.plan.live.layers import LENGTH
 
 METRIC = "mean KL"
 CODES = (Int8Cache, Int4Cache, Int2Cache)
-MORE = (AkvqVl, ZipCache)  # they hold more beside codes than a live cache has room for
+ENDS = (AkvqVl,)  # they keep tokens at both ends exactly
+MORE = (ZipCache,)  # it holds more beside codes than a live cache has room for
+PIECE = 16  # tokens
 
 
 def is_cache_pass(given: Pass) -> bool:
-    return isinstance(given, (*CODES, *MORE))
+    return isinstance(given, (*CODES, *ENDS, *MORE))
 
 
 def forms(passes: Sequence[Pass]) -> list[str]:
@@ -50,12 +59,15 @@ def forms(passes: Sequence[Pass]) -> list[str]:
             kept = Kept(each.rows)
             sides = [{"k": kept, "v": kept}] if isinstance(each, Int2Cache) else [{"v": kept}, {"k": kept, "v": kept}]
             found += [clause(side) for side in sides]
+        elif isinstance(each, AkvqVl):
+            kept = each.kept(of_text=False)
+            found.append(clause({"k": kept, "v": kept}))
     return [str(each) for each in found]
 
 
 @dataclass(frozen=True)
 class Coded:
-    """One form of the cache: bytes of a token, and losses on both halves of the data (None where it was not asked for)."""
+    """One form of the cache: bytes of a token, of LENGTH where that counts, and losses on both halves of the data (None: not asked for)."""
 
     words: str
     bytes: float
@@ -119,10 +131,42 @@ def weighed(model: Any, original: Any, data: Calibration, words: str | None, see
     device = next(model.parameters()).device
     for batch in data.batches:
         given = {name: x.to(device) for name, x in batch.items()}
-        made = model(**given, use_cache=True, past_key_values=None if form is None else fresh(model, form))
-        losses += of_rows(original(**given, use_cache=False).logits, made.logits, given)
-        token = bytes_per_token(made.past_key_values)
+        logits, cache = read(model, given, form)
+        losses += of_rows(original(**given, use_cache=False).logits, logits, given)
+        token = bytes_per_token(cache) if form is None or not keeps_ends(form) else bytes_at(cache, form, LENGTH)
     return Coded(words or "", token, Loss.of(METRIC, losses, seed))
+
+
+def read(model: Any, given: Mapping[str, Tensor], form: Clause | None) -> tuple[Tensor, Any]:
+    """Logits of all positions, and the cache behind them. Raises InputMismatch for texts of which too few tokens come to be codes."""
+    if form is None or not keeps_ends(form):
+        made = model(**given, use_cache=True, past_key_values=None if form is None else fresh(model, form))
+        return made.logits, made.past_key_values
+    ids, mask = given["input_ids"], given["attention_mask"]
+    length, ends = ids.shape[1], exact_ends(form)
+    assert isinstance(ends, ExactEnds)
+    if length - ends.first - ends.recent < length // 4:
+        raise InputMismatch(
+            f"of texts of {length} tokens {ends.first + ends.recent} stay exact, which says little of longer ones",
+            next_move="Give batches of longer texts as input_ids.",
+        )
+    cache, found = fresh(model, form, starts_of(mask)), []
+    for first, end in pairwise([0, *range(length // 2, length, PIECE), length]):
+        made = model(input_ids=ids[:, first:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
+        found.append(made.logits)
+    return torch.cat(found, 1), cache
+
+
+def bytes_at(cache: Any, form: Clause, length: int) -> float:
+    """Of each token of one sequence, where layers like those of a cache hold so many: exact tokens weigh the less the more there are."""
+    total = 0.0
+    for layer in cache.layers:
+        for side, x in (("k", layer.keys), ("v", layer.values)):
+            if isinstance(getattr(layer, side, None), Ends):
+                total += empty_side(form, side).grown(x.new_zeros(1, x.shape[1], length, x.shape[3])).bytes / length
+            else:
+                total += x.nbytes / len(x) / layer.get_seq_length()
+    return total
 
 
 def of_rows(before: Tensor, after: Tensor, given: Mapping[str, Tensor]) -> list[float]:
