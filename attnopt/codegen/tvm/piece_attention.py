@@ -77,6 +77,16 @@ def run_tvm_blocks(q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], spec: st
     return attend_blocks(by_tvm, blocks, q, k, v)
 
 
+def run_tvm_sets(q: Tensor, k: Sequence[Packed], v: Sequence[Packed], spec: str) -> list[tuple[Tensor, Tensor]]:
+    """Output and log-sum-exp of one query on each set of tokens in full blocks, of a cache that holds those that wait elsewhere."""
+    blocks, found = read_blocks(spec), []
+    for keys, values in zip(k, v, strict=True):
+        assert keys.scales is not None
+        line = blocks.line(8 * keys.codes.shape[3] // q.shape[3], keys.codes.shape[2] // keys.scales.shape[2])
+        found.append(by_tvm(line, q, Cache(keys.codes, values.codes).with_sides(keys, values)))
+    return found
+
+
 def blocks_supports(spec: AttentionSpec, form: Form) -> Refusal | None:
     """None where the kernels compute the spec on a cache in blocks."""
     found = blocks_of(spec)

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from attnopt.errors import AttnoptError
+from attnopt.hosts.eviction.block_layer import BlockLayer, refused
 from attnopt.hosts.eviction.ends import Ends
-from attnopt.hosts.eviction.live_forms import empty_side, keeps_ends, starts_of
+from attnopt.hosts.eviction.live_forms import empty_side, keeps_blocks, keeps_ends, starts_of
 from attnopt.hosts.eviction.stored import Stored
 from attnopt.hosts.eviction.stored_layer import StoredLayer
 from attnopt.hosts.eviction.unread import Unread
+from attnopt.hosts.module.interface import lead
 from attnopt.ir.clause import Clause
 
 SPARE, SHARE = 16, 16  # places that a cache has to grow: so many, or this part of what it holds
@@ -64,6 +66,10 @@ class CodedLayer(StoredLayer):
             return self.k.read(), self.v.read()
         return Unread(self.k, key_states.shape[3]), Unread(self.v, value_states.shape[3])
 
+    def take(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Tokens of another cache."""
+        self.update(key_states, value_states)
+
     def get_seq_length(self) -> int:
         return self.k.length
 
@@ -83,6 +89,10 @@ class CodedLayer(StoredLayer):
         self.k, self.v = self.k.mapped(change), self.v.mapped(change)
 
 
+def layer_of(clause: Clause, starts: Tensor | None = None) -> CodedLayer | BlockLayer:
+    return BlockLayer(clause) if keeps_blocks(clause) else CodedLayer(clause, starts)
+
+
 def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False, starts: Tensor | None = None) -> None:
     """Let the layers of a cache that keep all their tokens keep them in codes from now on; what they hold is rounded.
 
@@ -91,14 +101,14 @@ def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False, starts: Te
     Raises AttnoptError for caches that cannot: of fixed size, quantised by transformers, moved between devices.
     """
     if cache.layer_class_to_replicate is DynamicLayer:
-        cache.layer_class_to_replicate = functools.partial(CodedLayer, clause, starts)
+        cache.layer_class_to_replicate = functools.partial(layer_of, clause, starts)
     if getattr(cache, "offloading", False):
         raise cannot("a cache that is moved between devices")
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[i] = made = CodedLayer(clause, starts)
+            cache.layers[i] = made = layer_of(clause, starts)
             if layer.get_seq_length():
-                made.update(layer.keys, layer.values)
+                made.take(layer.keys, layer.values)
         elif isinstance(layer, CodedLayer):
             layer.hands_codes = hands_codes
             layer.starts = layer.starts if layer.is_initialized else starts
@@ -109,7 +119,7 @@ def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False, starts: Te
 def keeps_its_own(layer: Any) -> bool:
     """Whether a layer holds codes already, forgets, or keeps a window or a state."""
     window = getattr(layer, "is_sliding", False) and not hasattr(layer, "max_cache_len")
-    coded = isinstance(getattr(layer, "k", None), (Stored, Ends))
+    coded = isinstance(layer, BlockLayer) or isinstance(getattr(layer, "k", None), (Stored, Ends))
     return bool(coded or window or isinstance(layer, LinearAttentionCacheLayerMixin))
 
 
@@ -130,6 +140,8 @@ def prepared(model: nn.Module, clause: Clause, args: tuple[Any, ...], kwargs: di
             return kwargs
         cache = fresh(model, clause)
         kwargs = {**kwargs, "past_key_values": cache}
+    if keeps_blocks(clause) and compiled(model):
+        raise refused("torch.compile does not follow it")
     at_start = keeps_ends(clause) and (not cache.get_seq_length() or any(type(x) is DynamicLayer for x in cache.layers))
     in_codes(cache, clause, not compiled(model), starts_of(given.get("attention_mask")) if at_start else None)
     return kwargs
@@ -142,6 +154,8 @@ def compiled(model: Any) -> bool:
 
 def fresh(model: Any, clause: Clause, starts: Tensor | None = None) -> Cache:
     """An empty cache in codes, as the model would make one. starts: of rows that are padded on their left."""
+    if keeps_blocks(clause):
+        lead(model)  # they learn from its attention
     cache = DynamicCache(config=model.config)
     in_codes(cache, clause, starts=starts)
     return cache

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from attnopt.errors import AttnoptError, InputMismatch
+from attnopt.hosts.eviction.block_layer import BlockLayer
 from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.eviction.layer import EvictingLayer
 from attnopt.hosts.eviction.live_forms import keeps_ends
@@ -62,18 +63,18 @@ class Session:
             self.layers[index] = self.waiting = layer
             layer.admitted = True
             return
+        if isinstance(layer, BlockLayer) or (isinstance(layer, CodedLayer) and keeps_ends(layer.clause)):
+            raise AttnoptError(
+                "a cache that keeps some tokens exactly beside codes cannot forget others",
+                where=f"layer {index}, {layer.clause}",
+                next_move='Set model.cache_codes = None, or "int4", or generate outside of attnopt.cache(…).',
+            )
         if not any(type(x) is DynamicLayer or isinstance(x, (EvictingLayer, CodedLayer)) for x in cache.layers):
             raise refused(cache, index)
         if type(layer) is not DynamicLayer and not isinstance(layer, CodedLayer):
             self.left[index] = reason(layer) or raised(unsupported(f"a cache layer {type(layer).__name__}", index))
             return
         coded = isinstance(layer, CodedLayer)
-        if coded and keeps_ends(layer.clause):
-            raise AttnoptError(
-                "a cache that keeps its first and newest tokens exactly cannot forget others",
-                where=f"layer {index}, {layer.clause}",
-                next_move='Set model.cache_codes = None, or "int4", or generate outside of attnopt.cache(…).',
-            )
         made = EvictingLayer(index, layer.clause if coded and self.clause is None else self.clause)
         if layer.is_initialized and layer.get_seq_length():
             made.take(layer.keys, layer.values)

@@ -14,20 +14,17 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from attnopt.hosts.eviction.ends import Ends
-from attnopt.hosts.eviction.stored import Stored
-
 TOLD = tuple(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad", "ndim"))
 
 
 class Unread(Tensor):
-    """stored: what it stands for, [B, G, L, D] of `stored.dtype`."""
+    """stored: what it stands for, [B, G, L, D]: it has `rows`, `dtype` and `device`, and `read` gives the numbers."""
 
-    stored: Stored | Ends
+    stored: Any
     found: Tensor | None
 
     @staticmethod
-    def __new__(cls, stored: Stored | Ends, width: int) -> Unread:
+    def __new__(cls, stored: Any, width: int) -> Unread:
         made: Unread = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, (*stored.rows, width), dtype=stored.dtype, device=stored.device
         )

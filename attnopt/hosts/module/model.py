@@ -49,10 +49,13 @@ class LiveModel:
     @cache_codes.setter
     def cache_codes(self, words: str | None) -> None:
         """Layers get their kernels for such a cache, which are measured. Raises InputMismatch for what is no form of a live cache."""
-        from attnopt.hosts.eviction.live_forms import live_form
+        from attnopt.hosts.eviction.live_forms import keeps_blocks, live_form
+        from attnopt.hosts.module.interface import lead
 
         clause = live_form(words)
         self.__dict__[CODES] = words
+        if clause is not None and keeps_blocks(clause):
+            lead(self)
         if clause is not None and self.choose_codes is not None:
             self.choose_codes(self, clause)
 

@@ -11,6 +11,7 @@ from live_models import language_model
 from attnopt.analysis.calibration import Calibration
 from attnopt.hosts.eviction.live_forms import live_form
 from attnopt.ir.exact_ends import ExactEnds
+from attnopt.ir.token_blocks import TokenBlocks
 from attnopt.passes.kvcache.akvq_vl import AkvqVl
 from attnopt.passes.kvcache.int2_cache import Int2Cache
 from attnopt.passes.kvcache.int4_cache import Int4Cache
@@ -118,7 +119,25 @@ def test_short_texts_say_nothing_of_exact_tokens(model, data):
     assert found is None and "of texts of 12 tokens 10 stay exact" in said[1]
 
 
+def test_blocks_are_judged_as_they_are_read_and_padded_texts_are_refused(model, data, monkeypatch):
+    monkeypatch.setattr(coding, "LENGTH", 64)
+    found, said = coded(model, model, data, Budget.of(50.0), [ZipCache(block=4)], 0)
+    assert found is None and all("rows are padded" in line for line in said[1:])
+    texts = Calibration(tuple({**b, "attention_mask": torch.ones_like(b["input_ids"])} for b in data.batches), data.axis, True)
+    found, said = coded(model, model, texts, Budget.of(50.0), [ZipCache(block=4)], 0)
+    assert found == TokenBlocks(4, 4).words_of_a_spec  # of so few tokens two sets have more scales than codes
+    losses = [weighed(model, model, texts.split(0)[0], TokenBlocks(4, n).words_of_a_spec, 0).loss.mean for n in (2, 4)]
+    assert 0 < losses[1] < losses[0] and model.config._attn_implementation == "sdpa"
+    assert coded(model, model, texts, Budget.of(50.0), [ZipCache(shares=(0.5,))], 0)[1][1].count(
+        "of texts of 12 tokens 100 stay exact"
+    )
+    assert coded(model, model, texts, Budget.of(50.0), [ZipCache(block=4, shares=(0.25,))], 0) == (
+        None,
+        ["1 of 4 tokens salient: a live cache has half or all; traced graphs take it"],
+    )
+
+
 def test_what_cannot_be_tried_is_a_line(model, data):
-    found, said = coded(model, model, data, Budget(metric="cosine", limit=0.1), [Int8Cache(), ZipCache()], 0)
-    assert found is None and "zip-cache: a live cache holds codes" in said[0] and "the budget is in cosine" in said[1]
-    assert coded(model, model, data, Budget.of(1.0), [ZipCache()], 0) == (None, said[:1])
+    found, said = coded(model, model, data, Budget(metric="cosine", limit=0.1), [Int8Cache()], 0)
+    assert found is None and "the budget is in cosine" in said[0]
+    assert coded(model, model, data, Budget.of(1.0), [], 0) == (None, [])
