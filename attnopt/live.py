@@ -19,7 +19,7 @@ from attnopt.asked import Asked
 from attnopt.cost.target import load_target
 from attnopt.errors import BudgetError, InputMismatch, UnsupportedFormat
 from attnopt.hosts.eviction.chosen import ChosenPolicy
-from attnopt.hosts.eviction.stored import storage
+from attnopt.hosts.eviction.live_forms import live_form
 from attnopt.hosts.module.host import TRACED, ModuleHost
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention, OnCodes
@@ -141,7 +141,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         chosen, said = coded(made.model, model, request.calibration, checked.budget, codes, request.seed, timed)
         words, notes, report = chosen or "", notes + said, replace(report, budget=checked.budget.allowed)
     notes = [*report.notes, *notes, *lines(made, chooser if fuses else None, plan.specs)]
-    form, steps = storage(words or None), () if report.plan is None else report.plan.steps
+    form, steps = live_form(words or None), () if report.plan is None else report.plan.steps
     notes += [] if form is None else on_codes(made.model, form)
     keep = 1.0 if policy is None else policy.keep
     if request.select != "always" and (made.changes or made.layers or policy is not None or form is not None):
@@ -247,7 +247,7 @@ def load_live(folder: Path) -> Any:
         {path: restored_layer(each, device) for path, each in record.get(name, {}).items()} for name in ("layers", "idle")
     )
     attach(model, layers, windows=record["windows"])
-    clause = storage(record.get("cache_codes"))
+    clause = live_form(record.get("cache_codes"))
     if clause is not None:
         both = {**idle, **layers}
         found = {

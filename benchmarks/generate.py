@@ -1,7 +1,7 @@
 """Generation by live models beside transformers' own: time to first token, tokens per second, cache bytes per token, peak memory.
 
-Contenders: transformers with eager and with sdpa attention, its forward under torch.compile, `attnopt.optimize` with nothing lost, and with
-a budget. Each row runs in a process of its own: its peak memory is read before transformers' sdpa joins it there and takes turns with it,
+Contenders: transformers with eager and with sdpa attention, its forward under torch.compile, `attnopt.optimize` with nothing lost, alone and
+under torch.compile, and with a budget. Each row runs in a process of its own: its peak memory is read before transformers' sdpa joins it there and takes turns with it,
 prompt by prompt, so that ratios are those of one minute. Medians of several prompts of equal length, greedy decoding, float32, batch 1.
 Results are kept after each row.
 
@@ -25,7 +25,8 @@ import torch
 from generation.subjects import NAMES, batches, longest, subject
 
 BASE = "sdpa"
-CONTENDERS = ("eager", BASE, "torch.compile", "attnopt exact", "attnopt budget")
+COMPILED = "attnopt exact, compiled"
+CONTENDERS = ("eager", BASE, "torch.compile", "attnopt exact", COMPILED, "attnopt budget")
 BUDGET, TOKENS, RUNS = 0.02, 128, 3
 
 
@@ -76,11 +77,13 @@ def prepared(name: str, contender: str, length: int, small: bool) -> tuple[Any, 
         return model, ""
     import attnopt
 
-    if contender == "attnopt exact":
+    if contender in ("attnopt exact", COMPILED):
         fast = attnopt.optimize(model)
     else:
         data = batches(name, count=5, rows=8, length=64 if small else 128)
         fast = attnopt.optimize(model, budget=BUDGET, calibration=data)
+    if contender == COMPILED:
+        fast.forward = torch.compile(fast.forward, dynamic=True)
     live = [note for note in fast.report.notes if note.startswith("live")]
     return fast, "; ".join([*live, *sorted({f"{s.rewrite} {s.kind}" for s in fast.plan.steps})])
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from attnopt.codegen.cache_pieces import Decode, sees_all
-from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Const
 from attnopt.ir.kv_cache import Cache, waiting_tokens
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
+from attnopt.ir.token_blocks import of_one_set
 
 KEPT = ("k_axis", "block", "scales", "v_balance", "k", "v", "recent")  # what the clause of such a cache says
 
@@ -45,8 +45,7 @@ class BlockPieces:
 
 @functools.lru_cache(maxsize=256)
 def written(plain: AttentionSpec, bits: int, tokens: int, scales: str) -> str:
-    kept = (("k", f"int{bits}"), ("v", f"int{bits}"), ("k_axis", "channel"), ("block", tokens), ("scales", scales))
-    return str(plain.with_(cache=Clause("cache", (), (*kept, ("v_balance", "root")))))
+    return str(plain.with_(cache=of_one_set(bits, tokens, scales)))
 
 
 @functools.lru_cache(maxsize=256)

@@ -19,17 +19,15 @@ import torch
 from torch import Tensor
 
 from attnopt.ir.clause import Clause
-from attnopt.ir.expr import Apply, Const, Expr, Index, Size, Term, apply
+from attnopt.ir.exact_ends import exact_ends
+from attnopt.ir.expr import Const, Size, Term, apply
 from attnopt.ir.kv_cache import Cache
-from attnopt.ir.packing import refusal
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.ir.storage import hadamard
 
 Decode = Callable[[str, Tensor, Cache], tuple[Tensor, Tensor]]  # a spec line, q, a cache -> o, log-sum-exp
 NEWEST = apply("sub", Size("k"), Size("q"))
-CODED = ("k", "v", "group", "scales", "levels")  # what codes alone need to be read
-WHOLE = 16  # bits of a token that is as it is
 
 
 @dataclass(frozen=True)
@@ -63,49 +61,35 @@ def pieces_of(spec: AttentionSpec) -> Pieces | Refusal:
         return Refusal("there is no cache", spec)
     if (refused := sees_all(spec)) is not None:
         return refused
-    recent = clause.expr("recent")
-    first = {first_exact(clause.expr_or_none(f"{side}_bits"), clause.word(side)) for side in "kv"}
-    count = first.pop()
-    if first or count is None or not isinstance(recent, Const):
-        return Refusal("which tokens are exact is no number of first and last ones", clause)
-    if "fp32" in (clause.word("k"), clause.word("v")):
-        return Refusal("keys or values are not in codes", clause)
-    said = dict(clause.options)
-    coded = Clause("cache", (), tuple((name, said[name]) for name in CODED if name in said))
-    turned = tuple(side for side in "kv" if said.get(f"{side}_basis") == "hadamard")
-    left = said.keys() - {*CODED, "recent", "clip", *(f"{side}_{what}" for side in "kv" for what in ("bits", "basis"))}
-    if left or (count, recent.value, turned) == (0, 0, ()):
-        return Refusal(f"{min(left)} of the cache" if left else "all tokens are in codes", clause)
-    if (refused := refusal(coded)) is not None:
-        return refused
+    ends = exact_ends(clause)
+    if isinstance(ends, Refusal):
+        return ends
+    coded = Clause("cache", (), tuple((name, value) for name, value in ends.rows.options if name != "clip"))  # to read codes
     plain = AttentionSpec(spec.normalizer, score=spec.score)
-    return Pieces(str(plain.with_(cache=coded)), str(plain), count, int(recent.value), turned)
-
-
-def first_exact(bits: Expr | None, storage: str) -> int | None:
-    """How many first tokens `where(k < n, 16, bits)` leaves as they are; None for anything else."""
-    if bits is None:
-        return 0
-    if not isinstance(bits, Apply) or bits.op != "where":
-        return None
-    where, then, other = bits.args
-    if then != Const(WHOLE) or other != Const(int(storage.removeprefix("int"))) or not isinstance(where, Apply):
-        return None
-    ((index, end),) = (where.args,) if where.op == "lt" else ((None, None),)
-    return int(end.value) if index == Index("k") and isinstance(end, Const) else None
+    return Pieces(str(plain.with_(cache=coded)), str(plain), ends.first, ends.recent, ends.turned)
 
 
 def attend_pieces(run: Decode, pieces: Pieces, q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
     """o [B, H, 1, E] of the newest query q [B, H, 1, D]. run: the kernel of a piece."""
     length = k[0].shape[2]
     first, recent = min(pieces.first, length), min(pieces.recent, max(0, length - pieces.first))
-    found = []
+    exact, coded = None, None
     if first + recent:
-        found.append(run(pieces.exact, q, Cache(*(exact_tokens(x[3:], pieces, first, recent) for x in (k, v)))))
+        exact = Cache(*(exact_tokens(x[3:], pieces, first, recent) for x in (k, v)))
     if first + recent < length:
         (keys, *of_keys), (values, *of_values) = ([part[:, :, first : length - recent] for part in x[:3]] for x in (k, v))
+        coded = Cache(keys, values, *of_keys, *of_values)
+    return attend_both(run, pieces, q, exact, coded)
+
+
+def attend_both(run: Decode, pieces: Pieces, q: Tensor, exact: Cache | None, coded: Cache | None) -> Tensor:
+    """o [B, H, 1, E] of a query that sees the tokens of both pieces, of which one may have none."""
+    found = []
+    if exact is not None:
+        found.append(run(pieces.exact, q, exact))
+    if coded is not None:
         turned = q if "k" not in pieces.turned else (q.float() @ basis(q.shape[3])).to(q.dtype)
-        o, lse = run(pieces.coded, turned, Cache(keys, values, *of_keys, *of_values))
+        o, lse = run(pieces.coded, turned, coded)
         found.append((o if "v" not in pieces.turned else (o.float() @ basis(o.shape[3]).mT).to(o.dtype), lse))
     return found[0][0] if len(found) == 1 else joined(*found)
 

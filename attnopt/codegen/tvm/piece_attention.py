@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from attnopt.codegen.cache_blocks import BlockPieces, attend_blocks, blocks_of
-from attnopt.codegen.cache_pieces import Pieces, attend_pieces, pieces_of
+from attnopt.codegen.cache_pieces import Pieces, attend_both, attend_pieces, pieces_of
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.triton.decode import DecodeForm
 from attnopt.codegen.tvm import decode
@@ -25,6 +25,7 @@ from attnopt.codegen.tvm.decode_attention import run_tvm_decode
 from attnopt.codegen.tvm.tvm_attention import ELSEWHERE
 from attnopt.errors import InputMismatch
 from attnopt.ir.kv_cache import Cache
+from attnopt.ir.packing import Packed
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec, parse
 
@@ -55,6 +56,14 @@ def run_tvm_pieces(q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], spec: st
     return attend_pieces(by_tvm, pieces, q, k, v)
 
 
+def run_tvm_exact_and_coded(q: Tensor, exact: Sequence[Tensor | None], coded: Sequence[Packed | None], spec: str) -> Tensor:
+    """As run_tvm_pieces, of a cache whose exact tokens stand together and have no codes: keys and values of each piece, or None."""
+    (k, v), (k_codes, v_codes) = exact, coded
+    one = None if k is None or v is None else Cache(k, v)
+    other = None if k_codes is None or v_codes is None else Cache(k_codes.codes, v_codes.codes).with_sides(k_codes, v_codes)
+    return attend_both(by_tvm, read(spec), q, one, other)
+
+
 def run_tvm_blocks(q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], spec: str) -> Tensor:
     """[B, H, 1, E + block]; k, v: as `cache_blocks.attend_blocks` takes them. Raises InputMismatch as above. Inference only."""
     blocks = read_blocks(spec)
@@ -66,6 +75,16 @@ def run_tvm_blocks(q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], spec: st
             next_move=f"Give one query, and of either side tokens, one or two sets, the balance of values, {blocks.block} exact tokens.",
         )
     return attend_blocks(by_tvm, blocks, q, k, v)
+
+
+def run_tvm_sets(q: Tensor, k: Sequence[Packed], v: Sequence[Packed], spec: str) -> list[tuple[Tensor, Tensor]]:
+    """Output and log-sum-exp of one query on each set of tokens in full blocks, of a cache that holds those that wait elsewhere."""
+    blocks, found = read_blocks(spec), []
+    for keys, values in zip(k, v, strict=True):
+        assert keys.scales is not None
+        line = blocks.line(8 * keys.codes.shape[3] // q.shape[3], keys.codes.shape[2] // keys.scales.shape[2])
+        found.append(by_tvm(line, q, Cache(keys.codes, values.codes).with_sides(keys, values)))
+    return found
 
 
 def blocks_supports(spec: AttentionSpec, form: Form) -> Refusal | None:

@@ -18,23 +18,29 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from attnopt.errors import AttnoptError
+from attnopt.hosts.eviction.block_layer import BlockLayer, refused
+from attnopt.hosts.eviction.ends import Ends
+from attnopt.hosts.eviction.live_forms import empty_side, keeps_blocks, keeps_ends, starts_of
+from attnopt.hosts.eviction.room import spare
 from attnopt.hosts.eviction.stored import Stored
 from attnopt.hosts.eviction.stored_layer import StoredLayer
 from attnopt.hosts.eviction.unread import Unread
+from attnopt.hosts.module.interface import lead
 from attnopt.ir.clause import Clause
-
-SPARE, SHARE = 16, 16  # places that a cache has to grow: so many, or this part of what it holds
 
 
 class CodedLayer(StoredLayer):
-    """Keys and values of all tokens of one layer in the codes of a clause, which `stored.storage` made."""
+    """Keys and values of all tokens of one layer as a clause keeps them, which `live_forms.live_form` made.
+
+    starts: the places of the first tokens of rows that are padded on their left, [B], where what is exact hangs on them.
+    """
 
     is_croppable = True
     hands_codes = False  # whether one new token gets its cache unread
 
-    def __init__(self, clause: Clause) -> None:
-        self.clause = clause
-        self.k, self.v = Stored(clause, "k"), Stored(clause, "v")
+    def __init__(self, clause: Clause, starts: Tensor | None = None) -> None:
+        self.clause, self.starts = clause, starts
+        self.k, self.v = empty_side(clause, "k", starts), empty_side(clause, "v", starts)
         super().__init__()
 
     @property
@@ -44,17 +50,24 @@ class CodedLayer(StoredLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         if key_states.shape[1] == key_states.shape[3] == 1:  # no key: a layer without attention counts its tokens by it
             self.k, self.v = Stored(None, "k"), Stored(None, "v")
+        elif self.starts is not None:
+            self.k, self.v = (empty_side(self.clause, side, self.starts) for side in "kv")
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         one = key_states.shape[2] == 1 and self.k.packed is not None
-        spare = max(SPARE, self.k.length // SHARE) if one else 0
-        self.k, self.v = self.k.grown(key_states, spare), self.v.grown(value_states, spare)
-        if not (one and self.hands_codes) or self.k.clause is None or key_states.requires_grad or torch.compiler.is_compiling():
+        places = spare(self.k.length) if one else 0
+        self.k, self.v = self.k.grown(key_states, places), self.v.grown(value_states, places)
+        hands = one and self.hands_codes and self.starts is None and not key_states.requires_grad
+        if not hands or self.k.clause is None or torch.compiler.is_compiling():
             return self.k.read(), self.v.read()
         return Unread(self.k, key_states.shape[3]), Unread(self.v, value_states.shape[3])
+
+    def take(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Tokens of another cache."""
+        self.update(key_states, value_states)
 
     def get_seq_length(self) -> int:
         return self.k.length
@@ -63,36 +76,41 @@ class CodedLayer(StoredLayer):
         return self.get_seq_length() + query_length, 0
 
     def reset(self) -> None:
-        self.k, self.v = Stored(self.clause, "k"), Stored(self.clause, "v")
-        self.is_initialized = False
+        self.k, self.v = empty_side(self.clause, "k"), empty_side(self.clause, "v")
+        self.is_initialized, self.starts = False, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """As transformers asks for it: so many tokens less, as a number below 0."""
         left = self.get_seq_length() - abs(tokens_to_remove)
-        self.map(lambda x: x[:, :, :left])
+        self.k, self.v = self.k.cut(left), self.v.cut(left)
 
     def map(self, change: Any) -> None:
         self.k, self.v = self.k.mapped(change), self.v.mapped(change)
 
 
-def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False) -> None:
+def layer_of(clause: Clause, starts: Tensor | None = None) -> CodedLayer | BlockLayer:
+    return BlockLayer(clause) if keeps_blocks(clause) else CodedLayer(clause, starts)
+
+
+def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False, starts: Tensor | None = None) -> None:
     """Let the layers of a cache that keep all their tokens keep them in codes from now on; what they hold is rounded.
 
-    hands_codes: who asks for them in the next call may get them as they are stored.
+    hands_codes: who asks for them in the next call may get them as they are stored. starts: of rows that are padded on their left.
 
     Raises AttnoptError for caches that cannot: of fixed size, quantised by transformers, moved between devices.
     """
     if cache.layer_class_to_replicate is DynamicLayer:
-        cache.layer_class_to_replicate = functools.partial(CodedLayer, clause)
+        cache.layer_class_to_replicate = functools.partial(layer_of, clause, starts)
     if getattr(cache, "offloading", False):
         raise cannot("a cache that is moved between devices")
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[i] = made = CodedLayer(clause)
+            cache.layers[i] = made = layer_of(clause, starts)
             if layer.get_seq_length():
-                made.update(layer.keys, layer.values)
+                made.take(layer.keys, layer.values)
         elif isinstance(layer, CodedLayer):
             layer.hands_codes = hands_codes
+            layer.starts = layer.starts if layer.is_initialized else starts
         elif not keeps_its_own(layer):
             raise cannot(f"a {type(cache).__name__} of {type(layer).__name__}")
 
@@ -100,7 +118,7 @@ def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False) -> None:
 def keeps_its_own(layer: Any) -> bool:
     """Whether a layer holds codes already, forgets, or keeps a window or a state."""
     window = getattr(layer, "is_sliding", False) and not hasattr(layer, "max_cache_len")
-    coded = isinstance(getattr(layer, "k", None), Stored)
+    coded = isinstance(layer, BlockLayer) or isinstance(getattr(layer, "k", None), (Stored, Ends))
     return bool(coded or window or isinstance(layer, LinearAttentionCacheLayerMixin))
 
 
@@ -119,8 +137,12 @@ def prepared(model: nn.Module, clause: Clause, args: tuple[Any, ...], kwargs: di
         config: Any = model.config
         if not (config.use_cache if uses is None else uses):
             return kwargs
-        return {**kwargs, "past_key_values": fresh(model, clause)}
-    in_codes(cache, clause, hands_codes=not compiled(model))
+        cache = fresh(model, clause)
+        kwargs = {**kwargs, "past_key_values": cache}
+    if keeps_blocks(clause) and compiled(model):
+        raise refused("torch.compile does not follow it")
+    at_start = keeps_ends(clause) and (not cache.get_seq_length() or any(type(x) is DynamicLayer for x in cache.layers))
+    in_codes(cache, clause, not compiled(model), starts_of(given.get("attention_mask")) if at_start else None)
     return kwargs
 
 
@@ -129,10 +151,12 @@ def compiled(model: Any) -> bool:
     return torch.compiler.is_compiling() or hasattr(model.forward, "_torchdynamo_orig_callable")
 
 
-def fresh(model: Any, clause: Clause) -> Cache:
-    """An empty cache in codes, as the model would make one."""
+def fresh(model: Any, clause: Clause, starts: Tensor | None = None) -> Cache:
+    """An empty cache in codes, as the model would make one. starts: of rows that are padded on their left."""
+    if keeps_blocks(clause):
+        lead(model)  # they learn from its attention
     cache = DynamicCache(config=model.config)
-    in_codes(cache, clause)
+    in_codes(cache, clause, starts=starts)
     return cache
 
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from attnopt.errors import AttnoptError
+from attnopt.hosts.eviction.room import spare
 from attnopt.hosts.eviction.stored import Stored
 from attnopt.hosts.eviction.stored_layer import StoredLayer
+from attnopt.hosts.eviction.unread import Unread
 from attnopt.ir.clause import Clause
 from attnopt.ir.eviction import FAR
 
@@ -25,6 +27,8 @@ class EvictingLayer(StoredLayer):
     """Keys and values of what is held, their places [B, G, L], and the place of each sequence's first token [B]."""
 
     is_croppable = False
+    k: Stored
+    v: Stored
 
     def __init__(self, index: int, clause: Clause | None = None) -> None:
         self.index, self.clause = index, clause
@@ -62,8 +66,11 @@ class EvictingLayer(StoredLayer):
                 next_move="Go on inside the `with` block, or start with a new cache.",
             )
         self.admitted = False
+        one = key_states.shape[2] == 1 and self.k.packed is not None
         self.take(key_states, value_states)
-        return self.k.read(), self.v.read()
+        if not one or self.clause is None or key_states.requires_grad or torch.compiler.is_compiling():
+            return self.k.read(), self.v.read()
+        return Unread(self.k, key_states.shape[3]), Unread(self.v, value_states.shape[3])
 
     def take(self, key_states: Tensor, value_states: Tensor) -> None:
         """Tokens behind those that were seen."""
@@ -71,7 +78,8 @@ class EvictingLayer(StoredLayer):
         batch, heads, count, width = key_states.shape
         new = torch.arange(self.seen, self.seen + count, device=key_states.device, dtype=torch.int32).expand(batch, heads, count)
         self.places = new if self.places is None else torch.cat([self.places, new], 2)
-        self.k, self.v = self.k.grown(key_states), self.v.grown(value_states)
+        places = spare(self.k.length) if count == 1 and self.k.packed is not None else 0
+        self.k, self.v = self.k.grown(key_states, places), self.v.grown(value_states, places)
         self.width = width
         self.exact_bytes = heads * (width + value_states.shape[3]) * key_states.element_size()
         self.seen += count

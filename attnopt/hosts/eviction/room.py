@@ -19,6 +19,13 @@ from attnopt.errors import InputMismatch
 from attnopt.ir.clause import Clause
 from attnopt.ir.packing import Packed, pack
 
+SPARE, SHARE = 16, 16  # places that a cache has to grow: so many, or this part of what it holds
+
+
+def spare(length: int) -> int:
+    """Empty places for a side of so many tokens which grows one by one."""
+    return max(SPARE, length // SHARE)
+
 
 @dataclass(eq=False)
 class Room:

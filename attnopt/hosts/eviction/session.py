@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from attnopt.errors import AttnoptError, InputMismatch
+from attnopt.hosts.eviction.block_layer import BlockLayer
 from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.eviction.layer import EvictingLayer
+from attnopt.hosts.eviction.live_forms import keeps_ends
 from attnopt.hosts.eviction.turning import Turning, function_of, reads, turns, unreadable
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.widths import cut_queries, lifts
@@ -62,6 +64,12 @@ class Session:
             self.layers[index] = self.waiting = layer
             layer.admitted = True
             return
+        if isinstance(layer, BlockLayer) or (isinstance(layer, CodedLayer) and keeps_ends(layer.clause)):
+            raise AttnoptError(
+                "a cache that keeps some tokens exactly beside codes cannot forget others",
+                where=f"layer {index}, {layer.clause}",
+                next_move='Set model.cache_codes = None, or "int4", or generate outside of attnopt.cache(…).',
+            )
         if not any(type(x) is DynamicLayer or isinstance(x, (EvictingLayer, CodedLayer)) for x in cache.layers):
             raise refused(cache, index)
         if type(layer) is not DynamicLayer and not isinstance(layer, CodedLayer):

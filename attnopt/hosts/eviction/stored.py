@@ -40,6 +40,18 @@ class Stored:
     def length(self) -> int:
         return 0 if self.packed is None else self.packed.codes.shape[2]
 
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """Sequences, heads and tokens."""
+        assert self.packed is not None
+        batch, heads, length, _ = self.packed.codes.shape
+        return (batch, heads, length)
+
+    @property
+    def device(self) -> torch.device:
+        assert self.packed is not None
+        return self.packed.codes.device
+
     @torch.compiler.disable
     def grown(self, x: Tensor, spare: int = 0) -> Stored:
         """x [B, G, n, D] behind what is there. spare: places that stay empty behind it, where all must move to make room for it.
@@ -67,6 +79,14 @@ class Stored:
             return self
         parts = (None if x is None else change(x) for x in (self.packed.codes, self.packed.scales, self.packed.zeros))
         return replace(self, packed=Packed(*parts), room=None)  # type: ignore[arg-type]
+
+    def cut(self, length: int) -> Stored:
+        """The first tokens alone, so many."""
+        return self.mapped(lambda x: x[:, :, :length])
+
+    def part(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `change` leaves of the tokens: the others are not read."""
+        return self.mapped(change).read()
 
     def read(self) -> Tensor:
         """[B, G, L, D]."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from attnopt.hosts.eviction.ends import Ends
 from attnopt.hosts.eviction.stored import Stored
 
 
@@ -18,16 +19,21 @@ class StoredLayer(CacheLayerMixin):
 
     is_compileable = False
     is_sliding = False
-    k: Stored
-    v: Stored
+    k: Stored | Ends
+    v: Stored | Ends
 
     def map(self, change: Callable[[Tensor], Tensor]) -> None:
         """The same change of sequences to all that is held."""
         raise NotImplementedError
 
+    def read(self, side: str) -> Tensor | None:
+        """All that is held of one side, [B, G, L, D]; None before the first token."""
+        held = self.k if side == "k" else self.v
+        return None if held.packed is None else held.read()
+
     @property
     def keys(self) -> Tensor | None:
-        return None if self.k.packed is None else self.k.read()
+        return self.read("k")
 
     @keys.setter
     def keys(self, given: Tensor | None) -> None:
@@ -36,7 +42,7 @@ class StoredLayer(CacheLayerMixin):
 
     @property
     def values(self) -> Tensor | None:
-        return None if self.v.packed is None else self.v.read()
+        return self.read("v")
 
     @values.setter
     def values(self, given: Tensor | None) -> None:

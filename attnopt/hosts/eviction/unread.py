@@ -14,23 +14,19 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from attnopt.hosts.eviction.stored import Stored
-
 TOLD = tuple(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad", "ndim"))
 
 
 class Unread(Tensor):
-    """stored: what it stands for, [B, G, L, D] of `stored.dtype`."""
+    """stored: what it stands for, [B, G, L, D]: it has `rows`, `dtype` and `device`, and `read` gives the numbers."""
 
-    stored: Stored
+    stored: Any
     found: Tensor | None
 
     @staticmethod
-    def __new__(cls, stored: Stored, width: int) -> Unread:
-        assert stored.packed is not None
-        codes = stored.packed.codes
+    def __new__(cls, stored: Any, width: int) -> Unread:
         made: Unread = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, (*codes.shape[:3], width), dtype=stored.dtype, device=codes.device
+            cls, (*stored.rows, width), dtype=stored.dtype, device=stored.device
         )
         made.stored, made.found = stored, None
         return made
@@ -43,7 +39,7 @@ class Unread(Tensor):
 
     def cut(self, change: Callable[[Tensor], Tensor]) -> Tensor:
         """What `change` leaves of the tokens: the others are not read."""
-        return self.stored.mapped(change).read()
+        return self.stored.part(change)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnopt.hosts.eviction.block_layer import Awaited, refused
 from attnopt.hosts.eviction.unread import Unread
 from attnopt.hosts.module.layer_attention import STRANGE, AttentionCall, LayerAttention
 from attnopt.hosts.module.narrowing import joined
@@ -36,6 +37,17 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, attnopt_mask)
 
 
+def lead(model: Any, windows: bool | None = None) -> None:
+    """Let all attentions of a model go through the function below. windows: whether layers with one do without a mask; None as before."""
+    register()
+    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+        if config._attn_implementation != NAME:
+            setattr(config, BEFORE, config._attn_implementation)
+        if windows is not None or not hasattr(config, WINDOWS):
+            setattr(config, WINDOWS, bool(windows))
+        config._attn_implementation_internal = NAME
+
+
 def attnopt_attention(
     module: nn.Module,
     query: Tensor,
@@ -54,6 +66,8 @@ def attnopt_attention(
     if CALLS:
         CALLS[-1][module] = described(query, key, value, factor, causal, kwargs)
     held: LayerAttention | None = getattr(module, HELD, None)
+    if isinstance(key, Unread) and isinstance(key.stored, Awaited):
+        return learned(key.stored, held, query, attention_mask, factor, dropout, causal, kwargs), None
     queries = query.shape[2]
     if attention_mask is None and causal and 1 < queries < key.shape[2]:  # a cache of fixed size that was empty
         key, value = key[:, :, :queries], value[:, :, :queries]
@@ -78,6 +92,19 @@ def attnopt_attention(
     elif attention_mask is None and causal and queries > 1:
         attention_mask = windowed(queries, kwargs.get("sliding_window"), query.device)
     return own_way(module, query, key, value, attention_mask, scaling=factor, dropout=dropout, is_causal=causal, **kwargs)
+
+
+def learned(
+    tokens: Awaited, held: LayerAttention | None, q: Tensor, mask: Any, factor: float, dropout: float, causal: bool, kwargs: Any
+) -> Tensor:
+    """Of a layer whose cache learns from it. Raises AttnoptError for what is no softmax of scaled products that sees all tokens so far."""
+    odd = [name for name in (*STRANGE, "softcap", "sliding_window") if kwargs.get(name) is not None]
+    if odd or dropout or not causal:
+        raise refused(f"this is no plain softmax of all tokens so far ({', '.join(odd) or 'dropout, or not causal'})")
+    if held is not None and (held.narrowed or held.changes_prompts):
+        raise refused("a plan computes another attention in this layer")
+    run = None if held is None or mask is not None else held.of_codes(q, tokens.clause, causal, kwargs)
+    return tokens.attend(q, mask, factor, run).transpose(1, 2).contiguous()
 
 
 def unpadded(

@@ -23,7 +23,6 @@ from torch import Tensor
 from attnopt.hosts.module.narrowing import Reach
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Expr
-from attnopt.ir.packing import Packed
 from attnopt.ir.spec import parse
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Any]
@@ -33,12 +32,12 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Any]
 class OnCodes:
     """The kernel of one query on a cache in codes. clause: how it is stored. name: "" where codes are read back, because of `why`.
 
-    run(q [B, H, 1, D], codes, scales and zeros of k, of v) -> o [B, H, 1, E].
+    run(q [B, H, 1, D], what `packed` of the stored keys is, of values) -> o [B, H, 1, E].
     """
 
     clause: Clause
     name: str = ""
-    run: Callable[[Tensor, Packed, Packed], Tensor] | None = None
+    run: Callable[[Tensor, Any, Any], Tensor] | None = None
     why: str = ""
 
 

@@ -49,10 +49,13 @@ class LiveModel:
     @cache_codes.setter
     def cache_codes(self, words: str | None) -> None:
         """Layers get their kernels for such a cache, which are measured. Raises InputMismatch for what is no form of a live cache."""
-        from attnopt.hosts.eviction.stored import storage
+        from attnopt.hosts.eviction.live_forms import keeps_blocks, live_form
+        from attnopt.hosts.module.interface import lead
 
-        clause = storage(words)
+        clause = live_form(words)
         self.__dict__[CODES] = words
+        if clause is not None and keeps_blocks(clause):
+            lead(self)
         if clause is not None and self.choose_codes is not None:
             self.choose_codes(self, clause)
 
@@ -60,9 +63,9 @@ class LiveModel:
         """As the model's own, on a cache in codes where that is asked for. Raises AttnoptError for a cache that cannot hold them."""
         if self.cache_codes is not None:
             from attnopt.hosts.eviction.coded import prepared
-            from attnopt.hosts.eviction.stored import storage
+            from attnopt.hosts.eviction.live_forms import live_form
 
-            clause = storage(self.cache_codes)
+            clause = live_form(self.cache_codes)
             assert clause is not None
             options = prepared(self, clause, args, options)  # type: ignore[arg-type]
         return super().__call__(*args, **options)  # type: ignore[misc]
@@ -91,9 +94,9 @@ class LiveModel:
 
 def on_codes(model: Any) -> dict[str, tuple[str, str]]:
     """What each layer does on the cache that the model has, by path: the name of a kernel, and why."""
-    from attnopt.hosts.eviction.stored import storage
+    from attnopt.hosts.eviction.live_forms import live_form
 
-    clause = storage(model.cache_codes)
+    clause = live_form(model.cache_codes)
     held = {path: getattr(m, HELD).on_codes for path, m in model.named_modules() if hasattr(m, HELD)}
     return {path: (x.name, x.why) for path, x in held.items() if x is not None and x.clause == clause}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from attnopt.cost.workload import Workload
+from attnopt.hosts.eviction.block_layer import BlockLayer
 from attnopt.hosts.eviction.coded import fresh
-from attnopt.hosts.eviction.stored import storage
+from attnopt.hosts.eviction.live_forms import live_form
 from attnopt.hosts.module.layer_attention import LayerAttention
 from attnopt.hosts.module.layers import NoAttention
 from attnopt.hosts.module.widths import kept_keys
@@ -42,7 +44,7 @@ def timed_on(model: Any, chooser: CodesChooser, batch: int, length: int) -> Call
 
     @torch.no_grad()
     def timed(words: str) -> tuple[bool, str]:
-        clause = storage(words)
+        clause = live_form(words)
         assert clause is not None
         replace(chooser, length=length)(model, clause)
         layers = {**chooser.idle, **held_by(model)}
@@ -71,7 +73,9 @@ def filled(model: Any, layers: dict[str, LayerAttention], clause: Clause | None,
     for path, held in sorted(layers.items(), key=lambda item: model.get_submodule(item[0]).layer_idx):
         module, call = model.get_submodule(path), held.call
         index = module.layer_idx
-        cache.update(rows(call.key_heads, kept_keys(module, call.width)), rows(call.value_heads, call.value_width), index)
+        held_by_layer = cache.layers[index] if index < len(cache.layers) else None
+        take = held_by_layer.take if isinstance(held_by_layer, BlockLayer) else partial(cache.update, layer_idx=index)
+        take(rows(call.key_heads, kept_keys(module, call.width)), rows(call.value_heads, call.value_width))
         written.add(index)
     for module in model.modules():
         if isinstance(module, NoAttention) and module.layer_idx is not None:

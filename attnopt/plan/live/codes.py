@@ -9,7 +9,7 @@ without them. Where that is the model's own, torch's sdpa without a mask stands 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,13 +19,19 @@ from torch import Tensor
 from attnopt.codegen import AS_STORED, ON_CPU, ON_GPU
 from attnopt.codegen.operator_lowering import OperatorLowering
 from attnopt.codegen.prefill_form import Form
-from attnopt.hosts.eviction.stored import Stored
+from attnopt.codegen.tvm.lowerings.tvm_blocks import TvmBlocks
+from attnopt.codegen.tvm.lowerings.tvm_pieces import TvmPieces
+from attnopt.codegen.tvm.piece_attention import run_tvm_exact_and_coded, run_tvm_sets
+from attnopt.hosts.eviction.block_state import BlockState
+from attnopt.hosts.eviction.ends import HeldEnds
+from attnopt.hosts.eviction.live_forms import empty_side, keeps_blocks, keeps_ends
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
 from attnopt.hosts.module.widths import lifts
 from attnopt.ir.clause import Clause
 from attnopt.ir.packing import Packed
 from attnopt.ir.spec import AttentionSpec, parse
+from attnopt.ir.token_blocks import TokenBlocks, token_blocks
 from attnopt.plan.live.converting import attach
 from attnopt.plan.live.layers import FASTER, LENGTH, one_query
 from attnopt.plan.live.phases import DECODE, Shape, example
@@ -45,6 +51,26 @@ class Run:
     def __call__(self, q: Tensor, k: Packed, v: Packed) -> Tensor:
         made: Tensor = self.operator(q, k.codes, v.codes, k.scales, k.zeros, v.scales, v.zeros, None, None, [], self.line)
         return made
+
+
+@dataclass(frozen=True)
+class PiecesRun:
+    """The same where some tokens are exact: the kernel reads them and those in codes by themselves."""
+
+    line: str
+
+    def __call__(self, q: Tensor, k: HeldEnds, v: HeldEnds) -> Tensor:
+        return run_tvm_exact_and_coded(q, (k.exact, v.exact), (k.coded, v.coded), self.line)
+
+
+@dataclass(frozen=True)
+class SetsRun:
+    """The same of tokens in full blocks, a set after the other. What waits is read by the layer itself, which learns from its weights."""
+
+    line: str
+
+    def __call__(self, q: Tensor, k: list[Packed], v: list[Packed]) -> list[tuple[Tensor, Tensor]]:
+        return run_tvm_sets(q, k, v, self.line)
 
 
 @dataclass(frozen=True)
@@ -100,7 +126,8 @@ class CodesChooser:
             refused = lowering.missing() or lowering.refusal(spec_of(held, clause), form_of(held))
             if refused is None:
                 return lowering, ""
-            if lowering.operator.endswith("decode"):  # the others are of queries that choose
+            kind = "pieces" if keeps_ends(clause) else "blocks" if keeps_blocks(clause) else "decode"
+            if lowering.operator.endswith(kind):  # the others are of other caches
                 why = refused if isinstance(refused, str) else refused.reason
         return None, why
 
@@ -114,28 +141,44 @@ def form_of(held: LayerAttention) -> Form:
 
 
 def spec_of(held: LayerAttention, clause: Clause) -> AttentionSpec:
-    return one_query(parse(held.spec), held.narrowed).with_(cache=clause)
+    blocks = token_blocks(clause)
+    told = blocks.clause_of_kernels if isinstance(blocks, TokenBlocks) else clause
+    return one_query(parse(held.spec), held.narrowed).with_(cache=told)
 
 
 def with_kernel(held: LayerAttention, clause: Clause, name: str, why: str = "") -> OnCodes:
     """By the kernel of this name, as when it was saved."""
-    lowering = next(x for x in kernels() if x.name == name)
-    return OnCodes(clause, name, Run(getattr(torch.ops.attnopt, lowering.operator).default, str(spec_of(held, clause))), why)
+    lowering, line = next(x for x in kernels() if x.name == name), str(spec_of(held, clause))
+    if isinstance(lowering, TvmPieces):
+        return OnCodes(clause, name, PiecesRun(line), why)
+    if isinstance(lowering, TvmBlocks):
+        return OnCodes(clause, name, SetsRun(line), why)
+    return OnCodes(clause, name, Run(getattr(torch.ops.attnopt, lowering.operator).default, line), why)
 
 
 @torch.no_grad()
 def measured(held: LayerAttention, made: OnCodes, length: int) -> OnCodes:
     """The kernel, or none where it is not FASTER than what the layer does with numbers that are read back."""
     given = example(DECODE, Shape.of(held.call, held.device), batch=1, length=length)
-    k, v = (Stored(made.clause, side).grown(given[side]) for side in "kv")
     q, plain, run = given["q"], held.decode or by_sdpa(held), made.run
-    assert run is not None and k.packed is not None and v.packed is not None
-    codes = k.packed, v.packed
-    calls = {"codes": lambda: run(q, *codes), "numbers": lambda: plain(q, k.read(), v.read())}
+    assert run is not None
+    stored, numbers = both_ways(made.clause, given["k"], given["v"])
+    calls = {"codes": lambda: run(q, *stored), "numbers": lambda: plain(q, *numbers())}
     times = in_turn(calls, seconds=0.3, clock=counted())
     ratio = times["codes"].ratio(times["numbers"])
     said = f"measured {1 / ratio:.2f}x the speed of reading the codes back, at {length} tokens"
     return replace(made, why=said) if ratio <= FASTER else OnCodes(made.clause, why=f"{made.name} {said}")
+
+
+def both_ways(clause: Clause, k: Tensor, v: Tensor) -> tuple[tuple[Any, Any], Callable[[], tuple[Tensor, Tensor]]]:
+    """What a kernel reads of these tokens as they are stored, and what reads them back. Of blocks those that are full."""
+    blocks = token_blocks(clause)
+    if isinstance(blocks, TokenBlocks):
+        state = BlockState(blocks)
+        state.take(k, v)
+        return (state.k_sets, state.values), lambda: state.numbers(k.dtype)
+    one, other = (empty_side(clause, side).grown(x) for side, x in (("k", k), ("v", v)))
+    return (one.packed, other.packed), lambda: (one.read(), other.read())
 
 
 def by_sdpa(held: LayerAttention) -> Any:

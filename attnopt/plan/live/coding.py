@@ -1,9 +1,13 @@
 """A cache in codes for a live model, under the budget that its rewrites are under too.
 
-    passes int8-cache, int4-cache, int2-cache   ->   clauses of a cache, each measured on the live model   ->   the fewest bytes that hold
+    passes int8-cache, int4-cache, akvq-vl, …   ->   clauses of a cache, each measured on the live model   ->   the fewest bytes that hold
 
-A graph traced on a prompt has no cache, so these passes have no site there; what they ask for is tried where the cache is. Tokens are
-rounded one by one, so a text read at once loses on a cache in codes what prompt and generation lose together: every position is judged.
+A graph traced on a prompt has no cache, so these passes have no site there; what they ask for is tried where the cache is. Where tokens
+are rounded one by one, a text read at once loses on a cache in codes what prompt and generation lose together: every position is judged.
+Where the newest tokens stay exact, a position hangs on how many come behind it in the same call: of a text that is read at once, most
+would find no exact token before them, unlike any that is generated. So the first half of a text is a prompt, and the other comes PIECE
+tokens at a time: each position has at most so many exact tokens less than where it comes alone, and none more. All are judged there too.
+A cache in blocks means the same of a text that is read at once as of its tokens one by one, so all of them are judged as they are.
 The loss is that of codes and rewrites, against the original. One half of the data chooses, on the other the 95 % bound is within the
 whole budget.
 """
@@ -12,16 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnopt.analysis.calibration import Calibration
-from attnopt.errors import AttnoptError
+from attnopt.errors import AttnoptError, InputMismatch
+from attnopt.hosts.eviction.block_layer import BlockLayer
 from attnopt.hosts.eviction.coded import bytes_per_token, fresh
-from attnopt.hosts.eviction.stored import storage
+from attnopt.hosts.eviction.ends import Ends
+from attnopt.hosts.eviction.live_forms import empty_side, keeps_blocks, keeps_ends, live_form, starts_of
+from attnopt.hosts.module.copying import shared_copy
 from attnopt.ir.clause import Clause
+from attnopt.ir.exact_ends import ExactEnds, exact_ends
+from attnopt.ir.spec import as_spec
+from attnopt.ir.token_blocks import TokenBlocks, token_blocks
 from attnopt.passes import Pass
 from attnopt.passes.edits.caches.state import Kept, clause
 from attnopt.passes.kvcache.akvq_vl import AkvqVl
@@ -32,30 +43,49 @@ from attnopt.passes.kvcache.zip_cache import ZipCache
 from attnopt.plan.judge.budget import Budget
 from attnopt.plan.judge.quality import Loss, kl
 from attnopt.plan.live.evicting import judged
+from attnopt.plan.live.layers import LENGTH
 
 METRIC = "mean KL"
 CODES = (Int8Cache, Int4Cache, Int2Cache)
-MORE = (AkvqVl, ZipCache)  # they hold more beside codes than a live cache has room for
+ENDS = (AkvqVl,)  # they keep tokens at both ends exactly
+BLOCKS = (ZipCache,)  # they round blocks of tokens
+PIECE = 16  # tokens
 
 
 def is_cache_pass(given: Pass) -> bool:
-    return isinstance(given, (*CODES, *MORE))
+    return isinstance(given, (*CODES, *ENDS, *BLOCKS))
 
 
 def forms(passes: Sequence[Pass]) -> list[str]:
     """The clauses that these passes ask for: values alone, where that is one of theirs, and both sides."""
     found: list[Clause] = []
+    lines: list[str] = []
     for each in passes:
         if isinstance(each, CODES):
             kept = Kept(each.rows)
             sides = [{"k": kept, "v": kept}] if isinstance(each, Int2Cache) else [{"v": kept}, {"k": kept, "v": kept}]
             found += [clause(side) for side in sides]
-    return [str(each) for each in found]
+        elif isinstance(each, AkvqVl):
+            kept = each.kept(of_text=False)
+            found.append(clause({"k": kept, "v": kept}))
+        elif isinstance(each, ZipCache):
+            lines += [form.words_of_a_spec for form in blocks_of(each) if is_said(form)]
+    return [*(str(each) for each in found), *lines]
+
+
+def blocks_of(given: ZipCache) -> list[TokenBlocks]:
+    return [TokenBlocks(given.block, round(share * given.block)) for share in given.shares]
+
+
+def is_said(form: TokenBlocks) -> bool:
+    """Whether a clause says how many tokens are salient, as it does of half of them and of all."""
+    clause = as_spec(f"softmax {form.words_of_a_spec}").cache
+    return clause is not None and token_blocks(clause) == form
 
 
 @dataclass(frozen=True)
 class Coded:
-    """One form of the cache: bytes of a token, and losses on both halves of the data (None where it was not asked for)."""
+    """One form of the cache: bytes of a token, of LENGTH where that counts, and losses on both halves of the data (None: not asked for)."""
 
     words: str
     bytes: float
@@ -76,11 +106,8 @@ def coded(
 
     model: with its rewrites. timed: whether a form is fast enough, and what was measured, where time counts.
     """
-    said = [
-        f"{p.name}: a live cache holds codes, scales and zero points alone; traced graphs take it"
-        for p in passes
-        if isinstance(p, MORE)
-    ]
+    unsaid = [form for p in passes if isinstance(p, ZipCache) for form in blocks_of(p) if not is_said(form)]
+    said = [f"{x.salient} of {x.block} tokens salient: a live cache has half or all; traced graphs take it" for x in unsaid]
     tried = forms(passes)
     if not tried:
         return None, said
@@ -115,14 +142,67 @@ def coded(
 @torch.no_grad()
 def weighed(model: Any, original: Any, data: Calibration, words: str | None, seed: int) -> Coded:
     """words: a clause of a cache; None leaves it as it is."""
-    form, losses, token = storage(words), [], 0.0
+    form, losses, token = live_form(words), [], 0.0
+    if form is not None and keeps_blocks(form):
+        model = shared_copy(model)  # whose attention goes another way from then on
     device = next(model.parameters()).device
     for batch in data.batches:
         given = {name: x.to(device) for name, x in batch.items()}
-        made = model(**given, use_cache=True, past_key_values=None if form is None else fresh(model, form))
-        losses += of_rows(original(**given, use_cache=False).logits, made.logits, given)
-        token = bytes_per_token(made.past_key_values)
+        logits, cache = read(model, given, form)
+        losses += of_rows(original(**given, use_cache=False).logits, logits, given)
+        token = bytes_per_token(cache) if form is None or exact_beside(form) is None else bytes_at(cache, form, LENGTH)
     return Coded(words or "", token, Loss.of(METRIC, losses, seed))
+
+
+def read(model: Any, given: Mapping[str, Tensor], form: Clause | None) -> tuple[Tensor, Any]:
+    """Logits of all positions, and the cache behind them."""
+    exact = None if form is None else exact_beside(form)
+    if exact is not None:
+        require_codes(given["input_ids"].shape[1], exact)
+    if form is None or not keeps_ends(form):
+        made = model(**given, use_cache=True, past_key_values=None if form is None else fresh(model, form))
+        return made.logits, made.past_key_values
+    ids, mask = given["input_ids"], given["attention_mask"]
+    length = ids.shape[1]
+    cache, found = fresh(model, form, starts_of(mask)), []
+    for first, end in pairwise([0, *range(length // 2, length, PIECE), length]):
+        made = model(input_ids=ids[:, first:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
+        found.append(made.logits)
+    return torch.cat(found, 1), cache
+
+
+def exact_beside(form: Clause) -> int | None:
+    """How many tokens at most are held exactly beside codes; None where all are in codes."""
+    ends, blocks = exact_ends(form), token_blocks(form)
+    if isinstance(blocks, TokenBlocks):
+        return blocks.block
+    return ends.first + ends.recent if isinstance(ends, ExactEnds) else None
+
+
+def require_codes(length: int, exact: int) -> None:
+    """Raises InputMismatch for texts of which too few tokens come to be codes."""
+    if length - exact < length // 4:
+        raise InputMismatch(
+            f"of texts of {length} tokens {exact} stay exact, which says little of longer ones",
+            next_move="Give batches of longer texts as input_ids.",
+        )
+
+
+def bytes_at(cache: Any, form: Clause, length: int) -> float:
+    """Of each token of one sequence, where layers like those of a cache hold so many: exact tokens weigh the less the more there are."""
+    total = 0.0
+    for layer in cache.layers:
+        if isinstance(layer, BlockLayer) and layer.state.length:
+            state = layer.empty()
+            state.take(*(x.new_zeros(1, x.shape[1], length, x.shape[3]) for x in (layer.keys, layer.values) if x is not None))
+            total += state.bytes / length
+            continue
+        for side, x in (("k", layer.keys), ("v", layer.values)):
+            if isinstance(getattr(layer, side, None), Ends):
+                total += empty_side(form, side).grown(x.new_zeros(1, x.shape[1], length, x.shape[3])).bytes / length
+            else:
+                total += x.nbytes / len(x) / layer.get_seq_length()
+    return total
 
 
 def of_rows(before: Tensor, after: Tensor, given: Mapping[str, Tensor]) -> list[float]:

@@ -19,7 +19,7 @@ from attnopt.hosts.fx import FxHost
 from attnopt.hosts.module.changes import Change
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.host import ModuleHost
-from attnopt.hosts.module.interface import BEFORE, CALLS, HELD, NAME, WINDOWS, register
+from attnopt.hosts.module.interface import BEFORE, CALLS, HELD, NAME, lead, register
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.reading import changes_between
 from attnopt.hosts.module.reshaping import reshaped
@@ -135,12 +135,7 @@ def attach(model: Any, layers: Mapping[str, LayerAttention], *, windows: bool) -
     """Let the model's layers compute attention by these; without any, and without narrower keys, it keeps the function that it had."""
     if not layers and not narrows_keys(model):
         return
-    register()
-    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
-        if config._attn_implementation != NAME:
-            setattr(config, BEFORE, config._attn_implementation)
-        setattr(config, WINDOWS, windows)
-        config._attn_implementation_internal = NAME
+    lead(model, windows)
     for path, held in layers.items():
         setattr(model.get_submodule(path), HELD, held)
 

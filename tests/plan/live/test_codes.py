@@ -73,14 +73,14 @@ def test_why_codes_are_read_back(held, words, why):
     assert (found.name, found.run) == ("", None) and why in found.why
 
 
-def idle_model():
+def idle_model(select="measure"):
     """A live model whose layers hold no kernel, because their own attention was as fast."""
     host = host_of("llama")
     model = shared_copy(host.model)
     idle = {path: LayerAttention("softmax scale(0.25) causal empty(zero)", call) for path, call in noted(model, tokens()).items()}
     made = Live(model, idle=idle, windows=True)
     return host.model, dressed(
-        made, Report("cpu", "torch", "model", 0.0, ()), on_codes=CodesChooser(length=32, idle=idle, windows=True)
+        made, Report("cpu", "torch", "model", 0.0, ()), on_codes=CodesChooser(select, length=32, idle=idle, windows=True)
     )
 
 
@@ -99,6 +99,17 @@ def test_codes_by_hand_get_kernels_which_a_folder_keeps(monkeypatch, tmp_path):
     assert torch.equal(generated(again, tokens()), generated(fast, tokens()))
     fast.cache_codes = None
     assert torch.equal(generated(fast, tokens()), generated(original, tokens()))
+
+
+def test_exact_tokens_beside_codes_are_read_in_pieces_which_a_folder_keeps(tmp_path):
+    words = "cache(k=int4, v=int4, group=128, recent=8, scales=fp16, k_basis=hadamard, v_basis=hadamard)"
+    _, fast = idle_model("always")
+    fast.cache_codes = words
+    assert fast.report.notes == ("live, decode on codes: tvm-pieces in 2 layers (the kernel that reads codes)",)
+    fast.save_pretrained(tmp_path)
+    again = attnopt.load(tmp_path)
+    assert again.cache_codes == words and held_by(again)
+    assert {path: x.on_codes for path, x in held_by(again).items()} == {path: x.on_codes for path, x in held_by(fast).items()}
 
 
 def test_another_form_takes_the_place_of_what_the_report_said(monkeypatch):
