@@ -44,10 +44,10 @@ class Turn:
 
     def waves(self, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines [B, G | 1, L, D] of positions [B, L] or [B, G, L], for heads of D channels."""
-        table = table_of(self, width, positions.device)
-        angle = positions.to(torch.float32)[..., None] * table.frequency
+        of = table_of(self, width, positions.device)
+        angle = positions.to(torch.float32)[..., None] * of.frequency
         angle = angle[:, None] if positions.ndim == 2 else angle
-        return angle.cos() * table.scale, angle.sin() * table.sign
+        return angle.cos() * of.scale, angle.sin() * of.sign
 
     def partners(self, x: Tensor) -> Tensor:
         """x [.., D] with each channel's partner in its place."""
@@ -69,8 +69,13 @@ class Table:
     sign: Tensor
 
 
-@functools.lru_cache(maxsize=16)
 def table_of(turn: Turn, width: int, device: torch.device) -> Table:
+    make = table.__wrapped__ if torch.compiler.is_compiling() else table  # torch.compile warns of what is kept
+    return make(turn, width, device)
+
+
+@functools.lru_cache(maxsize=16)
+def table(turn: Turn, width: int, device: torch.device) -> Table:
     with torch.inference_mode(False):  # it is kept, and read with gradients too
         half = turn.dims // 2
         local = torch.arange(turn.dims)

@@ -95,7 +95,8 @@ def cut(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
 
 def lifting_of(module: nn.Module, widths: Widths, turn: Turn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lifting:
     named = dict(zip(widths.names, args, strict=False)) | kwargs
-    windowed = getattr(module, "sliding_window", None) is not None
+    own = getattr(module.config, "sliding_window", None)  # some layers leave it to the configuration, others say theirs
+    windowed = getattr(module, "sliding_window", own) is not None
     return lifting(turn, getattr(module, UP), named.get("position_ids"), named.get("attention_mask"), windowed)
 
 

@@ -7,8 +7,9 @@
 U are the first right singular vectors of a head's keys and queries stacked (of keys alone before a rotation), V those of its values.
 A rank per layer, shared by its heads:  r = max over heads of #{j: (s_1 + … + s_j) / sum s < threshold} + 1, s the singular values, not
 squared. The authors' code leaves out the + 1 and so keeps less than the threshold asks for. Caches hold r numbers for each key and each
-value; rank = width is the identity. Where turned keys are cached, their rank pays in memory alone: they are lifted and turned at each
-call, and without a cache they are left as they are; so are keys that are normalised by head, as no basis passes through a norm.
+value; rank = width is the identity. Where turned keys are cached, in the graph or by the host beside it, their rank pays in memory alone:
+they are lifted and turned at each call, and without a cache they are left as they are; so are keys that are normalised by head, as no
+basis passes through a norm.
 
 The authors lower the threshold layer by layer until the layer's error passes a bound. Here every threshold is an offer, its loss is
 measured, and the planner takes one for each layer. Ranks are rounded up to `multiple`, in which kernels compute.
