@@ -1,10 +1,9 @@
 """Generation by live models beside transformers' own: time to first token, tokens per second, cache bytes per token, peak memory.
 
 Contenders: transformers with eager and with sdpa attention, its forward under torch.compile, `attnopt.optimize` with nothing lost, alone
-and under torch.compile, and with a budget. Each row runs in a process of its own: its peak memory is read before transformers' sdpa joins it
-there and takes turns with it, prompt by prompt, so that ratios are those of one minute. Medians of several prompts of equal length, greedy
-decoding, float32, batch 1.
-Results are kept after each row.
+and under torch.compile, and with a budget. Each row runs in a process of its own: its peak memory is read before transformers' sdpa joins
+it there and takes turns with it, prompt by prompt, so that ratios are those of one minute. Medians of several prompts of equal length,
+greedy decoding, float32, batch 1. Results are kept after each row.
 
     python benchmarks/generate.py [--models llama] [--lengths 256 1024] [--quick] [--resume]
 """
