@@ -282,11 +282,7 @@ def lines(made: Live, chooser: Chooser | None, planned: Mapping[str, AttentionSp
         if names:
             counted = ", ".join(f"{name} in {names.count(name)} layers" for name in dict.fromkeys(names))
             said.append(f"live, {phase}: {counted}")
-    kept = [
-        f"keys of {o['keys']} and values of {o['values']} channels, of {o['whole']}"
-        + ", keys lifted and turned whenever they are read" * ("turn" in o)
-        for o in options_of(made, "widths")
-    ]
+    kept = [of_widths(o) for o in options_of(made, "widths")]
     said += [f"live, cache: {what}, in {kept.count(what)} layers" for what in dict.fromkeys(kept)]
     said += [f"live, {path}: computes '{made.layers[path].spec}'" for path in planned if path in made.layers]
     if chooser is not None and not made.layers:
@@ -299,6 +295,15 @@ def lines(made: Live, chooser: Chooser | None, planned: Mapping[str, AttentionSp
         *said,
         *(f"{paths[0]}" + f" and {len(paths) - 1} more" * (len(paths) > 1) + f": {why}" for why, paths in by_reason.items()),
     ]
+
+
+def of_widths(o: Mapping[str, Any]) -> str:
+    said = f"keys of {o['keys']} and values of {o['values']} channels, of {o['whole']}"
+    said += ", keys lifted and turned whenever they are read" * ("turn" in o)
+    reads = list(o.get("reads", ()))
+    return said + (
+        f"; {len(set(reads))} heads, read by {', '.join(str(reads.count(g)) for g in sorted(set(reads)))}" if reads else ""
+    )
 
 
 def options_of(made: Live, kind: str) -> list[Mapping[str, Any]]:

@@ -22,7 +22,7 @@ from attnopt.hosts.eviction.layer import EvictingLayer
 from attnopt.hosts.eviction.live_forms import keeps_ends
 from attnopt.hosts.eviction.turning import Turning, function_of, reads, turns, unreadable
 from attnopt.hosts.module.interface import HELD
-from attnopt.hosts.module.widths import cut_queries, lifts
+from attnopt.hosts.module.widths import cut_queries, lifts, spreads
 from attnopt.ir.clause import Clause
 from attnopt.ir.eviction import Policy, Room, Seen, choose
 from attnopt.ir.spec import AttentionSpec, as_spec
@@ -112,6 +112,12 @@ class Session:
             )
         if getattr(config, "is_encoder_decoder", False):
             raise unsupported("the cache of an encoder and decoder", layer.index)
+        if spreads(module):
+            raise AttnoptError(
+                "a plan lets query heads share key heads unevenly, which policies do not know",
+                where=f"layer {layer.index}",
+                next_move="Optimise the model without key-norm-groups, or generate outside of attnopt.cache(…).",
+            )
         assert layer.places is not None
         read = cut_queries(module, q).shape[3]
         known = read == layer.width or lifts(module)

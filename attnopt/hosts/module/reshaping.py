@@ -5,6 +5,7 @@
 
 Heads of another number go where each projection is a layer of its own. One layer that makes queries, keys and values has as many of each,
 and its attention must cut them apart by head (GPT-NeoX), or by a size that it keeps (GPT-2): others cut by the sizes of their class.
+Where query heads share key heads unevenly, as many key heads are kept, and read once for each query head (`widths`).
 Narrower heads go there too (`widths` says how). Where a rotation stands between, keys are narrow in the cache alone, as the graph lifts
 and turns them (`lifting`); where a norm of each head does, they are refused.
 """
@@ -12,7 +13,7 @@ and turns them (`lifting`); where a norm of each head does, they are refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +47,14 @@ class Side:
 def reshaped(path: str, old: tuple[Site, Block], new: tuple[Site, Block], model: nn.Module) -> list[Change] | Refusal:
     """The changes of one layer. path: of its attention module. Refusals where its projections are not modules of their own."""
     owners: dict[str, list[Side]] = {}
+    reads = shared_unevenly(new[1])
+    if reads and any(read_by(new[1], side) != reads for side in "kv"):
+        return Refusal("keys and values are shared by other query heads", path)
     for name in SIDES:
         was, now = layer(old[1], name), layer(new[1], name)
         if was is None or now is None or was.down is not None or now.down is not None:
             return Refusal(f"the {name} projection of a layer with other heads was not read", path)
+        now = now if not reads or name not in "kv" else replace(now, channels=heads_of(now))
         owner = str(was.weight.handle.target).rpartition(".")[0] if was.weight.handle is not None else ""
         owners.setdefault(owner, []).append(Side(name, was, now))
     changes: list[Change] = []
@@ -62,7 +67,7 @@ def reshaped(path: str, old: tuple[Site, Block], new: tuple[Site, Block], model:
         if isinstance(found, Refusal):
             return found
         changes += found
-    for found in (counted(path, old[0], new[0], split), widened(path, old, new, model)):
+    for found in (counted(path, old[0], new[0], split, reads), widened(path, old, new, model, reads)):
         if isinstance(found, Refusal):
             return found
         changes += found
@@ -143,8 +148,13 @@ def stored(owner: str, weight: Tensor, bias: Tensor | None, source: Tensor | Non
     return [Change("narrow", owner, tensors={name: x for name, x in tensors.items() if x is not None})]
 
 
-def counted(path: str, old: Site, new: Site, split: int | None = None) -> list[Change] | Refusal:
-    """Numbers of heads, where they change, and the size that a layer of several sides is cut by."""
+def counted(path: str, old: Site, new: Site, split: int | None = None, reads: tuple[int, ...] = ()) -> list[Change] | Refusal:
+    """Numbers of heads, where they change, and the size that a layer of several sides is cut by. reads: see `shared_unevenly`."""
+    if reads:
+        h, g = len(reads), len(set(reads))
+        return [
+            Change("heads", path, {"num_key_value_groups": 1, "num_heads": h, "num_attention_heads": h, "num_key_value_heads": g})
+        ]
     if all(old.size(axis) == new.size(axis) for axis in "hg"):
         return []
     h, g, was, width = (int(s.size(axis)) for s, axis in ((new, "h"), (new, "g"), (old, "h"), (old, "d")))  # type: ignore[arg-type]
@@ -154,11 +164,13 @@ def counted(path: str, old: Site, new: Site, split: int | None = None) -> list[C
     return [Change("heads", path, {**counts, **({SPLIT: h * width} if split == was * width else {})})]
 
 
-def widened(path: str, old: tuple[Site, Block], new: tuple[Site, Block], model: nn.Module) -> list[Change] | Refusal:
-    """Widths of heads, where they change."""
+def widened(
+    path: str, old: tuple[Site, Block], new: tuple[Site, Block], model: nn.Module, reads: tuple[int, ...] = ()
+) -> list[Change] | Refusal:
+    """Widths of heads, where they change, and which of them is read by whom."""
     (d, e), (keys, values) = ((int(s.size("d")), int(s.size("e"))) for s in (old[0], new[0]))  # type: ignore[arg-type]
     lift = new[1].part("k", Lift)
-    if (d, e) == (keys, values) and lift is None:
+    if (d, e) == (keys, values) and lift is None and not reads:
         return []
     if (refusal := takes_cache(model, path)) is not None:
         return refusal
@@ -173,13 +185,35 @@ def widened(path: str, old: tuple[Site, Block], new: tuple[Site, Block], model: 
             "a norm or a rotation of heads as wide as the class makes them stands between, and it is the layer's own", path
         )
     if lift is None:
-        return [Change("widths", path, {"keys": keys, "values": values, "whole": d})]
+        shared = {"reads": list(reads)} if reads else {}
+        return [Change("widths", path, {"keys": keys, "values": values, "whole": d, **shared})]
+    if reads:
+        return Refusal("keys that are lifted when they are read are not shared unevenly too", path)
     if (turn := old[1].part("k", Rotary)) is None:
         return Refusal("keys are lifted, and nothing turns them", path)
     up = lift.up()
     how = {"dims": turn.dims, "first": turn.first, "interleaved": turn.interleaved, "inv_freq": turn.inv_freq.tolist()}
     options = {"keys": up.shape[1], "values": values, "whole": d, "turn": {**how, "scaling": turn.scaling}}
     return [Change("widths", path, options, tensors={UP: up.contiguous()})]
+
+
+def shared_unevenly(block: Block) -> tuple[int, ...]:
+    """The key head of each query head, where the graph reads key heads by a table; empty where each is read once, or as often."""
+    return read_by(block, "k") if (k := layer(block, "k")) is not None and len(heads_of(k)) < len(k.channels) else ()
+
+
+def read_by(block: Block, side: str) -> tuple[int, ...]:
+    made = layer(block, side)
+    if made is None:
+        return ()
+    at = {int(row): i for i, row in enumerate(heads_of(made)[:, 0])}
+    return tuple(at[int(row)] for row in made.channels[:, 0])
+
+
+def heads_of(made: Projection) -> Tensor:
+    """The channels of each head that a layer makes, [G, D], each once."""
+    firsts = {int(row[0]): row for row in made.channels}
+    return torch.stack([firsts[first] for first in sorted(firsts)])
 
 
 def layer(block: Block, side: str) -> Projection | None:

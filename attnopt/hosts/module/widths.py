@@ -5,6 +5,7 @@
 The layer's forward stays its own. Its projections give heads of D channels, those beyond d and e zero (`layers.NarrowLinear`), and what it
 hands to its cache is cut to the others first, whatever the cache's class; without a cache the same is done by one that keeps nothing.
 Keys that are turned are turned back first, and lifted and turned again when they are read (`lifting`).
+Key heads that query heads share unevenly come back from the cache once for each query head that reads them.
 Queries are cut where attention is computed (`interface`), and where a cache policy reads them (`cut_queries`). Any other function of
 transformers reads keys with their zeros put back, which change no score.
 """
@@ -12,10 +13,11 @@ transformers reads keys with their zeros put back, which change no score.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attnopt.hosts.module.interface import NAME
@@ -30,7 +32,8 @@ PASTS = ("past_key_values", "layer_past", "past_key_value")  # what a forward ma
 class Widths:
     """keys, values: channels of a head, of the `whole` that its class gives it. past: name and place of its forward's cache.
 
-    turn: how keys are turned when they are read; None where they are read as they are kept."""
+    turn: how keys are turned when they are read; None where they are read as they are kept. reads: the head of keys and values that each
+    query head reads, where groups are of different sizes."""
 
     keys: int
     values: int
@@ -38,6 +41,7 @@ class Widths:
     past: tuple[str, int]
     turn: Turn | None = None
     names: tuple[str, ...] = ()  # of its forward's arguments, where keys turn
+    reads: tuple[int, ...] = ()
 
 
 class NarrowCache:
@@ -54,25 +58,34 @@ class NarrowCache:
         if self.cache is not None:
             k, v = self.cache.update(k, v, layer_idx, *args, **kwargs)
         if self.lift is not None:
-            return self.lift.read(k, None if self.cache is None else self.cache.layers[layer_idx]), v
-        if self.padded and k.shape[-1] < key_states.shape[-1]:
+            k = self.lift.read(k, None if self.cache is None else self.cache.layers[layer_idx])
+        elif self.padded and k.shape[-1] < key_states.shape[-1]:
             k = nn.functional.pad(k, (0, key_states.shape[-1] - k.shape[-1]))
-        return k, v
+        if not self.widths.reads:
+            return k, v
+        heads = torch.tensor(self.widths.reads, device=k.device)
+        return k.index_select(1, heads), v.index_select(1, heads)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cache, name)
 
 
 def narrow(
-    module: nn.Module, keys: int, values: int, whole: int, turn: Mapping[str, Any] | None = None, up: Tensor | None = None
+    module: nn.Module,
+    keys: int,
+    values: int,
+    whole: int,
+    turn: Mapping[str, Any] | None = None,
+    reads: Sequence[int] = (),
+    up: Tensor | None = None,
 ) -> None:
-    """Let a layer keep heads of these widths from now on. turn, up: how keys are read, see `lifting`.
+    """Let a layer keep heads of these widths from now on. turn, up: how keys are read, see `lifting`. reads: as in Widths.
 
     Raises ValueError for a forward that takes no cache, see `takes_cache`."""
     past = place_of_cache(type(module))
     if past is None:
         raise ValueError(f"{type(module).__name__}.forward takes no cache")
-    made = Widths(keys, values, whole, past)
+    made = Widths(keys, values, whole, past, reads=tuple(reads))
     if turn is not None:
         made = replace(made, turn=Turn.read(turn), names=arguments(type(module)))
     if not hasattr(module, WIDTHS):
@@ -104,6 +117,18 @@ def cut_queries(module: nn.Module, q: Tensor) -> Tensor:
     """q [B, H, L, D] in the channels of the keys that the layer keeps, [B, H, L, d]: the others are zero, and meet no key."""
     widths: Widths | None = getattr(module, WIDTHS, None)
     return q if widths is None or widths.turn is not None else q[..., : widths.keys]
+
+
+def spreads(module: nn.Module) -> bool:
+    """Whether query heads of a layer share its key heads unevenly."""
+    widths: Widths | None = getattr(module, WIDTHS, None)
+    return widths is not None and bool(widths.reads)
+
+
+def kept_heads(module: nn.Module, read: int) -> int:
+    """Heads of keys in the cache of a layer whose attention reads so many."""
+    widths: Widths | None = getattr(module, WIDTHS, None)
+    return max(widths.reads) + 1 if widths is not None and widths.reads else read
 
 
 def lifts(module: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from attnopt.hosts.eviction.coded import fresh
 from attnopt.hosts.eviction.live_forms import live_form
 from attnopt.hosts.module.layer_attention import LayerAttention
 from attnopt.hosts.module.layers import NoAttention
-from attnopt.hosts.module.widths import kept_keys
+from attnopt.hosts.module.widths import kept_heads, kept_keys
 from attnopt.ir.clause import Clause
 from attnopt.plan.live.codes import CodesChooser, held_by
 from attnopt.plan.live.generating import Used
@@ -75,7 +75,8 @@ def filled(model: Any, layers: dict[str, LayerAttention], clause: Clause | None,
         index = module.layer_idx
         held_by_layer = cache.layers[index] if index < len(cache.layers) else None
         take = held_by_layer.take if isinstance(held_by_layer, BlockLayer) else partial(cache.update, layer_idx=index)
-        take(rows(call.key_heads, kept_keys(module, call.width)), rows(call.value_heads, call.value_width))
+        heads = kept_heads(module, call.key_heads), kept_heads(module, call.value_heads)
+        take(rows(heads[0], kept_keys(module, call.width)), rows(heads[1], call.value_width))
         written.add(index)
     for module in model.modules():
         if isinstance(module, NoAttention) and module.layer_idx is not None:

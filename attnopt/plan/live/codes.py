@@ -27,7 +27,7 @@ from attnopt.hosts.eviction.ends import HeldEnds
 from attnopt.hosts.eviction.live_forms import empty_side, keeps_blocks, keeps_ends
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
-from attnopt.hosts.module.widths import lifts
+from attnopt.hosts.module.widths import lifts, spreads
 from attnopt.ir.clause import Clause
 from attnopt.ir.packing import Packed
 from attnopt.ir.spec import AttentionSpec, parse
@@ -85,9 +85,10 @@ class CodesChooser:
     def __call__(self, model: Any, clause: Clause) -> list[str]:
         """Give the layers of a live model what they do on codes; what a report says of it, which stands in the model's then."""
         layers = {**self.idle, **held_by(model)}
-        lifted = {path for path in layers if lifts(model.get_submodule(path))}
+        modules = {path: model.get_submodule(path) for path in layers}
+        lifted = {path for path, module in modules.items() if lifts(module) or spreads(module)}
         found = self.choose({path: held for path, held in layers.items() if path not in lifted}, clause)
-        found |= dict.fromkeys(lifted, OnCodes(clause, why="its keys are lifted when they are read"))
+        found |= dict.fromkeys(lifted, OnCodes(clause, why="its keys are made anew when they are read"))
         give(model, layers, found, windows=self.windows)
         said = lines(found)
         if isinstance(getattr(model, "report", None), Report):

@@ -22,7 +22,7 @@ from attnopt.hosts.module.host import ModuleHost
 from attnopt.hosts.module.interface import BEFORE, CALLS, HELD, NAME, lead, register
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.reading import changes_between
-from attnopt.hosts.module.reshaping import reshaped
+from attnopt.hosts.module.reshaping import reshaped, shared_unevenly
 from attnopt.hosts.module.widths import narrows_keys
 from attnopt.ir.block import Lift
 from attnopt.ir.expr import Term, conjuncts
@@ -63,7 +63,7 @@ def read_back(host: ModuleHost, result: FxHost) -> list[Change] | Refusal:
     made: dict[tuple[str, str], Change] = {}
     blocks = zip(find_blocks(host.graph, stayed), find_blocks(result.graph, twins), strict=True)
     for site, twin, (old, new) in zip(stayed, twins, blocks, strict=True):
-        if same_heads(site, twin) and new.part("k", Lift) is None:
+        if same_heads(site, twin) and new.part("k", Lift) is None and not shared_unevenly(new):
             continue
         found = reshaped(site.source.module, (site, old), (twin, new), host.model)
         if isinstance(found, Refusal):
