@@ -4,8 +4,8 @@
     read: turn(kept @ up [G, r, D]) by the positions of the tokens in the cache  ->     k [B, G, T, D], as attention takes it
 
 The layer's forward stays its own, so what comes is turned already, by the positions that the layer is called with. Positions of past
-tokens are not kept: they count back from those of the newest, past what its mask hides, as transformers counts them. Where they were
-given in another way that cannot be known, and is an error.
+tokens are not kept: they count back from that of the newest, as transformers counts them. Where they were given in another way that
+cannot be known, and is an error.
 """
 
 from __future__ import annotations
@@ -132,29 +132,25 @@ class Lifting:
         return held[key][1]  # type: ignore[no-any-return]
 
     def counted(self, places: int, seen: Any) -> Tensor:
-        """Positions of so many places of a cache, [B, places], of which the newest token has the last that is written."""
+        """Positions of so many places of a cache, [B, places], of which the newest token has the last that is written.
+
+        They count places, as a model does by itself, or tokens without padding, as `generate` does: the newest says which.
+        seen: how many tokens the cache has had. Raises AttnoptError where the newest says neither.
+        """
         last = self.positions[:, -1:]
-        if self.mask is None:
-            written = seen.clamp(max=places) if isinstance(seen, Tensor) else min(seen, places)
-            behind = written - 1 - torch.arange(places, device=last.device)[None]
-            self.require(written if isinstance(written, Tensor) else torch.tensor([written], device=last.device), last)
-        else:
+        written = seen.clamp(max=places) if isinstance(seen, Tensor) else min(seen, places)
+        behind, known = written - 1 - torch.arange(places, device=last.device)[None], last + 1 == seen
+        if self.mask is not None:
             there = shown(self.mask, places).to(torch.int64)
             tokens = there.sum(-1, keepdim=True)
-            behind = tokens - there.cumsum(-1)
-            self.require(tokens, last)
-        return last - behind
-
-    def require(self, tokens: Tensor, last: Tensor) -> None:
-        """Raises AttnoptError where so many tokens are seen and the newest has a position that does not count them."""
-        if torch.compiler.is_compiling():
-            return
-        wrong = tokens > last + 1 if self.windowed else tokens != last + 1
-        if bool(wrong.any()):
+            behind = torch.where(known, behind, tokens - there.cumsum(-1))
+            known = known | (tokens <= last + 1 if self.windowed else tokens == last + 1)
+        if not torch.compiler.is_compiling() and not bool(known.all()):
             raise AttnoptError(
                 "positions do not count the tokens that a layer sees, and its keys are turned when they are read, by what they count",
                 next_move="Leave position_ids= out, or give the attention_mask of all tokens that were seen.",
             )
+        return last - behind
 
 
 def shown(mask: Any, places: int) -> Tensor:

@@ -79,6 +79,17 @@ def test_holes_of_a_mask_and_pieces_of_a_text_are_counted_as_the_model_counts_th
 
 
 @torch.no_grad()
+def test_a_padded_batch_without_positions_counts_its_padding_too():
+    _, fast = lifted()
+    given = tokens(padded=3)
+    ids, mask = given["input_ids"], given["attention_mask"]
+    wanted = fast(**given, use_cache=False).logits[:, 8:]
+    past = fast(ids[:, :8], attention_mask=mask[:, :8]).past_key_values
+    found = [fast(ids[:, t : t + 1], attention_mask=mask[:, : t + 1], past_key_values=past).logits for t in range(8, 12)]
+    torch.testing.assert_close(torch.cat(found, 1), wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_positions_that_count_nothing_are_an_error():
     _, fast = lifted()
     ids = tokens()["input_ids"]
