@@ -66,7 +66,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     if not checked.budget.exact and batches is None and checked.plan is None:
         raise BudgetError("a budget needs data on which the loss is measured", next_move=GIVE)
     inputs = batches[0] if batches else prompt(model)
-    host = ModuleHost.open(model, {**inputs, "use_cache": False})
+    host = ModuleHost.open(model, {**inputs, "use_cache": False}, lifts=asked.minimise == "memory")
     opened = Opened(host, inputs, "torch", 0)
     request = replace(asked, calibration=batches).request(opened, checked)
     if request.workload is not None:
@@ -275,7 +275,11 @@ def lines(made: Live, chooser: Chooser | None, planned: Mapping[str, AttentionSp
         if names:
             counted = ", ".join(f"{name} in {names.count(name)} layers" for name in dict.fromkeys(names))
             said.append(f"live, {phase}: {counted}")
-    kept = [f"keys of {o['keys']} and values of {o['values']} channels, of {o['whole']}" for o in options_of(made, "widths")]
+    kept = [
+        f"keys of {o['keys']} and values of {o['values']} channels, of {o['whole']}"
+        + ", keys lifted and turned whenever they are read" * ("turn" in o)
+        for o in options_of(made, "widths")
+    ]
     said += [f"live, cache: {what}, in {kept.count(what)} layers" for what in dict.fromkeys(kept)]
     said += [f"live, {path}: computes '{made.layers[path].spec}'" for path in planned if path in made.layers]
     if chooser is not None and not made.layers:

@@ -1,6 +1,6 @@
 """Block: what stands around one attention. Passes that change weights read it; kernels do not need it.
 
-    x --norm--> q, k, v projections --head norm, rotary, cache--> attention --o projection--> + x
+    x --norm--> q, k, v projections --head norm, rotary, cache, lift--> attention --o projection--> + x
 
 `streams["q"]` is the way from the projection to what the attention reads, in the order computed; likewise k and v. Its meaning is
 `block_reference.rows`. What could not be found is listed in `missing` with reason and node: a part that is None without an entry
@@ -180,6 +180,22 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
+class Lift:
+    """Rows of each head times a constant matrix of its own, [1, H, r, D]: few channels as they are kept, D as attention reads them."""
+
+    node: Node
+    weight: Value
+
+    def up(self) -> Tensor:
+        """[H, r, D]."""
+        assert self.weight.load is not None
+        return self.weight.load()[0]
+
+    def __str__(self) -> str:
+        return f"lifted from {(self.weight.shape or ())[2]} channels"
+
+
+@dataclass(frozen=True, eq=False)
 class CacheUpdate:
     """`concat`: past, then new rows, along `axis`. `scatter`: new rows take the places `indices` of a fixed cache.
 
@@ -210,7 +226,7 @@ class Joined:
     parts: tuple[Part, ...]
 
 
-Step = Union[Projection, HeadNorm, Rotary, Scale, CacheUpdate, Joined]
+Step = Union[Projection, HeadNorm, Rotary, Scale, Lift, CacheUpdate, Joined]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Norm, Part, Projection, Rotary, Scale, Step
+from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Lift, Norm, Part, Projection, Rotary, Scale, Step
 from attnopt.ir.layout import Axis, Group, Operand
 
 
@@ -48,6 +48,8 @@ def computed(step: Step, x: Tensor, positions: Tensor | None, past: Tensor | Non
         return turned(step, x, torch.arange(x.shape[1])[None] if positions is None else positions)
     if isinstance(step, Scale):
         return x * step.factor
+    if isinstance(step, Lift):
+        return torch.einsum("blhr,hrd->blhd", x, step.up())
     if isinstance(step, Joined):
         return torch.cat([part_rows(part, x, positions, past, indices) for part in step.parts], -1)
     return cached(step, x, past, indices)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Rotary, Scale
+from attnopt.ir.block import Block, CacheUpdate, HeadNorm, Joined, Lift, Rotary, Scale
 from attnopt.ir.clause import Argument, Clause
 from attnopt.ir.expr import Const, Index, Load
 from attnopt.ir.layout import Operand
@@ -37,8 +37,8 @@ def lifted(site: Site, block: Block) -> Lifted | Refusal:
         return Refusal("heads that are joined from several layers have no clause", site.name)
     if block.q is None or block.k is None:
         return Refusal("the projections of queries and keys are not both known", site.name)
-    if any(isinstance(step, (Scale, CacheUpdate)) for step in (*q, *k)) or block.rotary_first:
-        return Refusal("a factor, a cache, or a norm after the rotation has no clause", site.name)
+    if any(isinstance(step, (Scale, Lift, CacheUpdate)) for step in (*q, *k)) or block.rotary_first:
+        return Refusal("a factor, a matrix of each head, a cache, or a norm after the rotation has no clause", site.name)
     constants: dict[str, Tensor] = {}
     norm = norm_clause(block, constants)
     turn = rotary_clause(block, constants)

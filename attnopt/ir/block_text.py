@@ -6,7 +6,7 @@ cache concat; o 256x256; residual
 
 from __future__ import annotations
 
-from attnopt.ir.block import Block, Projection, caches
+from attnopt.ir.block import Block, Lift, Projection, caches
 
 
 def text(block: Block) -> str:
@@ -15,6 +15,7 @@ def text(block: Block) -> str:
     if turn is not None:
         only = f" on {turn.on[0]}" if len(turn.on) == 1 else ""
         parts.append(f"{turn}{only}{', then norm' if block.rotary_first else ''}")
+    parts += [f"{name} {lift}" for name in "qkv" if (lift := block.part(name, Lift)) is not None]
     kinds = {cache.kind for name in "kv" for cache in caches(block.streams.get(name, ()))}
     parts += [f"cache {kind}" for kind in sorted(kinds)]
     if block.o is not None:

@@ -187,6 +187,10 @@ class Host(Protocol):
         """
         ...
 
+    def caches(self, site: Site) -> bool:
+        """Whether keys and values of this site are kept for later calls beside the graph, where no node of it shows that."""
+        ...
+
     def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
         """None where the model can do without these inputs and outputs; else why its signature must keep them."""
         ...

@@ -20,7 +20,7 @@ from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.eviction.layer import EvictingLayer
 from attnopt.hosts.eviction.turning import Turning, function_of, reads, turns, unreadable
 from attnopt.hosts.module.interface import HELD
-from attnopt.hosts.module.widths import cut_queries
+from attnopt.hosts.module.widths import cut_queries, lifts
 from attnopt.ir.clause import Clause
 from attnopt.ir.eviction import Policy, Room, Seen, choose
 from attnopt.ir.spec import AttentionSpec, as_spec
@@ -106,17 +106,18 @@ class Session:
             raise unsupported("the cache of an encoder and decoder", layer.index)
         assert layer.places is not None
         read = cut_queries(module, q).shape[3]
-        if k.shape[:3] != layer.places.shape or k.shape[3] not in (layer.width, q.shape[3]) or read != layer.width:
+        known = read == layer.width or lifts(module)
+        if k.shape[:3] != layer.places.shape or k.shape[3] not in (read, q.shape[3]) or not known:
             raise unsupported("a cache of other rows than attention reads", layer.index)
         first = layer.seen == q.shape[2]
         if layer.start is None:
             layer.start = start_of(mask, len(q), layer.seen, layer.index).to(q.device)
         found = function(module, q, k, v, layer.visible(mask, q), **given)
         with torch.no_grad():
-            self.attended(layer, module, q, spec_of(module, q, k, given), first)
+            self.attended(layer, module, q, k[..., :read], spec_of(module, q, k, given), first)
         return found
 
-    def attended(self, layer: EvictingLayer, module: nn.Module, q: Tensor, spec: AttentionSpec, first: bool) -> None:
+    def attended(self, layer: EvictingLayer, module: nn.Module, q: Tensor, k: Tensor, spec: AttentionSpec, first: bool) -> None:
         """Keep the last queries where they are needed later, and evict when it is time."""
         if why := self.policy.unfit(spec, layer.index):
             self.left[layer.index] = why
@@ -131,13 +132,13 @@ class Session:
             layer.q = q if layer.q is None else torch.cat([layer.q, q], 2)
             layer.plain = plain if layer.plain is None or plain is None else torch.cat([layer.plain, plain], 2)
         if prompt or (every is not None and layer.fresh >= every):
-            self.evict(layer, module, spec, not prompt)
+            self.evict(layer, module, k, spec, not prompt)
         held = (x[:, :, -count:].contiguous() if remembers and x is not None else None for x in (layer.q, layer.plain))
         layer.q, layer.plain = held
 
-    def evict(self, layer: EvictingLayer, module: nn.Module, spec: AttentionSpec, decoding: bool) -> None:
+    def evict(self, layer: EvictingLayer, module: nn.Module, k: Tensor, spec: AttentionSpec, decoding: bool) -> None:
         assert layer.places is not None and layer.start is not None
-        k, v, q = layer.k.read(), layer.v.read(), layer.q
+        v, q = layer.v.read(), layer.q
         q_places = None if q is None else torch.arange(layer.seen - q.shape[2], layer.seen, device=k.device)
         seen = Seen(
             spec, layer.index, k, v, layer.places, layer.start, layer.seen, q, q_places, layer.plain,

@@ -116,6 +116,9 @@ class FxHost:
     ) -> Refusal | None:
         return None
 
+    def caches(self, site: Site) -> bool:
+        return False  # a graph shows its caches
+
     def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
         nodes = [v.handle for v in inputs]
         taken, given = leaves_of(self, nodes, outputs)

@@ -26,6 +26,7 @@ from attnopt.hosts.module.layers import (
     RoundedLinear,
     RoundedRows,
 )
+from attnopt.hosts.module.lifting import UP
 from attnopt.hosts.module.widths import narrow
 
 
@@ -95,7 +96,7 @@ MAKERS: dict[str, Callable[[nn.Module, Change], None]] = {
     "low-rank": holding(LowRankLinear),
     "narrow": holding(NarrowLinear),
     "heads": heads,
-    "widths": lambda model, change: narrow(model.get_submodule(change.path), **change.options),
+    "widths": lambda model, change: narrow(model.get_submodule(change.path), **change.options, up=change.tensors.get(UP)),
     "no-attention": lambda model, change: put(model, change.path, NoAttention(change.options["layer_idx"])),
     "no-norm": lambda model, change: put(model, change.path, NoNorm()),
 }

@@ -27,21 +27,26 @@ CARRIED = ("mask", "selection", "correction", "precision")  # what its attention
 
 @dataclass
 class ModuleHost(FxHost):
-    """model: the one that was given, never changed."""
+    """model: the one that was given, never changed. lifts: whether its caches may hold keys that are lifted when they are read, which
+    saves memory and takes time at each step."""
 
     model: Any = None
+    lifts: bool = False
 
     @classmethod
-    def open(cls, model: Any, inputs: Mapping[str, Any]) -> ModuleHost:
+    def open(cls, model: Any, inputs: Mapping[str, Any], *, lifts: bool = False) -> ModuleHost:
         """Raises UnsupportedFormat for a model that has no function of transformers for its attention; what `capture` raises."""
         require_interface(model)
         captured = traced(model, inputs)
         made = FxHost.from_captured(captured)
-        return cls(**{f.name: getattr(made, f.name) for f in fields(FxHost)}, model=model)
+        return cls(**{f.name: getattr(made, f.name) for f in fields(FxHost)}, model=model, lifts=lifts)
 
     def copy(self) -> ModuleHost:
         made = super().copy()
-        return ModuleHost(**{f.name: getattr(made, f.name) for f in fields(FxHost)}, model=self.model)
+        return ModuleHost(**{f.name: getattr(made, f.name) for f in fields(FxHost)}, model=self.model, lifts=self.lifts)
+
+    def caches(self, site: Site) -> bool:
+        return self.lifts and takes_cache(self.model, site.source.module) is None
 
     def refuses_change(
         self, changes: Collection[str], sites: Collection[Site], shapes: Mapping[str, Mapping[str, int]]

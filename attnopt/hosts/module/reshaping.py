@@ -5,7 +5,8 @@
 
 Heads of another number go where each projection is a layer of its own. One layer that makes queries, keys and values has as many of each,
 and its attention must cut them apart by head (GPT-NeoX), or by a size that it keeps (GPT-2): others cut by the sizes of their class.
-Narrower heads go there too, but not where a norm or a rotation of each head stands between (`widths` says how).
+Narrower heads go there too (`widths` says how). Where a rotation stands between, keys are narrow in the cache alone, as the graph lifts
+and turns them (`lifting`); where a norm of each head does, they are refused.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.hosts.module.changes import Change
+from attnopt.hosts.module.lifting import UP
 from attnopt.hosts.module.widths import takes_cache
-from attnopt.ir.block import Block, HeadNorm, Projection, Rotary
+from attnopt.ir.block import Block, HeadNorm, Lift, Projection, Rotary
 from attnopt.ir.site import Refusal, Site
 
 SIDES = ("q", "k", "v", "o")
@@ -155,7 +157,8 @@ def counted(path: str, old: Site, new: Site, split: int | None = None) -> list[C
 def widened(path: str, old: tuple[Site, Block], new: tuple[Site, Block], model: nn.Module) -> list[Change] | Refusal:
     """Widths of heads, where they change."""
     (d, e), (keys, values) = ((int(s.size("d")), int(s.size("e"))) for s in (old[0], new[0]))  # type: ignore[arg-type]
-    if (d, e) == (keys, values):
+    lift = new[1].part("k", Lift)
+    if (d, e) == (keys, values) and lift is None:
         return []
     if (refusal := takes_cache(model, path)) is not None:
         return refusal
@@ -163,12 +166,20 @@ def widened(path: str, old: tuple[Site, Block], new: tuple[Site, Block], model: 
         return Refusal(
             f"heads of {d} and {e} channels cannot have {keys} and {values}: a live layer keeps narrower heads only", path
         )
-    narrower = "qk" * (keys < d) + "v" * (values < e)
-    if any(isinstance(step, (HeadNorm, Rotary)) for side in narrower for step in old[1].streams.get(side, ())):
+    narrower = "qk" * (keys < d) + "k" * (lift is not None) + "v" * (values < e)
+    steps = [step for side in narrower for step in old[1].streams.get(side, ())]
+    if any(isinstance(step, HeadNorm) or (isinstance(step, Rotary) and lift is None) for step in steps):
         return Refusal(
             "a norm or a rotation of heads as wide as the class makes them stands between, and it is the layer's own", path
         )
-    return [Change("widths", path, {"keys": keys, "values": values, "whole": d})]
+    if lift is None:
+        return [Change("widths", path, {"keys": keys, "values": values, "whole": d})]
+    if (turn := old[1].part("k", Rotary)) is None:
+        return Refusal("keys are lifted, and nothing turns them", path)
+    up = lift.up()
+    how = {"dims": turn.dims, "first": turn.first, "interleaved": turn.interleaved, "inv_freq": turn.inv_freq.tolist()}
+    options = {"keys": up.shape[1], "values": values, "whole": d, "turn": {**how, "scaling": turn.scaling}}
+    return [Change("widths", path, options, tensors={UP: up.contiguous()})]
 
 
 def layer(block: Block, side: str) -> Projection | None:

@@ -140,6 +140,9 @@ class OnnxHost:
     ) -> Refusal | None:
         return None
 
+    def caches(self, site: Site) -> bool:
+        return False  # a graph shows its caches
+
     def refuses_drop(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Refusal | None:
         return unreadable([v for v in self.graph.inputs if v.handle not in self._dropped], inputs)
 

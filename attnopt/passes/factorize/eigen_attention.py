@@ -7,8 +7,9 @@
 U are the first right singular vectors of a head's keys and queries stacked (of keys alone before a rotation), V those of its values.
 A rank per layer, shared by its heads:  r = max over heads of #{j: (s_1 + … + s_j) / sum s < threshold} + 1, s the singular values, not
 squared. The authors' code leaves out the + 1 and so keeps less than the threshold asks for. Caches hold r numbers for each key and each
-value; rank = width is the identity. Where turned keys are cached, their rank pays in memory alone: they are lifted and turned at each
-call, and without a cache they are left as they are; so are keys that are normalised by head, as no basis passes through a norm.
+value; rank = width is the identity. Where turned keys are cached, in the graph or by the host beside it, their rank pays in memory alone:
+they are lifted and turned at each call, and without a cache they are left as they are; so are keys that are normalised by head, as no
+basis passes through a norm.
 
 The authors lower the threshold layer by layer until the layer's error passes a bound. Here every threshold is an offer, its loss is
 measured, and the planner takes one for each layer. Ranks are rounded up to `multiple`, in which kernels compute.
@@ -30,7 +31,7 @@ from attnopt.ir.block import Block, HeadNorm, Rotary
 from attnopt.ir.site import Refusal
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.edits.heads.candidates import candidate_of, shared_by
-from attnopt.passes.edits.heads.changes import HeadChanges, refuses_change, refuses_late_turn
+from attnopt.passes.edits.heads.changes import HeadChanges, kept_narrow, refuses_change, refuses_late_turn
 from attnopt.passes.edits.heads.head_map import HeadMap
 from attnopt.passes.edits.heads.head_pass import HeadPass, with_fitted
 from attnopt.passes.edits.heads.statistics import HeadMoments, moments
@@ -76,7 +77,7 @@ class EigenAttention(HeadPass):
         for threshold in self.thresholds:
             k, v = (self.rank(s, threshold) for s, _ in (keys, values))
             width, wide = len(keys[0][0]), len(values[0][0])
-            of_keys = k if not fixed and (not turns or (late is None and block.cache_k is not None)) else width
+            of_keys = k if not fixed and (not turns or (late is None and kept_narrow(group))) else width
             for rank in dict.fromkeys(((of_keys, v), (width, v))):
                 if rank not in made and rank != (width, wide):
                     changes = eigen(block, keys[1], values[1], *rank)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attnopt.ir.block import Block, Joined, Projection
+from attnopt.ir.block import Block, Joined, Lift, Projection
 from attnopt.ir.graph import Value
 from attnopt.ir.site import Refusal
 from attnopt.ir.sublayer import Sublayer, sublayer
@@ -161,7 +161,7 @@ def refuse(block: Block) -> Refusal | None:
     """None where queries and keys are each one linear layer of what the block reads."""
     for name, what in (("q", "queries"), ("k", "keys")):
         layer = block.part(name, Projection)
-        if layer is None or layer.down is not None or any(isinstance(step, Joined) for step in block.streams[name]):
+        if layer is None or layer.down is not None or any(isinstance(step, (Joined, Lift)) for step in block.streams[name]):
             at = next((m.at for m in block.missing), None if layer is None else layer.node)
             return Refusal(f"its {what} are not made by one linear layer", at)
     return None

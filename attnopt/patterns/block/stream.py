@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from attnopt.ir.block import HeadNorm, Joined, Norm, Part, Scale, Step
+from attnopt.ir.block import HeadNorm, Joined, Lift, Norm, Part, Scale, Step
 from attnopt.ir.graph import Graph
 from attnopt.ir.layout import Axis, Operand, size_of
 from attnopt.ir.site import Refusal, Site
@@ -80,6 +80,8 @@ class Stream:
         if (layer := layer_at(first.value)) is not None:
             self.steps.append(projection(layer, self.walk, first, self.heads))
             return None
+        if (lift := self.lift(first)) is not None:
+            return lift
         if (norm := norm_at(first.value)) is not None:
             self.steps.append(self.head_norm(norm, first))
             return Term(norm.input, first.layout, first.index, first.mask)
@@ -99,6 +101,29 @@ class Stream:
         own = Stream(self.graph, self.walk, self.heads)
         steps = own.followed(own.step([cut(term, whole) for term in terms]))
         return Part(int(np.flatnonzero(chosen)[0]), int(chosen.sum()), steps)
+
+    def lift(self, term: Term) -> Term | None:
+        """The rows of each head that a matrix of its own makes these of; None for anything else. The step is noted."""
+        node = term.node
+        if node is None or node.op != "matmul" or len(node.inputs) != 2:
+            return None
+        rows, weight = node.inputs
+        held, kept = (() if x is None else x.shape or () for x in (weight, rows))
+        count = len(term.mask) // self.heads
+        if weight is None or rows is None or not weight.is_constant or len(held) != 4 or len(kept) != 4:
+            return None
+        if (held[0], held[1], held[3]) != (1, self.heads, count) or kept[1] != self.heads:
+            return None
+        head, channel = (self.walk.coordinate(term, dim) for dim in (1, 3))
+        each = np.arange(len(term.mask))
+        if not np.array_equal(head, each // count) or not np.array_equal(channel, each % count):  # type: ignore[arg-type]
+            return None
+        width = int(held[2])  # type: ignore[arg-type]
+        self.steps.append(Lift(node, weight))
+        self.walk.made += 1
+        axes = Axis(f"h{self.walk.made}", self.heads), Axis(f"c{self.walk.made}", width)
+        layout = (term.layout[0], (axes[0],), term.layout[2], (axes[1],))
+        return whole(rows, layout, axes, self.heads, width)
 
     def head_norm(self, norm: Norm, term: Term) -> HeadNorm:
         """The channels that are normalised together: those of each head, or all."""

@@ -20,6 +20,7 @@ from attnopt.hosts.eviction.coded import fresh
 from attnopt.hosts.eviction.stored import storage
 from attnopt.hosts.module.layer_attention import LayerAttention
 from attnopt.hosts.module.layers import NoAttention
+from attnopt.hosts.module.widths import kept_keys
 from attnopt.ir.clause import Clause
 from attnopt.plan.live.codes import CodesChooser, held_by
 from attnopt.plan.live.generating import Used
@@ -68,8 +69,9 @@ def filled(model: Any, layers: dict[str, LayerAttention], clause: Clause | None,
         return torch.randn(batch, heads, length, width, generator=random).to(parameter.device, parameter.dtype)
 
     for path, held in sorted(layers.items(), key=lambda item: model.get_submodule(item[0]).layer_idx):
-        index, call = model.get_submodule(path).layer_idx, held.call
-        cache.update(rows(call.key_heads, call.width), rows(call.value_heads, call.value_width), index)
+        module, call = model.get_submodule(path), held.call
+        index = module.layer_idx
+        cache.update(rows(call.key_heads, kept_keys(module, call.width)), rows(call.value_heads, call.value_width), index)
         written.add(index)
     for module in model.modules():
         if isinstance(module, NoAttention) and module.layer_idx is not None:

@@ -22,6 +22,7 @@ from attnopt.codegen.prefill_form import Form
 from attnopt.hosts.eviction.stored import Stored
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
+from attnopt.hosts.module.widths import lifts
 from attnopt.ir.clause import Clause
 from attnopt.ir.packing import Packed
 from attnopt.ir.spec import AttentionSpec, parse
@@ -58,7 +59,9 @@ class CodesChooser:
     def __call__(self, model: Any, clause: Clause) -> list[str]:
         """Give the layers of a live model what they do on codes; what a report says of it, which stands in the model's then."""
         layers = {**self.idle, **held_by(model)}
-        found = self.choose(layers, clause)
+        lifted = {path for path in layers if lifts(model.get_submodule(path))}
+        found = self.choose({path: held for path, held in layers.items() if path not in lifted}, clause)
+        found |= dict.fromkeys(lifted, OnCodes(clause, why="its keys are lifted when they are read"))
         give(model, layers, found, windows=self.windows)
         said = lines(found)
         if isinstance(getattr(model, "report", None), Report):

@@ -24,6 +24,7 @@ from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.reading import changes_between
 from attnopt.hosts.module.reshaping import reshaped
 from attnopt.hosts.module.widths import narrows_keys
+from attnopt.ir.block import Lift
 from attnopt.ir.expr import Term, conjuncts
 from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec
@@ -55,13 +56,15 @@ def read_back(host: ModuleHost, result: FxHost) -> list[Change] | Refusal:
     changes = changes_between(host, result, host.model, gone)
     if isinstance(changes, Refusal):
         return changes
-    other = [s for s in before if s.source.module in left and not same_heads(s, left[s.source.module])]
-    if not other:
+    stayed = [s for s in before if s.source.module in left]
+    twins = [left[s.source.module] for s in stayed]
+    if result is host:
         return changes
-    twins = [left[s.source.module] for s in other]
-    blocks = zip(find_blocks(host.graph, other), find_blocks(result.graph, twins), strict=True)
     made: dict[tuple[str, str], Change] = {}
-    for site, twin, (old, new) in zip(other, twins, blocks, strict=True):
+    blocks = zip(find_blocks(host.graph, stayed), find_blocks(result.graph, twins), strict=True)
+    for site, twin, (old, new) in zip(stayed, twins, blocks, strict=True):
+        if same_heads(site, twin) and new.part("k", Lift) is None:
+            continue
         found = reshaped(site.source.module, (site, old), (twin, new), host.model)
         if isinstance(found, Refusal):
             return found

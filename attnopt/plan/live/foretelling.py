@@ -4,7 +4,7 @@
 
 Layers are priced on the traced graph with the storage and widths that the plan's steps give them, attentions by the kernels that the live
 layers hold. A step's layers are those of a prompt of one token. Codes of a cache are read by the layer's kernel for them, or whole for each
-step, in plain torch.
+step, in plain torch. Keys that are narrow in the cache alone are lifted and turned in plain torch as well.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ from attnopt.report.plan import PlanStep
 
 CODES = 4.0  # operations on a number that is read from its code: cast, shifted by the middle and by its zero point, scaled
 MOVED = 4 + 3 * 8  # bytes that these move: the first writes the number, each other reads and writes it
+LIFTED, TURNS = (
+    7,
+    12.0,
+)  # numbers that are moved for one that is lifted and turned, in two products and two passes; calls of torch
 WRITES, READS = 10.0, 20.0  # calls of torch in one layer, both sides: what comes is rounded and written, the cache is read
 
 
@@ -69,11 +73,14 @@ class Foretold:
         rest = [n for n in self.host.graph.nodes if id(n) not in inside and n.name not in removed]
         total = estimate_nodes(rest, bound.sizes, self.target, weights=storage, widths=widths).seconds
         gone = {c.path for c in made.changes if c.kind == "no-attention"}
+        lifted = {c.path: c.options["keys"] for c in made.changes if c.kind == "widths" and "turn" in c.options}
         for site in (s for s in sites if s.source.module not in gone):
             shape = {**bound.shape(site), **shapes.get(site.name, {})}
             if at:
                 shape |= {"q": 1, "k": math.ceil(length * self.keep)}
             total += self.attention(site, shape, made, at)
+            if site.source.module in lifted:
+                total += self.lifted(site, shape, lifted[site.source.module])
             if self.codes is not None:
                 total += self.unpacked(self.codes, site, shape, whole=not at or self.on_codes(site, made) is None)
         return total
@@ -93,6 +100,14 @@ class Foretold:
         spec = AttentionSpec() if at else site.spec if held is None else parse(held.spec)
         dtype = site.q.value.dtype or "float32"
         return estimate(spec, shape, dtype, name if name in KERNELS else self.own, target=self.target).seconds
+
+    def lifted(self, site: Site, shape: Mapping[str, int], kept: int) -> float:
+        """Seconds in which one layer makes whole keys of those that it keeps, of so many channels."""
+        rows, width = float(shape["b"] * shape["g"] * shape["k"]), shape["d"]
+        moved = 4 * rows * (2 * kept + LIFTED * width)
+        made = Phase("lift", "linear", flops=4 * rows * kept * width, rows=rows, launches=0.0)
+        turned = Phase("turn", "elementwise", operations=3 * rows * width, bytes=moved, working_set=moved, launches=TURNS)
+        return of_phases([made, turned], site.q.value.dtype or "float32", self.target).seconds
 
     def unpacked(self, codes: Clause, site: Site, shape: Mapping[str, int], whole: bool) -> float:
         """Seconds in which one layer rounds what comes, and (whole) reads its cache from codes into numbers."""

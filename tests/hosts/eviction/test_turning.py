@@ -39,7 +39,7 @@ KINDS = {
 
 
 class Remembers(Session):
-    def attended(self, layer, module, q, spec, first):
+    def attended(self, layer, module, q, k, spec, first):
         self.q, self.module, self.plain = q, module, self.undone(module, q)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from types import SimpleNamespace
 
 import pytest
 import torch
 from live_models import generated, host_of, tokens
+from narrow_models import narrowed
 
 from attnopt.cost.target import read
 from attnopt.hosts.eviction.coded import bytes_per_token
@@ -19,39 +19,14 @@ from attnopt.hosts.module.widths import WIDTHS
 from attnopt.ir.layout import Axis
 from attnopt.ir.site import Refusal
 from attnopt.live import dressed, lines, load_live
-from attnopt.passes.edits.heads.writer import write
-from attnopt.passes.factorize.eigen_attention import eigen
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
-from attnopt.plan.live.converting import Live, attach, changed, live, noted, read_back
+from attnopt.plan.live.converting import Live, live, noted, read_back
 from attnopt.plan.live.layers import Chooser
-from attnopt.plan.options.groups import Grouping
 from attnopt.report.data import Report
 
-
-def bases(heads: int, width: int, seed: int) -> torch.Tensor:
-    made = torch.randn(heads, width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.linalg.qr(made).Q
-
-
-@lru_cache
-def narrowed(family: str, keys: int, values: int):
-    """(the graph, the live model) with heads of these widths in both layers, in bases of no meaning."""
-    host = host_of(family)
-    made = host.copy()
-    for at, group in enumerate(Grouping(made).of("block")):
-        (block,) = group.blocks
-        heads, width = block.k.channels.shape
-        write(group, eigen(block, bases(heads, width, at), bases(heads, width, at + 7), keys, values))
-    made.finish()
-    changes = read_back(host, made)
-    assert isinstance(changes, list), str(changes)
-    fast = changed(host.model, changes)
-    attach(fast, {}, windows=False)
-    return made, fast
-
-
-CASES = [("llama", 16, 8), ("gpt2", 12, 8)]  # turned keys keep their width; one layer makes q, k and v
+# Keys that turn keep their width, or are lifted when they are read; one layer makes q, k and v.
+CASES = [("llama", 16, 8), ("llama", 8, 16), ("gpt2", 12, 8)]
 
 
 @pytest.mark.parametrize(("family", "keys", "values"), CASES)

@@ -59,6 +59,13 @@ def test_a_policy_leaves_fewer_keys_and_codes_are_read_first():
     assert after.step > before.step
 
 
+def test_keys_that_are_lifted_take_time_with_every_key():
+    lifted = Change("widths", "model.layers.0.self_attn", {"keys": 8, "values": 16, "whole": 16, "turn": {}})
+    before, after = paces(changes=[lifted])
+    assert after.first > before.first and after.step > before.step
+    assert paces(changes=[lifted], keep=0.25)[1].step < after.step
+
+
 def test_codes_that_a_kernel_reads_are_not_read_first():
     host, int8 = host_of("llama"), storage("int8")
     model = shared_copy(host.model)

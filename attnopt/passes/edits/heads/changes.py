@@ -164,6 +164,11 @@ def slot_of(group: Group, site: Site, block: Block, side: str) -> Slot | Refusal
     return slot(group.host.graph, site, side, update)
 
 
+def kept_narrow(group: Group) -> bool:
+    """Whether keys are kept from call to call, in caches of the graph or beside it, so that they may be kept in few channels."""
+    return all(b.cache_k is not None or group.host.caches(s) for s, b in zip(group.sites, group.blocks, strict=True))
+
+
 def refuses_late_turn(group: Group) -> Refusal | None:
     """Why keys cannot be turned when they are read, instead of before they are cached; None where they can, or where none turn."""
     for site, block in zip(group.sites, group.blocks, strict=True):
