@@ -23,7 +23,7 @@ from attnopt.ir.kv_cache import attend_cache
 from attnopt.ir.reference import attend
 from attnopt.ir.token_blocks import TokenBlocks
 from attnopt.live import dressed
-from attnopt.plan.live.codes import CodesChooser
+from attnopt.plan.live.codes import with_kernel
 from attnopt.plan.live.converting import Live
 from attnopt.report.data import Report
 
@@ -140,7 +140,7 @@ def test_one_query_reads_sets_by_a_kernel(monkeypatch):
     """What the kernels compute of a set is compared in tests/codegen/test_cache_blocks.py: here the reference stands for them."""
     held = LayerAttention("softmax scale(0.2)", AttentionCall(4, 2, 2, 32, 32, 0.2, None, True, None, "float32"))
     plain, fast = BlockLayer(live_form(FORMS[2])), BlockLayer(live_form(FORMS[2]))
-    on_codes, ran, random = CodesChooser("always").best(held, plain.clause), [], torch.Generator().manual_seed(0)
+    on_codes, ran, random = with_kernel(held, plain.clause, "tvm-blocks"), [], torch.Generator().manual_seed(0)
 
     def by_reference(line, q, cache):
         made = attend_cache(line, q, cache)
