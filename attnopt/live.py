@@ -26,6 +26,8 @@ from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention, 
 from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates
 from attnopt.hosts.module.saving import read_record, restored
 from attnopt.hosts.module.traceable import runs_here, traceable
+from attnopt.ir.by_layer import of_layer
+from attnopt.ir.clause import Clause
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.opening import Opened
@@ -41,6 +43,7 @@ from attnopt.plan.live.foretelling import Foretold
 from attnopt.plan.live.generating import Used, on_prompts, paces, spoken, usual
 from attnopt.plan.live.layers import Chooser, with_kernels
 from attnopt.plan.live.nudging import nudged
+from attnopt.plan.live.text_layers import text_layers
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.workshop import Workshop, respecified
 from attnopt.plan.pipeline import Request, run
@@ -138,7 +141,8 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     elif codes and request.calibration is not None:
         by_time = asked.passes is None and request.minimise == "time"
         timed = timed_on(made.model, on_codes, batch, length) if by_time else None
-        chosen, said = coded(made.model, model, request.calibration, checked.budget, codes, request.seed, timed)
+        texts, seed = request.calibration, request.seed
+        chosen, said = coded(made.model, model, texts, checked.budget, codes, seed, timed, text_layers(host, texts, seed))
         words, notes, report = chosen or "", notes + said, replace(report, budget=checked.budget.allowed)
     notes = [*report.notes, *notes, *lines(made, chooser if fuses else None, plan.specs)]
     form, steps = live_form(words or None), () if report.plan is None else report.plan.steps
@@ -247,12 +251,12 @@ def load_live(folder: Path) -> Any:
         {path: restored_layer(each, device) for path, each in record.get(name, {}).items()} for name in ("layers", "idle")
     )
     attach(model, layers, windows=record["windows"])
-    clause = live_form(record.get("cache_codes"))
-    if clause is not None:
+    stored = live_form(record.get("cache_codes"))
+    if stored is not None:
         both = {**idle, **layers}
         found = {
-            path: with_kernel(both[path], clause, name, why) if name else OnCodes(clause, why=why)
-            for path, (name, why) in record.get("on_codes", {}).items()
+            path: kept_kernel(both[path], of_layer(stored, model.get_submodule(path).layer_idx), *each)
+            for path, each in record.get("on_codes", {}).items()
         }
         give(model, both, found, windows=record["windows"])
     plan = None if record["plan"] is None else Plan.from_json(record["plan"])
@@ -262,6 +266,10 @@ def load_live(folder: Path) -> Any:
     chosen = None if policy is None else ChosenPolicy.from_json(policy, BY_NAME)
     on_codes = CodesChooser(idle=idle, windows=record["windows"])
     return as_live(model, record["report"], plan, kept, chosen, record.get("cache_codes"), on_codes)
+
+
+def kept_kernel(held: LayerAttention, clause: Clause, name: str, why: str) -> OnCodes:
+    return with_kernel(held, clause, name, why) if name else OnCodes(clause, why=why)
 
 
 def restored_layer(each: Mapping[str, Any], device: str) -> LayerAttention:

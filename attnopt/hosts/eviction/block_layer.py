@@ -101,6 +101,8 @@ class BlockLayer(StoredLayer):
         form = self.state.form
         if why := form.refusal(key_states.shape[3]) or form.refusal(value_states.shape[3]):
             raise refused(why)
+        if key_states.shape[1] != value_states.shape[1]:
+            raise refused("its keys and values have other numbers of heads")
         if key_states.requires_grad:
             raise refused("gradients flow through it")
         self.awaited = made = Awaited(self, key_states, value_states)

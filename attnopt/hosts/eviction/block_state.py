@@ -28,7 +28,7 @@ Run = Callable[[Tensor, list[Packed], list[Packed]], list[tuple[Tensor, Tensor]]
 class BlockState:
     """k_sets, v_sets: tokens of full blocks in codes, a set for each number of bits; none before a block is full.
 
-    balance: what the channels of values were divided by, [B, G, blocks, D]. k, v: tokens that wait, as they are. saliency [B, G, block]:
+    balance: what the channels of values were divided by, [B, G, blocks, D]. k, v: tokens that wait, as they are. saliency [B, G, waiting]:
     what those were given.
     """
 
@@ -91,7 +91,8 @@ class BlockState:
         self.k, self.v = self.k.grown(k, spare), self.v.grown(v, spare)
         if self.saliency is None:
             kind = torch.float64 if k.dtype == torch.float64 else torch.float32
-            self.saliency = torch.zeros(*k.shape[:2], self.form.block, dtype=kind, device=k.device)
+            self.saliency = torch.zeros(*k.shape[:2], 0, dtype=kind, device=k.device)
+        self.saliency = torch.nn.functional.pad(self.saliency, (0, k.shape[2]))
         self.length += k.shape[2]
 
     def by_numbers(self, q: Tensor, scale: float, k: Tensor, v: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ class BlockState:
     def given(self, weights: Tensor) -> None:
         """[B, G, waiting], of the queries that came."""
         assert self.saliency is not None
-        self.saliency[..., : self.waiting] += weights
+        self.saliency = self.saliency + weights
 
     def fill(self) -> None:
         """The tokens that wait are a block: they join the sets, the salient ones in more bits."""
@@ -147,7 +148,7 @@ class BlockState:
                 self.balance = balance if self.balance is None else torch.cat([self.balance, balance], 2)
             news = [Packed(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
             sets[:] = [joined(old, new) for old, new in zip(sets, news, strict=True)] if sets else news
-        self.k, self.v, self.saliency = self.k.cut(0), self.v.cut(0), torch.zeros_like(self.saliency)
+        self.k, self.v, self.saliency = self.k.cut(0), self.v.cut(0), self.saliency[..., :0]
 
     def numbers(self, dtype: torch.dtype, since: int = 0) -> tuple[Tensor, Tensor]:
         """k and v [B, G, F, D] of the tokens of full blocks, from one of them on: set by set, in each block by block."""

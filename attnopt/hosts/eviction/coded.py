@@ -26,6 +26,7 @@ from attnopt.hosts.eviction.stored import Stored
 from attnopt.hosts.eviction.stored_layer import StoredLayer
 from attnopt.hosts.eviction.unread import Unread
 from attnopt.hosts.module.interface import lead
+from attnopt.ir.by_layer import CacheForm, of_layer
 from attnopt.ir.clause import Clause
 
 
@@ -88,11 +89,13 @@ class CodedLayer(StoredLayer):
         self.k, self.v = self.k.mapped(change), self.v.mapped(change)
 
 
-def layer_of(clause: Clause, starts: Tensor | None = None) -> CodedLayer | BlockLayer:
+def layer_of(cache: Cache, form: CacheForm, starts: Tensor | None, index: int | None = None) -> CodedLayer | BlockLayer:
+    """The next layer of a cache, or one in the place of another."""
+    clause = of_layer(form, len(cache.layers) if index is None else index)
     return BlockLayer(clause) if keeps_blocks(clause) else CodedLayer(clause, starts)
 
 
-def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False, starts: Tensor | None = None) -> None:
+def in_codes(cache: Cache, clause: CacheForm, hands_codes: bool = False, starts: Tensor | None = None) -> None:
     """Let the layers of a cache that keep all their tokens keep them in codes from now on; what they hold is rounded.
 
     hands_codes: who asks for them in the next call may get them as they are stored. starts: of rows that are padded on their left.
@@ -100,12 +103,12 @@ def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False, starts: Te
     Raises AttnoptError for caches that cannot: of fixed size, quantised by transformers, moved between devices.
     """
     if cache.layer_class_to_replicate is DynamicLayer:
-        cache.layer_class_to_replicate = functools.partial(layer_of, clause, starts)
+        cache.layer_class_to_replicate = functools.partial(layer_of, cache, clause, starts)
     if getattr(cache, "offloading", False):
         raise cannot("a cache that is moved between devices")
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[i] = made = layer_of(clause, starts)
+            cache.layers[i] = made = layer_of(cache, clause, starts, i)
             if layer.get_seq_length():
                 made.take(layer.keys, layer.values)
         elif isinstance(layer, CodedLayer):
@@ -129,7 +132,7 @@ def cannot(what: str) -> AttnoptError:
     )
 
 
-def prepared(model: nn.Module, clause: Clause, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def prepared(model: nn.Module, clause: CacheForm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The keywords of a call of a model whose cache, the one that it is given or would make, is in codes."""
     given = kwargs if not args else inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
     cache, uses = given.get("past_key_values"), given.get("use_cache")
@@ -151,7 +154,7 @@ def compiled(model: Any) -> bool:
     return torch.compiler.is_compiling() or hasattr(model.forward, "_torchdynamo_orig_callable")
 
 
-def fresh(model: Any, clause: Clause, starts: Tensor | None = None) -> Cache:
+def fresh(model: Any, clause: CacheForm, starts: Tensor | None = None) -> Cache:
     """An empty cache in codes, as the model would make one. starts: of rows that are padded on their left."""
     if keeps_blocks(clause):
         lead(model)  # they learn from its attention

@@ -17,7 +17,7 @@ from torch import nn
 
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.saving import save
-from attnopt.ir.clause import Clause
+from attnopt.ir.by_layer import CacheForm, of_layer
 
 RECORD = "attnopt_record"
 CODES = "attnopt_cache_codes"
@@ -40,7 +40,7 @@ class LiveModel:
     report: Any = None
     plan: Any = None
     cache_policy: Any = None
-    choose_codes: Callable[[Any, Clause], object] | None = None
+    choose_codes: Callable[[Any, CacheForm], object] | None = None
 
     @property
     def cache_codes(self) -> str | None:
@@ -96,9 +96,10 @@ def on_codes(model: Any) -> dict[str, tuple[str, str]]:
     """What each layer does on the cache that the model has, by path: the name of a kernel, and why."""
     from attnopt.hosts.eviction.live_forms import live_form
 
-    clause = live_form(model.cache_codes)
-    held = {path: getattr(m, HELD).on_codes for path, m in model.named_modules() if hasattr(m, HELD)}
-    return {path: (x.name, x.why) for path, x in held.items() if x is not None and x.clause == clause}
+    form = live_form(model.cache_codes)
+    held = {path: (m, getattr(m, HELD).on_codes) for path, m in model.named_modules() if hasattr(m, HELD)}
+    there = {path: x for path, (m, x) in held.items() if form and x is not None and x.clause == of_layer(form, m.layer_idx)}
+    return {path: (x.name, x.why) for path, x in there.items()}
 
 
 @lru_cache(maxsize=64)
@@ -115,7 +116,7 @@ def as_live(
     record: Mapping[str, Any],
     cache_policy: Any = None,
     cache_codes: str | None = None,
-    choose_codes: Callable[[Any, Clause], object] | None = None,
+    choose_codes: Callable[[Any, CacheForm], object] | None = None,
 ) -> Any:
     """The model itself, with another class. record: plain data for its folder. Its layers have what they need for cache_codes already."""
     model.__class__ = live_class(type(model))  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from attnopt.ir.site import Refusal
+from attnopt.ir.site import Refusal, Site
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.edits.caches.basis import basis_refusal, turned_layers
 from attnopt.passes.edits.caches.plan import applied, codes, unfit
@@ -57,7 +57,7 @@ class AkvqVl:
             return held
         if (refusal := unfit(held, self.kept(False))) is not None:
             return refusal
-        of_text = {s.site.name: self.reads_text(s, evidence) for s in held}
+        of_text = {s.site.name: self.reads_text(s.site, evidence) for s in held}
         folds = {(s.site.name, s.side): basis_refusal(group, s.site.name, s.side) is None for s in held}
         texts = {"": dict.fromkeys(of_text, False), **({"calibration": of_text} if any(of_text.values()) else {})}
         found = []
@@ -89,8 +89,8 @@ class AkvqVl:
         rows = Rows(bits=4 if of_text else 2, group=self.group, scales="fp16", clip=1.0 if of_text else self.clip, turned=True)
         return Kept(rows, first=0 if of_text else self.pivots, recent=self.recent)
 
-    def reads_text(self, slot: Slot, evidence: Evidence | None) -> bool:
-        seen = None if evidence is None else evidence.attention(slot.site)
+    def reads_text(self, site: Site, evidence: Evidence | None) -> bool:
+        seen = None if evidence is None else evidence.attention(site)
         return seen is not None and 1 - float(seen.kept(first=self.pivots, window=self.recent).mean()) > self.text
 
     def apply(self, candidate: Candidate, group: Group) -> Group:

@@ -23,7 +23,7 @@ from attnopt.hosts.eviction.live_forms import live_form
 from attnopt.hosts.module.layer_attention import LayerAttention
 from attnopt.hosts.module.layers import NoAttention
 from attnopt.hosts.module.widths import kept_heads, kept_keys
-from attnopt.ir.clause import Clause
+from attnopt.ir.by_layer import CacheForm
 from attnopt.plan.live.codes import CodesChooser, held_by
 from attnopt.plan.live.generating import Used
 from attnopt.plan.live.layers import FASTER
@@ -61,7 +61,7 @@ def timed_on(model: Any, chooser: CodesChooser, batch: int, length: int) -> Call
     return timed
 
 
-def filled(model: Any, layers: dict[str, LayerAttention], clause: Clause | None, batch: int, length: int) -> Cache | None:
+def filled(model: Any, layers: dict[str, LayerAttention], clause: CacheForm | None, batch: int, length: int) -> Cache | None:
     """A cache of so many tokens; None where a layer is not known."""
     cache: Any = DynamicCache(config=model.config) if clause is None else fresh(model, clause)
     random = torch.Generator().manual_seed(length)

@@ -28,6 +28,7 @@ from attnopt.hosts.eviction.live_forms import empty_side, keeps_blocks, keeps_en
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
 from attnopt.hosts.module.widths import lifts, spreads
+from attnopt.ir.by_layer import CacheForm, of_layer
 from attnopt.ir.clause import Clause
 from attnopt.ir.packing import Packed
 from attnopt.ir.spec import AttentionSpec, parse
@@ -82,13 +83,14 @@ class CodesChooser:
     idle: Mapping[str, LayerAttention] = field(default_factory=dict)
     windows: bool = False
 
-    def __call__(self, model: Any, clause: Clause) -> list[str]:
+    def __call__(self, model: Any, form: CacheForm) -> list[str]:
         """Give the layers of a live model what they do on codes; what a report says of it, which stands in the model's then."""
         layers = {**self.idle, **held_by(model)}
         modules = {path: model.get_submodule(path) for path in layers}
-        lifted = {path for path, module in modules.items() if lifts(module) or spreads(module)}
-        found = self.choose({path: held for path, held in layers.items() if path not in lifted}, clause)
-        found |= dict.fromkeys(lifted, OnCodes(clause, why="its keys are made anew when they are read"))
+        forms = {path: of_layer(form, module.layer_idx) for path, module in modules.items()}
+        anew = {path for path, module in modules.items() if lifts(module) or spreads(module)}
+        found = self.choose({path: held for path, held in layers.items() if path not in anew}, forms)
+        found |= {path: OnCodes(forms[path], why="its keys are made anew when they are read") for path in anew}
         give(model, layers, found, windows=self.windows)
         said = lines(found)
         if isinstance(getattr(model, "report", None), Report):
@@ -96,14 +98,14 @@ class CodesChooser:
             model.report = replace(model.report, notes=(*others, *said))
         return said
 
-    def choose(self, layers: Mapping[str, LayerAttention], clause: Clause) -> dict[str, OnCodes]:
-        """For each layer; those that are alike are timed once."""
+    def choose(self, layers: Mapping[str, LayerAttention], clauses: Mapping[str, Clause]) -> dict[str, OnCodes]:
+        """For each layer on its cache, by path; those that are alike are timed once."""
         known: dict[Any, OnCodes] = {}
         found = {}
         for path, held in layers.items():
-            key = (Shape.of(held.call, held.device), held.spec, held.narrowed, held.names[1])
+            key = (Shape.of(held.call, held.device), held.spec, held.narrowed, held.names[1], clauses[path])
             if key not in known:
-                known[key] = self.best(held, clause)
+                known[key] = self.best(held, clauses[path])
             found[path] = known[key]
         return found
 

@@ -14,7 +14,7 @@ whole budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -29,7 +29,7 @@ from attnopt.hosts.eviction.coded import bytes_per_token, fresh
 from attnopt.hosts.eviction.ends import Ends
 from attnopt.hosts.eviction.live_forms import empty_side, keeps_blocks, keeps_ends, live_form, starts_of
 from attnopt.hosts.module.copying import shared_copy
-from attnopt.ir.clause import Clause
+from attnopt.ir.by_layer import ByLayer, CacheForm, clauses_of
 from attnopt.ir.exact_ends import ExactEnds, exact_ends
 from attnopt.ir.spec import as_spec
 from attnopt.ir.token_blocks import TokenBlocks, token_blocks
@@ -50,15 +50,19 @@ CODES = (Int8Cache, Int4Cache, Int2Cache)
 ENDS = (AkvqVl,)  # they keep tokens at both ends exactly
 BLOCKS = (ZipCache,)  # they round blocks of tokens
 PIECE = 16  # tokens
+OfText = Callable[[AkvqVl], Iterable[int]]
 
 
 def is_cache_pass(given: Pass) -> bool:
     return isinstance(given, (*CODES, *ENDS, *BLOCKS))
 
 
-def forms(passes: Sequence[Pass]) -> list[str]:
-    """The clauses that these passes ask for: values alone, where that is one of theirs, and both sides."""
-    found: list[Clause] = []
+def forms(passes: Sequence[Pass], of_text: OfText = lambda _: ()) -> list[str]:
+    """The clauses that these passes ask for: values alone, where that is one of theirs, and both sides.
+
+    of_text: the layers that a pass which asks for them finds to read their text.
+    """
+    found: list[CacheForm] = []
     lines: list[str] = []
     for each in passes:
         if isinstance(each, CODES):
@@ -66,8 +70,9 @@ def forms(passes: Sequence[Pass]) -> list[str]:
             sides = [{"k": kept, "v": kept}] if isinstance(each, Int2Cache) else [{"v": kept}, {"k": kept, "v": kept}]
             found += [clause(side) for side in sides]
         elif isinstance(each, AkvqVl):
-            kept = each.kept(of_text=False)
-            found.append(clause({"k": kept, "v": kept}))
+            pivots, text = (clause({"k": kept, "v": kept}) for kept in (each.kept(False), each.kept(True)))
+            at = tuple(of_text(each))
+            found += [pivots, *([ByLayer(pivots, tuple((index, text) for index in at))] if at else [])]
         elif isinstance(each, ZipCache):
             lines += [form.words_of_a_spec for form in blocks_of(each) if is_said(form)]
     return [*(str(each) for each in found), *lines]
@@ -101,14 +106,15 @@ def coded(
     passes: Sequence[Pass],
     seed: int,
     timed: Callable[[str], tuple[bool, str]] | None = None,
+    of_text: OfText = lambda _: (),
 ) -> tuple[str | None, list[str]]:
     """The form that a model's cache is kept in, or None, and what the report says of it.
 
-    model: with its rewrites. timed: whether a form is fast enough, and what was measured, where time counts.
+    model: with its rewrites. timed: whether a form is fast enough, and what was measured, where time counts. of_text: as of `forms`.
     """
     unsaid = [form for p in passes if isinstance(p, ZipCache) for form in blocks_of(p) if not is_said(form)]
     said = [f"{x.salient} of {x.block} tokens salient: a live cache has half or all; traced graphs take it" for x in unsaid]
-    tried = forms(passes)
+    tried = forms(passes, of_text)
     if not tried:
         return None, said
     if not judged(budget):
@@ -150,11 +156,11 @@ def weighed(model: Any, original: Any, data: Calibration, words: str | None, see
         given = {name: x.to(device) for name, x in batch.items()}
         logits, cache = read(model, given, form)
         losses += of_rows(original(**given, use_cache=False).logits, logits, given)
-        token = bytes_per_token(cache) if form is None or exact_beside(form) is None else bytes_at(cache, form, LENGTH)
+        token = bytes_per_token(cache) if form is None or exact_beside(form) is None else bytes_at(cache, LENGTH)
     return Coded(words or "", token, Loss.of(METRIC, losses, seed))
 
 
-def read(model: Any, given: Mapping[str, Tensor], form: Clause | None) -> tuple[Tensor, Any]:
+def read(model: Any, given: Mapping[str, Tensor], form: CacheForm | None) -> tuple[Tensor, Any]:
     """Logits of all positions, and the cache behind them."""
     exact = None if form is None else exact_beside(form)
     if exact is not None:
@@ -171,12 +177,13 @@ def read(model: Any, given: Mapping[str, Tensor], form: Clause | None) -> tuple[
     return torch.cat(found, 1), cache
 
 
-def exact_beside(form: Clause) -> int | None:
-    """How many tokens at most are held exactly beside codes; None where all are in codes."""
-    ends, blocks = exact_ends(form), token_blocks(form)
-    if isinstance(blocks, TokenBlocks):
-        return blocks.block
-    return ends.first + ends.recent if isinstance(ends, ExactEnds) else None
+def exact_beside(form: CacheForm) -> int | None:
+    """How many tokens at most a layer holds exactly beside codes; None where all are in codes."""
+    ends, blocks = ([kind(clause) for clause in clauses_of(form)] for kind in (exact_ends, token_blocks))
+    counts = [x.first + x.recent for x in ends if isinstance(x, ExactEnds)] + [
+        x.block for x in blocks if isinstance(x, TokenBlocks)
+    ]
+    return max(counts, default=None)
 
 
 def require_codes(length: int, exact: int) -> None:
@@ -188,7 +195,7 @@ def require_codes(length: int, exact: int) -> None:
         )
 
 
-def bytes_at(cache: Any, form: Clause, length: int) -> float:
+def bytes_at(cache: Any, length: int) -> float:
     """Of each token of one sequence, where layers like those of a cache hold so many: exact tokens weigh the less the more there are."""
     total = 0.0
     for layer in cache.layers:
@@ -199,7 +206,7 @@ def bytes_at(cache: Any, form: Clause, length: int) -> float:
             continue
         for side, x in (("k", layer.keys), ("v", layer.values)):
             if isinstance(getattr(layer, side, None), Ends):
-                total += empty_side(form, side).grown(x.new_zeros(1, x.shape[1], length, x.shape[3])).bytes / length
+                total += empty_side(layer.clause, side).grown(x.new_zeros(1, x.shape[1], length, x.shape[3])).bytes / length
             else:
                 total += x.nbytes / len(x) / layer.get_seq_length()
     return total

@@ -24,6 +24,7 @@ from attnopt.errors import WorkloadError
 from attnopt.hosts.module.host import ModuleHost
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
+from attnopt.ir.by_layer import CacheForm, of_layer
 from attnopt.ir.clause import Clause
 from attnopt.ir.packing import row_bytes
 from attnopt.ir.site import Site
@@ -49,7 +50,7 @@ class Foretold:
     host: ModuleHost
     target: Target
     own: str
-    codes: Clause | None = None
+    codes: CacheForm | None = None
     keep: float = 1.0
 
     def paces(self, made: Live, steps: Sequence[PlanStep], length: int) -> dict[str, Pace]:
@@ -81,22 +82,26 @@ class Foretold:
             total += self.attention(site, shape, made, at)
             if site.source.module in lifted:
                 total += self.lifted(site, shape, lifted[site.source.module])
-            if self.codes is not None:
-                total += self.unpacked(self.codes, site, shape, whole=not at or self.on_codes(site, made) is None)
+            if (codes := self.clause(site, made)) is not None:
+                total += self.unpacked(codes, site, shape, whole=not at or self.on_codes(site, made) is None)
         return total
 
     def on_codes(self, site: Site, made: Live) -> OnCodes | None:
         """The kernel by which a layer reads codes; None where it reads them back, or there are none."""
         held: LayerAttention | None = getattr(made.model.get_submodule(site.source.module), HELD, None)
         found = None if held is None or self.codes is None else held.on_codes
-        return found if found is not None and found.run is not None and found.clause == self.codes else None
+        return found if found is not None and found.run is not None and found.clause == self.clause(site, made) else None
+
+    def clause(self, site: Site, made: Live) -> Clause | None:
+        """How the cache of a layer is stored."""
+        return None if self.codes is None else of_layer(self.codes, made.model.get_submodule(site.source.module).layer_idx)
 
     def attention(self, site: Site, shape: Mapping[str, int], made: Live, at: int) -> float:
         held = made.layers.get(site.source.module)
         name = (held.names[at] if held is not None else "") or self.own
         if at and (kernel := self.on_codes(site, made)) is not None:
             dtype = site.q.value.dtype or "float32"
-            return estimate(AttentionSpec(cache=self.codes), shape, dtype, kernel.name, target=self.target).seconds
+            return estimate(AttentionSpec(cache=kernel.clause), shape, dtype, kernel.name, target=self.target).seconds
         spec = AttentionSpec() if at else site.spec if held is None else parse(held.spec)
         dtype = site.q.value.dtype or "float32"
         return estimate(spec, shape, dtype, name if name in KERNELS else self.own, target=self.target).seconds

@@ -20,7 +20,7 @@ from torch import Tensor
 from attnopt.cost.workload import Load, Workload, parse_workload
 from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.coded import bytes_per_token, fresh, in_codes
-from attnopt.ir.clause import Clause
+from attnopt.ir.by_layer import CacheForm
 from attnopt.plan.timing.timing import in_turn
 
 TOKENS = 128  # that are generated behind a prompt, where nobody says how many
@@ -45,7 +45,7 @@ class Used:
 
     model: Any
     policy: ChosenPolicy | None = None
-    codes: Clause | None = None
+    codes: CacheForm | None = None
 
     def read(self, ids: Tensor) -> Any:
         """The cache behind a prompt."""

@@ -23,7 +23,7 @@ from attnopt.ir.kv_cache import attend_cache
 from attnopt.ir.reference import attend
 from attnopt.ir.token_blocks import TokenBlocks
 from attnopt.live import dressed
-from attnopt.plan.live.codes import CodesChooser
+from attnopt.plan.live.codes import with_kernel
 from attnopt.plan.live.converting import Live
 from attnopt.report.data import Report
 
@@ -131,7 +131,7 @@ def test_bytes_of_a_token_and_a_cache_of_exact_tokens(model):
         fast(ids[:, 8:], past_key_values=past)
     state, form = past.layers[0].state, TokenBlocks(4, 2)
     full = 2 * 8 * sum(form.bytes_per_token(side, 2, 16) for side in "kv")
-    waits = 2 * 2 * 4 * (2 * 16 * 4 + 4)  # a block of places on both sides, and their saliency
+    waits = 2 * 2 * (4 * 2 * 16 * 4 + 4)  # a block of places on both sides, and the saliency of one token
     assert (state.blocks, state.waiting, state.bytes) == (2, 1, full + waits)
     assert bytes_per_token(past) == 2 * state.bytes / 18 and past.layers[0].keys.shape == (2, 2, 9, 16)
 
@@ -140,7 +140,7 @@ def test_one_query_reads_sets_by_a_kernel(monkeypatch):
     """What the kernels compute of a set is compared in tests/codegen/test_cache_blocks.py: here the reference stands for them."""
     held = LayerAttention("softmax scale(0.2)", AttentionCall(4, 2, 2, 32, 32, 0.2, None, True, None, "float32"))
     plain, fast = BlockLayer(live_form(FORMS[2])), BlockLayer(live_form(FORMS[2]))
-    on_codes, ran, random = CodesChooser("always").best(held, plain.clause), [], torch.Generator().manual_seed(0)
+    on_codes, ran, random = with_kernel(held, plain.clause, "tvm-blocks"), [], torch.Generator().manual_seed(0)
 
     def by_reference(line, q, cache):
         made = attend_cache(line, q, cache)
@@ -158,6 +158,23 @@ def test_one_query_reads_sets_by_a_kernel(monkeypatch):
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(plain.state.saliency, fast.state.saliency, rtol=1e-4, atol=1e-4)
     assert ran == [4, 4] * 3 + [6, 6] and fast.state.blocks == 3
+
+
+def test_a_layer_without_attention_counts_its_tokens():
+    layer, place = BlockLayer(live_form(FORMS[2])), torch.zeros(2, 1, 5, 1)
+    assert torch.equal(layer.update(place, place)[0], place) and layer.get_seq_length() == 5
+    assert torch.equal(layer.update(place, place)[0], torch.zeros(2, 1, 10, 1)) and layer.keys.shape == (2, 1, 10, 1)
+    layer.reset()
+    assert layer.get_seq_length() == 0 and layer.keys is None
+
+
+def test_what_was_made_in_inference_mode_goes_on_outside(model):
+    fast, ids = in_form(model, FORMS[2]), tokens(length=12)["input_ids"]
+    with torch.inference_mode():
+        past = fast(ids[:, :10]).past_key_values
+    with torch.no_grad():
+        found, expected = fast(ids[:, 10:], past_key_values=past).logits, fast(ids).logits[:, 10:]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_it_refuses(model):

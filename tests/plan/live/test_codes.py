@@ -43,7 +43,7 @@ def timed(monkeypatch, **seconds):
 
 def test_the_faster_way_is_taken_and_both_compute_the_same(monkeypatch):
     ran = timed(monkeypatch, codes=1.0, numbers=2.5)
-    found = CodesChooser(length=32).choose({"a": HELD_LAYER, "b": HELD_LAYER}, INT8)
+    found = CodesChooser(length=32).choose({"a": HELD_LAYER, "b": HELD_LAYER}, {"a": INT8, "b": INT8})
     assert len(ran) == 2  # layers that are alike are timed once
     torch.testing.assert_close(ran[0][1], ran[1][1], rtol=1e-5, atol=1e-5)
     assert lines(found) == [
@@ -53,7 +53,7 @@ def test_the_faster_way_is_taken_and_both_compute_the_same(monkeypatch):
 
 def test_codes_are_read_back_where_that_is_as_fast(monkeypatch):
     timed(monkeypatch, codes=1.0, numbers=1.05)
-    found = CodesChooser(length=32).choose({"a": HELD_LAYER}, INT8)
+    found = CodesChooser(length=32).choose({"a": HELD_LAYER}, {"a": INT8})
     assert found["a"].run is None
     assert lines(found) == [
         "live, decode on codes: read back in 1 layers (tvm-decode measured 1.05x the speed of reading the codes back, at 32 tokens)"
@@ -69,7 +69,7 @@ def test_codes_are_read_back_where_that_is_as_fast(monkeypatch):
     ],
 )
 def test_why_codes_are_read_back(held, words, why):
-    found = CodesChooser().choose({"a": held}, storage(words))["a"]
+    found = CodesChooser().choose({"a": held}, {"a": storage(words)})["a"]
     assert (found.name, found.run) == ("", None) and why in found.why
 
 
