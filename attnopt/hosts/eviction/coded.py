@@ -10,69 +10,30 @@ rolling back work as on any cache of transformers. Layers that keep something el
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
 
-from attnopt.errors import AttnoptError
-from attnopt.hosts.eviction.stored import Stored
-from attnopt.hosts.eviction.stored_layer import StoredLayer
+from attnopt.hosts.eviction.preparing import cannot, empty, keeps_its_own, unmoved
 from attnopt.hosts.eviction.unread import Unread
+from attnopt.hosts.eviction.whole_layer import WholeLayer
 from attnopt.ir.clause import Clause
 
-SPARE, SHARE = 16, 16  # places that a cache has to grow: so many, or this part of what it holds
+SAID = "cache_codes", "in codes"
 
 
-class CodedLayer(StoredLayer):
+class CodedLayer(WholeLayer):
     """Keys and values of all tokens of one layer in the codes of a clause, which `stored.storage` made."""
 
-    is_croppable = True
     hands_codes = False  # whether one new token gets its cache unread
 
-    def __init__(self, clause: Clause) -> None:
-        self.clause = clause
-        self.k, self.v = Stored(clause, "k"), Stored(clause, "v")
-        super().__init__()
-
-    @property
-    def bytes(self) -> int:
-        return self.k.bytes + self.v.bytes
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        if key_states.shape[1] == key_states.shape[3] == 1:  # no key: a layer without attention counts its tokens by it
-            self.k, self.v = Stored(None, "k"), Stored(None, "v")
-        self.is_initialized = True
-
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        one = key_states.shape[2] == 1 and self.k.packed is not None
-        spare = max(SPARE, self.k.length // SHARE) if one else 0
-        self.k, self.v = self.k.grown(key_states, spare), self.v.grown(value_states, spare)
+        one = self.take(key_states, value_states)
         if not (one and self.hands_codes) or self.k.clause is None or key_states.requires_grad or torch.compiler.is_compiling():
             return self.k.read(), self.v.read()
         return Unread(self.k, key_states.shape[3]), Unread(self.v, value_states.shape[3])
-
-    def get_seq_length(self) -> int:
-        return self.k.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def reset(self) -> None:
-        self.k, self.v = Stored(self.clause, "k"), Stored(self.clause, "v")
-        self.is_initialized = False
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """As transformers asks for it: so many tokens less, as a number below 0."""
-        left = self.get_seq_length() - abs(tokens_to_remove)
-        self.map(lambda x: x[:, :, :left])
-
-    def map(self, change: Any) -> None:
-        self.k, self.v = self.k.mapped(change), self.v.mapped(change)
 
 
 def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False) -> None:
@@ -84,56 +45,21 @@ def in_codes(cache: Cache, clause: Clause, hands_codes: bool = False) -> None:
     """
     if cache.layer_class_to_replicate is DynamicLayer:
         cache.layer_class_to_replicate = functools.partial(CodedLayer, clause)
-    if getattr(cache, "offloading", False):
-        raise cannot("a cache that is moved between devices")
+    unmoved(cache, *SAID)
     for i, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
+        if isinstance(layer, CodedLayer):
+            layer.hands_codes = hands_codes
+        elif type(layer) is DynamicLayer or isinstance(layer, WholeLayer):
             cache.layers[i] = made = CodedLayer(clause)
             if layer.get_seq_length():
                 made.update(layer.keys, layer.values)
-        elif isinstance(layer, CodedLayer):
-            layer.hands_codes = hands_codes
         elif not keeps_its_own(layer):
-            raise cannot(f"a {type(cache).__name__} of {type(layer).__name__}")
-
-
-def keeps_its_own(layer: Any) -> bool:
-    """Whether a layer holds codes already, forgets, or keeps a window or a state."""
-    window = getattr(layer, "is_sliding", False) and not hasattr(layer, "max_cache_len")
-    coded = isinstance(getattr(layer, "k", None), Stored)
-    return bool(coded or window or isinstance(layer, LinearAttentionCacheLayerMixin))
-
-
-def cannot(what: str) -> AttnoptError:
-    return AttnoptError(
-        f"this model keeps its cache in codes, and {what} cannot hold them",
-        next_move="Leave cache_implementation= and past_key_values= out, or set model.cache_codes = None.",
-    )
-
-
-def prepared(model: nn.Module, clause: Clause, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of a call of a model whose cache, the one that it is given or would make, is in codes."""
-    given = kwargs if not args else inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-    cache, uses = given.get("past_key_values"), given.get("use_cache")
-    if cache is None:
-        config: Any = model.config
-        if not (config.use_cache if uses is None else uses):
-            return kwargs
-        return {**kwargs, "past_key_values": fresh(model, clause)}
-    in_codes(cache, clause, hands_codes=not compiled(model))
-    return kwargs
-
-
-def compiled(model: Any) -> bool:
-    """Whether torch.compile makes graphs of the model's calls: they are of numbers."""
-    return torch.compiler.is_compiling() or hasattr(model.forward, "_torchdynamo_orig_callable")
+            raise cannot(f"a {type(cache).__name__} of {type(layer).__name__}", *SAID)
 
 
 def fresh(model: Any, clause: Clause) -> Cache:
     """An empty cache in codes, as the model would make one."""
-    cache = DynamicCache(config=model.config)
-    in_codes(cache, clause)
-    return cache
+    return empty(model, lambda cache, hands: in_codes(cache, clause, hands))
 
 
 def bytes_per_token(cache: Cache) -> float:
