@@ -57,7 +57,9 @@ def run_pages(
     """o [B, H, 1, E] for the newest query q [B, H, 1, D]; k [B, G, K, D] and v are a cache with `state.length` keys in it.
 
     tables: a kernel that chooses. within: `run` reads no row behind the length of a sequence, so the last page may end behind the
-    cache, and rows of a cache with spare places are read where they lie. Raises InputMismatch where there is more than one query, or keys and values are not as many.
+    cache, and rows of a cache with spare places are read where they lie.
+
+    Raises InputMismatch where there is more than one query, or keys and values are not as many.
     """
     clause = spec.selection
     assert clause is not None

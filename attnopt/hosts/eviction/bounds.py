@@ -84,10 +84,9 @@ class Bounds:
 
     def cut(self, keys: Tensor) -> Bounds:
         """Of fewer keys [B, G, L, D], the first of those that were counted."""
-        whole = keys.shape[2] // self.size * self.size
-        begun = replace(self.mapped(lambda x: x), length=whole)
-        if begun.room is not None:
-            begun.room.keys = whole
+        full = keys.shape[2] // self.size
+        whole = full * self.size
+        begun = replace(self, length=whole).mapped(lambda x: x[:, :, :full])  # without places for others
         return begun.grown(keys) if keys.shape[2] > whole else begun
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Bounds:

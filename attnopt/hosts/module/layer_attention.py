@@ -44,7 +44,7 @@ class OnCodes:
 
 @dataclass(frozen=True)
 class OnPages:
-    """How one query chooses pages of a cache and reads them. clause: the choice. name: of the kernel, "" where all is read, because of `why`.
+    """How one query chooses pages of a cache and reads them. clause: the choice. name: of the kernel, "" where all is read, for `why`.
 
     run(q [B, H, 1, D], k [B, G, K, D], v, smallest and largest channels [B, G, P, D] of the pages) -> o [B, H, 1, E].
     """

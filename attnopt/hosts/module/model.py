@@ -123,7 +123,8 @@ class LiveModel:
         """
         kept = None if self.cache_policy is None else self.cache_policy.to_json()
         codes = {"cache_codes": self.cache_codes, "on_codes": on_codes(self)}
-        caches = {"cache_policy": kept, **codes, "cache_pages": self.cache_pages}
+        pages = {"cache_pages": self.cache_pages, "on_pages": on_pages(self)}
+        caches = {"cache_policy": kept, **codes, **pages}
         save(self, Path(save_directory), {**getattr(self, RECORD), **caches})
 
 
@@ -134,6 +135,12 @@ def on_codes(model: Any) -> dict[str, tuple[str, str]]:
     clause = storage(model.cache_codes)
     held = {path: getattr(m, HELD).on_codes for path, m in model.named_modules() if hasattr(m, HELD)}
     return {path: (x.name, x.why) for path, x in held.items() if x is not None and x.clause == clause}
+
+
+def on_pages(model: Any) -> dict[str, tuple[str, str]]:
+    """How each layer reads the pages of a cache, by path, as `on_codes`."""
+    held = {path: getattr(m, HELD).on_pages for path, m in model.named_modules() if hasattr(m, HELD)}
+    return {path: (x.name, x.why) for path, x in held.items() if x is not None}
 
 
 def page_sizes(model: Any) -> dict[int, int]:
