@@ -113,7 +113,9 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     fuses = any(p.exact for p in request.passes) and (request.plan is None or bool(request.plan.kernels))
     device = next(model.parameters()).device.type
     chooser = Chooser(request.select, checked.machine, device=device, own_sdpa=own == "sdpa")
-    made = changes if isinstance(changes, Refusal) else live(host, changes, inputs, chooser, plan.specs, fuses=fuses)
+    pages = checked.plan.cache_pages if checked.plan is not None else ""
+    how = {"fuses": fuses, "known": bool(pages or (quests and length))}
+    made = changes if isinstance(changes, Refusal) else live(host, changes, inputs, chooser, plan.specs, **how)
     unmade = made if isinstance(made, Refusal) else next((r for path, r in made.refusals.items() if path in plan.specs), None)
     if unmade is not None:
         notes.append(f"the plan stays on paper, a live model cannot hold it: {unmade}")
@@ -121,7 +123,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
             Rewritten(host, host),
             replace(report, plan=None if report.plan is None else replace(report.plan, steps=())),
         )
-        made = live(host, [], inputs, chooser, fuses=fuses)
+        made = live(host, [], inputs, chooser, **how)
     assert isinstance(made, Live)
     compare(host, plan, made, inputs)
     policy: ChosenPolicy | None = None
@@ -144,7 +146,6 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     words = checked.plan.cache_codes if checked.plan is not None else ""
     on_codes = CodesChooser(request.select, idle=made.idle, windows=made.windows)
     on_pages = PagesChooser(idle=made.idle, windows=made.windows)
-    pages = checked.plan.cache_pages if checked.plan is not None else ""
     if quests and policy is not None:
         notes.append(f"no pages beside {policy}: what a policy keeps is read whole")
     elif quests and request.calibration is not None:
@@ -153,8 +154,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         )
         chosen, said = paging.taken(quests)
         pages, notes, report = chosen or "", notes + said, replace(report, budget=checked.budget.allowed)
-    choice = page_choice(pages or None)
-    on_choice = [] if choice is None else on_pages(made.model, choice)
+    choice, on_choice = on_pages.planned(made.model, pages or None)
     if codes and choice is not None and asked.passes is not None:
         notes.append(f"no cache in codes beside {choice}: the kernel of pages reads numbers; name one of both")
     elif codes and policy is not None:

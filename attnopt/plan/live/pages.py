@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attnopt.codegen.tvm.lowerings.tvm_pages import TvmPages
 from attnopt.errors import InputMismatch
+from attnopt.hosts.eviction.paged import page_choice
 from attnopt.hosts.module.layer_attention import LayerAttention, OnPages
 from attnopt.ir.clause import Clause
 from attnopt.ir.spec import AttentionSpec, parse
@@ -60,6 +61,14 @@ class PagesChooser:
             raise InputMismatch(f"no layer can choose pages: {why}", where=str(clause), next_move="Leave cache_pages as None.")
         give(model, layers, found, windows=self.windows, field="on_pages")
         return reported(model, lines(found), SAID)
+
+    def planned(self, model: Any, words: str | None) -> tuple[Clause | None, list[str]]:
+        """The choice of a plan, which the layers have then, and what a report says; None where none can choose here, or nothing is asked."""
+        clause = page_choice(words)
+        try:
+            return clause, [] if clause is None else self(model, clause)
+        except InputMismatch as failure:
+            return None, [f"every query reads the whole cache: {failure.message}"]
 
     def choose(self, model: Any, layers: Mapping[str, LayerAttention], clause: Clause) -> dict[str, OnPages]:
         """For each layer, in the order of the model."""

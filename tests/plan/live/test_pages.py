@@ -78,6 +78,15 @@ def test_pages_by_hand_are_said_and_kept_in_a_folder(monkeypatch, tmp_path):
     assert torch.equal(generated(again, given), generated(original, given))
 
 
+def test_what_a_plan_says_is_left_where_no_layer_can():
+    _, fast = idle_model()
+    chooser = fast.choose_pages
+    assert chooser.planned(fast, None) == (None, [])
+    assert chooser.planned(fast, WORDS) == (page_choice(WORDS), list(SAID))
+    said = ["every query reads the whole cache: no layer can choose pages: the first 2 read all, as in the source"]
+    assert replace(chooser, dense=2).planned(fast, WORDS) == (None, said)
+
+
 def test_no_layer_that_chooses_is_an_error_that_says_why():
     _, fast = idle_model(dense=2)
     with pytest.raises(InputMismatch, match="no layer can choose pages: the first 2 read all, as in the source"):
