@@ -63,7 +63,7 @@ class PagesChooser:
         return reported(model, lines(found), SAID)
 
     def planned(self, model: Any, words: str | None) -> tuple[Clause | None, list[str]]:
-        """The choice of a plan, which the layers have then, and what a report says; None where none can choose here, or nothing is asked."""
+        """The choice of a plan, which the layers have then, and what a report says; None where none can choose, or nothing is asked."""
         clause = page_choice(words)
         try:
             return clause, [] if clause is None else self(model, clause)
