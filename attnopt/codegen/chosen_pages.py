@@ -52,12 +52,12 @@ def paged(spec: AttentionSpec) -> AttentionSpec:
 
 def run_pages(
     run: Decode, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, state: PageState, tables: Tables | None = None,
-    within: bool = False,
+    within: bool = False, read: AttentionSpec | None = None,
 ) -> Tensor:  # fmt: skip
     """o [B, H, 1, E] for the newest query q [B, H, 1, D]; k [B, G, K, D] and v are a cache with `state.length` keys in it.
 
     tables: a kernel that chooses. within: `run` reads no row behind the length of a sequence, so the last page may end behind the
-    cache, and rows of a cache with spare places are read where they lie.
+    cache, and rows of a cache with spare places are read where they lie. read: `paged(spec)`, where it is known.
 
     Raises InputMismatch where there is more than one query, or keys and values are not as many.
     """
@@ -79,7 +79,7 @@ def run_pages(
     pages, lengths = by_torch(clause, q, state, room) if found is None else found
     together = q.shape[1] * batch // len(pages)  # query heads of a table
     cache = Cache(overlapping(k.contiguous(), size), overlapping(v.contiguous(), size), pages=pages, lengths=lengths)
-    made = run(paged(spec), q.reshape(len(pages), together, 1, q.shape[3]), cache)
+    made = run(paged(spec) if read is None else read, q.reshape(len(pages), together, 1, q.shape[3]), cache)
     return made.reshape(batch, q.shape[1], 1, v.shape[3])
 
 
