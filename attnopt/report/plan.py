@@ -75,6 +75,11 @@ class Plan:
     cache_pages: str = ""
     version: int = VERSION
 
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether it says how a live model keeps or reads its cache."""
+        return bool(self.cache_policy or self.cache_codes or self.cache_pages)
+
     def with_arrays(self, of: Callable[[PlanStep], Mapping[str, Mapping[str, Any]]]) -> Plan:
         """The plan with what was found for each of its steps."""
         return replace(self, steps=tuple(replace(s, arrays=of(s)) for s in self.steps))

@@ -78,6 +78,9 @@ class Used:
             in_pages(cache, self.sizes, hands_pages=hands)
 
     def empty(self) -> Any:
+        """None where the model makes its own."""
+        if self.codes is None and self.pages is None:
+            return None
         cache = DynamicCache(config=self.model.config)
         self.form(cache, False)
         return cache

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from attnopt.cost.workload import Workload
 from attnopt.hosts.eviction.stored import storage
@@ -72,6 +72,7 @@ def step_times(
 def filled(used: Used, layers: Mapping[str, LayerAttention], batch: int, length: int) -> Cache | None:
     """A cache of so many tokens; None where a layer is not known."""
     model, cache = used.model, used.empty()
+    cache = DynamicCache(config=model.config) if cache is None else cache
     random = torch.Generator().manual_seed(length)
     parameter, written = next(model.parameters()), set()
 

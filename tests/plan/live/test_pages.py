@@ -14,6 +14,7 @@ from attnopt.errors import InputMismatch
 from attnopt.hosts.eviction.paged import page_choice
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
+from attnopt.hosts.module.traceable import traceable
 from attnopt.ir.expr import Term
 from attnopt.ir.site import Refusal
 from attnopt.live import dressed
@@ -74,6 +75,8 @@ def test_pages_by_hand_are_said_and_kept_in_a_folder(monkeypatch, tmp_path):
     assert {path: x.on_pages for path, x in held_by(again).items()} == {path: x.on_pages for path, x in held_by(fast).items()}
     found = generated(fast, given)
     assert torch.equal(generated(again, given), found) and not torch.equal(found, generated(original, given))
+    plain = traceable(fast)  # a model as it was, for graphs
+    assert torch.equal(generated(plain, given), generated(original, given)) and "choose_pages" not in vars(plain)
     again.cache_pages = None
     assert torch.equal(generated(again, given), generated(original, given))
 
