@@ -119,7 +119,7 @@ def optimize(
 
         return optimize_live(model, asked, tokenizer)
     checked = asked.checked()
-    if checked.policies or (checked.plan is not None and (checked.plan.cache_policy or checked.plan.cache_codes)):
+    if checked.policies or (checked.plan is not None and checked.plan.keeps_cache):
         raise UnsupportedFormat(
             "a cache policy belongs to a model that generates, and this one is traced",
             next_move="Give a transformers model without example inputs, or leave policies= out, and plans with one.",

@@ -20,10 +20,11 @@ from attnopt.cost.target import load_target
 from attnopt.errors import BudgetError, InputMismatch, UnsupportedFormat
 from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.live_forms import live_form
+from attnopt.hosts.eviction.paged import page_choice
 from attnopt.hosts.module.host import TRACED, ModuleHost
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention, OnCodes
-from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates
+from attnopt.hosts.module.model import RECORD, LiveModel, as_live, generates, read_whole
 from attnopt.hosts.module.saving import read_record, restored
 from attnopt.hosts.module.traceable import runs_here, traceable
 from attnopt.ir.by_layer import of_layer
@@ -34,7 +35,6 @@ from attnopt.opening import Opened
 from attnopt.passes.kvcache.eviction import BY_NAME
 from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
-from attnopt.plan.live.coded_steps import long_decode, timed_on
 from attnopt.plan.live.codes import CodesChooser, give, with_kernel
 from attnopt.plan.live.coding import coded, is_cache_pass
 from attnopt.plan.live.converting import Live, attach, live, read_back
@@ -43,6 +43,10 @@ from attnopt.plan.live.foretelling import Foretold
 from attnopt.plan.live.generating import Used, on_prompts, paces, spoken, usual
 from attnopt.plan.live.layers import Chooser, with_kernels
 from attnopt.plan.live.nudging import nudged
+from attnopt.plan.live.pages import PagesChooser
+from attnopt.plan.live.pages import restored as page_readers
+from attnopt.plan.live.paging import Paging, is_page_pass
+from attnopt.plan.live.steps import long_decode, timed_on
 from attnopt.plan.live.text_layers import text_layers
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.workshop import Workshop, respecified
@@ -83,9 +87,13 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     asks = asked.passes is not None or request.minimise == "memory" or length > 0
     codes = [p for p in request.passes if is_cache_pass(p)] if asks else []
     codes = [] if checked.budget.exact or batches is None or checked.plan is not None else codes
-    if codes:
-        request = replace(request, passes=tuple(p for p in request.passes if p not in codes))
-    if checked.policies or codes:
+    quests = [p for p in request.passes if is_page_pass(p)]
+    by_cache = [*codes, *quests]  # a trace of a prompt has no site for them
+    if by_cache:
+        request = replace(request, passes=tuple(p for p in request.passes if p not in by_cache))
+    asks = asked.passes is not None or (request.minimise == "time" and length > 0)
+    quests = [] if not asks or checked.budget.exact or batches is None or checked.plan is not None else quests
+    if checked.policies or codes or (quests and length):
         request = replace(request, budget=half_of(request.budget))
     _, report = run(host, replace(request, takes=partial(unheld, host)))
     plan = rewritten(host, report, request)
@@ -108,7 +116,9 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     fuses = any(p.exact for p in request.passes) and (request.plan is None or bool(request.plan.kernels))
     device = next(model.parameters()).device.type
     chooser = Chooser(request.select, checked.machine, device=device, own_sdpa=own == "sdpa")
-    made = changes if isinstance(changes, Refusal) else live(host, changes, inputs, chooser, plan.specs, fuses=fuses)
+    pages = checked.plan.cache_pages if checked.plan is not None else ""
+    known = bool(pages or (quests and length))
+    made = changes if isinstance(changes, Refusal) else live(host, changes, inputs, chooser, plan.specs, fuses=fuses, known=known)
     unmade = made if isinstance(made, Refusal) else next((r for path, r in made.refusals.items() if path in plan.specs), None)
     if unmade is not None:
         notes.append(f"the plan stays on paper, a live model cannot hold it: {unmade}")
@@ -116,7 +126,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
             Rewritten(host, host),
             replace(report, plan=None if report.plan is None else replace(report.plan, steps=())),
         )
-        made = live(host, [], inputs, chooser, fuses=fuses)
+        made = live(host, [], inputs, chooser, fuses=fuses, known=known)
     assert isinstance(made, Live)
     compare(host, plan, made, inputs)
     policy: ChosenPolicy | None = None
@@ -136,25 +146,44 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         notes.append(f"cache policy {policy}: as the plan says")
     words = checked.plan.cache_codes if checked.plan is not None else ""
     on_codes = CodesChooser(request.select, idle=made.idle, windows=made.windows)
-    if codes and policy is not None:
+    on_pages = PagesChooser(idle=made.idle, windows=made.windows)
+    if quests and policy is not None:
+        notes.append(f"no pages beside {policy}: what a policy keeps is read whole")
+    elif quests and request.calibration is not None:
+        paging = Paging(
+            made.model, model, request.calibration, checked.budget, on_pages, batch, length, request.seed, request.minimise
+        )
+        chosen, said = paging.taken(quests)
+        pages, notes, report = chosen or "", notes + said, replace(report, budget=checked.budget.allowed)
+    choice, on_choice = on_pages.planned(made.model, pages or None)
+    if codes and choice is not None and asked.passes is not None:
+        notes.append(f"no cache in codes beside {choice}: the kernel of pages reads numbers; name one of both")
+    elif codes and policy is not None:
         notes.append(f"no cache in codes beside {policy}, which has its own storage")
     elif codes and request.calibration is not None:
         by_time = asked.passes is None and request.minimise == "time"
-        timed = timed_on(made.model, on_codes, batch, length) if by_time else None
+        timed = timed_on(made.model, on_codes, batch, length, choice) if by_time else None
         texts, seed = request.calibration, request.seed
         chosen, said = coded(made.model, model, texts, checked.budget, codes, seed, timed, text_layers(host, texts, seed))
         words, notes, report = chosen or "", notes + said, replace(report, budget=checked.budget.allowed)
+    if words and choice is not None:
+        notes.append(f"no {choice} beside a cache in codes, with which a step is faster")
+        choice, on_choice = None, []
+        read_whole(made.model)
+    notes += on_choice
     notes = [*report.notes, *notes, *lines(made, chooser if fuses else None, plan.specs)]
     form, steps = live_form(words or None), () if report.plan is None else report.plan.steps
     notes += [] if form is None else on_codes(made.model, form)
     keep = 1.0 if policy is None else policy.keep
-    if request.select != "always" and (made.changes or made.layers or policy is not None or form is not None):
+    if request.select != "always" and (made.changes or made.layers or policy or form or choice):
         ids = inputs["input_ids"][:1]
-        foretold = Foretold(host, checked.machine, own if own in TRACED else "sdpa", form, keep).paces(made, steps, ids.shape[1])
-        used = {"before": Used(model), "after": Used(made.model, policy, form)}
+        foretold = Foretold(host, checked.machine, own if own in TRACED else "sdpa", form, keep, choice).paces(
+            made, steps, ids.shape[1]
+        )
+        used = {"before": Used(model), "after": Used(made.model, policy, form, choice)}
         notes += spoken(paces(used, ids) if request.select == "measure" else {}, foretold, ids.shape[1])
     report = replace(report, refusals=named(report.refusals), notes=tuple(notes))
-    return dressed(made, report, policy, words, earlier or (), on_codes)
+    return dressed(made, report, policy, words, earlier or (), on_codes, str(choice or ""), on_pages)
 
 
 def unheld(host: ModuleHost, result: Any) -> Refusal | None:
@@ -218,14 +247,16 @@ def dressed(
     words: str = "",
     earlier: Sequence[dict[str, Any]] = (),
     on_codes: CodesChooser | None = None,
+    pages: str = "",
+    on_pages: PagesChooser | None = None,
 ) -> Any:
     """The model with its report, its plan, and the record of it for a folder.
 
-    words: how its cache is stored. earlier: changes of an earlier plan."""
+    words: how its cache is stored. pages: which pages of it are read. earlier: changes of an earlier plan."""
     config = made.model.config
     if report.plan is not None:
         kept = {} if policy is None else policy.to_json()
-        report = replace(report, plan=replace(report.plan, cache_policy=kept, cache_codes=words))
+        report = replace(report, plan=replace(report.plan, cache_policy=kept, cache_codes=words, cache_pages=pages))
     record = {
         "attention": getattr(config, BEFORE, None) or config._attn_implementation,
         "windows": bool(getattr(config, WINDOWS, False)),
@@ -235,7 +266,7 @@ def dressed(
         "report": json.loads(json.dumps(report.to_json(), default=str)),
         "plan": None if report.plan is None else report.plan.to_json(),
     }
-    return as_live(made.model, report, report.plan, record, policy, words or None, on_codes)
+    return as_live(made.model, report, report.plan, record, policy, words or None, on_codes, pages or None, on_pages)
 
 
 def layer_record(held: LayerAttention) -> dict[str, Any]:
@@ -265,7 +296,13 @@ def load_live(folder: Path) -> Any:
     policy = record.get("cache_policy")
     chosen = None if policy is None else ChosenPolicy.from_json(policy, BY_NAME)
     on_codes = CodesChooser(idle=idle, windows=record["windows"])
-    return as_live(model, record["report"], plan, kept, chosen, record.get("cache_codes"), on_codes)
+    on_pages = PagesChooser(idle=idle, windows=record["windows"])
+    if (choice := page_choice(record.get("cache_pages"))) is not None:
+        chosen_by = page_readers({**idle, **layers}, choice, record["on_pages"])
+        give(model, {**idle, **layers}, chosen_by, windows=record["windows"], field="on_pages")
+    return as_live(
+        model, record["report"], plan, kept, chosen, record.get("cache_codes"), on_codes, record.get("cache_pages"), on_pages
+    )
 
 
 def kept_kernel(held: LayerAttention, clause: Clause, name: str, why: str) -> OnCodes:

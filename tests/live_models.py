@@ -17,11 +17,11 @@ SIZE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "nu
 COMMON = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 
 
-def language_model(family: str, attention: str = "sdpa"):
+def language_model(family: str, attention: str = "sdpa", layers: int = 2):
     """llama, qwen3, mistral (windows of 6), gemma2 (a window in every other layer, soft caps) or gpt2, with large weights."""
     torch.manual_seed(0)
     given = {**COMMON, "attn_implementation": attention}
-    narrow = {"head_dim": 16, "max_position_embeddings": 64, "initializer_range": 0.2, **SIZE}
+    narrow = {"head_dim": 16, "max_position_embeddings": 64, "initializer_range": 0.2, **SIZE, "num_hidden_layers": layers}
     if family == "gpt2":
         config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2, **given)
         return transformers.GPT2LMHeadModel(config).eval()

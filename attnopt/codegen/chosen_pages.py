@@ -52,12 +52,14 @@ def paged(spec: AttentionSpec) -> AttentionSpec:
 
 def run_pages(
     run: Decode, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, state: PageState, tables: Tables | None = None,
-    within: bool = False,
+    within: bool = False, read: AttentionSpec | None = None,
 ) -> Tensor:  # fmt: skip
     """o [B, H, 1, E] for the newest query q [B, H, 1, D]; k [B, G, K, D] and v are a cache with `state.length` keys in it.
 
     tables: a kernel that chooses. within: `run` reads no row behind the length of a sequence, so the last page may end behind the
-    cache. Raises InputMismatch where there is more than one query, or keys and values are not as many.
+    cache, and rows of a cache with spare places are read where they lie. read: `paged(spec)`, where it is known.
+
+    Raises InputMismatch where there is more than one query, or keys and values are not as many.
     """
     clause = spec.selection
     assert clause is not None
@@ -71,12 +73,31 @@ def run_pages(
     more = -room % size if not within or batch * groups * room <= size else 0
     if more:
         k, v, room = F.pad(k, (0, 0, 0, more)), F.pad(v, (0, 0, 0, more)), room + more
+    elif within and (places := spaced(k)) is not None and places == spaced(v):
+        k, v, room = in_room(k, places), in_room(v, places), places
     found = None if tables is None else tables(clause, q, state, room)
     pages, lengths = by_torch(clause, q, state, room) if found is None else found
     together = q.shape[1] * batch // len(pages)  # query heads of a table
     cache = Cache(overlapping(k.contiguous(), size), overlapping(v.contiguous(), size), pages=pages, lengths=lengths)
-    made = run(paged(spec), q.reshape(len(pages), together, 1, q.shape[3]), cache)
+    made = run(paged(spec) if read is None else read, q.reshape(len(pages), together, 1, q.shape[3]), cache)
     return made.reshape(batch, q.shape[1], 1, v.shape[3])
+
+
+def spaced(x: Tensor) -> int | None:
+    """Rows of the room that x [B, G, K, D] is the beginning of, head by head; None where it lies in another way."""
+    batch, groups, _, width = x.shape
+    places, rest = divmod(x.stride(1), width) if groups > 1 else divmod(x.stride(0), width)
+    ordered = x.stride()[2:] == (width, 1) and (batch == 1 or x.stride(0) == groups * places * width)
+    if rest or not ordered or not x.shape[2] <= places:
+        return None
+    held = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
+    return places if batch * groups * places * width <= held else None
+
+
+def in_room(x: Tensor, places: int) -> Tensor:
+    """The room of x [B, G, K, D], its spare places too."""
+    batch, groups, _, width = x.shape
+    return x.as_strided((batch, groups, places, width), (groups * places * width, places * width, width, 1))
 
 
 def overlapping(x: Tensor, size: int) -> Tensor:

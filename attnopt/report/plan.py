@@ -55,7 +55,7 @@ class Plan:
 
     seed, data: of the half of the data that it was chosen by, and the fingerprint of that half: what moves computed from it.
     cache_policy: of a live model, with share and storage, as `hosts.eviction.chosen` writes it; empty where its cache is whole.
-    cache_codes: how a live model stores its cache, as a clause; empty where it is as it comes.
+    cache_codes: how a live model stores its cache, as a clause; empty where it is as it comes. cache_pages: which pages one query reads.
     metric, loss, bound: what the plan lost on the data that judged it; None for an exact plan, or where nothing was held back.
     """
 
@@ -72,7 +72,13 @@ class Plan:
     data: str = ""
     cache_policy: Mapping[str, Any] = field(default_factory=dict)
     cache_codes: str = ""
+    cache_pages: str = ""
     version: int = VERSION
+
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether it says how a live model keeps or reads its cache."""
+        return bool(self.cache_policy or self.cache_codes or self.cache_pages)
 
     def with_arrays(self, of: Callable[[PlanStep], Mapping[str, Mapping[str, Any]]]) -> Plan:
         """The plan with what was found for each of its steps."""

@@ -55,6 +55,24 @@ def bounds(q: Tensor, state: PageState) -> Tensor:
     return q.clamp(min=0) @ high - (-q).clamp(min=0) @ low
 
 
+def seen(clause: Clause, q: Tensor, k: Tensor, first: int = 0) -> Tensor:
+    """The keys that each query of a prompt sees, as if it were the newest: q [B, H, Q, D] from position `first` on -> bool [B, H, Q, K].
+
+    Pages that are full before a query have no later key; its own is among the `recent` ones, of which there must be one.
+    """
+    size, recent, groups = clause.count(0), clause.count("recent"), k.shape[1]
+    found = bounds(q, state_of(k, size))
+    if clause.word("group") != "none":
+        apart = found.unflatten(1, (groups, -1))
+        together = apart.amax(2) if clause.word("group") == "max" else apart.mean(2)
+        found = together.repeat_interleave(q.shape[1] // groups, 1)
+    at = torch.arange(first, first + q.shape[2], device=q.device)[:, None]
+    own, pages = at // size, torch.arange(found.shape[-1], device=q.device)
+    found = found.masked_fill((pages <= own) & (pages > own - recent), torch.inf).masked_fill(pages > own, -torch.inf)
+    shown = top(found, clause.count(1)).repeat_interleave(size, -1)[..., : k.shape[2]]
+    return shown & (torch.arange(k.shape[2], device=q.device) <= at)
+
+
 def choose(clause: Clause, q: Tensor, state: PageState) -> Tensor:
     """Which pages the newest query sees: q [B, H, 1, D] -> bool [B, H, P], or [B, G, P] where the heads of a group choose together."""
     found = bounds(q, state)[:, :, 0]

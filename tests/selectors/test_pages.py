@@ -10,7 +10,7 @@ from attnopt.codegen.chosen_pages import refuses, run_pages
 from attnopt.ir.kv_cache import attend_cache
 from attnopt.ir.reference import attend, reference
 from attnopt.ir.spec import parse
-from attnopt.selectors.pages import bounds, extended, state_of
+from attnopt.selectors.pages import bounds, extended, seen, state_of
 
 
 def qkv(length=45, heads=4, key_heads=2, width=8):
@@ -77,3 +77,14 @@ def test_refusals():
     ):
         found = refuses(parse(line))
         assert found is not None and why in found.reason, line
+
+
+@pytest.mark.parametrize("options", ["", ", group=max", ", group=mean"])
+@pytest.mark.parametrize("recent", [1, 2])
+def test_each_query_of_a_prompt_sees_what_it_would_as_the_newest(options, recent):
+    clause = parse(f"softmax pages(4, 3, recent={recent}{options})").selection
+    _, k, v = qkv()
+    q = torch.randn(2, 4, 45, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    weights = attend(f"softmax scale(0.4) causal {clause}", q, k, v).weights
+    assert torch.equal(seen(clause, q, k), weights > 0)
+    assert torch.equal(seen(clause, q[:, :, 20:30], k[:, :, :30], 20), (weights > 0)[:, :, 20:30, :30])

@@ -32,11 +32,13 @@ from attnopt.selectors.pages import PageState
 
 @dataclass(frozen=True)
 class Read:
-    """A spec, and where its bounds stand among its operands."""
+    """A spec, where its bounds stand among its operands, and what is computed of the pages: found once, a hash of a spec takes as long as
+    the choice of pages."""
 
     spec: AttentionSpec
     low: int
     high: int
+    paged: AttentionSpec
 
     @property
     def clause(self) -> Clause:
@@ -76,25 +78,26 @@ def run_tvm_pages(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], sp
     check(spec, q.shape, k.shape, v.shape, low.shape, high.shape)
     state = PageState(low, high, k.shape[2])
     rows = q.shape[1] // k.shape[1] if found.clause.word("group") != "none" else 1
-    run = reader(found.spec, Form(q.shape[3], v.shape[3], typed(q.dtype)), rows)
+    run = reader(spec, Form(q.shape[3], v.shape[3], typed(q.dtype)), rows)
     if isinstance(run, Refusal):
         return run_pages(by_reference, found.spec, q, k, v, state)
-    return run_pages(run, found.spec, q, k, v, state, tables_by_tvm, within=True)
+    return run_pages(run, found.spec, q, k, v, state, tables_by_tvm, within=True, read=found.paged)
 
 
 @functools.lru_cache(maxsize=256)
-def reader(spec: AttentionSpec, form: Form, rows: int) -> Callable[[AttentionSpec, Tensor, Cache], Tensor] | Refusal:
+def reader(spec: str, form: Form, rows: int) -> Callable[[AttentionSpec, Tensor, Cache], Tensor] | Refusal:
     """The kernel that reads pages, for so many rows that share them, by its strides: other lengths of a cache are no other kernel."""
-    if (refused := supports(spec, form)) is not None:
-        raise InputMismatch(str(refused), where=str(spec), next_move=ELSEWHERE)
-    run, line = kernel(paged(spec), paged_form(form), rows), str(spec)
+    found = read(spec)
+    if (refused := supports(found.spec, form)) is not None:
+        raise InputMismatch(str(refused), where=spec, next_move=ELSEWHERE)
+    run = kernel(found.paged, paged_form(form), rows)
     if isinstance(run, Refusal):
         return run
 
     def attend(_: AttentionSpec, q: Tensor, cache: Cache) -> Tensor:
         o = q.new_empty((*q.shape[:3], cache.v.shape[3]))
         assert cache.pages is not None and cache.lengths is not None
-        call(run, (q, cache.k, cache.v, cache.pages, cache.lengths, o), line)
+        call(run, (q, cache.k, cache.v, cache.pages, cache.lengths, o), spec)
         return o
 
     return attend
@@ -110,7 +113,8 @@ def read(spec: str) -> Read:
     if (refused := supports(parsed)) is not None:
         raise InputMismatch(str(refused), where=spec, next_move=ELSEWHERE)
     assert parsed.selection is not None
-    return Read(parsed, *(parsed.operands.index(str(parsed.selection.operand(side))) for side in ("low", "high")))
+    low, high = (parsed.operands.index(str(parsed.selection.operand(side))) for side in ("low", "high"))
+    return Read(parsed, low, high, paged(parsed))
 
 
 def check(spec: str, q: torch.Size, k: torch.Size, v: torch.Size, low: torch.Size, high: torch.Size) -> None:

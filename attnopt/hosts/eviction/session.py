@@ -21,6 +21,7 @@ from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.eviction.layer import EvictingLayer
 from attnopt.hosts.eviction.live_forms import keeps_ends
 from attnopt.hosts.eviction.turning import Turning, function_of, reads, turns, unreadable
+from attnopt.hosts.eviction.whole_layer import WholeLayer
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.widths import cut_queries, lifts, spreads
 from attnopt.ir.clause import Clause
@@ -70,16 +71,16 @@ class Session:
                 where=f"layer {index}, {layer.clause}",
                 next_move='Set model.cache_codes = None, or "int4", or generate outside of attnopt.cache(…).',
             )
-        if not any(type(x) is DynamicLayer or isinstance(x, (EvictingLayer, CodedLayer)) for x in cache.layers):
+        if not any(type(x) is DynamicLayer or isinstance(x, (EvictingLayer, WholeLayer)) for x in cache.layers):
             raise refused(cache, index)
-        if type(layer) is not DynamicLayer and not isinstance(layer, CodedLayer):
+        if type(layer) is not DynamicLayer and not isinstance(layer, WholeLayer):
             self.left[index] = reason(layer) or raised(unsupported(f"a cache layer {type(layer).__name__}", index))
             return
-        coded = isinstance(layer, CodedLayer)
-        made = EvictingLayer(index, layer.clause if coded and self.clause is None else self.clause)
+        stored = isinstance(layer, WholeLayer)
+        made = EvictingLayer(index, layer.clause if stored and self.clause is None else self.clause)
         if layer.is_initialized and layer.get_seq_length():
             made.take(layer.keys, layer.values)
-            if coded and made.clause == layer.clause:
+            if stored and made.clause == layer.clause:
                 made.k, made.v = layer.k, layer.v  # rounded once
         made.admitted = True
         cache.layers[index] = self.layers[index] = self.waiting = made

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.hosts.eviction.block_layer import Awaited, refused
+from attnopt.hosts.eviction.in_pages import InPages
 from attnopt.hosts.eviction.unread import Unread
 from attnopt.hosts.module.layer_attention import STRANGE, AttentionCall, LayerAttention
 from attnopt.hosts.module.narrowing import joined
@@ -76,6 +77,11 @@ def attnopt_attention(
             run = held.of_codes(query, key.stored.clause, causal, kwargs)
             if run is not None:
                 return run(query, key.stored.packed, value.stored.packed).transpose(1, 2).contiguous(), None
+        if isinstance(key, InPages):
+            run = held.of_pages(query, key.shape[2], key.bounds.size, causal, kwargs)
+            if run is not None:
+                state = key.bounds.state
+                return run(query, key.numbers(), value, state.low, state.high).transpose(1, 2).contiguous(), None
         kernel = held.kernel(query, key, causal, kwargs)
         if kernel is not None:
             key, value = (x.numbers() if isinstance(x, Unread) else x for x in (key, value))

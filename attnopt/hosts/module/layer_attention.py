@@ -41,6 +41,34 @@ class OnCodes:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class OnPages:
+    """How one query chooses pages of a cache and reads them. clause: the choice. name: of the kernel, "" where all is read, for `why`.
+
+    run(q [B, H, 1, D], k [B, G, K, D], v, smallest and largest channels [B, G, P, D] of the pages) -> o [B, H, 1, E].
+    """
+
+    clause: Clause
+    name: str = ""
+    run: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    why: str = ""
+
+    @property
+    def size(self) -> int:
+        """Keys of a page."""
+        return self.clause.count(0)
+
+    @property
+    def keys(self) -> int:
+        """How many are read at most: all of a cache that is no longer."""
+        return keys_read(self.clause)
+
+
+def keys_read(clause: Clause) -> int:
+    """By a query that chooses pages."""
+    return clause.count(0) * clause.count(1)
+
+
 # What a layer may hand over beside q, k and v that changes what is computed, and that no spec of ours says.
 STRANGE = ("s_aux", "position_bias", "cache", "cu_seq_lens_q", "cu_seq_lens_k", "block_table", "head_mask")
 
@@ -70,7 +98,7 @@ class LayerAttention:
     """spec: the line of what a prompt on an empty cache computes. names: of the kernels of both phases, "" where there is none.
 
     mask: that of a plan, which hides more than the model's own. reach: the keys that one query sees of a cache, where they can be cut
-    out of it. on_codes: what one query does on a cache in codes.
+    out of it. on_codes, on_pages: what one query does on a cache in codes, and on one with bounds of its pages.
     """
 
     spec: str
@@ -82,6 +110,7 @@ class LayerAttention:
     mask: Expr | None = None
     reach: Reach | None = None
     on_codes: OnCodes | None = None
+    on_pages: OnPages | None = None
 
     @property
     def narrowed(self) -> bool:
@@ -107,6 +136,13 @@ class LayerAttention:
         """The kernel of one query on keys and values in these codes, for a call without a mask; None where they are read back."""
         held = self.on_codes
         if held is None or held.run is None or query.shape[2] != 1 or held.clause != clause:
+            return None
+        return held.run if self.takes(query, causal, kwargs) else None
+
+    def of_pages(self, query: Tensor, length: int, size: int, causal: bool, kwargs: dict[str, Any]) -> Any:
+        """The kernel of one query that chooses pages of `size` among `length` keys, for a call without a mask; None where it reads all."""
+        held = self.on_pages
+        if held is None or held.run is None or query.shape[2] != 1 or held.size != size or length <= held.keys:
             return None
         return held.run if self.takes(query, causal, kwargs) else None
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from attnopt.errors import InputMismatch
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.saving import save
 from attnopt.ir.by_layer import CacheForm, of_layer
+from attnopt.ir.clause import Clause
 
 RECORD = "attnopt_record"
-CODES = "attnopt_cache_codes"
+CODES, PAGES = "attnopt_cache_codes", "attnopt_cache_pages"
+PAGED = "attnopt_paged_layers"
 
 
 def generates(model: Any) -> bool:
@@ -34,13 +38,15 @@ def generates(model: Any) -> bool:
 class LiveModel:
     """report: what was done and why. plan: to do it again. cache_policy: what `generate` keeps of its cache; None keeps all.
 
-    cache_codes: how every call stores its cache, "int8" or a cache clause of a spec; None as it is. choose_codes: gives the layers their
-    kernels for it. Everything else is the model's own."""
+    cache_codes: how every call stores its cache, "int8" or a cache clause of a spec; None as it is. cache_pages: how one query chooses what
+    it reads of a cache, such as "pages(16, 64, recent=1)"; None reads all. choose_codes, choose_pages: give the layers their kernels for
+    them. Everything else is the model's own."""
 
     report: Any = None
     plan: Any = None
     cache_policy: Any = None
     choose_codes: Callable[[Any, CacheForm], object] | None = None
+    choose_pages: Callable[[Any, Clause], object] | None = None
 
     @property
     def cache_codes(self) -> str | None:
@@ -53,22 +59,54 @@ class LiveModel:
         from attnopt.hosts.module.interface import lead
 
         clause = live_form(words)
+        require_one(words, self.cache_pages)
         self.__dict__[CODES] = words
         if clause is not None and keeps_blocks(clause):
             lead(self)
         if clause is not None and self.choose_codes is not None:
             self.choose_codes(self, clause)
 
+    @property
+    def cache_pages(self) -> str | None:
+        return self.__dict__.get(PAGES)
+
+    @cache_pages.setter
+    def cache_pages(self, words: str | None) -> None:
+        """Layers get their kernel for pages. Raises InputMismatch for what is no choice of pages, or where no layer can choose any."""
+        from attnopt.hosts.eviction.paged import page_choice
+
+        clause = page_choice(words)
+        require_one(self.cache_codes, words)
+        if clause is None:
+            read_whole(self)
+        elif self.choose_pages is not None:
+            self.choose_pages(self, clause)
+        self.__dict__[PAGES], self.__dict__[PAGED] = words, page_sizes(self)
+
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """As the model's own, on a cache in codes where that is asked for. Raises AttnoptError for a cache that cannot hold them."""
+        """As the model's own, on a cache in codes or in pages where one is asked for. Raises AttnoptError for a cache that cannot be so."""
+        form = self.cache_form()
+        if form is not None:
+            from attnopt.hosts.eviction.preparing import prepared
+
+            options = prepared(self, form, args, options)  # type: ignore[arg-type]
+        return super().__call__(*args, **options)  # type: ignore[misc]
+
+    def cache_form(self) -> Callable[[Any, bool, Any], None] | None:
+        """What makes the cache of a call one as it is asked for. Where attnopt.cache(…) lets tokens leave, what is left is read whole."""
         if self.cache_codes is not None:
-            from attnopt.hosts.eviction.coded import prepared
+            from attnopt.hosts.eviction.coded import as_codes
             from attnopt.hosts.eviction.live_forms import live_form
 
             clause = live_form(self.cache_codes)
             assert clause is not None
-            options = prepared(self, clause, args, options)  # type: ignore[arg-type]
-        return super().__call__(*args, **options)  # type: ignore[misc]
+            return as_codes(clause)
+        if self.cache_pages is None:
+            return None
+        from attnopt.hosts.eviction.paged import in_pages
+        from attnopt.hosts.eviction.patches import ACTIVE
+
+        return None if ACTIVE.get() is not None else lambda cache, hands, mask: in_pages(cache, self.__dict__[PAGED], hands)
 
     def generate(self, *args: Any, **options: Any) -> Any:
         """As the model's own, with the cache that its policy keeps. An attnopt.cache(…) around the call is used in place of it."""
@@ -88,7 +126,9 @@ class LiveModel:
         Raises OutputNotWritable where it cannot be written. Options of transformers' method do not apply.
         """
         kept = None if self.cache_policy is None else self.cache_policy.to_json()
-        caches = {"cache_policy": kept, "cache_codes": self.cache_codes, "on_codes": on_codes(self)}
+        codes = {"cache_codes": self.cache_codes, "on_codes": on_codes(self)}
+        pages = {"cache_pages": self.cache_pages, "on_pages": on_pages(self)}
+        caches = {"cache_policy": kept, **codes, **pages}
         save(self, Path(save_directory), {**getattr(self, RECORD), **caches})
 
 
@@ -100,6 +140,34 @@ def on_codes(model: Any) -> dict[str, tuple[str, str]]:
     held = {path: (m, getattr(m, HELD).on_codes) for path, m in model.named_modules() if hasattr(m, HELD)}
     there = {path: x for path, (m, x) in held.items() if form and x is not None and x.clause == of_layer(form, m.layer_idx)}
     return {path: (x.name, x.why) for path, x in there.items()}
+
+
+def on_pages(model: Any) -> dict[str, tuple[str, str]]:
+    """How each layer reads the pages of a cache, by path, as `on_codes`."""
+    held = {path: getattr(m, HELD).on_pages for path, m in model.named_modules() if hasattr(m, HELD)}
+    return {path: (x.name, x.why) for path, x in held.items() if x is not None}
+
+
+def page_sizes(model: Any) -> dict[int, int]:
+    """Keys of a page, by the numbers of the layers that choose pages."""
+    held = ((m, getattr(m, HELD)) for m in model.modules() if hasattr(m, HELD))
+    return {m.layer_idx: x.on_pages.size for m, x in held if x.on_pages is not None and x.on_pages.run is not None}
+
+
+def read_whole(model: Any) -> None:
+    """No layer chooses pages any more."""
+    for module in model.modules():
+        if hasattr(module, HELD):
+            setattr(module, HELD, replace(getattr(module, HELD), on_pages=None))
+
+
+def require_one(codes: str | None, pages: str | None) -> None:
+    """Raises InputMismatch where a cache is asked for that no kernel reads."""
+    if codes is not None and pages is not None:
+        raise InputMismatch(
+            f"a cache that is stored as {codes} has no bounds by which {pages} could be chosen",
+            next_move="Set model.cache_codes = None, or model.cache_pages = None.",
+        )
 
 
 @lru_cache(maxsize=64)
@@ -117,10 +185,16 @@ def as_live(
     cache_policy: Any = None,
     cache_codes: str | None = None,
     choose_codes: Callable[[Any, CacheForm], object] | None = None,
+    cache_pages: str | None = None,
+    choose_pages: Callable[[Any, Clause], object] | None = None,
 ) -> Any:
-    """The model itself, with another class. record: plain data for its folder. Its layers have what they need for cache_codes already."""
+    """The model itself, with another class. record: plain data for its folder. Its layers have what they need for its cache already."""
     model.__class__ = live_class(type(model))  # type: ignore[arg-type]
-    model.report, model.plan, model.cache_policy, model.cache_codes = report, plan, cache_policy, cache_codes
-    model.choose_codes = choose_codes  # what is asked for from now on
+    model.report, model.plan, model.cache_policy = report, plan, cache_policy
+    model.choose_codes = model.choose_pages = None
+    for name in (CODES, PAGES):  # of a model that was live before
+        model.__dict__.pop(name, None)
+    model.cache_codes, model.cache_pages = cache_codes, cache_pages
+    model.choose_codes, model.choose_pages = choose_codes, choose_pages  # what is asked for from now on
     setattr(model, RECORD, dict(record))
     return model

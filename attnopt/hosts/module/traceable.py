@@ -13,10 +13,10 @@ from attnopt.errors import UnsupportedFormat
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.host import TRACED
 from attnopt.hosts.module.interface import BEFORE, HELD, WINDOWS
-from attnopt.hosts.module.model import CODES, RECORD, LiveModel, generates
+from attnopt.hosts.module.model import CODES, PAGED, PAGES, RECORD, LiveModel, generates
 from attnopt.ir.spec import parse
 
-OF_LIVE = ("report", "plan", "cache_policy", CODES, "choose_codes", RECORD)
+OF_LIVE = ("report", "plan", "cache_policy", CODES, PAGES, PAGED, "choose_codes", "choose_pages", RECORD)
 
 
 def traceable(model: Any) -> Any:

@@ -26,7 +26,7 @@ from attnopt.hosts.eviction.block_state import BlockState
 from attnopt.hosts.eviction.ends import HeldEnds
 from attnopt.hosts.eviction.live_forms import empty_side, keeps_blocks, keeps_ends
 from attnopt.hosts.module.interface import HELD
-from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
+from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes, OnPages
 from attnopt.hosts.module.widths import lifts, spreads
 from attnopt.ir.by_layer import CacheForm, of_layer
 from attnopt.ir.clause import Clause
@@ -92,11 +92,7 @@ class CodesChooser:
         found = self.choose({path: held for path, held in layers.items() if path not in anew}, forms)
         found |= {path: OnCodes(forms[path], why="its keys are made anew when they are read") for path in anew}
         give(model, layers, found, windows=self.windows)
-        said = lines(found)
-        if isinstance(getattr(model, "report", None), Report):
-            others = (note for note in model.report.notes if not note.startswith(SAID))
-            model.report = replace(model.report, notes=(*others, *said))
-        return said
+        return reported(model, lines(found), SAID)
 
     def choose(self, layers: Mapping[str, LayerAttention], clauses: Mapping[str, Clause]) -> dict[str, OnCodes]:
         """For each layer on its cache, by path; those that are alike are timed once."""
@@ -198,15 +194,31 @@ def held_by(model: Any) -> dict[str, LayerAttention]:
     return {path: getattr(module, HELD) for path, module in model.named_modules() if hasattr(module, HELD)}
 
 
-def give(model: Any, layers: Mapping[str, LayerAttention], found: Mapping[str, OnCodes], *, windows: bool) -> None:
-    """Let the layers of a model do so. A layer that holds no kernel gets what it needs to run one."""
+def give(
+    model: Any,
+    layers: Mapping[str, LayerAttention],
+    found: Mapping[str, OnCodes] | Mapping[str, OnPages],
+    *,
+    windows: bool,
+    field: str = "on_codes",
+) -> None:
+    """Let the layers of a model do so. A layer that holds no kernel gets what it needs to run one. field: of a layer's attention."""
     there = held_by(model)
     attach(
         model, {path: layers[path] for path, each in found.items() if path not in there and each.run is not None}, windows=windows
     )
     for path, held in held_by(model).items():
         if path in found:
-            setattr(model.get_submodule(path), HELD, replace(held, on_codes=found[path]))
+            changed: dict[str, Any] = {field: found[path]}
+            setattr(model.get_submodule(path), HELD, replace(held, **changed))
+
+
+def reported(model: Any, said: list[str], start: str) -> list[str]:
+    """These lines, which stand in the report of a live model in the place of those that start alike."""
+    if isinstance(getattr(model, "report", None), Report):
+        others = (note for note in model.report.notes if not note.startswith(start))
+        model.report = replace(model.report, notes=(*others, *said))
+    return said
 
 
 def lines(found: Mapping[str, OnCodes]) -> list[str]:

@@ -30,7 +30,7 @@ from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
-from attnopt.plan.live.layers import Chooser, layer_attention
+from attnopt.plan.live.layers import Chooser, layer_attention, without_kernels
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,16 @@ def live(
     planned: Mapping[str, AttentionSpec] | None = None,
     *,
     fuses: bool = True,
+    known: bool = False,
 ) -> Live | Refusal:
-    """planned: specs of sites that a plan changes, by the paths of their modules. fuses: give the other layers kernels too.
+    """planned: specs of sites that a plan changes, by the paths of their modules. fuses: give the other layers kernels too. known: say what
+    these compute also where they get none.
 
     A refusal where a layer does not run with the heads that it has now.
     """
     model, planned = changed(host.model, changes), planned or {}
     widened = next((c.path for c in changes if c.kind in ("widths", "heads")), None)
-    if not fuses and not planned and widened is None:
+    if not (fuses or known or planned or widened):
         return Live(model, tuple(changes))
     try:
         calls = noted(model, inputs)
@@ -112,10 +114,15 @@ def live(
     idle: dict[str, LayerAttention] = {}
     refusals: dict[str, Refusal] = {}
     for path, call in calls.items():
-        if not fuses and path not in planned:
+        if not (fuses or known or path in planned):
             continue
         site, spec = sites.get(path), planned.get(path)
-        found = Refusal("no attention was recognised there", path) if site is None else layer_attention(site, call, chooser, spec)
+        if site is None:
+            found: LayerAttention | Refusal = Refusal("no attention was recognised there", path)
+        elif fuses or spec is not None:
+            found = layer_attention(site, call, chooser, spec)
+        else:
+            found = without_kernels(site, call, chooser.device)
         if isinstance(found, Refusal):
             refusals[path] = found
         elif any(found.names) or found.narrowed:

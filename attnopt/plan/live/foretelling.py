@@ -23,7 +23,7 @@ from attnopt.cost.workload import Bound
 from attnopt.errors import WorkloadError
 from attnopt.hosts.module.host import ModuleHost
 from attnopt.hosts.module.interface import HELD
-from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes
+from attnopt.hosts.module.layer_attention import LayerAttention, OnCodes, OnPages
 from attnopt.ir.by_layer import CacheForm, of_layer
 from attnopt.ir.clause import Clause
 from attnopt.ir.packing import row_bytes
@@ -45,13 +45,14 @@ WRITES, READS = 10.0, 20.0  # calls of torch in one layer, both sides: what come
 
 @dataclass(frozen=True)
 class Foretold:
-    """own: the kernel of the model's own attention. keep: the share of a prompt's tokens that a policy keeps."""
+    """own: the kernel of the model's own attention. keep: the share of a prompt's tokens that a policy keeps. pages: those read."""
 
     host: ModuleHost
     target: Target
     own: str
     codes: CacheForm | None = None
     keep: float = 1.0
+    pages: Clause | None = None
 
     def paces(self, made: Live, steps: Sequence[PlanStep], length: int) -> dict[str, Pace]:
         """Before and after; empty where the traced model cannot have such a prompt."""
@@ -60,7 +61,7 @@ class Foretold:
             prompt, one = on_prompts(usual(length)).bind(sites)
         except WorkloadError:
             return {}
-        plain = replace(self, codes=None, keep=1.0)
+        plain = replace(self, codes=None, keep=1.0, pages=None)
         return {
             "before": Pace(*(plain.seconds(b, sites, Live(made.model), (), length, at) for at, b in enumerate((prompt, one)))),
             "after": Pace(*(self.seconds(b, sites, made, steps, length, at) for at, b in enumerate((prompt, one)))),
@@ -96,12 +97,21 @@ class Foretold:
         """How the cache of a layer is stored."""
         return None if self.codes is None else of_layer(self.codes, made.model.get_submodule(site.source.module).layer_idx)
 
+    def on_pages(self, site: Site, made: Live, length: int) -> OnPages | None:
+        """The kernel by which a layer reads few pages of so many tokens; None where it reads all."""
+        held: LayerAttention | None = getattr(made.model.get_submodule(site.source.module), HELD, None)
+        found = None if held is None or self.pages is None else held.on_pages
+        return found if found is not None and found.run is not None and found.keys < length else None
+
     def attention(self, site: Site, shape: Mapping[str, int], made: Live, at: int) -> float:
         held = made.layers.get(site.source.module)
         name = (held.names[at] if held is not None else "") or self.own
         if at and (kernel := self.on_codes(site, made)) is not None:
             dtype = site.q.value.dtype or "float32"
             return estimate(AttentionSpec(cache=kernel.clause), shape, dtype, kernel.name, target=self.target).seconds
+        if at and (choice := self.on_pages(site, made, shape["k"])) is not None:
+            spec = AttentionSpec(selection=choice.clause)
+            return estimate(spec, shape, site.q.value.dtype or "float32", choice.name, target=self.target).seconds
         spec = AttentionSpec() if at else site.spec if held is None else parse(held.spec)
         dtype = site.q.value.dtype or "float32"
         return estimate(spec, shape, dtype, name if name in KERNELS else self.own, target=self.target).seconds

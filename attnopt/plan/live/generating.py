@@ -12,15 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from attnopt.cost.workload import Load, Workload, parse_workload
 from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.coded import bytes_per_token, fresh, in_codes
+from attnopt.hosts.eviction.paged import in_pages
+from attnopt.hosts.module.model import page_sizes
 from attnopt.ir.by_layer import CacheForm
+from attnopt.ir.clause import Clause
 from attnopt.plan.timing.timing import in_turn
 
 TOKENS = 128  # that are generated behind a prompt, where nobody says how many
@@ -41,11 +46,12 @@ def on_prompts(workload: Workload) -> Workload:
 
 @dataclass(frozen=True)
 class Used:
-    """A model as it is used: with its cache policy, and with its cache in codes."""
+    """A model as it is used: with its cache policy, its cache in codes, or the choice of pages that its layers have a kernel for."""
 
     model: Any
     policy: ChosenPolicy | None = None
     codes: CacheForm | None = None
+    pages: Clause | None = None
 
     def read(self, ids: Tensor) -> Any:
         """The cache behind a prompt."""
@@ -53,16 +59,35 @@ class Used:
             return self.model(ids, past_key_values=self.empty(), use_cache=True).past_key_values
 
     def step(self, ids: Tensor, past: Any) -> None:
-        if self.codes is not None:
-            in_codes(past, self.codes, hands_codes=True)  # as a live model does for each call
+        self.form(past, True)  # as a live model does for each call
         with self.session():
             self.model(ids, past_key_values=past, use_cache=True)
 
     def session(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.policy is None else self.policy.session()
 
+    @cached_property
+    def sizes(self) -> dict[int, int]:
+        return page_sizes(self.model)
+
+    def form(self, cache: Any, hands: bool) -> None:
+        """Makes a cache one as it is asked for; under a policy, or without a form, it is left as it is."""
+        if self.policy is not None:
+            return
+        if self.codes is not None:
+            in_codes(cache, self.codes, hands_codes=hands)
+        elif self.pages is not None:
+            in_pages(cache, self.sizes, hands_pages=hands)
+
     def empty(self) -> Any:
-        return None if self.codes is None else fresh(self.model, self.codes)
+        """None where the model makes its own."""
+        if self.codes is not None:
+            return fresh(self.model, self.codes)
+        if self.pages is None:
+            return None
+        cache = DynamicCache(config=self.model.config)
+        self.form(cache, False)
+        return cache
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,12 @@ def layer_attention(
     return with_kernels(str(both[0]), call, names, chooser.device, narrowed)
 
 
+def without_kernels(site: Site, call: AttentionCall, device: str) -> LayerAttention | Refusal:
+    """What the site's layer computes in its own way."""
+    both = specs(site, call)
+    return both if isinstance(both, Refusal) else with_kernels(str(both[0]), call, (None, None), device)
+
+
 def with_kernels(
     spec: str, call: AttentionCall, names: Sequence[str | None], device: str = "cpu", narrowed: bool = False
 ) -> LayerAttention:

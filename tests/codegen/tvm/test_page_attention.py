@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import attnopt.operators  # noqa: F401  (registers it)
+from attnopt.codegen import chosen_pages
+from attnopt.codegen.chosen_pages import spaced
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.tvm import page_attention
 from attnopt.codegen.tvm.availability import missing
@@ -49,6 +51,23 @@ def test_what_the_spec_means(line, kernels, monkeypatch):
         for x in (k, v):
             x[hidden] = torch.nan
         assert torch.equal(run_tvm_pages(q, k, v, [low, high], line), found)
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@pytest.mark.parametrize("length", [3, 21, 24])
+def test_rows_of_a_room_are_read_where_they_lie(length, monkeypatch):
+    """Spare places hold anything; the last page of the last head may end behind the room."""
+    q, k, v = rows(length)
+    expected = run_tvm_pages(q, k, v, bounds(k), LINE)
+    room, spare = [torch.full((2, 2, places, 8), torch.nan) for places in (length + 2, length + 2)], torch.randn(2, 2, 40, 8)
+    for held, x in zip(room, (k, v), strict=True):
+        held[:, :, :length] = x
+    read, lie = [], chosen_pages.overlapping
+    monkeypatch.setattr(chosen_pages, "overlapping", lambda x, size: (read.append(x.data_ptr()), lie(x, size))[1])
+    places = [x[:, :, :length] for x in room]
+    assert [spaced(x) for x in (*places, k, spare[:, :, 1:], spare.mT)] == [length + 2, length + 2, length, None, None]
+    assert torch.equal(run_tvm_pages(q, *places, bounds(k), LINE), expected)
+    assert read == [x.data_ptr() for x in room]
 
 
 def test_keys_that_lie_otherwise_and_torch_can_trace_it():

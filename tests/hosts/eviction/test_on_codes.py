@@ -10,7 +10,8 @@ from live_models import generated, host_of, tokens
 
 from attnopt.codegen.tvm.availability import missing
 from attnopt.cost.target import read
-from attnopt.hosts.eviction.coded import CodedLayer, compiled
+from attnopt.hosts.eviction.coded import CodedLayer
+from attnopt.hosts.eviction.preparing import compiled
 from attnopt.hosts.eviction.stored import storage
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.interface import HELD, attnopt_attention

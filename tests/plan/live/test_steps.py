@@ -1,4 +1,4 @@
-"""A plan for time takes codes where a step on a long cache measures faster with them."""
+"""A plan for time takes another form of a cache where a step on a long one measures faster with it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from attnopt.hosts.eviction.stored import storage
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.layer_attention import LayerAttention
 from attnopt.hosts.module.layers import NoAttention
-from attnopt.plan.live import coded_steps
-from attnopt.plan.live.coded_steps import filled, long_decode, timed_on
+from attnopt.plan.live import steps
 from attnopt.plan.live.codes import CodesChooser
 from attnopt.plan.live.converting import noted
+from attnopt.plan.live.generating import Used
+from attnopt.plan.live.steps import filled, long_decode, timed_on
 from attnopt.plan.timing.timing import Timing
 
 
@@ -48,20 +49,20 @@ def test_both_caches_are_read_and_the_faster_one_taken(model, monkeypatch, secon
         for call in calls.values():
             call()
         asked.append(sorted(calls))
-        return {"plain": Timing((1.0,)), "codes": Timing((seconds,))}
+        return {"plain": Timing((1.0,)), "kept": Timing((seconds,))}
 
-    monkeypatch.setattr(coded_steps, "in_turn", in_turn)
+    monkeypatch.setattr(steps, "in_turn", in_turn)
     found = timed_on(model, CodesChooser("model", idle=idle(model)), 2, 24)("int8")
     assert found == (seconds == 0.5, f"a step takes {seconds:.2f} of its time on 24 tokens")
-    assert asked == [["codes", "plain"]]
+    assert asked == [["kept", "plain"]]
 
 
 def test_caches_hold_as_many_tokens_as_they_should(model):
     layers = idle(model)
-    plain, codes = (filled(model, layers, clause, 2, 24) for clause in (None, storage("int8")))
+    plain, codes = (filled(Used(model, codes=clause), layers, 2, 24) for clause in (None, storage("int8")))
     assert plain.get_seq_length() == codes.get_seq_length() == 24 and len(codes.layers) == 2
     assert plain.layers[1].keys.shape == (2, 2, 24, 16) and isinstance(codes.layers[1], CodedLayer)
     layers.pop("model.layers.1.self_attn")
-    assert filled(model, layers, None, 2, 24) is None
+    assert filled(Used(model), layers, 2, 24) is None
     model.model.layers[1].self_attn = NoAttention(1)
-    assert filled(model, layers, None, 2, 24).get_seq_length() == 24
+    assert filled(Used(model), layers, 2, 24).get_seq_length() == 24

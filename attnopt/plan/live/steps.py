@@ -1,35 +1,35 @@
-"""Whether a step of generation is faster on a cache in codes, which a plan for time asks before it takes one.
+"""Whether a step of generation is faster on a cache that is kept otherwise, which a plan for time asks before it takes one.
 
-    a live model, caches of 4,096 random tokens as they come and as cache(k=int8, v=int8)   ->   "a step takes 0.80 of its time …", taken
+    a live model, caches of 4,096 random tokens as they come and as cache(k=int8, v=int8)   ->   a step takes 0.80 of its time, taken
 
 Caches are filled as they are, without a prompt: what a step takes does not hang on the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from attnopt.cost.workload import Workload
 from attnopt.hosts.eviction.block_layer import BlockLayer
-from attnopt.hosts.eviction.coded import fresh
 from attnopt.hosts.eviction.live_forms import live_form
 from attnopt.hosts.module.layer_attention import LayerAttention
 from attnopt.hosts.module.layers import NoAttention
 from attnopt.hosts.module.widths import kept_heads, kept_keys
-from attnopt.ir.by_layer import CacheForm
+from attnopt.ir.clause import Clause
 from attnopt.plan.live.codes import CodesChooser, held_by
 from attnopt.plan.live.generating import Used
 from attnopt.plan.live.layers import FASTER
-from attnopt.plan.timing.timing import counted, in_turn
+from attnopt.plan.timing.timing import Timing, counted, in_turn
 
 LONG = 1024  # tokens of a cache from which on codes may save time: on shorter ones rounding a token takes more than reading all
+
+UNTIMED = "not every layer is known, so that no step could be timed"
 
 
 def long_decode(workload: Workload | None) -> tuple[int, int]:
@@ -39,31 +39,43 @@ def long_decode(workload: Workload | None) -> tuple[int, int]:
     return (1, 0) if longest is None else (longest.batch, longest.past)
 
 
-def timed_on(model: Any, chooser: CodesChooser, batch: int, length: int) -> Callable[[str], tuple[bool, str]]:
-    """For the words of a clause: whether a plan for time takes it, and what was measured."""
+def timed_on(
+    model: Any, chooser: CodesChooser, batch: int, length: int, pages: Clause | None = None
+) -> Callable[[str], tuple[bool, str]]:
+    """For the words of a clause: whether a plan for time takes it, and what was measured. pages: what the cache has without codes."""
 
-    @torch.no_grad()
     def timed(words: str) -> tuple[bool, str]:
         clause = live_form(words)
         assert clause is not None
         replace(chooser, length=length)(model, clause)
         layers = {**chooser.idle, **held_by(model)}
-        used = {"plain": Used(model), "codes": Used(model, codes=clause)}
-        pasts = {name: filled(model, layers, one.codes, batch, length) for name, one in used.items()}
-        if any(cache is None for cache in pasts.values()):
-            return False, "not every layer is known, so that no step could be timed"
-        ids = torch.zeros(batch, 1, dtype=torch.long, device=next(model.parameters()).device)
-        calls = {name: lambda name=name: used[name].step(ids, pasts[name]) for name in used}
-        times = in_turn(calls, seconds=0.5, clock=counted())  # type: ignore[arg-type]
-        ratio = times["codes"].ratio(times["plain"])
+        times = step_times(layers, {"plain": Used(model, pages=pages), "kept": Used(model, codes=clause)}, batch, length)
+        if times is None:
+            return False, UNTIMED
+        ratio = times["kept"].ratio(times["plain"])
         return ratio <= FASTER, f"a step takes {ratio:.2f} of its time on {length} tokens"
 
     return timed
 
 
-def filled(model: Any, layers: dict[str, LayerAttention], clause: CacheForm | None, batch: int, length: int) -> Cache | None:
+@torch.no_grad()
+def step_times(
+    layers: Mapping[str, LayerAttention], used: Mapping[str, Used], batch: int, length: int
+) -> dict[str, Timing] | None:
+    """Of a step of each, in turn, on caches of so many tokens; None where a layer is not known. layers: of the model, by path."""
+    pasts = {name: filled(one, layers, batch, length) for name, one in used.items()}
+    if any(cache is None for cache in pasts.values()):
+        return None
+    device = next(next(iter(used.values())).model.parameters()).device
+    ids = torch.zeros(batch, 1, dtype=torch.long, device=device)
+    calls = {name: lambda name=name: used[name].step(ids, pasts[name]) for name in used}
+    return in_turn(calls, seconds=0.5, clock=counted())  # type: ignore[arg-type]
+
+
+def filled(used: Used, layers: Mapping[str, LayerAttention], batch: int, length: int) -> Cache | None:
     """A cache of so many tokens; None where a layer is not known."""
-    cache: Any = DynamicCache(config=model.config) if clause is None else fresh(model, clause)
+    model, cache = used.model, used.empty()
+    cache = DynamicCache(config=model.config) if cache is None else cache
     random = torch.Generator().manual_seed(length)
     parameter, written = next(model.parameters()), set()
 

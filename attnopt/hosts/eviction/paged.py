@@ -1,0 +1,116 @@
+"""A live cache whose layers know the bounds of their pages: one new query reads the few pages that it chooses by them.
+
+    DynamicCache of DynamicLayer   ->   the same cache of PagedLayer       update(k [B, G, 1, D], v) -> keys with their bounds, values
+
+Keys and values stay as they come, in rooms with spare places: the kernel reads pages where they lie. Whoever knows nothing of pages gets
+keys as from any cache (`InPages` is read like a tensor). Layers that choose no pages have the rooms and no bounds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from attnopt.errors import InputMismatch
+from attnopt.hosts.eviction.block_layer import BlockLayer
+from attnopt.hosts.eviction.bounds import Bounds
+from attnopt.hosts.eviction.coded import CodedLayer
+from attnopt.hosts.eviction.in_pages import InPages
+from attnopt.hosts.eviction.preparing import cannot, empty, keeps_its_own, unmoved
+from attnopt.hosts.eviction.stored import Stored
+from attnopt.hosts.eviction.whole_layer import WholeLayer
+from attnopt.ir.clause import Clause
+from attnopt.ir.spec import as_spec
+
+SAID = "cache_pages", "with bounds of its pages"
+
+
+class PagedLayer(WholeLayer):
+    """size: keys of a page; None where the layer chooses none."""
+
+    hands_pages = False  # whether one new token gets keys with their bounds
+
+    def __init__(self, size: int | None) -> None:
+        super().__init__()
+        self.size = size
+        self.bounds = None if size is None else Bounds(size)
+
+    @property
+    def bytes(self) -> int:
+        return super().bytes + (0 if self.bounds is None else self.bounds.bytes)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        if key_states.shape[1] == key_states.shape[3] == 1:
+            self.bounds = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        one = self.take(key_states, value_states)
+        keys, values = self.k.read(), self.v.read()
+        if self.bounds is None:
+            return keys, values
+        self.bounds = self.bounds.grown(keys)
+        if not (one and self.hands_pages) or key_states.requires_grad or torch.compiler.is_compiling():
+            return keys, values
+        assert isinstance(self.k, Stored)
+        return InPages.of(self.k, self.bounds), values
+
+    def reset(self) -> None:
+        super().reset()
+        self.bounds = None if self.size is None else Bounds(self.size)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        if self.bounds is not None and self.k.packed is not None:
+            self.bounds = self.bounds.cut(self.k.read())
+
+    def map(self, change: Any) -> None:
+        super().map(change)
+        self.bounds = None if self.bounds is None else self.bounds.mapped(change)
+
+
+def in_pages(cache: Cache, sizes: Mapping[int, int], hands_pages: bool = False) -> None:
+    """Let the layers of a cache that keep all their tokens keep bounds of their pages from now on.
+
+    sizes: keys of a page, by the numbers of the layers that choose pages. hands_pages: one new token may get them in the next call.
+
+    Raises AttnoptError for caches that cannot: of fixed size, in codes, moved between devices.
+    """
+    unmoved(cache, *SAID)
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layers += [PagedLayer(sizes.get(i)) for i in range(len(cache.layers), 1 + max(sizes, default=-1))]
+        cache.layer_class_to_replicate = functools.partial(PagedLayer, None)
+    for i, layer in enumerate(cache.layers):
+        if isinstance(layer, PagedLayer) and layer.size == sizes.get(i):
+            layer.hands_pages = hands_pages
+        elif type(layer) is DynamicLayer or isinstance(layer, PagedLayer):
+            cache.layers[i] = made = PagedLayer(sizes.get(i))
+            made.hands_pages = hands_pages
+            if layer.get_seq_length():
+                made.update(layer.keys, layer.values)
+        elif isinstance(layer, (CodedLayer, BlockLayer)) or not keeps_its_own(layer):
+            raise cannot(f"a {type(cache).__name__} of {type(layer).__name__}", *SAID)
+
+
+def fresh_pages(model: Any, sizes: Mapping[int, int]) -> Cache:
+    """An empty cache with bounds of its pages, as the model would make one."""
+    return empty(model, lambda cache, hands, mask: in_pages(cache, sizes, hands))
+
+
+@functools.lru_cache(maxsize=64)
+def page_choice(words: str | None) -> Clause | None:
+    """ "pages(16, 64, recent=1)" as a clause. Raises InputMismatch for what no kernel of pages computes."""
+    if words is None:
+        return None
+    clause = as_spec(f"softmax {words}").selection
+    if clause is None or clause.name != "pages" or not clause.count("recent") or clause.operand("low") or clause.operand("high"):
+        raise InputMismatch(
+            f"'{words}' is no choice of pages of a live cache",
+            next_move='Write "pages(16, 64, recent=1)": 64 pages of 16 keys, the newest among them.',
+        )
+    return clause
