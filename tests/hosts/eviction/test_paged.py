@@ -17,6 +17,7 @@ from attnopt.errors import AttnoptError, InputMismatch
 from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.eviction.layer import EvictingLayer
 from attnopt.hosts.eviction.paged import PagedLayer, in_pages, page_choice
+from attnopt.hosts.eviction.stored import storage
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.layer_attention import LayerAttention
@@ -203,7 +204,7 @@ def test_what_cannot_be_is_said(model):
     with pytest.raises(AttnoptError, match="moved between devices"):
         in_pages(DynamicCache(offloading=True), {1: 4})
     coded = DynamicCache()
-    coded.layers.append(CodedLayer(None))
+    coded.layers.append(CodedLayer(storage("int8")))
     with pytest.raises(AttnoptError, match="of CodedLayer cannot hold them"):
         in_pages(coded, {0: 4})
     fast.cache_pages = None

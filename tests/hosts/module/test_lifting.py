@@ -25,10 +25,11 @@ from attnopt.live import dressed, lines, load_live
 from attnopt.passes.factorize.eigen_attention import EigenAttention
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
-from attnopt.plan.live.coded_steps import filled
 from attnopt.plan.live.codes import CodesChooser
 from attnopt.plan.live.converting import Live, live, read_back
+from attnopt.plan.live.generating import Used
 from attnopt.plan.live.layers import Chooser
+from attnopt.plan.live.steps import filled
 from attnopt.plan.options.groups import Grouping
 from attnopt.report.data import Report
 
@@ -157,8 +158,8 @@ def test_codes_of_lifted_keys_are_read_back():
     found = live(host, read_back(host, made), tokens(), Chooser("always", read("cpu"), length=16), fuses=True)
     chooser = CodesChooser("always", idle=found.idle)
     said = chooser(found.model, attnopt.parse("softmax cache(k=int8, v=int8)").cache)
-    assert said == ["live, decode on codes: read back in 2 layers (its keys are lifted when they are read)"]
-    cache = filled(found.model, {**found.idle, **found.layers}, None, 1, 4)
+    assert said == ["live, decode on codes: read back in 2 layers (its keys are made anew when they are read)"]
+    cache = filled(Used(found.model), {**found.idle, **found.layers}, 1, 4)
     assert [x.keys.shape for x in cache.layers] == [(1, 2, 4, 8)] * 2
 
 
