@@ -6,7 +6,7 @@ fast = optimize(model, budget=0.01, calibration=texts, tokenizer=tok)      fast.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attnopt.asked import Asked
 from attnopt.cost.target import load_target
-from attnopt.errors import BudgetError, InputMismatch, UnsupportedFormat
+from attnopt.errors import BudgetError, UnsupportedFormat
 from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.live_forms import live_form
 from attnopt.hosts.eviction.paged import page_choice
@@ -48,15 +48,13 @@ from attnopt.plan.live.pages import restored as page_readers
 from attnopt.plan.live.paging import Paging, is_page_pass
 from attnopt.plan.live.steps import long_decode, timed_on
 from attnopt.plan.live.text_layers import text_layers
+from attnopt.plan.live.texts import GIVE, prompt, token_batches
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.options.workshop import Workshop, respecified
 from attnopt.plan.pipeline import Request, run
 from attnopt.plan.replay import moves_from
 from attnopt.report.data import Report
 from attnopt.report.plan import Plan
-
-LONGEST, ROWS = 256, 8  # tokens of a calibration text that are read, and texts of one batch
-GIVE = "Give calibration=texts with tokenizer=tok, or calibration=batches of input_ids."
 
 
 def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
@@ -180,7 +178,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         foretold = Foretold(host, checked.machine, own if own in TRACED else "sdpa", form, keep, choice).paces(
             made, steps, ids.shape[1]
         )
-        used = {"before": Used(model), "after": Used(made.model, policy, form, choice)}
+        used = {"before": Used(model), "after": Used(made.model, policy, form, choice, live=True)}
         notes += spoken(paces(used, ids) if request.select == "measure" else {}, foretold, ids.shape[1])
     report = replace(report, refusals=named(report.refusals), notes=tuple(notes))
     return dressed(made, report, policy, words, earlier or (), on_codes, str(choice or ""), on_pages)
@@ -353,53 +351,3 @@ def of_widths(o: Mapping[str, Any]) -> str:
 
 def options_of(made: Live, kind: str) -> list[Mapping[str, Any]]:
     return [change.options for change in made.changes if change.kind == kind]
-
-
-# What the model reads.
-
-
-def prompt(model: Any, rows: int = 2, length: int = 128) -> dict[str, Tensor]:
-    """Random tokens, the same each time; an exact plan needs no others."""
-    size = int(model.config.get_text_config().vocab_size)
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or length
-    ids = torch.randint(0, size, (rows, min(length, longest)), generator=torch.Generator().manual_seed(0))
-    return masked(ids.to(next(model.parameters()).device))
-
-
-def masked(ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
-
-
-def token_batches(given: Any, tokenizer: Any) -> list[dict[str, Tensor]]:
-    """Batches of input_ids and attention_mask from texts, tensors of tokens, or dictionaries. Raises InputMismatch.
-
-    Of a text its first LONGEST tokens count; texts of that length are read ROWS at a time, shorter ones alone, so that none is padded.
-    """
-    if isinstance(given, (str, bytes)) or not isinstance(given, (Iterable, Tensor)):
-        raise InputMismatch("calibration is no list of texts or batches", where=type(given).__name__, next_move=GIVE)
-    items = [given] if isinstance(given, (Tensor, Mapping)) else list(given)
-    if items and all(isinstance(x, str) for x in items):
-        if tokenizer is None:
-            raise InputMismatch("calibration holds texts, and there is no tokenizer", next_move="Give tokenizer=tok.")
-        return of_equal_length([tokenizer(text)["input_ids"][:LONGEST] for text in items])
-    made = []
-    for i, item in enumerate(items):
-        found = item.get("input_ids") if hasattr(item, "keys") else item
-        if not isinstance(found, Tensor) or found.ndim != 2 or found.is_floating_point():
-            raise InputMismatch("a batch holds no input_ids [B, L]", where=f"calibration batch {i}", next_move=GIVE)
-        mask = item.get("attention_mask") if hasattr(item, "keys") else None
-        made.append(masked(found, mask))
-    if not made:
-        raise InputMismatch("calibration is empty", next_move=GIVE)
-    return made
-
-
-def of_equal_length(rows: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
-    by_length: dict[int, list[Sequence[int]]] = {}
-    for row in rows:
-        if len(row) > 1:
-            by_length.setdefault(len(row), []).append(row)
-    if not by_length:
-        raise InputMismatch("no calibration text has two tokens", next_move="Give longer texts.")
-    found = [torch.tensor(part) for _, part in sorted(by_length.items(), reverse=True)]
-    return [masked(ids) for part in found for ids in part.split(ROWS)]

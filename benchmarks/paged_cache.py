@@ -52,7 +52,9 @@ class Row:
 def contenders(name: str, small: bool) -> dict[str, Used]:
     """Live models that share their weights and their kernels for a cache that is read whole."""
     base: Any = attnopt.optimize(subject(name, small=small), select="model" if small else "measure")
-    made = {PLAIN: Used(base), ROOMS: Used(base, pages=page_choice(CHOICES["256 tokens, together"]))}
+    plain = shared_copy(base)
+    plain.__class__ = type(base).__mro__[2]  # the class of transformers, which gives no cache a room
+    made = {PLAIN: Used(plain), ROOMS: Used(base, pages=page_choice(CHOICES["256 tokens, together"]))}
     for each, words in CHOICES.items():
         model = shared_copy(base)
         model.choose_pages = replace(base.choose_pages, dense=0) if small else base.choose_pages  # small: of two layers

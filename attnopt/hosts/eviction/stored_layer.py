@@ -38,7 +38,7 @@ class StoredLayer(CacheLayerMixin):
     @keys.setter
     def keys(self, given: Tensor | None) -> None:
         if given is not None:
-            raise AttributeError("keys of this cache come by update")
+            self.put("k", given)
 
     @property
     def values(self) -> Tensor | None:
@@ -47,7 +47,11 @@ class StoredLayer(CacheLayerMixin):
     @values.setter
     def values(self, given: Tensor | None) -> None:
         if given is not None:
-            raise AttributeError("values of this cache come by update")
+            self.put("v", given)
+
+    def put(self, side: str, given: Tensor) -> None:
+        """Other keys or values for all that is held. Raises AttributeError where these are more than numbers."""
+        raise AttributeError(f"{'keys' if side == 'k' else 'values'} of this cache come by update")
 
     def get_max_length(self) -> int:
         return -1

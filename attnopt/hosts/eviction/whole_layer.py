@@ -40,12 +40,22 @@ class WholeLayer(StoredLayer):
             self.k, self.v = Stored(None, "k"), Stored(None, "v")
         self.is_initialized = True
 
-    def take(self, key_states: Tensor, value_states: Tensor) -> bool:
-        """Tokens behind those that are held; whether it is one, and others were there."""
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.take(key_states, value_states)
+        return self.k.read(), self.v.read()
+
+    def put(self, side: str, given: Tensor) -> None:
+        if self.clause is not None:
+            super().put(side, given)
+        self.is_initialized = True
+        setattr(self, side, self.side(side).grown(given))
+
+    def take(self, key_states: Tensor, value_states: Tensor, places: int = 0) -> bool:
+        """Tokens behind those that are held; whether it is one, and others were there. places: to spare behind them, at least."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         one = key_states.shape[2] == 1 and self.k.packed is not None
-        places = spare(self.k.length) if one else 0
+        places = max(places, spare(self.k.length) if one else 0)
         self.k, self.v = self.k.grown(key_states, places), self.v.grown(value_states, places)
         return one
 

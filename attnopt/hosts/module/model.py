@@ -84,12 +84,20 @@ class LiveModel:
         self.__dict__[PAGES], self.__dict__[PAGED] = words, page_sizes(self)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """As the model's own, on a cache in codes or in pages where one is asked for. Raises AttnoptError for a cache that cannot be so."""
+        """As the model's own, on a cache in codes or in pages where one is asked for, else in rooms where it is long.
+
+        Raises AttnoptError for a cache that cannot be as it is asked for."""
         form = self.cache_form()
         if form is not None:
             from attnopt.hosts.eviction.preparing import prepared
 
             options = prepared(self, form, args, options)  # type: ignore[arg-type]
+        elif (cache := options.get("past_key_values")) is not None and self.cache_codes is self.cache_pages is None:
+            from attnopt.hosts.eviction.in_rooms import in_rooms
+            from attnopt.hosts.eviction.preparing import compiled
+
+            if not compiled(self):
+                in_rooms(cache)
         return super().__call__(*args, **options)  # type: ignore[misc]
 
     def cache_form(self) -> Callable[[Any, bool, Any], None] | None:

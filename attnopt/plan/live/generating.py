@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from attnopt.cost.workload import Load, Workload, parse_workload
 from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.coded import bytes_per_token, fresh, in_codes
+from attnopt.hosts.eviction.in_rooms import in_rooms
 from attnopt.hosts.eviction.paged import in_pages
 from attnopt.hosts.module.model import page_sizes
 from attnopt.ir.by_layer import CacheForm
@@ -46,12 +47,15 @@ def on_prompts(workload: Workload) -> Workload:
 
 @dataclass(frozen=True)
 class Used:
-    """A model as it is used: with its cache policy, its cache in codes, or the choice of pages that its layers have a kernel for."""
+    """A model as it is used: with its cache policy, its cache in codes, or the choice of pages that its layers have a kernel for.
+
+    live: whether it is one, whose long caches have rooms without any of these."""
 
     model: Any
     policy: ChosenPolicy | None = None
     codes: CacheForm | None = None
     pages: Clause | None = None
+    live: bool = False
 
     def read(self, ids: Tensor) -> Any:
         """The cache behind a prompt."""
@@ -78,6 +82,8 @@ class Used:
             in_codes(cache, self.codes, hands_codes=hands)
         elif self.pages is not None:
             in_pages(cache, self.sizes, hands_pages=hands)
+        elif self.live:
+            in_rooms(cache)
 
     def empty(self) -> Any:
         """None where the model makes its own."""

@@ -49,7 +49,9 @@ def timed_on(
         assert clause is not None
         replace(chooser, length=length)(model, clause)
         layers = {**chooser.idle, **held_by(model)}
-        times = step_times(layers, {"plain": Used(model, pages=pages), "kept": Used(model, codes=clause)}, batch, length)
+        times = step_times(
+            layers, {"plain": Used(model, pages=pages, live=True), "kept": Used(model, codes=clause)}, batch, length
+        )
         if times is None:
             return False, UNTIMED
         ratio = times["kept"].ratio(times["plain"])
