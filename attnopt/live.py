@@ -171,7 +171,8 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     notes += on_choice
     notes = [*report.notes, *notes, *lines(made, chooser if fuses else None, plan.specs)]
     form, steps = live_form(words or None), () if report.plan is None else report.plan.steps
-    notes += [] if form is None else on_codes(made.model, form)
+    stored = form if form is not None or policy is None else policy.clause
+    notes += [] if stored is None else on_codes(made.model, stored)
     keep = 1.0 if policy is None else policy.keep
     if request.select != "always" and (made.changes or made.layers or policy or form or choice):
         ids = inputs["input_ids"][:1]
@@ -280,7 +281,9 @@ def load_live(folder: Path) -> Any:
         {path: restored_layer(each, device) for path, each in record.get(name, {}).items()} for name in ("layers", "idle")
     )
     attach(model, layers, windows=record["windows"])
-    stored = live_form(record.get("cache_codes"))
+    policy = record.get("cache_policy")
+    chosen = None if policy is None else ChosenPolicy.from_json(policy, BY_NAME)
+    stored = live_form(record.get("cache_codes")) or (None if chosen is None else chosen.clause)
     if stored is not None:
         both = {**idle, **layers}
         found = {
@@ -291,8 +294,6 @@ def load_live(folder: Path) -> Any:
     plan = None if record["plan"] is None else Plan.from_json(record["plan"])
     kept = {name: record[name] for name in ("attention", "windows", "changes", "layers", "report", "plan")}
     kept["idle"] = record.get("idle", {})
-    policy = record.get("cache_policy")
-    chosen = None if policy is None else ChosenPolicy.from_json(policy, BY_NAME)
     on_codes = CodesChooser(idle=idle, windows=record["windows"])
     on_pages = PagesChooser(idle=idle, windows=record["windows"])
     if (choice := page_choice(record.get("cache_pages"))) is not None:

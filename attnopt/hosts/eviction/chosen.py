@@ -17,6 +17,7 @@ from attnopt.errors import UnreadableModel
 from attnopt.hosts.eviction.patches import active
 from attnopt.hosts.eviction.session import Session
 from attnopt.hosts.eviction.stored import storage
+from attnopt.ir.clause import Clause
 from attnopt.ir.eviction import Policy, Room
 
 
@@ -28,9 +29,14 @@ class ChosenPolicy:
     keep: float
     store: str | None = None
 
+    @property
+    def clause(self) -> Clause | None:
+        """Of the cache that it leaves; None where that is in no codes."""
+        return storage(self.store)
+
     def session(self, every: int | None = 0) -> AbstractContextManager[Session]:
         """A context in which models use it. every: see `Room`."""
-        return active(Session(self.policy, Room(keep=self.keep, every=every), storage(self.store)))
+        return active(Session(self.policy, Room(keep=self.keep, every=every), self.clause))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; tensors by layer, such as those of q-filters, as lists."""

@@ -144,7 +144,7 @@ def on_codes(model: Any) -> dict[str, tuple[str, str]]:
     """What each layer does on the cache that the model has, by path: the name of a kernel, and why."""
     from attnopt.hosts.eviction.live_forms import live_form
 
-    form = live_form(model.cache_codes)
+    form = live_form(model.cache_codes) or (model.cache_policy and model.cache_policy.clause)
     held = {path: (m, getattr(m, HELD).on_codes) for path, m in model.named_modules() if hasattr(m, HELD)}
     there = {path: x for path, (m, x) in held.items() if form and x is not None and x.clause == of_layer(form, m.layer_idx)}
     return {path: (x.name, x.why) for path, x in there.items()}

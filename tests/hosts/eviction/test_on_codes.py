@@ -10,13 +10,15 @@ from live_models import generated, host_of, tokens
 
 from attnopt.codegen.tvm.availability import missing
 from attnopt.cost.target import read
+from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.eviction.preparing import compiled
 from attnopt.hosts.eviction.stored import storage
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.interface import HELD, attnopt_attention
-from attnopt.hosts.module.model import as_live
+from attnopt.hosts.module.model import as_live, on_codes
 from attnopt.ir.reference import reference
+from attnopt.passes.kvcache.eviction import Snapkv
 from attnopt.plan.live.codes import CodesChooser
 from attnopt.plan.live.converting import live
 from attnopt.plan.live.layers import Chooser
@@ -145,3 +147,14 @@ def test_a_compiled_model_reads_numbers(made):
     ran, plain = listening(fast), in_form(made, "int8", kernels=False)
     fast.forward = torch.compile(fast.forward, backend="eager")
     assert torch.equal(generated(fast, tokens(), 5), generated(plain, tokens(), 5)) and not ran
+
+
+def test_what_a_policy_leaves_in_codes_is_read_by_the_kernel(made):
+    policy = ChosenPolicy(Snapkv(window=3), 0.5, "int8")
+    fast, plain = (as_live(shared_copy(made), None, None, {}, policy) for _ in range(2))
+    CodesChooser("always")(fast, policy.clause)
+    assert {name for name, _ in on_codes(fast).values()} == {"tvm-decode"}
+    ran = listening(fast)
+    found, wanted = (generated(model, tokens(1)) for model in (fast, plain))
+    assert torch.equal(found, wanted)
+    assert ran == sorted(ran) and ran[0] == 6 + 1 and len(ran) == 7 * 2  # half of the prompt, and the token itself
