@@ -215,4 +215,5 @@ def one_group(rows: Clause) -> Clause:
 
 @lru_cache(maxsize=32)
 def basis_of(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return hadamard(width).to(device, dtype)
+    with torch.inference_mode(False):  # it is kept, and read with gradients too
+        return hadamard(width).to(device, dtype)

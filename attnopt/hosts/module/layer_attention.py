@@ -26,6 +26,7 @@ from attnopt.ir.expr import Expr
 from attnopt.ir.spec import parse
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Any]
+SHORT = 8  # times the keys that a query reads: choosing pages of a cache that is shorter takes longer than reading all of it
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,12 @@ class OnPages:
 
     @property
     def keys(self) -> int:
-        """How many are read at most: all of a cache that is no longer."""
+        """How many are read at most."""
         return keys_read(self.clause)
+
+    def chooses(self, length: int) -> bool:
+        """Whether a cache of so many keys is long enough: a shorter one is read whole."""
+        return length > self.keys and length >= SHORT * self.keys
 
 
 def keys_read(clause: Clause) -> int:
@@ -142,7 +147,7 @@ class LayerAttention:
     def of_pages(self, query: Tensor, length: int, size: int, causal: bool, kwargs: dict[str, Any]) -> Any:
         """The kernel of one query that chooses pages of `size` among `length` keys, for a call without a mask; None where it reads all."""
         held = self.on_pages
-        if held is None or held.run is None or query.shape[2] != 1 or held.size != size or length <= held.keys:
+        if held is None or held.run is None or query.shape[2] != 1 or held.size != size or not held.chooses(length):
             return None
         return held.run if self.takes(query, causal, kwargs) else None
 

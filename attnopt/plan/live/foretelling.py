@@ -101,7 +101,7 @@ class Foretold:
         """The kernel by which a layer reads few pages of so many tokens; None where it reads all."""
         held: LayerAttention | None = getattr(made.model.get_submodule(site.source.module), HELD, None)
         found = None if held is None or self.pages is None else held.on_pages
-        return found if found is not None and found.run is not None and found.keys < length else None
+        return found if found is not None and found.run is not None and found.chooses(length) else None
 
     def attention(self, site: Site, shape: Mapping[str, int], made: Live, at: int) -> float:
         held = made.layers.get(site.source.module)

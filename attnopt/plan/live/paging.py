@@ -17,7 +17,7 @@ from attnopt.analysis.calibration import LEAST, Calibration
 from attnopt.errors import AttnoptError
 from attnopt.hosts.eviction.paged import page_choice
 from attnopt.hosts.module.copying import shared_copy
-from attnopt.hosts.module.layer_attention import LayerAttention
+from attnopt.hosts.module.layer_attention import SHORT, LayerAttention
 from attnopt.ir.clause import Clause
 from attnopt.passes import Pass
 from attnopt.passes.edits.caches.pages import Pages
@@ -80,8 +80,8 @@ class Paging:
         words, keys = pages.clause, pages.keys
         clause = page_choice(words)
         assert clause is not None
-        if keys >= self.length:
-            return False, f"{words}: a query would read all of a cache of {self.length} tokens"
+        if keys >= self.length or SHORT * keys > self.length:
+            return False, f"{words}: a cache of {self.length} tokens, not {SHORT} times what a query reads, is read whole"
         choosing, holding = (longer(half, keys) for half in self.data.split(self.seed))
         if (count := min(len(choosing), len(holding))) < LEAST:
             return False, (

@@ -18,6 +18,7 @@ from attnopt.hosts.eviction.coded import CodedLayer
 from attnopt.hosts.eviction.layer import EvictingLayer
 from attnopt.hosts.eviction.paged import PagedLayer, in_pages, page_choice
 from attnopt.hosts.eviction.stored import storage
+from attnopt.hosts.module import layer_attention
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.layer_attention import LayerAttention
@@ -37,6 +38,7 @@ def in_torch(request, monkeypatch):
     """The operator without a kernel, which takes seconds to compile and has its own tests (codegen/tvm/test_page_attention.py)."""
     if "exhaustive" not in request.keywords:
         monkeypatch.setattr(page_attention, "reader", lambda *_: Refusal("not compiled here"))
+    monkeypatch.setattr(layer_attention, "SHORT", 1)
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +225,10 @@ def test_layers_with_a_window_keep_their_own_cache():
     fast.cache_pages = APART
     out = generated(fast, tokens(length=PROMPT), return_dict_in_generate=True)
     assert sorted(type(x).__name__ for x in out.past_key_values.layers) == ["DynamicSlidingWindowLayer", "PagedLayer"]
+
+
+@pytest.mark.parametrize(("length", "chooses"), [(8 * 12 - 1, False), (8 * 12, True)])
+def test_a_cache_hardly_longer_than_what_is_read_is_read_whole(model, monkeypatch, length, chooses):
+    monkeypatch.setattr(layer_attention, "SHORT", 8)
+    held = [m.attnopt_held for m in in_form(model, APART).modules() if getattr(m, "attnopt_held", None)][-1]
+    assert (held.of_pages(torch.zeros(1, 4, 1, 16), length, 4, True, {}) is not None) == chooses

@@ -9,6 +9,7 @@ from live_models import generated, language_model, tokens
 import attnopt
 from attnopt.codegen.tvm import page_attention
 from attnopt.hosts.eviction.paged import PagedLayer
+from attnopt.hosts.module import layer_attention
 from attnopt.ir.site import Refusal
 from attnopt.passes.edits.caches.pages import Pages
 from attnopt.plan.live import paging
@@ -23,6 +24,7 @@ FASTER = {"plain": Timing((1.0,)), "whole": Timing((1.0,)), "pages": Timing((0.5
 def model(monkeypatch):
     """Of three layers, the last of which may choose; the operator is not compiled."""
     monkeypatch.setattr(page_attention, "reader", lambda *_: Refusal("not compiled here"))
+    monkeypatch.setattr(layer_attention, "SHORT", 1)
     return language_model("llama", layers=3)
 
 

@@ -12,6 +12,7 @@ import attnopt
 from attnopt.codegen.tvm import page_attention
 from attnopt.errors import InputMismatch
 from attnopt.hosts.eviction.paged import page_choice
+from attnopt.hosts.module import layer_attention
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.traceable import traceable
@@ -65,6 +66,7 @@ def idle_model(dense=1):
 
 def test_pages_by_hand_are_said_and_kept_in_a_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(page_attention, "reader", lambda *_: Refusal("not compiled here"))
+    monkeypatch.setattr(layer_attention, "SHORT", 1)
     original, fast = idle_model()
     given = tokens(length=20)
     fast.cache_pages = WORDS
