@@ -37,7 +37,7 @@ from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.codes import CodesChooser, give, with_kernel
 from attnopt.plan.live.coding import coded, is_cache_pass
-from attnopt.plan.live.converting import Live, attach, live, read_back
+from attnopt.plan.live.converting import Live, attach, calls_of, changed, live, read_back, reshapes
 from attnopt.plan.live.evicting import half_of, proposed
 from attnopt.plan.live.foretelling import Foretold
 from attnopt.plan.live.generating import Used, on_prompts, paces, spoken, usual
@@ -93,7 +93,7 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     quests = [] if not asks or checked.budget.exact or batches is None or checked.plan is not None else quests
     if checked.policies or codes or (quests and length):
         request = replace(request, budget=half_of(request.budget))
-    _, report = run(host, replace(request, takes=partial(unheld, host)))
+    _, report = run(host, replace(request, takes=partial(unheld, host, inputs)))
     plan = rewritten(host, report, request)
     changes = read_back(host, plan.edited)
     notes: list[str] = []
@@ -185,9 +185,11 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     return dressed(made, report, policy, words, earlier or (), on_codes, str(choice or ""), on_pages)
 
 
-def unheld(host: ModuleHost, result: Any) -> Refusal | None:
+def unheld(host: ModuleHost, inputs: Mapping[str, Tensor], result: Any) -> Refusal | None:
     """Why a rewritten graph cannot be read back as the modules of a live model; None where it can."""
-    found = read_back(host, result)
+    found: Any = read_back(host, result)
+    if not isinstance(found, Refusal) and reshapes(found):
+        found = calls_of(changed(host.model, found), found, inputs)
     return replace(found, reason=f"a live model cannot hold it: {found.reason}") if isinstance(found, Refusal) else None
 
 

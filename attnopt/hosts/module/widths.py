@@ -53,6 +53,8 @@ class NarrowCache:
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        if self.widths.reads and key_states.shape[1] != max(self.widths.reads) + 1:
+            raise ValueError(f"the layer makes {key_states.shape[1]} heads of keys, not {max(self.widths.reads) + 1}")
         k = key_states if self.lift is None else self.lift.flat(key_states)
         k, v = k[..., : self.widths.keys], value_states[..., : self.widths.values]
         if self.cache is not None:

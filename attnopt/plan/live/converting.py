@@ -100,15 +100,11 @@ def live(
     A refusal where a layer does not run with the heads that it has now.
     """
     model, planned = changed(host.model, changes), planned or {}
-    widened = next((c.path for c in changes if c.kind in ("widths", "heads")), None)
-    if not (fuses or known or planned or widened):
+    if not (fuses or known or planned or reshapes(changes)):
         return Live(model, tuple(changes))
-    try:
-        calls = noted(model, inputs)
-    except AttnoptError as failure:
-        if widened is None:
-            raise
-        return Refusal(f"the layer's own forward takes no heads of another width or number: {failure}", widened)
+    calls = calls_of(model, changes, inputs)
+    if isinstance(calls, Refusal):
+        return calls
     sites = {s.source.module: s for s in recognise(host.graph).sites}
     layers: dict[str, LayerAttention] = {}
     idle: dict[str, LayerAttention] = {}
@@ -136,6 +132,27 @@ def live(
     windows = windows_known(sites, calls)
     attach(model, layers, windows=windows)
     return Live(model, tuple(changes), layers, refusals, idle, windows)
+
+
+def reshapes(changes: Sequence[Change]) -> bool:
+    """Whether some layer has heads of another width or number."""
+    return any(c.kind in ("widths", "heads") for c in changes)
+
+
+def calls_of(model: Any, changes: Sequence[Change], inputs: Mapping[str, Tensor]) -> dict[str, AttentionCall] | Refusal:
+    """How each layer of a changed model calls its attention, by path; a refusal where a layer does not run with the heads that it has."""
+    why = "the layer's own forward takes no heads of another width or number"
+    try:
+        calls = noted(model, inputs)
+    except (AttnoptError, ValueError) as failure:
+        if not reshapes(changes):
+            raise
+        return Refusal(f"{why}: {failure}", next(c.path for c in changes if c.kind in ("widths", "heads")))
+    for each in (c for c in changes if c.kind == "heads" and c.path in calls):
+        call, (heads, groups) = calls[each.path], (each.options[name] for name in ("num_heads", "num_key_value_groups"))
+        if (call.heads, call.key_heads) != (heads, heads // groups):
+            return Refusal(f"{why}: it makes {call.heads} of queries and {call.key_heads} of keys of them", each.path)
+    return calls
 
 
 def attach(model: Any, layers: Mapping[str, LayerAttention], *, windows: bool) -> None:

@@ -14,9 +14,10 @@ from attnopt.hosts.module.changes import read
 from attnopt.hosts.module.host import ModuleHost
 from attnopt.hosts.module.reshaping import Side, places
 from attnopt.ir.site import Refusal
+from attnopt.passes.edits.heads.groups import contiguous, shared
 from attnopt.passes.edits.heads.writer import write
 from attnopt.passes.heads.prune_heads import pruned
-from attnopt.plan.live.converting import changed, live, read_back
+from attnopt.plan.live.converting import calls_of, changed, live, read_back
 from attnopt.plan.options.groups import Grouping
 
 KEPT = ((0, 2, 3), (1, 2))  # by layer, of four heads
@@ -87,3 +88,19 @@ def test_heads_have_places_where_the_attention_cuts_by_a_number_of_its_own_or_by
     assert [x.tolist() for x in places(sides(behind[:1], [1]), None)] == [[[0, 1]]]
     for was, counts, split in ((behind, [2, 2], None), (behind, [2, 2], 4), (behind, [2, 1], 6), (behind.flip(2), [2, 2], 6)):
         assert places(sides(was, counts), split) is None
+
+
+@pytest.mark.parametrize("reads", [(), (0, 1, 1, 1)], ids=["evenly", "unevenly"])
+def test_a_forward_that_cuts_keys_by_the_number_of_queries_is_a_refusal(reads):
+    """OPT reads fewer key heads as a shorter text of more heads, which runs."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "ffn_dim": 64, "word_embed_proj_dim": 64}
+    config = transformers.OPTConfig(**sizes, max_position_embeddings=64, init_std=0.2, attn_implementation="sdpa", **COMMON)
+    host = ModuleHost.open(transformers.OPTForCausalLM(config).eval(), {**tokens(), "use_cache": False})
+    result = host.copy()
+    for group in Grouping(result).of("block"):
+        write(group, shared(group.blocks[0], contiguous(4, 2), reads=reads))
+    result.finish()
+    changes = read_back(host, result)
+    assert isinstance(changes, list), str(changes)
+    found = calls_of(changed(host.model, changes), changes, tokens())
+    assert isinstance(found, Refusal) and "takes no heads of another width or number" in found.reason
