@@ -1,6 +1,6 @@
 """A step of generation on a cache in codes beside one on a cache of float32: by the kernel that reads codes, and by reading them back.
 
-    code-lm, 256 to 4,096 tokens in the cache     float32 | int8, int4: read back by torch | int8, int4: read by the kernel
+    code-lm, 256 to 4,096 tokens in the cache     float32 | int8, int4, akvq-vl, zip-cache: read back by torch | read by the kernel
 
 All are live models of one plan, which differ in their cache; steps are taken in turn, each makes the cache a token longer. Bytes are those
 that the cache holds for each token behind the last step, empty places counted.
@@ -30,7 +30,6 @@ from attnopt.plan.live.codes import held_by
 from attnopt.plan.timing.timing import in_turn
 
 PLAIN = "float32"
-USUAL = ("int8", "int4")
 FORMS = {
     "int8": "int8",
     "int4": "cache(k=int4, v=int4, group=32, scales=fp16)",
@@ -99,7 +98,7 @@ def table(rows: list[Row], forms: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=NAMES, default=["code-lm"])
-    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(USUAL))
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--lengths", nargs="+", type=int, default=[256, 1024, 4096])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="small layers, a short prompt; nothing is written")
@@ -119,11 +118,9 @@ def main() -> None:
     ]
     print(table(rows, given.forms), *notes, sep="\n")
     if not given.quick:
-        usual = tuple(given.forms) == USUAL
-        name = "coded_cache" if usual else "_".join(["coded_cache", *given.forms]).replace("-", "_")
-        path = harness.save(name, rows, notes, {"threads": given.threads})
+        path = harness.save("coded_cache", rows, notes, {"threads": given.threads})
         asked = f"OMP_NUM_THREADS={given.threads} python benchmarks/coded_cache.py --models {' '.join(given.models)}"
-        asked += "" if usual else f" --forms {' '.join(given.forms)}"
+        asked += "" if given.forms == list(FORMS) else f" --forms {' '.join(given.forms)}"
         head = f"# A step on a cache in codes\n\n`{asked}`\n\n"
         path.with_suffix(".md").write_text(head + table(rows, given.forms) + "\n" + "\n".join(f"- {n}" for n in notes) + "\n")
 

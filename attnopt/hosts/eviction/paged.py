@@ -2,7 +2,7 @@
 
     DynamicCache of DynamicLayer   ->   the same cache of PagedLayer       update(k [B, G, 1, D], v) -> keys with their bounds, values
 
-Keys and values stay as they come, in rooms with spare places: the kernel reads pages where they lie. Whoever knows nothing of pages gets
+Bounds are brought up to date when a query chooses by them: a cache that is read whole costs none. Keys and values stay as they come, in rooms with spare places: the kernel reads pages where they lie. Whoever knows nothing of pages gets
 keys as from any cache (`InPages` is read like a tensor). Layers that choose no pages have the rooms and no bounds.
 """
 
@@ -31,47 +31,56 @@ SAID = "cache_pages", "with bounds of its pages"
 
 
 class PagedLayer(WholeLayer):
-    """size: keys of a page; None where the layer chooses none."""
+    """size: keys of a page; None where the layer chooses none. known: bounds as they were when they were asked for last."""
 
     hands_pages = False  # whether one new token gets keys with their bounds
 
     def __init__(self, size: int | None) -> None:
         super().__init__()
         self.size = size
-        self.bounds = None if size is None else Bounds(size)
+        self.known = None if size is None else Bounds(size)
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """Of all keys that are held."""
+        if self.known is not None and self.known.length < self.k.length:
+            self.known = self.known.grown(self.k.read())
+        return self.known
 
     @property
     def bytes(self) -> int:
-        return super().bytes + (0 if self.bounds is None else self.bounds.bytes)
+        return super().bytes + (0 if self.known is None else self.known.bytes)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         if key_states.shape[1] == key_states.shape[3] == 1:
-            self.bounds = None
+            self.known = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         one = self.take(key_states, value_states)
         keys, values = self.k.read(), self.v.read()
-        if self.bounds is None:
+        hands = self.known is not None and one and self.hands_pages
+        if not hands or key_states.requires_grad or torch.compiler.is_compiling():
             return keys, values
-        self.bounds = self.bounds.grown(keys)
-        if not (one and self.hands_pages) or key_states.requires_grad or torch.compiler.is_compiling():
-            return keys, values
-        assert isinstance(self.k, Stored)
-        return InPages.of(self.k, self.bounds), values
+        assert isinstance(self.k, Stored) and self.size is not None
+        return InPages.of(self.k, self.size, self.up_to_date), values
+
+    def up_to_date(self) -> Bounds:
+        assert self.bounds is not None
+        return self.bounds
 
     def reset(self) -> None:
         super().reset()
-        self.bounds = None if self.size is None else Bounds(self.size)
+        self.known = None if self.size is None else Bounds(self.size)
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
-        if self.bounds is not None and self.k.packed is not None:
-            self.bounds = self.bounds.cut(self.k.read())
+        if self.known is not None and self.known.length > self.k.length:
+            self.known = self.known.cut(self.k.read())
 
     def map(self, change: Any) -> None:
         super().map(change)
-        self.bounds = None if self.bounds is None else self.bounds.mapped(change)
+        self.known = None if self.known is None else self.known.mapped(change)
 
 
 def in_pages(cache: Cache, sizes: Mapping[int, int], hands_pages: bool = False) -> None:

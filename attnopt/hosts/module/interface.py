@@ -78,9 +78,9 @@ def attnopt_attention(
             if run is not None:
                 return run(query, key.stored.packed, value.stored.packed).transpose(1, 2).contiguous(), None
         if isinstance(key, InPages):
-            run = held.of_pages(query, key.shape[2], key.bounds.size, causal, kwargs)
+            run = held.of_pages(query, key.shape[2], key.size, causal, kwargs)
             if run is not None:
-                state = key.bounds.state
+                state = key.counted().state
                 return run(query, key.numbers(), value, state.low, state.high).transpose(1, 2).contiguous(), None
         kernel = held.kernel(query, key, causal, kwargs)
         if kernel is not None:

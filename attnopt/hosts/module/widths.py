@@ -78,8 +78,8 @@ def narrow(
     values: int,
     whole: int,
     turn: Mapping[str, Any] | None = None,
-    reads: Sequence[int] = (),
     up: Tensor | None = None,
+    reads: Sequence[int] = (),
 ) -> None:
     """Let a layer keep heads of these widths from now on. turn, up: how keys are read, see `lifting`. reads: as in Widths.
 
