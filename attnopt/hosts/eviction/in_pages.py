@@ -1,6 +1,8 @@
 """Keys of a live cache that carry the bounds of their pages to the attention that chooses by them.
 
-    k, v = cache.update(…)      k.counted(): the bounds, up to date      k.stored.read(): the keys      anything else: as a tensor of keys
+    k, v = cache.update(…)      k.counted(): the bounds      k.stored.read(): the keys
+
+Anything else that is done with them is done with a tensor of keys.
 """
 
 from __future__ import annotations

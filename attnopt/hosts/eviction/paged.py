@@ -2,8 +2,9 @@
 
     DynamicCache of DynamicLayer   ->   the same cache of PagedLayer       update(k [B, G, 1, D], v) -> keys with their bounds, values
 
-Bounds are brought up to date when a query chooses by them: a cache that is read whole costs none. Keys and values stay as they come, in rooms with spare places: the kernel reads pages where they lie. Whoever knows nothing of pages gets
-keys as from any cache (`InPages` is read like a tensor). Layers that choose no pages have the rooms and no bounds.
+Bounds are brought up to date when a query chooses by them: a cache that is read whole costs none. Keys and values stay as they come, in
+rooms with spare places: the kernel reads pages where they lie. Whoever knows nothing of pages gets keys as from any cache (`InPages` is
+read like a tensor). Layers that choose no pages have the rooms and no bounds.
 """
 
 from __future__ import annotations
