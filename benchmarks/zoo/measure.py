@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,9 @@ def measured(model_type: str, attention: str) -> Record:
 
 
 def said(failure: BaseException) -> str:
-    return f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+    """Its kind and its words, without the folders of the machine that it was raised on."""
+    words = re.sub(r"(/[\w.-]+)+/(?=site-packages/)", "", " ".join(str(failure).split()))
+    return f"{type(failure).__name__}: {words[:300]}"
 
 
 def names_of(site: Site) -> set[str]:
