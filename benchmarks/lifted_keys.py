@@ -10,35 +10,20 @@ makes the cache a token longer.
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import harness
 import torch
+from generation.steps import Row, arguments, behind_a_prompt, run
 from generation.subjects import NAMES, subject
 
 import attnopt
-from attnopt.cost.machine import clock
-from attnopt.hosts.eviction.coded import bytes_per_token
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.widths import narrow
-from attnopt.plan.timing.timing import in_turn
 
 WHOLE = "whole"
 SHARES = {"a half": 2, "a quarter": 4}
 COLUMNS = (WHOLE, *SHARES)
-
-
-@dataclass(frozen=True)
-class Row:
-    """seconds: of a step (medians); ratio: times the step on whole keys, in turn with it; bytes of a token. By contender."""
-
-    model: str
-    length: int
-    seconds: dict[str, float]
-    ratio: dict[str, float]
-    bytes: dict[str, float]
 
 
 def contenders(name: str, small: bool) -> dict[str, Any]:
@@ -55,56 +40,14 @@ def contenders(name: str, small: bool) -> dict[str, Any]:
     return made
 
 
-@torch.no_grad()
-def measured(name: str, models: dict[str, Any], length: int, seconds: float) -> Row:
-    ids = torch.randint(3, 4096, (1, length), generator=torch.Generator().manual_seed(length))
-    pasts = {each: model(ids, use_cache=True, logits_to_keep=1).past_key_values for each, model in models.items()}
-
-    def step(each: str) -> None:
-        models[each](ids[:, -1:], past_key_values=pasts[each], use_cache=True)
-
-    times = in_turn({each: lambda each=each: step(each) for each in models}, seconds=seconds, clock=clock())  # type: ignore[misc]
-    return Row(
-        name, length, {each: t.median for each, t in times.items()}, {each: t.ratio(times[WHOLE]) for each, t in times.items()},
-        {each: bytes_per_token(past) for each, past in pasts.items()},
-    )  # fmt: skip
-
-
-def table(rows: list[Row]) -> str:
-    lines = []
-    for row in rows:
-        cells = [f"{row.seconds[c] * 1e3:.2f} ({row.ratio[c]:.2f})" for c in COLUMNS]
-        lines.append([row.model, f"{row.length:,}", *cells, " / ".join(f"{row.bytes[c]:.0f}" for c in COLUMNS)])
-    columns = ("model", "tokens", *(f"{c}, ms" for c in COLUMNS), f"bytes a token, {' / '.join(COLUMNS)}")
-    return harness.markdown(columns, lines)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=[n for n in NAMES if n in ("code-lm", "llama")], default=["code-lm"])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[256, 1024, 4096])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="small layers, a short prompt; nothing is written")
-    parser.add_argument("--anyway", action="store_true", help="also on a loaded machine")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    busy = harness.busy_share() if given.anyway or given.quick else harness.require_quiet()
-    rows = []
-    for name in given.models:
+    given = arguments(__doc__, [n for n in NAMES if n in ("code-lm", "llama")], "code-lm", (256, 1024, 4096)).parse_args()
+
+    def rows_of(name: str) -> Callable[[int, float], Row]:
         models = contenders(name, given.quick)
-        for length in [48] if given.quick else given.lengths:
-            rows.append(measured(name, models, length, 0.05 if given.quick else 1.0))
-            print(table(rows[-1:]), flush=True)
-    notes = [
-        f"{harness.machine()['processor']}, {given.threads} threads; other processes used {busy:.2f} cores",
-        "medians of steps in turn; in brackets times the step on whole keys. On one thread the clock counts this process alone",
-    ]
-    print(table(rows), *notes, sep="\n")
-    if not given.quick:
-        path = harness.save("lifted_keys", rows, notes, {"threads": given.threads})
-        asked = f"OMP_NUM_THREADS={given.threads} python benchmarks/lifted_keys.py --models {' '.join(given.models)}"
-        head = f"# A step on keys that are lifted when they are read\n\n`{asked}`\n\n"
-        path.with_suffix(".md").write_text(head + table(rows) + "\n" + "\n".join(f"- {n}" for n in notes) + "\n")
+        return lambda length, seconds: behind_a_prompt(name, models, length, seconds)
+
+    run(given, "lifted_keys", "A step on keys that are lifted when they are read", {c: c for c in COLUMNS}, rows_of)
 
 
 if __name__ == "__main__":

@@ -11,23 +11,20 @@ when a token comes, and nothing is lost: what choosing gains is beside that. Wha
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import harness
 import torch
+from generation.steps import Row, arguments, run, timed
 from generation.subjects import NAMES, subject
 
 import attnopt
-from attnopt.cost.machine import clock
-from attnopt.hosts.eviction.coded import bytes_per_token
 from attnopt.hosts.eviction.paged import page_choice
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.plan.live.codes import held_by
 from attnopt.plan.live.generating import Used
 from attnopt.plan.live.steps import filled
-from attnopt.plan.timing.timing import in_turn
 
 PLAIN, ROOMS = "transformers' cache", "in rooms, read whole"
 CHOICES = {
@@ -36,17 +33,6 @@ CHOICES = {
     "256 tokens, together": "pages(16, 16, recent=1, group=max)",
 }
 COLUMNS = (PLAIN, ROOMS, *CHOICES)
-
-
-@dataclass(frozen=True)
-class Row:
-    """seconds: of a step (medians); ratio: times the step on transformers' cache, in turn with it; bytes of a token. By contender."""
-
-    model: str
-    length: int
-    seconds: dict[str, float]
-    ratio: dict[str, float]
-    bytes: dict[str, float]
 
 
 def contenders(name: str, small: bool) -> dict[str, Used]:
@@ -69,55 +55,21 @@ def measured(name: str, used: dict[str, Used], length: int, seconds: float) -> R
     layers = {**used[PLAIN].model.choose_pages.idle, **held_by(used[PLAIN].model)}
     pasts = {each: filled(one, layers, 1, length) for each, one in used.items()}
     ids = torch.ones(1, 1, dtype=torch.long)
-
-    def step(each: str) -> None:
-        used[each].step(ids, pasts[each])
-
-    times = in_turn({each: lambda each=each: step(each) for each in used}, seconds=seconds, clock=clock())  # type: ignore[misc]
-    return Row(
-        name, length, {each: t.median for each, t in times.items()}, {each: t.ratio(times[PLAIN]) for each, t in times.items()},
-        {each: bytes_per_token(past) for each, past in pasts.items() if past is not None},
-    )  # fmt: skip
-
-
-def table(rows: list[Row]) -> str:
-    lines = []
-    for row in rows:
-        cells = [f"{row.seconds[c] * 1e3:.2f} ({row.ratio[c]:.2f})" for c in COLUMNS]
-        kept = " / ".join(f"{row.bytes[c]:.0f}" for c in (PLAIN, ROOMS, COLUMNS[-1]))
-        lines.append([row.model, f"{row.length:,}", *cells, kept])
-    columns = ("model", "tokens", *(f"{c}, ms" for c in COLUMNS), "bytes a token, transformers' / in rooms / with bounds")
-    return harness.markdown(columns, lines)
+    return timed(name, length, {each: lambda each=each: used[each].step(ids, pasts[each]) for each in used}, pasts, seconds)  # type: ignore[misc]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=NAMES, default=["llama"])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096, 16384])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="small layers, a short cache; nothing is written")
-    parser.add_argument("--anyway", action="store_true", help="also on a loaded machine")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    busy = harness.busy_share() if given.anyway or given.quick else harness.require_quiet()
-    rows = []
-    for name in given.models:
+    given = arguments(__doc__, NAMES, "llama", (1024, 4096, 16384)).parse_args()
+    kept = {PLAIN: "transformers'", ROOMS: "in rooms", list(CHOICES)[-1]: "with bounds"}
+
+    def rows_of(name: str) -> Callable[[int, float], Row]:
         used = contenders(name, given.quick)
-        for length in [1100] if given.quick else given.lengths:
-            rows.append(measured(name, used, length, 0.05 if given.quick else 1.5))
-            print(table(rows[-1:]), flush=True)
-    notes = [
-        f"{harness.machine()['processor']}, {given.threads} threads; other processes used {busy:.2f} cores",
-        "medians of steps in turn; in brackets times the step on transformers' cache. On one thread the clock counts this process alone",
-        "the first two layers read all, as in the source; together: heads that share keys choose by the largest of their bounds",
-        "bytes behind the last step, places that are empty counted",
+        return lambda length, seconds: measured(name, used, length, seconds)
+
+    more = [
+        "the first two layers read all, as in the source; together: heads that share keys choose by the largest of their bounds"
     ]
-    print(table(rows), *notes, sep="\n")
-    if not given.quick:
-        path = harness.save("paged_cache", rows, notes, {"threads": given.threads})
-        asked = f"OMP_NUM_THREADS={given.threads} python benchmarks/paged_cache.py --models {' '.join(given.models)}"
-        head = f"# A step on a cache in pages\n\n`{asked}`\n\n"
-        path.with_suffix(".md").write_text(head + table(rows) + "\n" + "\n".join(f"- {n}" for n in notes) + "\n")
+    run(given, "paged_cache", "A step on a cache in pages", kept, rows_of, quick=1100, more=more)
 
 
 if __name__ == "__main__":
