@@ -119,6 +119,7 @@ class Asked:
             plan=checked.plan,
             minimise=self.minimise,
             own=own,
+            named=self.passes is not None,
         )
 
 

@@ -33,12 +33,12 @@ from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.opening import Opened
 from attnopt.passes.kvcache.eviction import BY_NAME
-from attnopt.plan.folding import is_fold
 from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.codes import CodesChooser, give, with_kernel
 from attnopt.plan.live.coding import coded, is_cache_pass
 from attnopt.plan.live.converting import Live, attach, calls_of, changed, live, read_back, reshapes
 from attnopt.plan.live.evicting import half_of, proposed
+from attnopt.plan.live.folding import fold_live, without_folds
 from attnopt.plan.live.foretelling import Foretold
 from attnopt.plan.live.generating import Used, on_prompts, paces, spoken, usual
 from attnopt.plan.live.layers import Chooser, with_kernels
@@ -79,15 +79,16 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         request = replace(request, workload=on_prompts(request.workload))
     elif not checked.budget.exact and request.minimise == "time" and checked.plan is None:
         request = replace(request, workload=on_prompts(usual(inputs["input_ids"].shape[1])))
-    folds = [p.name for p in request.passes if is_fold(p)]
-    request = replace(request, passes=tuple(p for p in request.passes if not is_fold(p)))
+    given, folded = host, fold_live(host, request)
+    host = folded.host  # type: ignore[assignment]
+    request = without_folds(request)
     batch, length = long_decode(checked.workload)
     asks = asked.passes is not None or request.minimise == "memory" or length > 0
     codes = [p for p in request.passes if is_cache_pass(p)] if asks else []
     codes = [] if checked.budget.exact or batches is None or checked.plan is not None else codes
     quests = [p for p in request.passes if is_page_pass(p)]
     by_cache = [*codes, *quests]  # a trace of a prompt has no site for them
-    if by_cache:
+    if by_cache and not checked.budget.exact:
         request = replace(request, passes=tuple(p for p in request.passes if p not in by_cache))
     asks = asked.passes is not None or (request.minimise == "time" and length > 0)
     quests = [] if not asks or checked.budget.exact or batches is None or checked.plan is not None else quests
@@ -108,8 +109,6 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         )
     if request.workload is not None:
         notes.append(f"planned for {request.workload}; a step of decoding counts as a prompt of one token")
-    if asked.passes is not None and folds:
-        notes.append(f"{', '.join(folds)}: folds are for traced graphs, a live model keeps its layers and shares their weights")
     own = model.config._attn_implementation
     fuses = any(p.exact for p in request.passes) and (request.plan is None or bool(request.plan.kernels))
     device = next(model.parameters()).device.type
@@ -174,15 +173,18 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
     stored = form if form is not None or policy is None else policy.clause
     notes += [] if stored is None else on_codes(made.model, stored)
     keep = 1.0 if policy is None else policy.keep
-    if request.select != "always" and (made.changes or made.layers or policy or form or choice):
+    if request.select != "always" and (host.folds or made.changes or made.layers or policy or form or choice):
         ids = inputs["input_ids"][:1]
-        foretold = Foretold(host, checked.machine, own if own in TRACED else "sdpa", form, keep, choice).paces(
+        foretold = Foretold(host, checked.machine, own if own in TRACED else "sdpa", form, keep, choice, given).paces(
             made, steps, ids.shape[1]
         )
         used = {"before": Used(model), "after": Used(made.model, policy, form, choice, live=True)}
         notes += spoken(paces(used, ids) if request.select == "measure" else {}, foretold, ids.shape[1])
-    report = replace(report, refusals=named(report.refusals), notes=tuple(notes))
-    return dressed(made, report, policy, words, earlier or (), on_codes, str(choice or ""), on_pages)
+    report = replace(report, refusals=named(report.refusals), notes=tuple(notes), rewrites=(*folded.reports, *report.rewrites))
+    if report.plan is not None:
+        report = replace(report, plan=replace(report.plan, steps=(*folded.steps, *steps)))
+    before_plan = [*(earlier or ()), *(c.to_json() for c in host.folds)]
+    return dressed(made, report, policy, words, before_plan, on_codes, str(choice or ""), on_pages)
 
 
 def unheld(host: ModuleHost, inputs: Mapping[str, Tensor], result: Any) -> Refusal | None:

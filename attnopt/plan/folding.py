@@ -10,7 +10,7 @@ take what is predicted to save. Copies that do not run, or whose outputs are not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnopt.cost.nodes import estimate_nodes
 from attnopt.cost.target import Target
-from attnopt.ir.site import Host, Refusal
+from attnopt.ir.site import Host, Refusal, Runner
 from attnopt.passes import ALL, Pass
 from attnopt.plan.choose import NOISE
 from attnopt.plan.judge.verify import difference, seeded
@@ -52,13 +52,16 @@ class Folded:
 
 @dataclass(frozen=True)
 class Folding:
-    """What folds are decided by. loads: weighted inputs of the shapes that count. sizes: of the model's symbols, with weights."""
+    """What folds are decided by. loads: weighted inputs of the shapes that count. sizes: of the model's symbols, with weights.
+
+    named: say of each rewrite that no group takes why the first does not."""
 
     select: str
     target: Target
     runtime: str
     loads: Loads
     sizes: Sequence[tuple[float, Mapping[str, int]]]
+    named: bool = False
 
     def of(self, host: Host, passes: Sequence[Pass]) -> Folded:
         """Never changes the given host."""
@@ -70,13 +73,15 @@ class Folding:
 
     def after(self, before: Folded, rewrite: Pass, grouping: Grouping) -> Folded:
         """With one more rewrite, where it is taken. grouping: of the host that it is offered to."""
-        moves = offered(grouping, rewrite)
+        moves, refusals = offers(grouping, rewrite)
         if not moves:
-            return before
+            if not self.named:
+                return before
+            why = next((r.reason for r in refusals), "no group to look at")
+            return replace(before, reports=(*before.reports, RewriteReport(rewrite.name, "nothing proposed", False, why)))
         trial = before.host
         try:
-            trial = edited(before.host, moves)
-            why, kept = self.judged(before.host, trial, rewrite)
+            trial, why, kept = self.judged(before.host, edited(before.host, moves), rewrite)
         except Exception as failure:  # of any runtime; the model as it was is a plan too
             why, kept = f"failed: {type(failure).__name__}: {str(failure).splitlines()[0][:120] if str(failure) else ''}", False
         kinds = ", ".join(dict.fromkeys(m.candidate.kind for m in moves))
@@ -84,29 +89,43 @@ class Folding:
         reports = (*before.reports, said)
         return Folded(trial, (*before.moves, *moves), reports) if kept else Folded(before.host, before.moves, reports)
 
-    def judged(self, before: Host, trial: Host, rewrite: Pass) -> tuple[str, bool]:
-        """Why a fold is taken or not, and whether it is."""
+    def judged(self, before: Host, trial: Host, rewrite: Pass) -> tuple[Host, str, bool]:
+        """The model that is run with a fold, why the fold is taken or not, and whether it is."""
         old, new = self.predicted(before), self.predicted(trial)
         said = f"predicted {old * 1e3:.3g} ms -> {new * 1e3:.3g} ms"
         if not new < old * (1.0 - NOTICEABLE):
-            return f"{said}: nothing is saved that would be noticed", False
+            return trial, f"{said}: nothing is saved that would be noticed", False
+        held = self.held(before, trial)
+        if isinstance(held, Refusal):
+            return trial, str(held), False
         for _, inputs in self.loads[:1]:
-            found = difference(seeded(before.runner(), inputs), seeded(trial.runner(), inputs))
+            found = difference(seeded(self.runner(before), inputs), seeded(self.runner(held), inputs))
             if not found.max_rel <= found.tolerance:
-                return f"outputs differ by {found.max_rel:.2g}, where {found.tolerance:g} is allowed", False
+                return held, f"outputs differ by {found.max_rel:.2g}, where {found.tolerance:g} is allowed", False
         if self.select == "measure" and self.loads:
-            ratio = self.measured(before, trial)
-            return f"measured {ratio:.3f} of the time before, {said}", ratio < 1.0 - NOISE
-        if self.select != "always" and (self.runtime, rewrite.name) in FUSED:
-            return f"{self.runtime} computes both in one kernel: only a measurement tells", False
-        return said, True
+            ratio = self.measured(before, held)
+            return held, f"measured {ratio:.3f} of the time before, {said}", ratio < 1.0 - NOISE
+        if self.select != "always" and (why := self.untold(rewrite)):
+            return held, f"{why}: only a measurement tells", False
+        return held, said, True
+
+    def held(self, before: Host, trial: Host) -> Host | Refusal:
+        """The rewritten graph as it is run: itself."""
+        return trial
+
+    def runner(self, host: Host) -> Runner:
+        return host.runner()
+
+    def untold(self, rewrite: Pass) -> str:
+        """Why a prediction does not say whether a rewrite saves time; "" where it does."""
+        return f"{self.runtime} computes both in one kernel" if (self.runtime, rewrite.name) in FUSED else ""
 
     def predicted(self, host: Host) -> float:
         times = [(w, estimate_nodes(host.graph.nodes, sizes, self.target, runtime=self.runtime)) for w, sizes in self.sizes]
         return sum(w * each.seconds for w, each in times)
 
     def measured(self, before: Host, trial: Host) -> float:
-        runners = {"before": before.runner(), "after": trial.runner()}
+        runners = {"before": self.runner(before), "after": self.runner(trial)}
         times = summed([(w, in_turn(calls(runners, x), seconds=SECONDS, clock=counted())) for w, x in self.loads])
         return times["after"].ratio(times["before"])
 
@@ -128,8 +147,14 @@ def fold_steps(steps: Sequence[PlanStep]) -> tuple[tuple[PlanStep, ...], tuple[P
 
 def offered(grouping: Grouping, rewrite: Pass) -> tuple[Move, ...]:
     """The first candidate for each group."""
+    return offers(grouping, rewrite)[0]
+
+
+def offers(grouping: Grouping, rewrite: Pass) -> tuple[tuple[Move, ...], tuple[Refusal, ...]]:
+    """The first candidate for each group, and why others have none."""
     proposed = [(group, rewrite.propose(group, None)) for group in grouping.of(rewrite.per)]
-    return tuple(Move(rewrite, group, found[0]) for group, found in proposed if not isinstance(found, Refusal))
+    moves = tuple(Move(rewrite, group, found[0]) for group, found in proposed if not isinstance(found, Refusal))
+    return moves, tuple(found for _, found in proposed if isinstance(found, Refusal))
 
 
 def edited(host: Host, moves: Sequence[Move]) -> Host:

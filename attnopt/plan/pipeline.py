@@ -52,7 +52,7 @@ class Request:
     names: of the outputs. quality: the user's score, for a budget in it. plan: applied as it is, without a search. shaped: inputs of
     the workload's shapes, once they are made.
     minimise: "time", or "memory" (weights and caches), for which a slower model is kept. own: the model itself, where `host` was traced
-    from it: what is timed as before. takes: see `options.offered`.
+    from it: what is timed as before. takes: see `options.offered`. named: the user said which passes, and is told of each.
     """
 
     target: str
@@ -74,6 +74,7 @@ class Request:
     minimise: str = "time"
     own: OwnModel | None = None
     takes: Takes | None = None
+    named: bool = False
 
 
 @dataclass
@@ -147,7 +148,8 @@ def fold(host: Host, sites: Sequence[Site], request: Request) -> Folded:
     asked = () if request.workload is None else request.workload.bind(sites)
     sizes = [(b.weight, {**known, **b.sizes}) for b in asked] or [(1.0, known)]
     loads = ((1.0, request.inputs),) if request.workload is None else request.shaped.loads
-    return Folding(request.select, load_target(request.target)[0], request.runtime, loads, sizes).of(host, passes)
+    target = load_target(request.target)[0]
+    return Folding(request.select, target, request.runtime, loads, sizes, named=request.named).of(host, passes)
 
 
 def replay(host: Host, request: Request, state: State) -> None:
@@ -193,6 +195,9 @@ def verify(host: Host, request: Request, state: State, clock: Clock) -> None:
                 search(host, request, state, approximate)
             if state.moves:
                 state.exact = approximate_difference(state.original, state.result, original, inputs)
+    elif request.named and request.budget.exact and request.plan is None:
+        why = "it is approximate, and no budget says what may be lost: budget=0.01, for example"
+        state.rewrites = tuple(RewriteReport(p.name, "not tried", False, why) for p in approximate)
     loads = ((1.0, inputs),) if request.workload is None else request.shaped.loads
     if request.select == "measure" and not loads and (said := UNTIMED + request.shaped.why) not in state.notes:
         state.notes.append(said)

@@ -15,6 +15,7 @@ from typing import Any
 from attnopt.errors import UnsupportedFormat, UntraceableModel
 from attnopt.hosts.fx import FxHost, capture
 from attnopt.hosts.fx.capture import Captured
+from attnopt.hosts.module.changes import Change
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.widths import takes_cache
 from attnopt.ir.expr import Term, conjuncts, operands
@@ -28,10 +29,11 @@ CARRIED = ("mask", "selection", "correction", "precision")  # what its attention
 @dataclass
 class ModuleHost(FxHost):
     """model: the one that was given, never changed. lifts: whether its caches may hold keys that are lifted when they are read, which
-    saves memory and takes time at each step."""
+    saves memory and takes time at each step. folds: what of it exact algebra has changed before it was traced."""
 
     model: Any = None
     lifts: bool = False
+    folds: tuple[Change, ...] = ()
 
     @classmethod
     def open(cls, model: Any, inputs: Mapping[str, Any], *, lifts: bool = False) -> ModuleHost:
@@ -43,7 +45,9 @@ class ModuleHost(FxHost):
 
     def copy(self) -> ModuleHost:
         made = super().copy()
-        return ModuleHost(**{f.name: getattr(made, f.name) for f in fields(FxHost)}, model=self.model, lifts=self.lifts)
+        return ModuleHost(
+            **{f.name: getattr(made, f.name) for f in fields(FxHost)}, model=self.model, lifts=self.lifts, folds=self.folds
+        )
 
     def caches(self, site: Site) -> bool:
         return self.lifts and takes_cache(self.model, site.source.module) is None

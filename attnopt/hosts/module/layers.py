@@ -6,6 +6,8 @@
     Embedding(ids)   ->   Int8Rows(ids)          a table in the int8 codes of the layer that it is tied to
     Linear(x)        ->   LowRankLinear(x)       two narrow products for one
     Linear(x)        ->   NarrowLinear(x)        the channels of narrower heads, zeros for the others
+    RMSNorm(x)       ->   PlainNorm(x)           in one call, without a gain, or without taking the mean off
+    Embedding(ids)   ->   CentredRows(ids)       rows less their mean, of a table that another layer reads as it is
     attention(x)     ->   NoAttention(x)         0, and a token's place in the cache
 
 A layer of which `options["mixed"]` says so reads its input in Hadamard blocks of so many channels. Each computes by the operator that the
@@ -125,6 +127,32 @@ class NarrowLinear(Holding):
     def forward(self, x: Tensor) -> Tensor:
         made = nn.functional.linear(x, self.weight, self.bias)
         return made if self.source is None else nn.functional.pad(made, (0, 1)).index_select(-1, self.source)
+
+
+class PlainNorm(Holding):
+    """weight, bias [D] or None; options kind: "layer" for the row less its mean by its deviation, "rms" by its root mean square; eps."""
+
+    names = ("weight", "bias")
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape, eps = x.shape[-1:], self.options["eps"]
+        if self.options["kind"] == "layer":
+            return nn.functional.layer_norm(x, shape, self.weight, self.bias, eps)
+        return nn.functional.rms_norm(x, shape, self.weight, eps)
+
+
+class CentredRows(nn.Embedding):
+    """The rows of a table less their mean. It holds the parameter of the table that it stands for, which may be tied."""
+
+    @classmethod
+    def of(cls, table: nn.Embedding) -> CentredRows:
+        made = cls(table.num_embeddings, table.embedding_dim, table.padding_idx, device="meta")
+        made.weight = table.weight
+        return made
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = super().forward(ids)
+        return rows - rows.mean(-1, keepdim=True)
 
 
 class NoAttention(nn.Module):

@@ -21,7 +21,7 @@ from attnopt.errors import OutputNotWritable, UnreadableModel
 from attnopt.hosts.module.changes import Change, read
 from attnopt.hosts.module.interface import BEFORE, WINDOWS
 
-RECORD, WEIGHTS, VERSION = "attnopt.json", "model.safetensors", 4  # 4: layers that read mixed inputs, lifted keys
+RECORD, WEIGHTS, VERSION = "attnopt.json", "model.safetensors", 5  # 5: folds
 
 
 def save(model: Any, folder: Path, record: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ The original model is a part of the host and is not touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,10 @@ from attnopt.ir.site import Refusal, Site
 from attnopt.ir.spec import AttentionSpec
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
+from attnopt.plan.live.folded import folded
 from attnopt.plan.live.layers import Chooser, layer_attention, without_kernels
+
+BESIDE = ("heads", "widths", "centred-rows")  # changes of a module that leave its parameters, and modules inside it, as they are
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,13 @@ def read_back(host: ModuleHost, result: FxHost) -> list[Change] | Refusal:
     twins = [left[s.source.module] for s in stayed]
     if result is host:
         return changes
+    stored = {c.path for c in changes}
+    algebra: list[Change] = []
+    for fold in folded(host, result, host.model):
+        if isinstance(fold, Refusal):
+            return fold
+        algebra += [] if fold.path in stored else [fold]
+    changes = without(changes, algebra) + algebra
     made: dict[tuple[str, str], Change] = {}
     blocks = zip(find_blocks(host.graph, stayed), find_blocks(result.graph, twins), strict=True)
     for site, twin, (old, new) in zip(stayed, twins, blocks, strict=True):
@@ -69,7 +79,18 @@ def read_back(host: ModuleHost, result: FxHost) -> list[Change] | Refusal:
         if isinstance(found, Refusal):
             return found
         made |= {(change.kind, change.path): change for change in found}
-    return [c for c in changes if c.path not in {path for _, path in made}] + list(made.values())
+    return without(changes, made.values()) + list(made.values())
+
+
+def without(changes: Sequence[Change], others: Collection[Change]) -> list[Change]:
+    """Those of other modules than these are of, with their parameters."""
+    paths = {c.path for c in others if c.kind not in BESIDE}
+    taken = {c.path.rpartition(".")[0] for c in others if c.kind == "constant"} | paths
+    return [c for c in changes if c.path not in (paths if c.kind == "constant" else taken) and owner(c) not in paths]
+
+
+def owner(change: Change) -> str:
+    return change.path.rpartition(".")[0]
 
 
 def same_heads(site: Site, other: Site) -> bool:

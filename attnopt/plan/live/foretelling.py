@@ -45,7 +45,8 @@ WRITES, READS = 10.0, 20.0  # calls of torch in one layer, both sides: what come
 
 @dataclass(frozen=True)
 class Foretold:
-    """own: the kernel of the model's own attention. keep: the share of a prompt's tokens that a policy keeps. pages: those read."""
+    """own: the kernel of the model's own attention. keep: the share of a prompt's tokens that a policy keeps. pages: those read.
+    original: the model before its folds, where it had any."""
 
     host: ModuleHost
     target: Target
@@ -53,6 +54,7 @@ class Foretold:
     codes: CacheForm | None = None
     keep: float = 1.0
     pages: Clause | None = None
+    original: ModuleHost | None = None
 
     def paces(self, made: Live, steps: Sequence[PlanStep], length: int) -> dict[str, Pace]:
         """Before and after; empty where the traced model cannot have such a prompt."""
@@ -61,9 +63,10 @@ class Foretold:
             prompt, one = on_prompts(usual(length)).bind(sites)
         except WorkloadError:
             return {}
-        plain = replace(self, codes=None, keep=1.0, pages=None)
+        plain = replace(self, host=self.original or self.host, codes=None, keep=1.0, pages=None)
+        first = recognise(plain.host.graph).sites
         return {
-            "before": Pace(*(plain.seconds(b, sites, Live(made.model), (), length, at) for at, b in enumerate((prompt, one)))),
+            "before": Pace(*(plain.seconds(b, first, Live(made.model), (), length, at) for at, b in enumerate((prompt, one)))),
             "after": Pace(*(self.seconds(b, sites, made, steps, length, at) for at, b in enumerate((prompt, one)))),
         }
 
