@@ -1,12 +1,14 @@
-"""Exact folds, each alone, in both runtimes: what the cost model predicts of each, and what it takes measured in turn with what was there.
+"""Exact folds, each alone, in both runtimes and in live models: what the cost model predicts of each, and what it takes measured in turn
+with what was there.
 
 Random weights in the shapes of a small encoder (BERT, 384 wide), a small Llama (192 wide, 6 heads on 2), a small GPT-2 (256 wide), a
 model of two query heads on one key head, all of its width, and one of windows with a table of relative positions (Swin's, 192 wide), with
-gains and biases that are not 1 and 0, for one token, a sentence, and batches of them; windows have 49 places. Times of whole models.
+gains and biases that are not 1 and 0, for one token, a sentence, and batches of them; windows have 49 places. Times of whole models, of
+those that generate as their own modules compute them too.
 
-    python benchmarks/fold.py [--seconds 0.6] [--models "wide head 256,windows 192"]
+    python benchmarks/fold.py [--seconds 0.6] [--models "wide head 256,windows 192"] [--runtimes live]
 
-With --models the rows of the others stay as the last run left them.
+With --models and --runtimes the rows of the others stay as the last run left them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,13 +28,17 @@ from torch import Tensor, nn
 
 from attnopt.cost.target import load_target
 from attnopt.hosts.fx import FxHost, capture
+from attnopt.hosts.module.host import ModuleHost
+from attnopt.hosts.module.model import generates
 from attnopt.hosts.onnx import OnnxHost
 from attnopt.ir.site import Host, Refusal
 from attnopt.passes import ALL, Pass
 from attnopt.plan.folding import Folding, edited, is_fold, offered
+from attnopt.plan.live.folding import LiveFolding
 from attnopt.plan.options.groups import Grouping
 from attnopt.plan.timing.timing import counted, in_turn
 
+RUNTIMES = ("torch", "onnxruntime", "live")
 WORDS = 2000
 SHAPES = ((1, 1), (1, 16), (1, 128), (8, 128))
 SHARED = {"vocab_size": WORDS, "attn_implementation": "sdpa", "bos_token_id": 0, "eos_token_id": 1}
@@ -106,6 +112,16 @@ def hosts(name: str) -> Iterator[tuple[str, Host]]:
     host = FxHost.from_captured(capture(model, given))
     yield "torch", host
     yield "onnxruntime", OnnxHost.from_model(host.to_onnx())
+    if generates(model):
+        yield "live", ModuleHost.open(model, given)
+
+
+def folding(runtime: str, host: Host, given: Mapping[str, Tensor]) -> Folding:
+    """What judges folds at the shape of these inputs."""
+    target, sizes = load_target("cpu")[0], ((1.0, host.graph.sizes(given)),)
+    if runtime == "live":
+        return LiveFolding("model", target, "torch", (), sizes, inputs={**given, "use_cache": False})
+    return Folding("model", target, runtime, (), sizes)
 
 
 def inputs(host: Host, batch: int, length: int) -> dict[str, Tensor]:
@@ -123,12 +139,16 @@ def rows(name: str, runtime: str, host: Host, rewrite: Pass, seconds: float) -> 
         )
         return
     folded = edited(host, moves)
-    before, after = host.runner(), folded.runner()
+    made = folding(runtime, host, inputs(host, 2, 16)).held(host, folded)
+    if isinstance(made, Refusal):
+        yield Row(name, runtime, rewrite.name, "", refused=made.reason)
+        return
     for batch, length in FIXED.get(name, SHAPES):
         given = inputs(host, batch, length)
+        judge = folding(runtime, host, given)
+        before, after = judge.runner(host), judge.runner(made)
         gap = max(float((a - b).abs().max()) for a, b in zip(before(given), after(given), strict=True))
-        priced = Folding("model", load_target("cpu")[0], runtime, (), ((1.0, host.graph.sizes(given)),))
-        share = priced.predicted(folded) / priced.predicted(host)
+        share = judge.predicted(folded) / judge.predicted(host)
         times = in_turn({"before": partial(before, given), "after": partial(after, given)}, seconds=seconds, clock=counted())
         ratio, median = times["after"].ratio(times["before"]), times["before"].median
         yield Row(name, runtime, rewrite.name, f"{batch} x {length}", share, ratio, median, gap)
@@ -141,30 +161,32 @@ def line(row: Row) -> list[str]:
             f"{(row.seconds or 0.0) * 1e3:.2f} ms", f"{row.difference:.1e}"]  # fmt: skip
 
 
-def before(names: list[str]) -> list[Row]:
-    """The rows of the other models that the last run left."""
-    return [row for row in harness.kept("fold", Row) if row.model in MODELS and row.model not in names]
+def before(names: list[str], runtimes: list[str]) -> list[Row]:
+    """The rows of the other models and runtimes that the last run left."""
+    return [r for r in harness.kept("fold", Row) if r.model in MODELS and not (r.model in names and r.runtime in runtimes)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=0.6, help="of timing, for each fold and shape")
     parser.add_argument("--models", default=",".join(MODELS), help="names with commas between")
+    parser.add_argument("--runtimes", default=",".join(RUNTIMES), help="names with commas between")
     given = parser.parse_args()
-    names = given.models.split(",")
-    if unknown := [n for n in names if n not in MODELS]:
-        parser.error(f"'{unknown[0]}' is none of {', '.join(MODELS)}")
+    names, runtimes = given.models.split(","), given.runtimes.split(",")
+    for asked, known in ((names, MODELS), (runtimes, RUNTIMES)):
+        if unknown := [n for n in asked if n not in known]:
+            parser.error(f"'{unknown[0]}' is none of {', '.join(known)}")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     busy = harness.busy_share()
     folds = [p for p in ALL if is_fold(p)]
-    found = before(names)
+    found = before(names, runtimes)
     for name in names:
         for runtime, host in hosts(name):
-            for rewrite in folds:
+            for rewrite in folds if runtime in runtimes else ():
                 print(f"{name}, {runtime}, {rewrite.name}", flush=True)
                 found += rows(name, runtime, host, rewrite, given.seconds)
-    found.sort(key=lambda r: list(MODELS).index(r.model))
+    found.sort(key=lambda r: (list(MODELS).index(r.model), RUNTIMES.index(r.runtime)))
     columns = ["model", "runtime", "fold", "batch x length", "predicted", "measured", "before", "largest difference"]
     table = harness.markdown(columns, [line(r) for r in found])
     notes = [

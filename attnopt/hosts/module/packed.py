@@ -19,14 +19,14 @@ class PackedLinear(nn.Module):
     def __init__(self, layer: nn.Module, sizes: Sequence[int]) -> None:
         super().__init__()
         self.layer, self.sizes = layer, list(sizes)
-        self.kept: tuple[Tensor, tuple[Tensor, ...]] | None = None
+        self.kept: list[tuple[Tensor, tuple[Tensor, ...]] | None] = [None]  # in a list: to set an attribute of a module takes long
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.layer(x).split(self.sizes, -1)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         parts = self.parts(x)
-        self.kept = (x, parts)
+        self.kept[0] = (x, parts)
         return parts[0]
 
 
@@ -35,14 +35,14 @@ class PackedPart(nn.Module):
 
     def __init__(self, first: PackedLinear, at: int) -> None:
         super().__init__()
-        self.first, self.at = (first,), at  # in a tuple: no module of this one, whose weights are the first's
+        self.first, self.kept, self.at = (first,), first.kept, at  # in a tuple: no module of this one, whose weights are the first's
+        self.last = at == len(first.sizes) - 1
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.first[0]
-        kept = first.kept
-        parts = kept[1] if kept is not None and kept[0] is x else first.parts(x)
-        if self.at == len(first.sizes) - 1:
-            first.kept = None
+        kept = self.kept[0]
+        parts = kept[1] if kept is not None and kept[0] is x else self.first[0].parts(x)
+        if self.last:
+            self.kept[0] = None
         return parts[self.at]
 
     def extra_repr(self) -> str:

@@ -53,7 +53,7 @@ def test_one_product_and_nothing_kept_when_the_last_part_is_taken():
     other.q.layer.register_forward_hook(lambda *_: calls.append(1))
     other(X)
     assert calls == [1]
-    assert other.q.kept is None
+    assert other.q.kept == [None]
 
 
 def test_a_part_of_another_input_is_made_anew():
@@ -74,13 +74,14 @@ def test_a_copy_takes_from_its_own_first_layer():
     _, other = pair()
     again = copy.deepcopy(other)
     assert again.k.first[0] is again.q
+    assert again.k.kept is again.q.kept
     assert again.q is not other.q
 
 
 def test_compiled_as_one_graph():
     one, other = pair()
     assert torch.allclose(torch.compile(other, fullgraph=True, backend="eager")(X), one(X), atol=1e-6)
-    assert other.q.kept is None
+    assert other.q.kept == [None]
 
 
 def test_the_weights_are_named_once():
