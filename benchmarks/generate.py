@@ -35,7 +35,7 @@ class Row:
     """Seconds to the first token, tokens per second after it (medians), bytes of cache per token, peak memory of the process in bytes.
 
     sooner, faster: times sdpa's, in turn with it. equal: whether the tokens are those of sdpa. prepared: seconds until it could generate.
-    note: what attnopt did.
+    note: what attnopt did. processor: of the machine, whose ratios are those of one run and whose times are comparable with its own alone.
     """
 
     model: str
@@ -50,6 +50,7 @@ class Row:
     equal: bool
     prepared: float
     note: str = ""
+    processor: str = ""
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -127,7 +128,7 @@ def measured(name: str, contender: str, length: int, count: int, runs: int, smal
     return Row(
         name, length, contender, statistics.median(b.first for b in ours), statistics.median(b.rate for b in ours), warm.cache, peak,
         statistics.median(a.first / b.first for a, b in pairs), statistics.median(b.rate / a.rate for a, b in pairs), all(alike),
-        spent, note,
+        spent, note, harness.machine()["processor"],
     )  # fmt: skip
 
 
@@ -144,12 +145,12 @@ def in_own_process(given: argparse.Namespace, name: str, contender: str, length:
 
 
 def table(rows: list[Row]) -> str:
-    columns = ("model", "prompt", "contender", "first token", "tokens/s", "cache/token", "peak", "tokens", "what")
+    columns = ("model", "prompt", "contender", "first token", "tokens/s", "cache/token", "peak", "tokens", "processor", "what")
     lines = []
     for r in rows:
         lines.append(
             (r.model, str(r.length), r.contender, f"{r.first * 1e3:.0f} ms ({r.sooner:.2f}x)", f"{r.rate:.1f} ({r.faster:.2f}x)",
-             f"{r.cache / 1e3:.1f} kB", f"{r.peak / 1e6:.0f} MB", "equal" if r.equal else "differ", r.note)
+             f"{r.cache / 1e3:.1f} kB", f"{r.peak / 1e6:.0f} MB", "equal" if r.equal else "differ", r.processor, r.note)
         )  # fmt: skip
     return harness.markdown(columns, lines)
 

@@ -23,7 +23,7 @@ from attnopt.ir.block import Norm
 from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal
 from attnopt.passes.value_scaling import bias_of
-from attnopt.patterns.block.norms import norm_at
+from attnopt.patterns.block.norms import norm_at, peeled
 
 PRODUCTS = ("linear", "matmul")
 CENTRED = ["gather", "reduce_mean", "sub"]
@@ -53,9 +53,10 @@ class Made:
         return found[0] if len(found) == 1 else None
 
     def norm(self, path: str) -> Norm | None:
-        """What a module computes in the end, where that is a norm."""
+        """What a module computes, where that is a norm of what it is given."""
         nodes = self.nodes.get(path)
-        return norm_at(nodes[-1].output) if nodes else None
+        found = norm_at(nodes[-1].output) if nodes else None
+        return None if found is None or peeled(found.input).producer in nodes else found  # type: ignore[operator]
 
 
 def is_matrix(node: Node) -> bool:
@@ -72,7 +73,7 @@ def folded(before: FxHost, after: FxHost, model: nn.Module) -> Iterator[Change |
             yield from layer(old, new, path)
         elif isinstance(module, nn.Embedding):
             yield from table(nodes, new.nodes.get(path, []), module, path)
-        elif path in new.nodes:
+        elif path in new.nodes and not list(module.children()):
             yield from norm(old.norm(path), new.norm(path), path)
 
 
