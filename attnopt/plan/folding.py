@@ -87,7 +87,9 @@ class Folding:
         kinds = ", ".join(dict.fromkeys(m.candidate.kind for m in moves))
         said = RewriteReport(rewrite.name, f"{len(moves)} groups: {kinds}", kept, why)
         reports = (*before.reports, said)
-        return Folded(trial, (*before.moves, *moves), reports) if kept else Folded(before.host, before.moves, reports)
+        return (
+            Folded(self.settled(trial), (*before.moves, *moves), reports) if kept else Folded(before.host, before.moves, reports)
+        )
 
     def judged(self, before: Host, trial: Host, rewrite: Pass) -> tuple[Host, str, bool]:
         """The model that is run with a fold, why the fold is taken or not, and whether it is."""
@@ -112,6 +114,10 @@ class Folding:
     def held(self, before: Host, trial: Host) -> Host | Refusal:
         """The rewritten graph as it is run: itself."""
         return trial
+
+    def settled(self, host: Host) -> Host:
+        """The model with a fold that is taken, as what follows sees it."""
+        return host
 
     def runner(self, host: Host) -> Runner:
         return host.runner()

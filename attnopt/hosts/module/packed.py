@@ -19,7 +19,9 @@ class PackedLinear(nn.Module):
     def __init__(self, layer: nn.Module, sizes: Sequence[int]) -> None:
         super().__init__()
         self.layer, self.sizes = layer, list(sizes)
-        self.kept: list[tuple[Tensor, tuple[Tensor, ...]] | None] = [None]  # in a list: to set an attribute of a module takes long
+        self.kept: list[tuple[Tensor, tuple[Tensor, ...]] | None] = [
+            None
+        ]  # in a list: to set an attribute of a module takes long
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.layer(x).split(self.sizes, -1)  # type: ignore[no-any-return]
@@ -35,7 +37,11 @@ class PackedPart(nn.Module):
 
     def __init__(self, first: PackedLinear, at: int) -> None:
         super().__init__()
-        self.first, self.kept, self.at = (first,), first.kept, at  # in a tuple: no module of this one, whose weights are the first's
+        self.first, self.kept, self.at = (
+            (first,),
+            first.kept,
+            at,
+        )  # in a tuple: no module of this one, whose weights are the first's
         self.last = at == len(first.sizes) - 1
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ name of its own module there. Kernels and caches of a fold's graph are never run
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -31,6 +32,7 @@ from attnopt.plan.replay import OTHER, moves_from
 from attnopt.report.data import RewriteReport
 from attnopt.report.plan import PlanStep
 
+LITTLE = 0.1  # of the time of all loads: one that takes less does not decide
 SHARE = 0.5  # of the memory that is left, which another copy of all weights may take for a trial
 
 
@@ -41,16 +43,32 @@ class LiveFolding(Folding):
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def held(self, before: Host, trial: Host) -> Host | Refusal:
-        """The model with what the fold changes in its modules, traced again."""
+        """With the model that the fold's changes of modules make, not traced yet."""
         assert isinstance(before, ModuleHost) and isinstance(trial, ModuleHost)
         changes = read_back(before, trial)
         if isinstance(changes, Refusal):
             return replace(changes, reason=f"a live model cannot hold it: {changes.reason}")
         if not changes:
             return Refusal("a live model computes by its own layers what the fold would change, and none of them holds it")
-        made = ModuleHost.open(changed(before.model, changes), self.inputs, lifts=before.lifts)
-        made.folds = (*before.folds, *changes)
+        trial.model, trial.folds = changed(before.model, changes), (*before.folds, *changes)
+        return trial
+
+    def settled(self, host: Host) -> Host:
+        """Traced again."""
+        assert isinstance(host, ModuleHost)
+        made = ModuleHost.open(host.model, self.inputs, lifts=host.lifts)
+        made.folds = host.folds
         return made
+
+    def measured(self, before: Host, trial: Host) -> float:
+        """On the loads that most of the time goes into: a prompt counts little beside many steps, and takes long to time."""
+        took = []
+        for weight, inputs in self.loads:
+            started = time.perf_counter()
+            self.runner(before)(inputs)
+            took.append(weight * (time.perf_counter() - started))
+        loads = [load for load, seconds in zip(self.loads, took, strict=True) if seconds >= LITTLE * sum(took)]
+        return Folding.measured(replace(self, loads=loads), before, trial)
 
     def runner(self, host: Host) -> Runner:
         assert isinstance(host, ModuleHost)
@@ -74,7 +92,7 @@ class LiveFolding(Folding):
             trial = self.held(made.host, edited(made.host, moves))
             if isinstance(trial, Refusal):
                 raise PlanError(str(trial), next_move=OTHER)
-            made = Folded(trial, (*made.moves, *moves))
+            made = Folded(self.settled(trial), (*made.moves, *moves))
         return made
 
 
