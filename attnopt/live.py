@@ -37,6 +37,7 @@ from attnopt.plan.judge.verify import require_equal, require_rounded_alike
 from attnopt.plan.live.codes import CodesChooser, give, with_kernel
 from attnopt.plan.live.coding import coded, is_cache_pass
 from attnopt.plan.live.converting import Live, attach, calls_of, changed, live, read_back, reshapes
+from attnopt.plan.live.crossover import settled
 from attnopt.plan.live.evicting import half_of, proposed
 from attnopt.plan.live.folding import fold_live, without_folds
 from attnopt.plan.live.foretelling import Foretold
@@ -125,6 +126,9 @@ def optimize_live(model: Any, asked: Asked, tokenizer: Any = None) -> Any:
         )
         made = live(host, [], inputs, chooser, fuses=fuses, known=known)
     assert isinstance(made, Live)
+    if request.select == "measure":
+        made, said = settled(host, made)
+        notes += said
     compare(host, plan, made, inputs)
     policy: ChosenPolicy | None = None
     narrowed = any(held.narrowed for held in made.layers.values())
@@ -273,7 +277,13 @@ def dressed(
 
 
 def layer_record(held: LayerAttention) -> dict[str, Any]:
-    return {"spec": held.spec, "call": asdict(held.call), "names": list(held.names), "narrowed": held.narrowed}
+    return {
+        "spec": held.spec,
+        "call": asdict(held.call),
+        "names": list(held.names),
+        "narrowed": held.narrowed,
+        "least": held.least,
+    }
 
 
 def load_live(folder: Path) -> Any:
@@ -314,7 +324,7 @@ def kept_kernel(held: LayerAttention, clause: Clause, name: str, why: str) -> On
 
 def restored_layer(each: Mapping[str, Any], device: str) -> LayerAttention:
     call = AttentionCall(**{**each["call"], "others": tuple(each["call"]["others"])})
-    return with_kernels(each["spec"], call, each["names"], device, bool(each.get("narrowed", False)))
+    return with_kernels(each["spec"], call, each["names"], device, bool(each.get("narrowed", False)), each.get("least", 0))
 
 
 def named(refusals: Sequence[Refusal]) -> tuple[Refusal, ...]:

@@ -294,6 +294,15 @@ for name, schema in SCHEMAS.items():
     torch.library.register_fake(f"attnopt::{name}", with_lse(fake) if name.endswith("_lse") else fake, lib=LIBRARY)
 
 
+def in_python(target: Any) -> Callable[..., Any] | None:
+    """What one of TVM's operators runs, called without torch's dispatcher; None for any other."""
+    return RUNS.get(target)
+
+
+RUNS: dict[Any, Callable[..., Any]] = {
+    getattr(torch.ops.attnopt, name).default: FAMILIES[name][0] for name in SCHEMAS if name in FAMILIES
+}
+
 LIBRARY.define(
     "cache_rows(Tensor x, Tensor(a!) codes, Tensor(b!) scales, Tensor(c!)? zeros, int first, str cache, str side) -> ()"
 )

@@ -1,4 +1,5 @@
-"""What benchmarks of one step of generation share: contenders that differ in their cache take steps in turn, on caches of several lengths.
+"""What benchmarks of one step of generation share: contenders that differ in their cache take steps in turn, on caches of several
+lengths.
 
 {"float32": step, "int8, kernel": step}   ->   Row: seconds of each, times the first, bytes of a token   ->   results/<name>.json, .md
 """
@@ -20,7 +21,7 @@ import harness
 
 from attnopt.cost.machine import clock
 from attnopt.hosts.eviction.coded import bytes_per_token
-from attnopt.plan.timing.timing import in_turn
+from attnopt.plan.live.generating import BLOCK, in_blocks
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Row:
 
 def timed(name: str, length: int, steps: Mapping[str, Callable[[], Any]], pasts: Mapping[str, Any], seconds: float) -> Row:
     """pasts: the cache of each, which its steps make longer; bytes are those behind the last one, empty places counted."""
-    times = in_turn(steps, seconds=seconds, clock=clock())
+    times = in_blocks(steps, seconds=seconds, clock=clock())
     first = times[next(iter(steps))]
     return Row(
         name, length, {each: t.median for each, t in times.items()}, {each: t.ratio(first) for each, t in times.items()},
@@ -99,7 +100,7 @@ def run(
             print(table(rows[-1:], kept), flush=True)
     notes = [
         f"{harness.machine()['processor']}, {given.threads} threads; other processes used {busy:.2f} cores",
-        "medians of steps in turn; in brackets times the step of the first. On one thread the clock counts this process alone",
+        f"medians of steps, {BLOCK} in turn; in brackets times the step of the first. On one thread the clock counts this process alone",
         *more,
     ]
     print(table(rows, kept), *notes, sep="\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,24 +68,25 @@ def attnopt_attention(
     if CALLS:
         CALLS[-1][module] = described(query, key, value, factor, causal, kwargs)
     held: LayerAttention | None = getattr(module, HELD, None)
-    if isinstance(key, Unread) and isinstance(key.stored, Awaited):
+    plain, queries = type(key) is Tensor, query.shape[2]  # a step on a short cache feels each question that is asked here
+    if not plain and isinstance(key, Unread) and isinstance(key.stored, Awaited):
         return learned(key.stored, held, query, attention_mask, factor, dropout, causal, kwargs), None
-    queries = query.shape[2]
     if attention_mask is None and causal and 1 < queries < key.shape[2]:  # a cache of fixed size that was empty
         key, value = key[:, :, :queries], value[:, :, :queries]
     if held is not None and attention_mask is None and dropout == 0.0:
-        if isinstance(key, Unread) and isinstance(value, Unread):
+        if not plain and isinstance(key, Unread) and isinstance(value, Unread):
             run = held.of_codes(query, key.stored.clause, causal, kwargs)
             if run is not None:
                 return run(query, key.stored.packed, value.stored.packed).transpose(1, 2).contiguous(), None
-        if isinstance(key, InPages):
+        if not plain and isinstance(key, InPages):
             run = held.of_pages(query, key.shape[2], key.size, causal, kwargs)
             if run is not None:
                 state = key.counted().state
                 return run(query, key.numbers(), value, state.low, state.high).transpose(1, 2).contiguous(), None
         kernel = held.kernel(query, key, causal, kwargs)
         if kernel is not None:
-            key, value = (x.numbers() if isinstance(x, Unread) else x for x in (key, value))
+            if not plain:
+                key, value = (x.numbers() if isinstance(x, Unread) else x for x in (key, value))
             return kernel(query, key, value)[0].transpose(1, 2).contiguous(), None
     if held is not None and attention_mask is not None and held.changes_prompts and dropout == 0.0 and queries > 1:
         made = unpadded(held, query, key, value, attention_mask, causal, kwargs)
@@ -149,13 +151,10 @@ def windowed(queries: int, window: int | None, device: torch.device) -> Tensor |
 
 def own_way(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
     """What the model's file computes without us."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     strange = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
-    before = getattr(getattr(module, "config", None), BEFORE, "sdpa")
-    eager = eager_of(type(module)) if strange or before == "eager" else None
+    eager = eager_of(type(module)) if strange or implementation_before(getattr(module, "config", None)) == "eager" else None
     if eager is None:
-        return sdpa_attention_forward(module, q, k, v, mask, **kwargs)
+        return by_sdpa()(module, q, k, v, mask, **kwargs)
     if mask is None and kwargs["is_causal"] and q.shape[2] > 1:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
     if mask is not None and mask.dtype == torch.bool:
@@ -163,6 +162,19 @@ def own_way(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
         mask = torch.where(mask, torch.zeros((), dtype=q.dtype, device=q.device), lowest)
     del kwargs["is_causal"]
     return eager(module, q, k, v, mask, **kwargs)
+
+
+def implementation_before(config: Any) -> str:
+    """What a configuration had before it was led here. transformers asks several questions for each attribute that is read."""
+    held: dict[str, Any] = {} if config is None else object.__getattribute__(config, "__dict__")
+    return str(held.get(BEFORE, "sdpa"))
+
+
+@cache
+def by_sdpa() -> Callable[..., Any]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward  # type: ignore[no-any-return]
 
 
 def eager_of(module_class: type[nn.Module]) -> Callable[..., Any] | None:

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnopt.hosts.module.narrowing import Reach
 from attnopt.ir.clause import Clause
@@ -27,6 +27,18 @@ from attnopt.ir.spec import parse
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Any]
 SHORT = 8  # times the keys that a query reads: choosing pages of a cache that is shorter takes longer than reading all of it
+
+
+@dataclass(frozen=True)
+class Called:
+    """A kernel as a graph, and what the only operator of the graph runs, which is called where nobody watches for operators: on a short
+    cache the graph and torch's dispatcher take as long as the kernel."""
+
+    graph: nn.Module
+    run: Kernel
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return (self.run(q, k, v),) if type(q) is Tensor and unseen() else self.graph(q, k, v)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ def keys_read(clause: Clause) -> int:
 
 
 # What a layer may hand over beside q, k and v that changes what is computed, and that no spec of ours says.
-STRANGE = ("s_aux", "position_bias", "cache", "cu_seq_lens_q", "cu_seq_lens_k", "block_table", "head_mask")
+STRANGE = frozenset(("s_aux", "position_bias", "cache", "cu_seq_lens_q", "cu_seq_lens_k", "block_table", "head_mask"))
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,8 @@ class LayerAttention:
     """spec: the line of what a prompt on an empty cache computes. names: of the kernels of both phases, "" where there is none.
 
     mask: that of a plan, which hides more than the model's own. reach: the keys that one query sees of a cache, where they can be cut
-    out of it. on_codes, on_pages: what one query does on a cache in codes, and on one with bounds of its pages.
+    out of it. on_codes, on_pages: what one query does on a cache in codes, and on one with bounds of its pages. least: tokens of a cache
+    from which on the kernel of decoding is used.
     """
 
     spec: str
@@ -116,6 +129,7 @@ class LayerAttention:
     reach: Reach | None = None
     on_codes: OnCodes | None = None
     on_pages: OnPages | None = None
+    least: int = 0
 
     @property
     def narrowed(self) -> bool:
@@ -133,8 +147,8 @@ class LayerAttention:
 
     def kernel(self, query: Tensor, key: Tensor, causal: bool, kwargs: dict[str, Any]) -> Kernel | None:
         """For a call without a mask; None where the model's own attention computes it: in another dtype, elsewhere, with gradients."""
-        queries = query.shape[2]
-        kernel = self.decode if queries == 1 else self.prefill if queries == key.shape[2] else None
+        queries, keys = query.shape[2], key.shape[2]
+        kernel = (self.decode if keys >= self.least else None) if queries == 1 else self.prefill if queries == keys else None
         return kernel if kernel is not None and self.takes(query, causal, kwargs) else None
 
     def of_codes(self, query: Tensor, clause: Clause | None, causal: bool, kwargs: dict[str, Any]) -> Any:
@@ -155,4 +169,9 @@ class LayerAttention:
         """Whether a call is of the kind that kernels are for."""
         if query.dtype is not self.dtype or query.device.type != self.device or query.requires_grad or causal != self.call.causal:
             return False
-        return not any(kwargs.get(name) is not None for name in STRANGE)
+        return STRANGE.isdisjoint(kwargs) or not any(kwargs.get(name) is not None for name in STRANGE)
+
+
+def unseen() -> bool:
+    """Whether nobody watches which operators are called: no tracer, no mode of dispatch."""
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and torch._C._len_torch_dispatch_stack() == 0

@@ -108,7 +108,8 @@ class Foretold:
 
     def attention(self, site: Site, shape: Mapping[str, int], made: Live, at: int) -> float:
         held = made.layers.get(site.source.module)
-        name = (held.names[at] if held is not None else "") or self.own
+        by_kernel = held is not None and not (at and shape["k"] < held.least)
+        name = (held.names[at] if held is not None and by_kernel else "") or self.own
         if at and (kernel := self.on_codes(site, made)) is not None:
             dtype = site.q.value.dtype or "float32"
             return estimate(AttentionSpec(cache=kernel.clause), shape, dtype, kernel.name, target=self.target).seconds

@@ -9,10 +9,11 @@ understated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -27,10 +28,11 @@ from attnopt.hosts.eviction.paged import in_pages
 from attnopt.hosts.module.model import page_sizes
 from attnopt.ir.by_layer import CacheForm
 from attnopt.ir.clause import Clause
-from attnopt.plan.timing.timing import in_turn
+from attnopt.plan.timing.timing import Timing, in_turn
 
 TOKENS = 128  # that are generated behind a prompt, where nobody says how many
-ROUNDS = 50  # of steps in turn, at most
+STEPS = 50  # that are timed, at most
+BLOCK = 5  # steps of one model before the next one's turn: a step behind another model's finds the processor full of that
 SECONDS = 0.5  # of timing, for each model and phase
 
 
@@ -113,8 +115,8 @@ class Pace:
 def paces(models: Mapping[str, Used], ids: Tensor, seconds: float = SECONDS) -> dict[str, Pace]:
     """Of each model, in turn, on a prompt [1, L].
 
-    A step is timed on a cache that holds the prompt, and makes it a token longer, as generation does: by at most a hundred in all. Where
-    the model has no positions for these, the cache holds the first part of the prompt.
+    A step is timed on a cache that holds the prompt, and makes it a token longer, as generation does: by about a hundred in all. Where the
+    model has no positions for these, the cache holds the first part of the prompt.
     """
     pasts: dict[str, Any] = {}
 
@@ -126,13 +128,10 @@ def paces(models: Mapping[str, Used], ids: Tensor, seconds: float = SECONDS) -> 
 
     first = in_turn({name: lambda name=name: read(name) for name in models}, seconds=seconds)  # type: ignore[misc]
     held = {name: bytes_per_token(past) for name, past in pasts.items()}
-    kept, most = room_to_step(min(positions_of(used.model) for used in models.values()), ids.shape[1])
+    kept, most, block = room_to_step(min(positions_of(used.model) for used in models.values()), ids.shape[1])
     if kept < ids.shape[1]:
         pasts = {name: used.read(ids[:, :kept]) for name, used in models.items()}
-    steps = in_turn(
-        {name: lambda name=name: step(name) for name in models},  # type: ignore[misc]
-        seconds=seconds, least=min(5, most), most=most,
-    )  # fmt: skip
+    steps = in_blocks({name: lambda name=name: step(name) for name in models}, seconds, most, block)  # type: ignore[misc]
     return {name: Pace(first[name].median, steps[name].median, held[name]) for name in models}
 
 
@@ -141,10 +140,34 @@ def positions_of(model: Any) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
-def room_to_step(positions: int, length: int) -> tuple[int, int]:
-    """Of a prompt so many tokens, and how many rounds of timing have their positions behind it: a warm-up, one, and the rounds counted."""
-    kept = min(length, max(positions // 2, positions - (2 * ROUNDS + 1)))
-    return kept, max(1, min(ROUNDS, (positions - kept - 1) // 2))
+def room_to_step(positions: int, length: int) -> tuple[int, int, int]:
+    """Of a prompt so many tokens, how many rounds of timing have their positions behind it, and how many steps a round has.
+
+    Before the rounds that count there may be as many for warming up, and one.
+    """
+    kept = min(length, max(positions // 2, positions - 2 * STEPS - BLOCK))
+    left = positions - kept
+    block = BLOCK if left >= 7 * BLOCK else 1  # three rounds, three to warm up and one
+    return kept, max(1, min(STEPS // block, (left // block - 1) // 2)), block
+
+
+def in_blocks(
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    most: int = STEPS // BLOCK,
+    block: int = BLOCK,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Times of one call of each, which are made `block` at a time, in turn."""
+
+    def several(call: Callable[[], object]) -> None:
+        for _ in range(block):
+            call()
+
+    times = in_turn(
+        {n: partial(several, call) for n, call in calls.items()}, seconds=seconds, least=min(5, most), most=most, clock=clock
+    )
+    return {name: Timing(tuple(x / block for x in found.runs)) for name, found in times.items()}
 
 
 def spoken(measured: Mapping[str, Pace], foretold: Mapping[str, Pace], length: int) -> list[str]:

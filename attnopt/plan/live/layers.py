@@ -174,7 +174,7 @@ def without_kernels(site: Site, call: AttentionCall, device: str) -> LayerAttent
 
 
 def with_kernels(
-    spec: str, call: AttentionCall, names: Sequence[str | None], device: str = "cpu", narrowed: bool = False
+    spec: str, call: AttentionCall, names: Sequence[str | None], device: str = "cpu", narrowed: bool = False, least: int = 0
 ) -> LayerAttention:
     """A layer with the kernels of these names, as when it was saved."""
     known: Mapping[str, Lowering] = {x.name: x for x in LOWERINGS if x.host == "torch"}
@@ -185,4 +185,4 @@ def with_kernels(
     ]
     mask = whole.mask if narrowed else None
     spelled, reach = (None, None) if mask is None else (without_terms(mask), reach_of(mask))
-    return LayerAttention(spec, call, made[0], made[1], (names[0] or "", names[1] or ""), device, spelled, reach)
+    return LayerAttention(spec, call, made[0], made[1], (names[0] or "", names[1] or ""), device, spelled, reach, least=least)

@@ -2,7 +2,7 @@
 
 prefill   q [B, H, L, D], k [B, G, L, D]      decode   q [B, H, 1, D], k [B, G, T, D]      B, L and T open
 
-kernel(phase, spec, lowering)   ->   a module (q, k, v) -> ([B, H, Q, E],)
+kernel(phase, spec, lowering)   ->   (q, k, v) -> ([B, H, Q, E],)
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from attnopt.codegen.lowering import Lowering
 from attnopt.hosts.fx import FxHost, capture
-from attnopt.hosts.module.layer_attention import AttentionCall
+from attnopt.hosts.module.layer_attention import AttentionCall, Called, Kernel
 from attnopt.ir.site import Site
 from attnopt.ir.spec import AttentionSpec
+from attnopt.operators import in_python
 from attnopt.patterns import recognise
 from attnopt.plan.choose import emit
 
@@ -80,11 +81,21 @@ def site_of(host: FxHost, spec: AttentionSpec) -> Site:
     return replace(site, operands={}, tensor_form=None).with_step("layer", spec)
 
 
-def kernel(phase: str, shape: Shape, spec: AttentionSpec, lowering: Lowering) -> nn.Module:
+def kernel(phase: str, shape: Shape, spec: AttentionSpec, lowering: Lowering) -> Kernel:
     """(q, k, v) -> (output [B, H, Q, E],). Raises what a lowering raises for a spec that it does not take."""
     host = opened(phase, shape).copy()
     emit(host, site_of(host, spec), lowering)
     host.finish()
     for node in host.module.graph.nodes:
         node.meta = {}  # fake values and paths of modules, which would be copied with every model
-    return host.module
+    run = called(host.module)
+    return host.module if run is None else Called(host.module, run)
+
+
+def called(graph: fx.GraphModule) -> Kernel | None:
+    """What the operator runs that is all of a graph of (q, k, v); None for other graphs."""
+    given, calls = ([n for n in graph.graph.nodes if n.op == op] for op in ("placeholder", "call_function"))
+    if len(calls) != 1 or calls[0].kwargs or list(calls[0].args[:3]) != given or graph.graph.output_node().args[0] != (calls[0],):
+        return None
+    run, rest = in_python(calls[0].target), [list(x) if isinstance(x, (list, tuple)) else x for x in calls[0].args[3:]]
+    return None if run is None else lambda q, k, v: run(q, k, v, *rest)

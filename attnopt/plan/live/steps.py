@@ -23,9 +23,9 @@ from attnopt.hosts.module.layers import NoAttention
 from attnopt.hosts.module.widths import kept_heads, kept_keys
 from attnopt.ir.clause import Clause
 from attnopt.plan.live.codes import CodesChooser, held_by
-from attnopt.plan.live.generating import Used
+from attnopt.plan.live.generating import BLOCK, STEPS, Used, in_blocks
 from attnopt.plan.live.layers import FASTER
-from attnopt.plan.timing.timing import Timing, counted, in_turn
+from attnopt.plan.timing.timing import Timing, counted
 
 LONG = 1024  # tokens of a cache from which on codes may save time: on shorter ones rounding a token takes more than reading all
 
@@ -62,16 +62,17 @@ def timed_on(
 
 @torch.no_grad()
 def step_times(
-    layers: Mapping[str, LayerAttention], used: Mapping[str, Used], batch: int, length: int
+    layers: Mapping[str, LayerAttention], used: Mapping[str, Used], batch: int, length: int, most: int = STEPS // BLOCK
 ) -> dict[str, Timing] | None:
-    """Of a step of each, in turn, on caches of so many tokens; None where a layer is not known. layers: of the model, by path."""
+    """Of a step of each, in turn, on caches of so many tokens; None where a layer is not known. layers: of the model, by path. most:
+    rounds."""
     pasts = {name: filled(one, layers, batch, length) for name, one in used.items()}
     if any(cache is None for cache in pasts.values()):
         return None
     device = next(next(iter(used.values())).model.parameters()).device
     ids = torch.zeros(batch, 1, dtype=torch.long, device=device)
     calls = {name: lambda name=name: used[name].step(ids, pasts[name]) for name in used}
-    return in_turn(calls, seconds=0.5, clock=counted())  # type: ignore[arg-type]
+    return in_blocks(calls, seconds=0.5, most=most, clock=counted())  # type: ignore[arg-type]
 
 
 def filled(used: Used, layers: Mapping[str, LayerAttention], batch: int, length: int) -> Cache | None:

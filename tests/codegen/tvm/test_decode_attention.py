@@ -11,7 +11,7 @@ from decode_cases import TABLE, exact, tensors, tolerance
 import attnopt.operators  # noqa: F401  (registers it)
 from attnopt.codegen.tvm import availability, decode_attention
 from attnopt.errors import InputMismatch
-from attnopt.ir.kv_cache import attend_cache, pack_cache
+from attnopt.ir.kv_cache import Cache, attend_cache, pack_cache
 from attnopt.ir.spec import parse
 
 TRIED = ("many_rows", "value_heads", "bias", "own_lengths_mean", "odd_pages", "int8_pages", "kivi", "fp8_half", "mixed")
@@ -71,3 +71,17 @@ def test_caches_in_other_strides():
     line = "softmax scale(0.25)"
     found = torch.ops.attnopt.tvm_decode(q, *pack_cache(line, k, v).parts, [], line)
     torch.testing.assert_close(found, attend_cache(line, q, pack_cache(line, k, v)).output, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_that_grows_looks_its_kernel_up_once():
+    """Numbers alone: its length is no part of what is looked up. What does not fit is told as before."""
+    decode_attention.ready.cache_clear()
+    q = torch.randn(1, 4, 1, 16)
+    for length in (5, 6, 7, 40):
+        k, v = torch.randn(1, 2, length, 16), torch.randn(1, 2, length, 16)
+        made = decode_attention.run_tvm_decode(q, Cache(k, v), [], "softmax scale(0.25)")
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.25, enable_gqa=True)
+        assert torch.allclose(made, expected, atol=1e-5)
+    assert decode_attention.ready.cache_info().misses == 1
+    with pytest.raises(InputMismatch):
+        decode_attention.run_tvm_decode(q, Cache(k, v[:, :, 1:]), [], "softmax scale(0.25)")

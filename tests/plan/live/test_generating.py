@@ -14,7 +14,7 @@ from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.stored import storage
 from attnopt.passes.kvcache.eviction import SinksWindow
 from attnopt.patterns import recognise
-from attnopt.plan.live.generating import Used, on_prompts, paces, room_to_step, usual
+from attnopt.plan.live.generating import Used, in_blocks, on_prompts, paces, room_to_step, usual
 from attnopt.plan.timing.shaped import resized
 
 
@@ -63,9 +63,9 @@ def test_steps_stay_within_the_positions_that_a_model_has_learned():
 
 @pytest.mark.parametrize(("positions", "length"), [(64, 64), (64, 20), (1024, 1000), (4096, 256), (8, 8)])
 def test_a_warm_up_and_all_rounds_have_their_positions(positions, length):
-    kept, most = room_to_step(positions, length)
-    assert 1 <= kept <= length and most >= 1 and kept + 2 * most + 1 <= positions
-    assert positions < length + 101 or (kept, most) == (length, 50)
+    kept, most, block = room_to_step(positions, length)
+    assert 1 <= kept <= length and most >= 1 and kept + (2 * most + 1) * block <= positions
+    assert positions < length + 105 or (kept, most, block) == (length, 10, 5)
 
 
 def test_a_search_for_time_prices_decoding_too():
@@ -74,3 +74,11 @@ def test_a_search_for_time_prices_decoding_too():
         language_model("llama"), budget=0.5, calibration=list(rows.split(8)), passes=["dynamic-int8"], select="model"
     )
     assert "planned for prefill:24 decode:24@128; a step of decoding counts as a prompt of one token" in found.report.notes
+
+
+def test_steps_take_turns_in_blocks_where_positions_suffice():
+    order: list[str] = []
+    times = in_blocks({name: lambda name=name: order.append(name) for name in "ab"}, seconds=0.0, most=3, block=4)
+    assert set(times) == {"a", "b"}
+    assert len(times["a"].runs) == 3
+    assert order[:8] == ["a"] * 4 + ["b"] * 4

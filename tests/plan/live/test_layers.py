@@ -7,22 +7,38 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from attnopt.codegen import LOWERINGS
 from attnopt.codegen.library.local_sdpa import LocalSdpa
 from attnopt.codegen.library.sdpa import Sdpa
 from attnopt.codegen.tvm.lowerings.tvm_prefill import TvmPrefill
 from attnopt.cost.target import read
-from attnopt.hosts.module.layer_attention import AttentionCall
+from attnopt.hosts.module.layer_attention import AttentionCall, Called
 from attnopt.ir.expr import render
 from attnopt.ir.reference import reference
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import parse
 from attnopt.plan.choose import Chosen, site_calls
+from attnopt.plan.live import phases
 from attnopt.plan.live.layers import Chooser, by_position, specs
-from attnopt.plan.live.phases import PREFILL, Shape, example, opened, site_of
+from attnopt.plan.live.phases import DECODE, PREFILL, Shape, example, opened, site_of
 from attnopt.report.data import Choice
 
 CALL = AttentionCall(4, 2, 2, 16, 16, 0.25, None, True, None, "float32")
+
+
+SMALL = Shape(4, 2, 2, 16, 16, "float32")
+
+
+class AsModule(nn.Module):
+    def __init__(self, kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, q, k, v):
+        return self.kernel(q, k, v)[0]
 
 
 def site(line: str):
@@ -118,3 +134,30 @@ def test_kernels_are_timed_on_what_the_layer_computes_and_not_on_what_stands_in_
     assert not failed
     for name in ("sdpa", "local-sdpa"):
         torch.testing.assert_close(calls[name]()[0], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_kernel_is_called_without_its_graph_where_nobody_watches():
+    made = phases.kernel(DECODE, SMALL, parse("softmax scale(0.25)"), next(x for x in LOWERINGS if x.name == "tvm-decode"))
+    assert isinstance(made, Called)
+    given = example(DECODE, SMALL)
+    q, k, v = given["q"], given["k"], given["v"]
+    watched = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            watched.append(func)
+            return func(*args, **(kwargs or {}))
+
+    plain = made(q, k, v)[0]
+    with Watch():
+        seen = made(q, k, v)[0]
+    assert torch.ops.attnopt.tvm_decode.default in watched
+    assert torch.equal(plain, seen)
+    assert torch.equal(plain, made.graph(q, k, v)[0])
+    traced = torch.export.export(AsModule(made), (q, k, v))
+    assert any(n.target is torch.ops.attnopt.tvm_decode.default for n in traced.graph.nodes)
+
+
+def test_a_graph_of_several_operators_is_run_as_it_is():
+    found = phases.opened(DECODE, SMALL)
+    assert phases.called(found.module) is None
