@@ -18,16 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnopt.ir.at_end import beyond_softmax, reads_positions
 from attnopt.ir.clause import Clause
 from attnopt.ir.exact_ends import exact_ends
-from attnopt.ir.expr import Const, Size, Term, apply
 from attnopt.ir.kv_cache import Cache
 from attnopt.ir.site import Refusal
 from attnopt.ir.spec import AttentionSpec
 from attnopt.ir.storage import hadamard
 
 Decode = Callable[[str, Tensor, Cache], tuple[Tensor, Tensor]]  # a spec line, q, a cache -> o, log-sum-exp
-NEWEST = apply("sub", Size("k"), Size("q"))
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,10 @@ class Pieces:
 
 def sees_all(spec: AttentionSpec) -> Refusal | None:
     """None where the newest query sees all keys alike, wherever they stand: pieces of them can be attended to by themselves."""
-    newest = spec.offset is not None and spec.offset.expr(0) == NEWEST
-    if spec.mask is not None and not (spec.mask == Term("causal") and newest):
+    if reads_positions(spec):
         return Refusal(f"the mask '{spec.mask}' reads positions, which a piece of a cache does not have", spec)
-    odd = next((str(c) for c in spec.score if c.name != "scale" or not isinstance(c.expr(0), Const)), "")
-    odd = odd or next((slot for slot in spec.special if slot not in ("cache", "offset")), "")
-    if odd or spec.normalizer.name != "softmax" or spec.plus:
-        return Refusal(f"pieces are put together as a softmax of scaled products, and this has {odd or spec.normalizer}", spec)
+    if odd := beyond_softmax(spec, ("cache", "offset")):
+        return Refusal(f"pieces are put together as a softmax of scaled products, and this has {odd}", spec)
     return None
 
 

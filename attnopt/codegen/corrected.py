@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from attnopt.codegen.listed import Run
+from attnopt.ir.at_end import AT_END
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Expr, Index, Size, apply, substitute, walk
 from attnopt.ir.site import Refusal
-from attnopt.ir.spec import AttentionSpec, parse
+from attnopt.ir.spec import AttentionSpec
 
 SUBSTITUTED = ("scale", "add")
-LAST_ROWS = parse("softmax offset(size(k) - size(q))").offset
 
 
 def refuses(spec: AttentionSpec) -> Refusal | None:
@@ -55,7 +55,7 @@ def every(spec: AttentionSpec, gamma: int) -> AttentionSpec:
 
 def last_rows(spec: AttentionSpec) -> AttentionSpec:
     """The spec of the last rows of as many queries as keys, whatever their number."""
-    return placed(spec, {"row": Index("q")}).with_(offset=LAST_ROWS)
+    return placed(spec, {"row": Index("q")}).with_(offset=AT_END)
 
 
 def placed(spec: AttentionSpec, names: dict[str, Expr]) -> AttentionSpec:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnopt.codegen.cache_pieces import NEWEST
 from attnopt.codegen.chosen_pages import paged, refuses, run_pages, tables_by_tvm
 from attnopt.codegen.prefill_form import Form
 from attnopt.codegen.triton.decode import DecodeForm
@@ -23,6 +22,7 @@ from attnopt.codegen.tvm import decode
 from attnopt.codegen.tvm.decode_attention import kernel
 from attnopt.codegen.tvm.tvm_attention import ELSEWHERE, call, typed
 from attnopt.errors import InputMismatch
+from attnopt.ir.at_end import at_end
 from attnopt.ir.clause import Clause
 from attnopt.ir.kv_cache import Cache, attend_cache
 from attnopt.ir.site import Refusal
@@ -56,7 +56,7 @@ def supports(spec: AttentionSpec, form: Form | None = None) -> Refusal | None:
         return Refusal("the bounds of the pages are no operands", clause)
     if not clause.count("recent"):
         return Refusal("the newest page, which may be short, is not always read", clause)
-    if spec.offset is None or spec.offset.expr(0) != NEWEST:
+    if not at_end(spec):
         return Refusal("the query is not said to be that of the newest key", spec)
     return None if form is None else decode.supports(paged(spec), paged_form(form))
 

@@ -19,6 +19,7 @@ from attnopt.errors import AttnoptError
 from attnopt.hosts.eviction.block_state import BlockState, Run
 from attnopt.hosts.eviction.stored import Stored
 from attnopt.hosts.eviction.stored_layer import StoredLayer
+from attnopt.hosts.eviction.uncompiled import uncompiled
 from attnopt.hosts.eviction.unread import Unread
 from attnopt.ir.clause import Clause
 from attnopt.ir.site import Refusal
@@ -58,7 +59,7 @@ class Awaited:
     def part(self, change: Callable[[Tensor], Tensor]) -> Tensor:
         return change(self.read())
 
-    @torch.compiler.disable
+    @uncompiled
     def attend(self, q: Tensor, mask: Any, scale: float, run: Run | None = None) -> Tensor:
         """q [B, H, n, D] -> o [B, H, n, E]. Raises AttnoptError for a mask that hides more than what comes later."""
         if mask is not None and not sees_all(mask, q.shape[2], self.rows[2]):

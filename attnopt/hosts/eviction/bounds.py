@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attnopt.hosts.eviction.uncompiled import uncompiled
 from attnopt.selectors.pages import PageState
 from attnopt.selectors.pooling import highest, lowest
 
@@ -58,7 +59,7 @@ class Bounds:
     def bytes(self) -> int:
         return 0 if self.room is None else self.room.low.nbytes + self.room.high.nbytes
 
-    @torch.compiler.disable
+    @uncompiled
     @torch.no_grad()
     def grown(self, keys: Tensor) -> Bounds:
         """keys [B, G, L, D]: all that are held; those that were counted already come first."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attnopt.errors import AttnoptError
 from attnopt.hosts.eviction.stored import Stored
+from attnopt.hosts.eviction.uncompiled import uncompiled
 from attnopt.ir.clause import Clause
 from attnopt.ir.exact_ends import ExactEnds, exact_ends
 from attnopt.ir.packing import Packed, unpack
@@ -83,7 +84,7 @@ class Ends:
         """The place behind the last token that is read as its code."""
         return max(0, self.length - self.form.recent)
 
-    @torch.compiler.disable
+    @uncompiled
     def grown(self, x: Tensor, spare: int = 0) -> Ends:
         """x [B, G, n, D] behind what is there. Raises InputMismatch for numbers that have no code, when they are to be rounded."""
         form, coded, before = self.form, self.coded, self.newest

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,15 +31,26 @@ from attnopt.ir.spec import as_spec
 SAID = "cache_pages", "with bounds of its pages"
 
 
+class Choosing(NamedTuple):
+    """size: keys of a page. least: keys of a cache from which on a query chooses; a shorter one is read like any other."""
+
+    size: int
+    least: int = 0
+
+
 class PagedLayer(WholeLayer):
-    """size: keys of a page; None where the layer chooses none. known: bounds as they were when they were asked for last."""
+    """choosing: None where the layer chooses no pages. known: bounds as they were when they were asked for last."""
 
     hands_pages = False  # whether one new token gets keys with their bounds
 
-    def __init__(self, size: int | None) -> None:
+    def __init__(self, choosing: Choosing | None) -> None:
         super().__init__()
-        self.size = size
-        self.known = None if size is None else Bounds(size)
+        self.choosing = choosing
+        self.known = self.none()
+
+    def none(self) -> Bounds | None:
+        """Bounds of no pages."""
+        return None if self.choosing is None else Bounds(self.choosing.size)
 
     @property
     def bounds(self) -> Bounds | None:
@@ -60,11 +71,13 @@ class PagedLayer(WholeLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         one = self.take(key_states, value_states)
         keys, values = self.k.read(), self.v.read()
-        hands = self.known is not None and one and self.hands_pages
-        if not hands or key_states.requires_grad or torch.compiler.is_compiling():
+        chooses = self.choosing is not None and self.known is not None and one and self.hands_pages
+        if not chooses or key_states.requires_grad or torch.compiler.is_compiling():
             return keys, values
-        assert isinstance(self.k, Stored) and self.size is not None
-        return InPages.of(self.k, self.size, self.up_to_date), values
+        assert isinstance(self.k, Stored) and self.choosing is not None
+        if self.k.length < self.choosing.least:
+            return keys, values
+        return InPages.of(self.k, self.choosing.size, self.up_to_date), values
 
     def up_to_date(self) -> Bounds:
         assert self.bounds is not None
@@ -72,7 +85,7 @@ class PagedLayer(WholeLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.known = None if self.size is None else Bounds(self.size)
+        self.known = self.none()
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
@@ -84,22 +97,22 @@ class PagedLayer(WholeLayer):
         self.known = None if self.known is None else self.known.mapped(change)
 
 
-def in_pages(cache: Cache, sizes: Mapping[int, int], hands_pages: bool = False) -> None:
+def in_pages(cache: Cache, layers: Mapping[int, Choosing], hands_pages: bool = False) -> None:
     """Let the layers of a cache that keep all their tokens keep bounds of their pages from now on.
 
-    sizes: keys of a page, by the numbers of the layers that choose pages. hands_pages: one new token may get them in the next call.
+    layers: those that choose pages, by their numbers. hands_pages: one new token may get them in the next call.
 
     Raises AttnoptError for caches that cannot: of fixed size, in codes, moved between devices.
     """
     unmoved(cache, *SAID)
     if cache.layer_class_to_replicate is DynamicLayer:
-        cache.layers += [PagedLayer(sizes.get(i)) for i in range(len(cache.layers), 1 + max(sizes, default=-1))]
+        cache.layers += [PagedLayer(layers.get(i)) for i in range(len(cache.layers), 1 + max(layers, default=-1))]
         cache.layer_class_to_replicate = functools.partial(PagedLayer, None)
     for i, layer in enumerate(cache.layers):
-        if isinstance(layer, PagedLayer) and layer.size == sizes.get(i):
+        if isinstance(layer, PagedLayer) and layer.choosing == layers.get(i):
             layer.hands_pages = hands_pages
         elif type(layer) is DynamicLayer or isinstance(layer, PagedLayer):
-            cache.layers[i] = made = PagedLayer(sizes.get(i))
+            cache.layers[i] = made = PagedLayer(layers.get(i))
             made.hands_pages = hands_pages
             if layer.get_seq_length():
                 made.update(layer.keys, layer.values)
@@ -107,9 +120,9 @@ def in_pages(cache: Cache, sizes: Mapping[int, int], hands_pages: bool = False) 
             raise cannot(f"a {type(cache).__name__} of {type(layer).__name__}", *SAID)
 
 
-def fresh_pages(model: Any, sizes: Mapping[int, int]) -> Cache:
+def fresh_pages(model: Any, layers: Mapping[int, Choosing]) -> Cache:
     """An empty cache with bounds of its pages, as the model would make one."""
-    return empty(model, lambda cache, hands, mask: in_pages(cache, sizes, hands))
+    return empty(model, lambda cache, hands, mask: in_pages(cache, layers, hands))
 
 
 @functools.lru_cache(maxsize=64)

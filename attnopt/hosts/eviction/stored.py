@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attnopt.errors import InputMismatch
 from attnopt.hosts.eviction.room import Room
+from attnopt.hosts.eviction.uncompiled import uncompiled
 from attnopt.ir.clause import Clause
 from attnopt.ir.packing import Packed, pack, refusal, unpack
 from attnopt.ir.spec import as_spec
@@ -52,7 +53,7 @@ class Stored:
         assert self.packed is not None
         return self.packed.codes.device
 
-    @torch.compiler.disable
+    @uncompiled
     def grown(self, x: Tensor, spare: int = 0) -> Stored:
         """x [B, G, n, D] behind what is there. spare: places that stay empty behind it, where all must move to make room for it.
 

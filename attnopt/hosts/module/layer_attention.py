@@ -76,9 +76,14 @@ class OnPages:
         """How many are read at most."""
         return keys_read(self.clause)
 
+    @property
+    def least(self) -> int:
+        """Keys of a cache from which on a query chooses: a shorter one is read whole."""
+        return max(self.keys + 1, SHORT * self.keys)
+
     def chooses(self, length: int) -> bool:
-        """Whether a cache of so many keys is long enough: a shorter one is read whole."""
-        return length > self.keys and length >= SHORT * self.keys
+        """Whether a cache of so many keys is long enough."""
+        return length >= self.least
 
 
 def keys_read(clause: Clause) -> int:

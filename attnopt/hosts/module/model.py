@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from attnopt.errors import InputMismatch
+from attnopt.hosts.eviction.paged import Choosing
 from attnopt.hosts.module.interface import HELD
 from attnopt.hosts.module.saving import save
 from attnopt.ir.by_layer import CacheForm, of_layer
@@ -81,7 +82,7 @@ class LiveModel:
             read_whole(self)
         elif self.choose_pages is not None:
             self.choose_pages(self, clause)
-        self.__dict__[PAGES], self.__dict__[PAGED] = words, page_sizes(self)
+        self.__dict__[PAGES], self.__dict__[PAGED] = words, choosing(self)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """As the model's own, on a cache in codes or in pages where one is asked for, else in rooms where it is long.
@@ -156,10 +157,10 @@ def on_pages(model: Any) -> dict[str, tuple[str, str]]:
     return {path: (x.name, x.why) for path, x in held.items() if x is not None}
 
 
-def page_sizes(model: Any) -> dict[int, int]:
-    """Keys of a page, by the numbers of the layers that choose pages."""
-    held = ((m, getattr(m, HELD)) for m in model.modules() if hasattr(m, HELD))
-    return {m.layer_idx: x.on_pages.size for m, x in held if x.on_pages is not None and x.on_pages.run is not None}
+def choosing(model: Any) -> dict[int, Choosing]:
+    """How layers choose pages, by the numbers of those that do."""
+    held = ((m, getattr(m, HELD).on_pages) for m in model.modules() if hasattr(m, HELD))
+    return {m.layer_idx: Choosing(x.size, x.least) for m, x in held if x is not None and x.run is not None}
 
 
 def read_whole(model: Any) -> None:

@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attnopt.ir.at_end import AT_END
 from attnopt.ir.site import Refusal, Site
-from attnopt.ir.spec import AttentionSpec, parse
+from attnopt.ir.spec import AttentionSpec
 from attnopt.passes.candidate import Candidate, Evidence, Group, Per
 from attnopt.passes.edits.caches.pages import Pages, keep_pages, unfit
 from attnopt.passes.edits.caches.slots import Slot, slots
 from attnopt.passes.sparsity import UNSEEN, changed
 
-NEWEST = parse("softmax offset(size(k) - size(q))").offset
 Pairs = Sequence[tuple[Slot, Slot]]
 
 
@@ -109,7 +109,7 @@ class Quest:
 
 def meant(spec: AttentionSpec, pages: Pages) -> AttentionSpec:
     """The reference of the choice: the query is that of the newest key, also where its spec needs no position."""
-    return changed(spec, pages.clause).with_(offset=NEWEST)
+    return changed(spec, pages.clause).with_(offset=AT_END)
 
 
 def by_site(held: Sequence[Slot]) -> Iterator[tuple[Slot, Slot]]:

@@ -63,12 +63,11 @@ def read_back(host: ModuleHost, result: FxHost) -> list[Change] | Refusal:
     twins = [left[s.source.module] for s in stayed]
     if result is host:
         return changes
-    stored = {c.path for c in changes}
     algebra: list[Change] = []
-    for fold in folded(host, result, host.model):
+    for fold in folded(host, result, host.model, {c.path for c in changes}):
         if isinstance(fold, Refusal):
             return fold
-        algebra += [] if fold.path in stored else [fold]
+        algebra.append(fold)
     changes = without(changes, algebra) + algebra
     made: dict[tuple[str, str], Change] = {}
     blocks = zip(find_blocks(host.graph, stayed), find_blocks(result.graph, twins), strict=True)

@@ -10,7 +10,7 @@ A node that kept its name and reads another constant is no concern of this file:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,8 +24,8 @@ from attnopt.ir.graph import Node
 from attnopt.ir.site import Refusal
 from attnopt.passes.value_scaling import bias_of
 from attnopt.patterns.block.norms import norm_at, peeled
+from attnopt.plan.options.groups import linears_of
 
-PRODUCTS = ("linear", "matmul")
 CENTRED = ["gather", "reduce_mean", "sub"]
 
 
@@ -47,9 +47,16 @@ class Made:
     def names(self) -> set[str]:
         return {node.name for node in self.host.graph.nodes}
 
+    @cached_property
+    def products(self) -> Mapping[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in linears_of(self.host.graph):
+            found.setdefault(node.source.module, []).append(node)
+        return found
+
     def product(self, path: str) -> Node | None:
         """The only product with a constant matrix that a module makes."""
-        found = [n for n in self.nodes.get(path, ()) if n.op in PRODUCTS and is_matrix(n)]
+        found = self.products.get(path, [])
         return found[0] if len(found) == 1 else None
 
     def norm(self, path: str) -> Norm | None:
@@ -59,15 +66,12 @@ class Made:
         return None if found is None or peeled(found.input).producer in nodes else found  # type: ignore[operator]
 
 
-def is_matrix(node: Node) -> bool:
-    weight = node.inputs[1]
-    return weight is not None and weight.load is not None and len(weight.shape or ()) == 2
-
-
-def folded(before: FxHost, after: FxHost, model: nn.Module) -> Iterator[Change | Refusal]:
-    """Each under the path of the module that it is read into."""
+def folded(before: FxHost, after: FxHost, model: nn.Module, stored: Collection[str] = ()) -> Iterator[Change | Refusal]:
+    """Each under the path of the module that it is read into. stored: paths of modules that are something else already."""
     old, new = Made(before), Made(after)
     for path, nodes in old.nodes.items():
+        if path in stored:
+            continue
         module = model.get_submodule(path)
         if type(module).__name__ in ("Linear", "Conv1D"):
             yield from layer(old, new, path)

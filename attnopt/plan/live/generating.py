@@ -24,8 +24,8 @@ from attnopt.cost.workload import Load, Workload, parse_workload
 from attnopt.hosts.eviction.chosen import ChosenPolicy
 from attnopt.hosts.eviction.coded import bytes_per_token, fresh, in_codes
 from attnopt.hosts.eviction.in_rooms import in_rooms
-from attnopt.hosts.eviction.paged import in_pages
-from attnopt.hosts.module.model import page_sizes
+from attnopt.hosts.eviction.paged import Choosing, in_pages
+from attnopt.hosts.module.model import choosing
 from attnopt.ir.by_layer import CacheForm
 from attnopt.ir.clause import Clause
 from attnopt.plan.timing.timing import Timing, in_turn
@@ -73,8 +73,8 @@ class Used:
         return nullcontext() if self.policy is None else self.policy.session()
 
     @cached_property
-    def sizes(self) -> dict[int, int]:
-        return page_sizes(self.model)
+    def choosing(self) -> dict[int, Choosing]:
+        return choosing(self.model)
 
     def form(self, cache: Any, hands: bool) -> None:
         """Makes a cache one as it is asked for; under a policy, or without a form, it is left as it is."""
@@ -83,7 +83,7 @@ class Used:
         if self.codes is not None:
             in_codes(cache, self.codes, hands_codes=hands)
         elif self.pages is not None:
-            in_pages(cache, self.sizes, hands_pages=hands)
+            in_pages(cache, self.choosing, hands_pages=hands)
         elif self.live:
             in_rooms(cache)
 

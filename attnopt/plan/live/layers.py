@@ -21,6 +21,7 @@ from attnopt.codegen.lowering import Lowering
 from attnopt.cost.target import Target
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.narrowing import reach_of, without_terms
+from attnopt.ir.at_end import AT_END
 from attnopt.ir.clause import Clause
 from attnopt.ir.expr import Expr, conjuncts, operands
 from attnopt.ir.expr import apply as applied
@@ -31,7 +32,6 @@ from attnopt.plan.live.phases import DECODE, PREFILL, Shape, example, kernel, op
 from attnopt.plan.timing.predict import example_shapes
 from attnopt.report.data import ORIGINAL
 
-LAST = parse("softmax offset(size(k) - size(q))").offset  # the last query stands at the last key
 LENGTH = 1024  # tokens at which kernels are timed
 COMPILED_FOR_LENGTHS = ("flex",)  # anew for every length that comes, which takes longer than reading the prompt
 FASTER = 0.9  # of the time of the model's own kernel: one that gains less is not worth another way of computing
@@ -131,7 +131,7 @@ def narrows(site: Site, planned: AttentionSpec | None) -> bool:
 def one_query(prompt: AttentionSpec, narrowed: bool) -> AttentionSpec:
     """The spec of one query on a cache, from that of a prompt: its own mask is what the cache holds, that of a plan is applied."""
     plain = AttentionSpec(score=prompt.score)
-    return plain.with_(mask=prompt.mask, empty_row="zero", offset=LAST) if narrowed else plain
+    return plain.with_(mask=prompt.mask, empty_row="zero", offset=AT_END) if narrowed else plain
 
 
 def by_position(mask: Expr | None) -> Expr | None:

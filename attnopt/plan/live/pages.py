@@ -20,12 +20,13 @@ from attnopt.codegen.tvm.lowerings.tvm_pages import TvmPages
 from attnopt.errors import InputMismatch
 from attnopt.hosts.eviction.paged import page_choice
 from attnopt.hosts.module.layer_attention import LayerAttention, OnPages
+from attnopt.ir.at_end import AT_END
 from attnopt.ir.clause import Clause
 from attnopt.ir.spec import AttentionSpec, parse
 from attnopt.passes.edits.caches.pages import BOUNDS
 from attnopt.passes.sparsify.quest import Quest
 from attnopt.plan.live.codes import form_of, give, held_by, reported
-from attnopt.plan.live.layers import LAST, one_query
+from attnopt.plan.live.layers import one_query
 
 SAID = "live, decode on pages"
 
@@ -105,7 +106,7 @@ def unfit(held: LayerAttention, clause: Clause) -> str:
 def spec_of(held: LayerAttention, clause: Clause) -> AttentionSpec:
     """Of one query, with the bounds of its pages as operands."""
     choice = replace(clause, options=(*clause.options, *BOUNDS.items()))
-    return one_query(parse(held.spec), False).with_(selection=choice, offset=LAST)
+    return one_query(parse(held.spec), False).with_(selection=choice, offset=AT_END)
 
 
 def lines(found: Mapping[str, OnPages]) -> list[str]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from attnopt.codegen.lowering import Lowering
 from attnopt.hosts.fx import FxHost, capture
@@ -92,7 +92,7 @@ def kernel(phase: str, shape: Shape, spec: AttentionSpec, lowering: Lowering) ->
     return host.module if run is None else Called(host.module, run)
 
 
-def called(graph: fx.GraphModule) -> Kernel | None:
+def called(graph: Any) -> Kernel | None:
     """What the operator runs that is all of a graph of (q, k, v); None for other graphs."""
     given, calls = ([n for n in graph.graph.nodes if n.op == op] for op in ("placeholder", "call_function"))
     if len(calls) != 1 or calls[0].kwargs or list(calls[0].args[:3]) != given or graph.graph.output_node().args[0] != (calls[0],):

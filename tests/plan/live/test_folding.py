@@ -220,3 +220,11 @@ def test_a_plan_without_folds_changes_nothing_here():
     made = LiveFolding("always", None, "torch", (), (), inputs={**GIVEN, "use_cache": False})  # type: ignore[arg-type]
     assert made.again(host, []).host is host
     assert made.again(host, [replace(s) for s in plan.steps]).host.folds
+
+
+def test_a_layer_in_codes_that_mixes_its_input_is_no_fold():
+    """GPT-2's layers are Conv1D: the matrix that mixes stands beside the codes, and is no layer of its own."""
+    wanted = {"passes": ["quest-rounding"], "budget": 50.0, "calibration": [tokens(40, 12, 2)], "minimise": "memory"}
+    fast = attnopt.optimize(model_of("gpt2"), target="cpu", select="always", **wanted)
+    assert {s.rewrite for s in fast.plan.steps} == {"quest-rounding"}
+    assert type(fast.transformer.h[0].mlp.c_proj).__name__ == "RoundedLinear"

@@ -45,13 +45,13 @@ def test_the_longest_cache_of_a_workload(shapes, found):
 def test_both_caches_are_read_and_the_faster_one_taken(model, monkeypatch, seconds):
     asked = []
 
-    def in_turn(calls, **options):
+    def in_blocks(calls, **options):
         for call in calls.values():
             call()
         asked.append(sorted(calls))
         return {"plain": Timing((1.0,)), "kept": Timing((seconds,))}
 
-    monkeypatch.setattr(steps, "in_turn", in_turn)
+    monkeypatch.setattr(steps, "in_blocks", in_blocks)
     found = timed_on(model, CodesChooser("model", idle=idle(model)), 2, 24)("int8")
     assert found == (seconds == 0.5, f"a step takes {seconds:.2f} of its time on 24 tokens")
     assert asked == [["kept", "plain"]]

@@ -18,14 +18,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from attnopt.ir.at_end import beyond_softmax, reads_positions
 from attnopt.ir.dims import Dim, product, symbol
-from attnopt.ir.expr import Const, Size, Term, apply
+from attnopt.ir.expr import Const
 from attnopt.ir.graph import Value
 from attnopt.ir.site import RECEIVED, Builder, Refusal, Site, arrange
 from attnopt.passes.candidate import Group
 from attnopt.passes.edits.caches.blocks import Blocks
 from attnopt.passes.edits.caches.nodes import Nodes
 from attnopt.passes.edits.caches.slots import Slot
+
+UNLIKE = (
+    "position",
+    "selection",
+    "weighting",
+    "value_scale",
+)  # what a spec may say that sees tokens otherwise than by their products
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +54,12 @@ def unfit(site: Site, k: Slot, v: Slot, blocks: Blocks) -> Refusal | None:
     spec = site.spec
     if (k.new.shape or ())[2:3] != (1,):
         return Refusal("blocks fill one token at a time, and this graph takes any number of new tokens", site.name)
-    last = apply("sub", Size("k"), Size("q"))
-    plain = spec.mask is None or (spec.mask == Term("causal") and spec.offset is not None and spec.offset.expr(0) == last)
-    if not plain:
+    if reads_positions(spec):
         return Refusal(
             f"tokens in the order of their saliency need an attention that sees all of them, not {spec.mask}", site.name
         )
-    odd = next((str(c) for c in spec.score if c.name != "scale" or not isinstance(c.expr(0), Const)), "")
-    odd = odd or next((str(c) for slot, c in spec.clauses if slot in ("position", "selection", "weighting", "value_scale")), "")
-    if odd or spec.normalizer.name != "softmax":
-        return Refusal(f"saliency is of a softmax of scaled products, and this attention has {odd or spec.normalizer}", site.name)
+    if odd := beyond_softmax(spec, [slot for slot in spec.special if slot not in UNLIKE]):
+        return Refusal(f"saliency is of a softmax of scaled products, and this attention has {odd}", site.name)
     reason = blocks.refusal(k.width) or blocks.refusal(v.width)
     return Refusal(reason, site.name) if reason else None
 

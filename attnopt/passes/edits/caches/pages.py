@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attnopt.ir.at_end import AT_END, beyond_softmax, reads_positions
 from attnopt.ir.clause import Clause
 from attnopt.ir.dims import Dim, Shape, product, symbol
-from attnopt.ir.expr import Const, Index, Load, Size, Term, apply
+from attnopt.ir.expr import Const, Index, Load
 from attnopt.ir.graph import Value
 from attnopt.ir.layout import Axis
 from attnopt.ir.site import Builder, Operand, Refusal, Site, arrange
@@ -32,7 +33,6 @@ from attnopt.selectors.pooling import highest, lowest
 
 SHOWN = "shown_keys"  # the operand that says which keys of the chosen pages there are
 BOUNDS = {"low": "page_minima", "high": "page_maxima"}  # operands of a spec that chooses by them
-NEWEST = Clause("offset", (apply("sub", Size("k"), Size("q")),))
 LARGE = 3.0e38
 
 
@@ -76,15 +76,10 @@ def unfit(site: Site, k: Slot, v: Slot) -> Refusal | None:
     spec = site.spec
     if (k.new.shape or ())[2:3] != (1,):
         return Refusal("pages are chosen by one query, and this graph takes any number of new tokens", site.name)
-    last = apply("sub", Size("k"), Size("q"))
-    if spec.mask is not None and not (spec.mask == Term("causal") and spec.offset is not None and spec.offset.expr(0) == last):
+    if reads_positions(spec):
         return Refusal(f"the mask {spec.mask} reads positions, which keys in pages do not have", site.name)
-    odd = next((str(c) for c in spec.score if c.name != "scale" or not isinstance(c.expr(0), Const)), "")
-    odd = odd or next((s for s in spec.special if s != "offset"), "")
-    if odd or spec.normalizer.name != "softmax" or spec.plus:
-        return Refusal(
-            f"bounds are of scaled products under a softmax, and this attention has {odd or spec.normalizer}", site.name
-        )
+    if odd := beyond_softmax(spec, ("offset",)):
+        return Refusal(f"bounds are of scaled products under a softmax, and this attention has {odd}", site.name)
     if site.weights_used is not None:
         return Refusal("the attention weights themselves are read", site.weights_used)
     return None
@@ -122,7 +117,7 @@ def of_cache(site: Site, pages: Pages, keys: Value, values: Value, state: Mappin
     assert selection is not None
     bounds = Axis("pages", pages.of(site.size("k")))
     return replace(
-        site, spec=site.spec.with_(selection=replace(selection, options=(*selection.options, *BOUNDS.items())), offset=NEWEST),
+        site, spec=site.spec.with_(selection=replace(selection, options=(*selection.options, *BOUNDS.items())), offset=AT_END),
         k=Operand(keys, (a["b"], a["g"], a["k"], a["d"])), v=Operand(values, (a["b"], a["g"], a["k"], a["e"])),
         operands={name: Operand(state[word], (a["b"], a["g"], (bounds,), a["d"])) for word, name in BOUNDS.items()},
         output=Operand(output, site.output.layout), tensor_form=None, steps=(*site.steps, "quest"),
