@@ -19,7 +19,7 @@ from attnopt.hosts.module.interface import HELD, NAME
 from attnopt.hosts.module.layers import Int8Linear
 from attnopt.hosts.module.model import LiveModel
 from attnopt.ir.site import Refusal
-from attnopt.live import Rewritten, compare
+from attnopt.live.comparing import Rewritten, compare
 from attnopt.plan.live.converting import Live
 from attnopt.plan.live.texts import token_batches
 from attnopt.plan.options.workshop import Workshop

@@ -64,7 +64,8 @@ def attnopt_attention(
     """q [B, H, Q, D], k [B, G, K, D], v [B, G, K, E] -> ([B, Q, H, E], weights or None), as transformers' own functions."""
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query = query[..., : key.shape[-1]]  # keys of narrower heads, see `widths`: the other channels of a query are zero
+    if query.shape[-1] != key.shape[-1]:  # keys of narrower heads, see `widths`: the other channels of a query are zero
+        query = query[..., : key.shape[-1]]
     if CALLS:
         CALLS[-1][module] = described(query, key, value, factor, causal, kwargs)
     held: LayerAttention | None = getattr(module, HELD, None)
@@ -88,6 +89,10 @@ def attnopt_attention(
             if not plain:
                 key, value = (x.numbers() if isinstance(x, Unread) else x for x in (key, value))
             return kernel(query, key, value)[0].transpose(1, 2).contiguous(), None
+        if queries == 1 and plain and held.mask is None and sdpa_alone(module, held, query, causal, kwargs):
+            shared = query.shape[1] != key.shape[1]
+            o = nn.functional.scaled_dot_product_attention(query, key, value, scale=factor, enable_gqa=shared)
+            return o.transpose(1, 2).contiguous(), None
     if held is not None and attention_mask is not None and held.changes_prompts and dropout == 0.0 and queries > 1:
         made = unpadded(held, query, key, value, attention_mask, causal, kwargs)
         if made is not None:
@@ -100,6 +105,12 @@ def attnopt_attention(
     elif attention_mask is None and causal and queries > 1:
         attention_mask = windowed(queries, kwargs.get("sliding_window"), query.device)
     return own_way(module, query, key, value, attention_mask, scaling=factor, dropout=dropout, is_causal=causal, **kwargs)
+
+
+def sdpa_alone(module: nn.Module, held: LayerAttention, query: Tensor, causal: bool, kwargs: dict[str, Any]) -> bool:
+    """Whether one query on the keys that it sees is torch's sdpa and nothing else, which need not be found out on the way there."""
+    own = implementation_before(getattr(module, "config", None)) == "sdpa" and kwargs.get("softcap") is None
+    return own and held.takes(query, causal, kwargs)
 
 
 def learned(

@@ -22,7 +22,7 @@ from attnopt.hosts.module.model import as_live
 from attnopt.ir.kv_cache import attend_cache
 from attnopt.ir.reference import attend
 from attnopt.ir.token_blocks import TokenBlocks
-from attnopt.live import dressed
+from attnopt.live.records import dressed
 from attnopt.plan.live.codes import with_kernel
 from attnopt.plan.live.converting import Live
 from attnopt.report.data import Report

@@ -21,7 +21,8 @@ from attnopt.hosts.module.reshaping import reshaped
 from attnopt.ir.block import HeadNorm, Lift, Projection, Rotary
 from attnopt.ir.block_reference import as_rows, rows, turned
 from attnopt.ir.site import Refusal
-from attnopt.live import dressed, lines, load_live
+from attnopt.live.records import dressed, load_live
+from attnopt.live.telling import lines
 from attnopt.passes.factorize.eigen_attention import EigenAttention
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
@@ -144,7 +145,7 @@ def test_a_folder_and_codes_hold_what_is_kept(tmp_path):
     again = load_live(tmp_path)
     assert torch.equal(generated(again, tokens(padded=3)), generated(fast, tokens(padded=3)))
     assert bytes_per_token(again(**tokens()).past_key_values) == 2 * 2 * (8 + 16) * 4  # layers, heads, channels, bytes
-    said = lines(Live(fast, tuple(read_back(host, made))), None, {})
+    said = lines(Live(fast, tuple(read_back(host, made))), {})
     assert said == [
         "live, cache: keys of 8 and values of 16 channels, of 16, keys lifted and turned whenever they are read, in 2 layers"
     ]

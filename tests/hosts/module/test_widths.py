@@ -18,7 +18,8 @@ from attnopt.hosts.module.reshaping import Side, placed, widened
 from attnopt.hosts.module.widths import WIDTHS
 from attnopt.ir.layout import Axis
 from attnopt.ir.site import Refusal
-from attnopt.live import dressed, lines, load_live
+from attnopt.live.records import dressed, load_live
+from attnopt.live.telling import lines
 from attnopt.patterns import recognise
 from attnopt.patterns.block import find_blocks
 from attnopt.plan.live.converting import Live, live, noted, read_back
@@ -73,7 +74,7 @@ def test_a_folder_keeps_the_widths(tmp_path):
     again = load_live(tmp_path)
     assert torch.equal(generated(again, tokens(padded=3)), generated(fast, tokens(padded=3)))
     assert bytes_per_token(again(**tokens()).past_key_values) == 2 * 4 * (12 + 8) * 4  # layers, heads, channels, bytes
-    said = lines(Live(fast, tuple(read_back(host, made))), None, {})
+    said = lines(Live(fast, tuple(read_back(host, made))), {})
     assert said == ["live, cache: keys of 12 and values of 8 channels, of 16, in 2 layers"]
 
 

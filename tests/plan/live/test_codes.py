@@ -14,7 +14,7 @@ from attnopt.hosts.eviction.stored import storage
 from attnopt.hosts.module.copying import shared_copy
 from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.narrowing import Reach
-from attnopt.live import dressed
+from attnopt.live.records import dressed
 from attnopt.plan.live import codes
 from attnopt.plan.live.codes import CodesChooser, held_by, lines
 from attnopt.plan.live.converting import Live, noted

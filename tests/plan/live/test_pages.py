@@ -18,7 +18,7 @@ from attnopt.hosts.module.layer_attention import AttentionCall, LayerAttention
 from attnopt.hosts.module.traceable import traceable
 from attnopt.ir.expr import Term
 from attnopt.ir.site import Refusal
-from attnopt.live import dressed
+from attnopt.live.records import dressed
 from attnopt.plan.live.codes import held_by
 from attnopt.plan.live.converting import Live, noted
 from attnopt.plan.live.pages import PagesChooser, unfit
