@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -165,7 +164,9 @@ def own_way(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
     strange = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
     eager = eager_of(type(module)) if strange or implementation_before(getattr(module, "config", None)) == "eager" else None
     if eager is None:
-        return by_sdpa()(module, q, k, v, mask, **kwargs)
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, q, k, v, mask, **kwargs)
     if mask is None and kwargs["is_causal"] and q.shape[2] > 1:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
     if mask is not None and mask.dtype == torch.bool:
@@ -177,15 +178,12 @@ def own_way(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
 
 def implementation_before(config: Any) -> str:
     """What a configuration had before it was led here. transformers asks several questions for each attribute that is read."""
-    held: dict[str, Any] = {} if config is None else object.__getattribute__(config, "__dict__")
+    if config is None:
+        return "sdpa"
+    if torch.compiler.is_compiling():  # which knows no other way to an attribute
+        return str(getattr(config, BEFORE, "sdpa"))
+    held: dict[str, Any] = object.__getattribute__(config, "__dict__")
     return str(held.get(BEFORE, "sdpa"))
-
-
-@cache
-def by_sdpa() -> Callable[..., Any]:
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    return sdpa_attention_forward  # type: ignore[no-any-return]
 
 
 def eager_of(module_class: type[nn.Module]) -> Callable[..., Any] | None:

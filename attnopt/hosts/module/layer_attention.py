@@ -13,8 +13,7 @@ Selections, corrections and rounded products are of prompts alone, those that ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -135,20 +134,21 @@ class LayerAttention:
     on_codes: OnCodes | None = None
     on_pages: OnPages | None = None
     least: int = 0
+    changes_prompts: bool = field(init=False, default=False)
+    dtype: torch.dtype = field(init=False, default=torch.float32)
+
+    def __post_init__(self) -> None:
+        """What every call asks is found once, and not while torch.compile traces one.
+
+        changes_prompts: whether a prompt computes something else than the layer itself does, which its kernel alone knows."""
+        parsed = parse(self.spec)
+        changes = not self.narrowed and bool(parsed.selection or parsed.correction or parsed.precision)
+        object.__setattr__(self, "changes_prompts", changes)
+        object.__setattr__(self, "dtype", getattr(torch, self.call.dtype))
 
     @property
     def narrowed(self) -> bool:
         return self.mask is not None
-
-    @cached_property
-    def changes_prompts(self) -> bool:
-        """Whether a prompt computes something else than the layer itself does, which its kernel alone knows."""
-        parsed = parse(self.spec)
-        return not self.narrowed and bool(parsed.selection or parsed.correction or parsed.precision)
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.call.dtype)  # type: ignore[no-any-return]
 
     def kernel(self, query: Tensor, key: Tensor, causal: bool, kwargs: dict[str, Any]) -> Kernel | None:
         """For a call without a mask; None where the model's own attention computes it: in another dtype, elsewhere, with gradients."""

@@ -137,12 +137,23 @@ def test_gradients_go_the_models_own_way(pairs):
     torch.testing.assert_close(*found)
 
 
-def test_torch_compile_takes_it_whole(pairs):
-    model, fast = pairs("llama")
+@pytest.mark.parametrize("kernels", ["of ours", "none for one query", "none on a short cache"])
+def test_torch_compile_takes_it_whole(pairs, kernels):
+    """Prompts without a mask and with one, and a step on a cache, whoever computes it: one graph each."""
+    model, made = pairs("llama")
+    fast = shared_copy(made)
+    for layer in fast.model.layers:
+        held = replace(getattr(layer.self_attn, HELD), least=1000 if kernels == "none on a short cache" else 0)
+        held = replace(held, decode=None) if kernels == "none for one query" else held
+        setattr(layer.self_attn, HELD, held)
     torch._dynamo.reset()
     compiled = torch.compile(fast.forward, backend="eager", fullgraph=True)
+    given, one = tokens(), torch.full((2, 1), 5)
     with torch.no_grad():
-        assert torch.allclose(compiled(tokens()["input_ids"]).logits, model(tokens()["input_ids"]).logits, atol=1e-4)
+        assert torch.allclose(compiled(given["input_ids"]).logits, model(given["input_ids"]).logits, atol=1e-4)
+        past = [each(**given).past_key_values for each in (compiled, model)]
+        steps = [each(one, past_key_values=cache).logits for each, cache in zip((compiled, model), past, strict=True)]
+        assert torch.allclose(*steps, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "given"), [("snapkv", {"window": 3}), ("expected-attention", {})])
