@@ -135,7 +135,6 @@ class LayerAttention:
     on_pages: OnPages | None = None
     least: int = 0
     changes_prompts: bool = field(init=False, default=False)
-    dtype: torch.dtype = field(init=False, default=torch.float32)
 
     def __post_init__(self) -> None:
         """What every call asks is found once, and not while torch.compile traces one.
@@ -144,7 +143,6 @@ class LayerAttention:
         parsed = parse(self.spec)
         changes = not self.narrowed and bool(parsed.selection or parsed.correction or parsed.precision)
         object.__setattr__(self, "changes_prompts", changes)
-        object.__setattr__(self, "dtype", getattr(torch, self.call.dtype))
 
     @property
     def narrowed(self) -> bool:
@@ -172,7 +170,12 @@ class LayerAttention:
 
     def takes(self, query: Tensor, causal: bool, kwargs: dict[str, Any]) -> bool:
         """Whether a call is of the kind that kernels are for."""
-        if query.dtype is not self.dtype or query.device.type != self.device or query.requires_grad or causal != self.call.causal:
+        if (
+            query.dtype is not getattr(torch, self.call.dtype)
+            or query.device.type != self.device
+            or query.requires_grad
+            or causal != self.call.causal
+        ):
             return False
         return STRANGE.isdisjoint(kwargs) or not any(kwargs.get(name) is not None for name in STRANGE)
 
